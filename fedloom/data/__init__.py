@@ -1,0 +1,1 @@
+"""From text to indices per client: tasks, sources, partition, draws."""

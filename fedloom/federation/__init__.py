@@ -1,0 +1,1 @@
+"""Rounds: how clients' updates become the next shared state."""

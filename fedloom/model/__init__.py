@@ -1,0 +1,1 @@
+"""The frozen base and the stacked adapters that many clients train in one pass."""

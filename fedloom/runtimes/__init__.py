@@ -1,0 +1,1 @@
+"""Where clients run. A runtime moves tensors and schedules; it holds no learning mathematics."""
