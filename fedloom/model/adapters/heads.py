@@ -1,0 +1,39 @@
+"""Stacked heads: linear layers that each client trains whole (PEFT's ``modules_to_save``)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+import torch
+
+from fedloom.model.adapters.lora import bounds_of
+from fedloom.model.wave import Wave
+
+
+class StackedLinear(nn.Module):
+    """A linear layer of which every client of the wave has its own.
+
+    Attributes:
+        base: The layer as it was, for use outside a wave.
+        name: The layer's name as PEFT saves it, without ``.weight``.
+    """
+
+    def __init__(self, base: nn.Linear, name: str, wave: Wave):
+        super().__init__()
+        self.base, self.name = base, name
+        self._wave = wave
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each client's own ``x Wᵀ + b``; ``x`` is ``[labels, ..., d_in]``, client by client."""
+        weight = self._wave.parameters.get(f"{self.name}.weight")
+        if weight is None:
+            return self.base(x)
+        bias = self._wave.parameters.get(f"{self.name}.bias")
+        flat = x.reshape(-1, x.shape[-1])
+        pieces = [
+            nn.functional.linear(
+                flat[start:end], weight[k].to(x.dtype), None if bias is None else bias[k].to(x.dtype)
+            )
+            for k, (start, end) in enumerate(bounds_of(self._wave.lengths(flat.shape[0])))
+        ]
+        return torch.cat(pieces).view(*x.shape[:-1], -1)

@@ -1,0 +1,68 @@
+"""Put stacked adapters where PEFT would put its own, under PEFT's names and with PEFT's initial values."""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftConfig, PeftType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from fedloom.model.adapters.heads import StackedLinear
+from fedloom.model.adapters.lora import StackedLora
+from fedloom.model.adapters.prompts import PROMPT
+from fedloom.model.bank import Row
+from fedloom.model.wave import Wave, replace_module
+
+_ADAPTER = "default"
+
+
+def inject(model: PreTrainedModel, config: PeftConfig, wave: Wave, seed: int) -> tuple[Row, int]:
+    """Let PEFT build its adapter once, read names and initial values off it, and put ours in its place.
+
+    Args:
+        model: Changed in place: adapted layers become `StackedLora`, heads that train `StackedLinear`.
+        config: LoRA, prompt tuning or p-tuning.
+        wave: What the new modules look at to know whose tokens pass through them.
+        seed: Of the initial adapter.
+
+    Returns:
+        The initial adapter (at least float32), and the number of virtual tokens before each sequence.
+    """
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config)
+    initial = {
+        saved_name(name, config): p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+        for name, p in wrapped.named_parameters()
+        if p.requires_grad
+    }
+    prefix = next((name for name, module in wrapped.named_modules() if module is model), "")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            stacked = StackedLora(
+                module.get_base_layer(), f"{prefix}.{name}", module.scaling[_ADAPTER], config.lora_dropout, wave
+            )
+            replace_module(model, name, stacked)
+        elif isinstance(module, ModulesToSaveWrapper):
+            replace_module(model, name, _stacked_head(module.original_module, f"{prefix}.{name}", wave))
+    model.requires_grad_(False)
+    return initial, 0 if config.peft_type == PeftType.LORA else config.num_virtual_tokens
+
+
+def saved_name(name: str, config: PeftConfig) -> str:
+    """The name under which PEFT saves a parameter, from the one under which it trains it."""
+    if config.peft_type == PeftType.PROMPT_TUNING and name.startswith("prompt_encoder."):
+        return PROMPT
+    return name.replace(f".modules_to_save.{_ADAPTER}", "").replace(f".{_ADAPTER}", "")
+
+
+def _stacked_head(head: nn.Module, name: str, wave: Wave) -> nn.Module:
+    if isinstance(head, nn.Linear):
+        return StackedLinear(head, name, wave)
+    for inner, module in list(head.named_modules()):
+        if isinstance(module, nn.Linear):
+            replace_module(head, inner, StackedLinear(module, f"{name}.{inner}", wave))
+    return head

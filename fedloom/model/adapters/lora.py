@@ -1,0 +1,121 @@
+"""Stacked LoRA: one frozen linear layer, one low-rank term per client.
+
+LoRA (Hu et al., 2021, arXiv:2106.09685): ``y = W x + (alpha / r) B A x``. ``W x`` is computed once
+for the tokens of all clients of the wave; each client's own term is added to its own segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fedloom.model.wave import Wave
+
+
+def bounds_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """``[2, 3] -> [(0, 2), (2, 5)]``: where each segment starts and ends."""
+    return list(pairwise(accumulate(lengths, initial=0)))
+
+
+class _AddLowRank(torch.autograd.Function):
+    """``y[segment k] += scale * (keep * x)[segment k] A_kᵀ B_kᵀ``, in place, with its gradients.
+
+    Written by hand because autograd's own path makes five passes over ``[tokens, features]`` where
+    two do: it would concatenate the segments, scale, add, and sum the two gradients of ``x``.
+    """
+
+    @staticmethod
+    def forward(ctx, y, x, A, B, scale, bounds, keep):  # type: ignore[no-untyped-def]
+        dropped = x if keep is None else x * keep
+        hidden = x.new_empty(x.shape[0], A.shape[1])
+        for k, (start, end) in enumerate(bounds):
+            torch.mm(dropped[start:end], A[k].T, out=hidden[start:end])
+            y[start:end].addmm_(hidden[start:end], B[k].T, alpha=scale)
+        ctx.save_for_backward(x, A, B, hidden, keep)
+        ctx.scale, ctx.bounds = scale, bounds
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, A, B, hidden, keep = ctx.saved_tensors
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        grad_A = torch.empty_like(A) if ctx.needs_input_grad[2] else None
+        grad_B = torch.empty_like(B) if ctx.needs_input_grad[3] else None
+        dropped = x if keep is None or grad_A is None else x * keep
+        for k, (start, end) in enumerate(ctx.bounds):
+            g = grad[start:end]
+            grad_hidden = torch.mm(g, B[k]).mul_(ctx.scale)
+            if grad_B is not None:
+                torch.mm(g.T, hidden[start:end], out=grad_B[k]).mul_(ctx.scale)
+            if grad_A is not None:
+                torch.mm(grad_hidden.T, dropped[start:end], out=grad_A[k])
+            if grad_x is not None:
+                torch.mm(grad_hidden, A[k], out=grad_x[start:end])
+        if grad_x is not None and keep is not None:
+            grad_x.mul_(keep)
+        return grad, grad_x, grad_A, grad_B, None, None, None
+
+
+def add_low_rank(
+    y: Float[Tensor, "tokens d_out"],
+    x: Float[Tensor, "tokens d_in"],
+    A: Float[Tensor, "clients rank d_in"],
+    B: Float[Tensor, "clients d_out rank"],
+    scale: float,
+    lengths: Sequence[int],
+    keep: Float[Tensor, "tokens d_in"] | None = None,
+) -> Float[Tensor, "tokens d_out"]:
+    """Add each client's low-rank term to its segment of ``y``, in place.
+
+    Args:
+        y: The frozen layer's output; overwritten.
+        x: The frozen layer's input, client by client.
+        A: Down projections, in the compute dtype of ``x``.
+        B: Up projections.
+        scale: LoRA's ``alpha / r``.
+        lengths: Tokens of each client; they sum to ``tokens``.
+        keep: Dropout factors of ``x``: 0, or 1 / (1 - p).
+    """
+    return _AddLowRank.apply(y, x, A, B, scale, bounds_of(lengths), keep)
+
+
+class StackedLora(nn.Module):
+    """A frozen linear layer with one LoRA term per client of the current wave.
+
+    Takes the place of any module that maps ``[..., d_in]`` to ``[..., d_out]``: ``nn.Linear``,
+    bitsandbytes' 4- and 8-bit linears, GPT-2's ``Conv1D``, and fused projections such as BLOOM's
+    ``query_key_value``.
+
+    Attributes:
+        base: The frozen layer.
+        name: The adapter's name as PEFT saves it, without ``.lora_A.weight``.
+        scale: ``alpha / r``.
+        dropout: Probability with which an input of the low-rank term is dropped.
+    """
+
+    def __init__(self, base: nn.Module, name: str, scale: float, dropout: float, wave: Wave):
+        super().__init__()
+        self.base = base
+        self.name, self.scale, self.dropout = name, scale, dropout
+        self._wave = wave
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``base(x)`` plus each client's low-rank term; ``x`` is ``[rows, columns, d_in]``."""
+        y = self.base(x)
+        wave = self._wave
+        A = wave.parameters.get(f"{self.name}.lora_A.weight")
+        if A is None:
+            return y
+        B = wave.parameters[f"{self.name}.lora_B.weight"]
+        flat = x.reshape(-1, x.shape[-1])
+        lengths = wave.lengths(flat.shape[0])
+        keep = wave.keep(flat, self.dropout)
+        y_flat = y.reshape(-1, y.shape[-1])
+        return add_low_rank(y_flat, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep).view_as(y)

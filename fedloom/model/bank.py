@@ -1,0 +1,85 @@
+"""The adapter bank: all clients' trainable parameters as one stacked thing, clients first.
+
+Federation is plain algebra over the first axis: FedAvg is a weighted mean of rows, gossip is a
+matrix product, FedProx is a distance to a row, and a client's adapter is a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Row = dict[str, Tensor]
+"""One adapter: ``{name: tensor[*shape]}``, named as PEFT names it in ``adapter_model.safetensors``."""
+
+
+@dataclass(frozen=True)
+class AdapterBank:
+    """Stacked adapters: ``{name: tensor[clients, *shape]}``.
+
+    Attributes:
+        tensors: float32 (float64 in tests) tensors; all share the length of their first axis.
+    """
+
+    tensors: Row
+
+    @classmethod
+    def repeat(cls, row: Mapping[str, Tensor], clients: int) -> AdapterBank:
+        """A bank in which every one of ``clients`` rows is a copy of ``row``."""
+        return cls({name: t.unsqueeze(0).repeat(clients, *[1] * t.ndim) for name, t in row.items()})
+
+    @classmethod
+    def stack(cls, rows: Sequence[Mapping[str, Tensor]]) -> AdapterBank:
+        """A bank of the given rows, in their order."""
+        return cls({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+
+    @property
+    def clients(self) -> int:
+        """Number of rows."""
+        return next(iter(self.tensors.values())).shape[0]
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one client's adapter as it would cross the wire."""
+        return sum(t[0].numel() * t.element_size() for t in self.tensors.values())
+
+    def row(self, client: int) -> Row:
+        """Client ``client``'s adapter: views, not copies."""
+        return {name: t[client] for name, t in self.tensors.items()}
+
+    def rows(self, clients: Iterable[int]) -> AdapterBank:
+        """The bank of some clients, copied, in the order given."""
+        index = torch.tensor(list(clients), dtype=torch.long)
+        return AdapterBank({name: t.index_select(0, index.to(t.device)) for name, t in self.tensors.items()})
+
+    def map(self, function: Callable[..., Tensor], *others: AdapterBank) -> AdapterBank:
+        """``function`` of this bank's tensors and those of ``others``, name by name."""
+        return AdapterBank(
+            {name: function(t, *(other.tensors[name] for other in others)) for name, t in self.tensors.items()}
+        )
+
+    def mean(self, weights: Float[Tensor, " clients"]) -> Row:
+        """Weighted mean of the rows, FedAvg's aggregation; the weights need not sum to one.
+
+        Raises:
+            ValueError: when the weights sum to zero.
+        """
+        total = float(weights.sum())
+        if total == 0.0:
+            raise ValueError("the weights of a mean sum to 0; at least one must be positive")
+        share = weights / weights.sum()
+        return {name: torch.tensordot(share.to(t), t, dims=1) for name, t in self.tensors.items()}
+
+    def norms(self) -> Float[Tensor, " clients"]:
+        """Each client's Euclidean norm over all its parameters."""
+        squares = [t.flatten(1).square().sum(1) for t in self.tensors.values()]
+        return torch.stack(squares).sum(0).sqrt()
+
+
+def bytes_of(row: Mapping[str, Tensor]) -> int:
+    """Bytes of one adapter as it would cross the wire."""
+    return sum(t.numel() * t.element_size() for t in row.values())

@@ -1,0 +1,313 @@
+"""Where each token of a packed pass stands when its sequence is attended to with others of like length.
+
+Rows are ``token * heads + head`` of ``[tokens * heads, dim]``. A bucket's query slots are ordered
+``[key head, sequence, query head of the group, position]``, its key slots ``[key head, sequence,
+position]``, so that both are batches of plain matrices without another copy, grouped heads included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from fedloom.model.packing import Pack
+
+# A bucket holds sequences no shorter than this share of its longest: fewer, larger products
+# for some pad queries, in attention alone.
+_FILL = 0.6
+
+
+class Share(NamedTuple):
+    """A shared prefix as some sequences of one bucket see it: their gradients of it add up.
+
+    ``rows`` are the prefix's rows in ``[tokens * key heads, dim]``; ``view`` reshapes the bucket's
+    gradient to ``[key heads, sequences, keys, dim]``; ``first`` to ``last`` are the sequences.
+    """
+
+    bucket: int
+    rows: slice
+    view: tuple[int, int, int]
+    first: int
+    last: int
+    shared: int
+
+    def add_gradients(self, grad: Tensor, of_bucket: Tensor) -> None:
+        """Add the sequences' gradients of the prefix to the prefix's own, in place."""
+        dim = grad.shape[-1]
+        seen = of_bucket.view(*self.view, dim)[:, self.first : self.last, : self.shared]
+        here = grad[self.rows].view(self.shared, -1, dim)
+        here += seen.sum(1).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Sequences of similar length.
+
+    Attributes:
+        starts, lengths: Of each sequence, without what it shares; all on the CPU.
+        prefix_starts: Where what each shares starts.
+        shared: Shared tokens before each sequence.
+        visible: True where a query may look, ``[1 or sequences, longest, shared + longest]``; None: everywhere.
+        causal_only: `visible` is plain causality over equal numbers of queries and keys.
+        heads, key_heads: Query heads, and the key and value heads that they share.
+        first_pairs: Where each sequence's query-key-head triples start among all of the pass.
+    """
+
+    starts: Int[Tensor, " sequences"]
+    lengths: Int[Tensor, " sequences"]
+    prefix_starts: Int[Tensor, " sequences"]
+    shared: int
+    visible: Bool[Tensor, "masks longest keys"] | None
+    causal_only: bool
+    heads: int
+    key_heads: int
+    first_pairs: Int[Tensor, " sequences"]
+
+    @property
+    def longest(self) -> int:
+        """Queries per sequence, pads included."""
+        return int(self.lengths.max())
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return self.heads // self.key_heads
+
+    @property
+    def batch(self) -> int:
+        """Matrices in a batched product."""
+        return self.key_heads * len(self.lengths)
+
+    @property
+    def score_shape(self) -> tuple[int, int, int]:
+        """Shape of the attention scores."""
+        return self.batch, self.group * self.longest, self.shared + self.longest
+
+    def query_rows(self) -> tuple[Tensor, Tensor]:
+        """The row at each query slot, and which slots are no pads."""
+        position = torch.arange(self.longest)
+        real = position < self.lengths[:, None]
+        token = self.starts[:, None] + position * real
+        head = torch.arange(self.heads).view(self.key_heads, 1, self.group, 1)
+        rows = token[:, None, :] * self.heads + head
+        return rows.flatten(), real[:, None, :].expand_as(rows).flatten()
+
+    def key_rows(self) -> tuple[Tensor, Tensor]:
+        """The row at each key slot, and which slots are a sequence's own tokens."""
+        position = torch.arange(self.longest)
+        real = position < self.lengths[:, None]
+        own = self.starts[:, None] + position * real
+        before = self.prefix_starts[:, None] + torch.arange(self.shared)
+        token = torch.cat([before, own], 1)
+        own_slot = torch.cat([torch.zeros_like(before, dtype=torch.bool), real], 1)
+        rows = token * self.key_heads + torch.arange(self.key_heads)[:, None, None]
+        return rows.flatten(), own_slot.expand_as(rows).flatten()
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores: 0, and -inf where a query may not look; broadcasts to `score_shape`."""
+        if dtype not in self._biases:
+            self._biases[dtype] = self._bias(dtype)
+        return self._biases[dtype]
+
+    @cached_property
+    def _biases(self) -> dict[torch.dtype, Tensor]:
+        return {}
+
+    def _bias(self, dtype: torch.dtype) -> Tensor:
+        if self.visible is None:
+            return torch.zeros((), dtype=dtype).expand(1, 1, 1)
+        bias = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
+        bias.masked_fill_(~self.visible, torch.finfo(dtype).min)
+        bias = bias[:, None].expand(-1, self.group, -1, -1).flatten(1, 2)
+        return bias if bias.shape[0] == 1 else bias.repeat(self.key_heads, 1, 1)
+
+    def visible_by_batch(self) -> Tensor:
+        """`visible` for the fused kernels, ``[1 or batch, 1, longest, keys]``."""
+        assert self.visible is not None
+        mask = self.visible if self.visible.shape[0] == 1 else self.visible.repeat(self.key_heads, 1, 1)
+        return mask[:, None]
+
+    def pairs(self) -> Int[Tensor, " scores"]:
+        """For each score, its place among all query-key-head triples of the pass (pads: the first)."""
+        query = torch.arange(self.longest)[:, None]
+        key = torch.arange(self.shared + self.longest)
+        length = self.lengths[:, None, None]
+        real = (query < length) & (key < self.shared + length)
+        within = (query * (self.shared + length) + key) * real
+        head = torch.arange(self.heads).view(self.key_heads, 1, self.group, 1, 1)
+        pairs_per_head = (length * (self.shared + length))[:, None]
+        place = self.first_pairs[:, None, None, None] + head * pairs_per_head * real[:, None] + within[:, None]
+        return place.flatten()
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """All buckets of a pass, and how rows travel between the pass and them.
+
+    Attributes:
+        buckets: Every sequence is in one of them; a shared prefix is a sequence of its own, too.
+        query_slots, key_slots: The row at each slot, bucket after bucket.
+        query_home, key_home: The slot of each row.
+        query_pads: Slots that hold no query.
+        query_sizes, key_sizes: Slots per bucket.
+        shares: Who else sees the prefixes.
+        run_pairs: Query-key-head triples of each run that draws dropout apart.
+    """
+
+    buckets: tuple[Bucket, ...]
+    query_slots: Tensor
+    key_slots: Tensor
+    query_home: Tensor
+    key_home: Tensor
+    query_pads: Tensor
+    query_sizes: list[int]
+    key_sizes: list[int]
+    shares: tuple[Share, ...]
+    run_pairs: tuple[int, ...]
+
+
+class _Sequence(NamedTuple):
+    start: int
+    length: int
+    prefix_start: int
+    shared: int
+
+
+def plan_buckets(pack: Pack, causal: bool, window: int | None, heads: int, key_heads: int) -> Buckets:
+    """Sort a packed pass's sequences into buckets.
+
+    Args:
+        pack: A packed pass.
+        causal: A token sees only what stands before it.
+        window: A token sees only itself and the ``window - 1`` tokens before it; None: all of them.
+        heads: Query heads.
+        key_heads: Key and value heads.
+    """
+    sequences = _sequences_in_order(pack)
+    first_pairs, run_pairs = _pairs(pack, sequences, heads)
+    buckets = tuple(
+        _bucket([sequences[i] for i in group], [first_pairs[i] for i in group], causal, window, heads, key_heads, pack)
+        for group in _groups(sequences)
+    )
+    device = pack.ids.device
+    query_slots, query_home, query_pads = _slots([b.query_rows() for b in buckets], pack.ids.numel() * heads)
+    key_slots, key_home, _ = _slots([b.key_rows() for b in buckets], pack.ids.numel() * key_heads)
+    return Buckets(
+        buckets=buckets,
+        query_slots=query_slots.to(device),
+        key_slots=key_slots.to(device),
+        query_home=query_home.to(device),
+        key_home=key_home.to(device),
+        query_pads=query_pads.to(device),
+        query_sizes=[b.batch * b.group * b.longest for b in buckets],
+        key_sizes=[b.batch * (b.shared + b.longest) for b in buckets],
+        shares=tuple(_shares(buckets)),
+        run_pairs=run_pairs,
+    )
+
+
+def _sequences_in_order(pack: Pack) -> list[_Sequence]:
+    """All sequences, each client's prefix before its own, as they lie in the pass."""
+    found: list[_Sequence] = []
+    for start, length, prefix in zip(pack.starts, pack.lengths, pack.prefix_starts, strict=True):
+        if pack.shared and (not found or found[-1].prefix_start != prefix):
+            found.append(_Sequence(prefix, pack.shared, prefix, 0))
+        found.append(_Sequence(start, length, prefix, pack.shared))
+    return found
+
+
+def _groups(sequences: list[_Sequence]) -> Iterator[list[int]]:
+    """Indices of sequences that share a bucket: the same shared length, similar lengths, in pass order."""
+    order = sorted(range(len(sequences)), key=lambda i: (sequences[i].shared, -sequences[i].length))
+    group: list[int] = []
+    for i in order:
+        head = sequences[group[0]] if group else None
+        if head and (head.shared != sequences[i].shared or sequences[i].length < _FILL * head.length):
+            yield sorted(group)
+            group = []
+        group.append(i)
+    yield sorted(group)
+
+
+def _bucket(
+    sequences: list[_Sequence],
+    first_pairs: list[int],
+    causal: bool,
+    window: int | None,
+    heads: int,
+    key_heads: int,
+    pack: Pack,
+) -> Bucket:
+    lengths = torch.tensor([s.length for s in sequences])
+    shared = sequences[0].shared
+    visible = _visible(lengths, shared, causal, window)
+    narrow = window is not None and window < shared + int(lengths.max())
+    return Bucket(
+        starts=torch.tensor([s.start for s in sequences]),
+        lengths=lengths,
+        prefix_starts=torch.tensor([s.prefix_start for s in sequences]),
+        shared=shared,
+        visible=None if visible is None else visible.to(pack.ids.device),
+        causal_only=causal and not shared and not narrow,
+        heads=heads,
+        key_heads=key_heads,
+        first_pairs=torch.tensor(first_pairs),
+    )
+
+
+def _visible(lengths: Tensor, shared: int, causal: bool, window: int | None) -> Tensor | None:
+    longest = int(lengths.max())
+    query = shared + torch.arange(longest)[:, None]
+    key = torch.arange(shared + longest)
+    if causal:
+        # Pads stand at the end, where no real query of a causal model looks.
+        below = key <= query
+        return (below if window is None else below & (key > query - window))[None]
+    if bool((lengths == longest).all()):
+        return None
+    return (key < lengths[:, None, None]).expand(-1, longest, -1)
+
+
+def _pairs(pack: Pack, sequences: list[_Sequence], heads: int) -> tuple[list[int], tuple[int, ...]]:
+    """Where each sequence's query-key-head triples start, and how many each run has."""
+    counts = [heads * s.length * (s.shared + s.length) for s in sequences]
+    firsts = list(accumulate(counts, initial=0))[:-1]
+    run_pairs, i = [], 0
+    for tokens in pack.run_tokens:
+        pairs = 0
+        while tokens > 0:
+            tokens -= sequences[i].length
+            pairs += counts[i]
+            i += 1
+        run_pairs.append(pairs)
+    return firsts, tuple(run_pairs)
+
+
+def _slots(rows: list[tuple[Tensor, Tensor]], total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The row at each slot, the slot of each row, and the slots that are nobody's home."""
+    slots = torch.cat([r for r, _ in rows])
+    is_home = torch.cat([h for _, h in rows])
+    home = torch.empty(total, dtype=torch.long)
+    at = is_home.nonzero()[:, 0]
+    home[slots[at]] = at
+    return slots, home, (~is_home).nonzero()[:, 0]
+
+
+def _shares(buckets: tuple[Bucket, ...]) -> Iterator[Share]:
+    for index, bucket in enumerate(buckets):
+        if not bucket.shared:
+            continue
+        owners, counts = bucket.prefix_starts.unique_consecutive(return_counts=True)
+        first = 0
+        for owner, count in zip(owners.tolist(), counts.tolist(), strict=True):
+            rows = slice(owner * bucket.key_heads, (owner + bucket.shared) * bucket.key_heads)
+            view = (bucket.key_heads, len(bucket.lengths), bucket.shared + bucket.longest)
+            yield Share(index, rows, view, first, first + count, bucket.shared)
+            first += count

@@ -1,0 +1,70 @@
+"""Dropout whose masks are a function of (seed, round, client, batch), whoever shares the pass.
+
+Masks are drawn batch by batch, each batch from a generator of its own. A batch is the unit that
+packing never splits, so a mask depends neither on the wave's size nor on the neighbours in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from fedloom.data.randomness import torch_rng
+
+_LEVELS = 1 << 16
+
+
+class Draws:
+    """Dropout masks for one pass.
+
+    Args:
+        seed: The run's seed.
+        keys: For each run of tokens that lie end to end, what identifies it: (round, client, batch, ...).
+        tokens: Tokens of each run, pads left out.
+        real: Where the real tokens lie among all tokens of a padded pass; None when there are no pads.
+        device: Where the masks are needed.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        keys: Sequence[tuple[int, ...]],
+        tokens: Sequence[int],
+        real: Tensor | None,
+        device: torch.device,
+    ):
+        self.generators = [torch_rng(seed, "dropout", *key, device=str(device)) for key in keys]
+        self.tokens, self.real, self.device = tuple(tokens), real, device
+
+    def for_labels(self, labels: Sequence[int]) -> Draws:
+        """The same generators, for the head, which sees ``labels[i]`` positions of run i."""
+        head = copy(self)
+        head.tokens, head.real = tuple(labels), None
+        return head
+
+    def keep(self, x: Tensor, probability: float) -> Tensor:
+        """Factors for ``x`` ``[tokens, features]``: 0 with ``probability``, else 1 / (1 - probability)."""
+        kept = self.flat([n * x.shape[1] for n in self.tokens], probability, x.dtype).view(-1, x.shape[1])
+        if self.real is None:
+            return kept
+        return torch.ones_like(x).index_copy_(0, self.real, kept)
+
+    def flat(self, counts: Sequence[int], probability: float, dtype: torch.dtype) -> Tensor:
+        """``sum(counts)`` factors, ``counts[i]`` of them from run i's generator.
+
+        Sixteen random bits decide about one number (four decisions a draw: the generator is the
+        slowest part), so the probability is rounded to a multiple of 1/65536 and the factor is that
+        of the rounded one: the mean is exact.
+        """
+        threshold = round(probability * _LEVELS)
+        pieces = []
+        for count, generator in zip(counts, self.generators, strict=True):
+            words = torch.empty(-(-count // 4), dtype=torch.int64, device=self.device)
+            words.random_(-(1 << 63), None, generator=generator)
+            pieces.append(words.view(torch.int16)[:count])
+        keep = torch.cat(pieces) >= threshold - _LEVELS // 2
+        return keep.to(dtype).mul_(_LEVELS / (_LEVELS - threshold))
+

@@ -1,0 +1,267 @@
+"""Packs: the tokens of all sequences of all clients of a wave, laid out for one pass.
+
+*Packed*: one row, sequences end to end, no pad tokens. In a causal model the first tokens that all
+sequences share (instruction, chat header, virtual tokens) stand once per client, before its
+sequences: a token's hidden state depends on what stands before it alone, so the copies would be equal.
+*Padded*: one row per sequence, for architectures whose attention cannot be packed.
+
+    packed   [ prefix₀ | seq | seq | seq | prefix₁ | seq | seq ]        segments: client 0, client 1
+    padded   [[ seq ······ ], [ seq ···· ], [ seq ······ ], ...]         rows:     client 0, client 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fedloom.data.encode import Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences of one client whose losses are averaged together.
+
+    Attributes:
+        sequences: What to learn from.
+        weight: Of each label in the client's loss. ``1 / labels`` makes the loss the batch's mean.
+        key: What the batch's dropout depends on beside the seed: (round, client, batch).
+    """
+
+    sequences: list[Tokens]
+    weight: float
+    key: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model takes its tokens; see `build_pack`.
+
+    Attributes:
+        packed: Sequences end to end (else padded rows).
+        causal: A token sees only what stands before it.
+        classify: One label per sequence, at its first (causal: last) position; else one per answer token.
+        virtual: Virtual tokens before each sequence.
+        prefix: Leading tokens that all sequences of the data share and that are computed once per
+            client; used when packed and causal.
+        pad_id: Any valid token id.
+    """
+
+    packed: bool
+    causal: bool
+    classify: bool = False
+    virtual: int = 0
+    prefix: int = 0
+    pad_id: int = 0
+
+    @property
+    def shared(self) -> int:
+        """Tokens, virtual ones included, that stand once per client."""
+        return self.virtual + self.prefix if self.packed and self.causal else 0
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One pass, as tensors. ``positions`` below index the flattened ``[rows * columns]`` tokens.
+
+    Attributes:
+        ids: Token ids (any id at virtual tokens and pads).
+        position_ids: Restart with each sequence.
+        mask: True at real tokens (padded); None when packed.
+        starts: Where each sequence starts (packed), after what it shares.
+        lengths: Tokens of each sequence, without what it shares.
+        prefix_starts: Where each sequence's shared tokens start.
+        shared: Shared tokens per sequence.
+        units: Tokens (packed) or rows (padded) per client.
+        virtual: Positions of virtual tokens, and which of the clients' stacked prompts stands there.
+        sources: Positions whose hidden state predicts a label.
+        targets: The labels: token ids, or classes.
+        weights: Of each label in its client's loss.
+        label_clients: Whose label it is.
+        label_units: Labels per client.
+        run_keys, run_tokens, run_labels: The runs that draw dropout apart: a prefix or a batch.
+        real: Positions of real tokens (padded), else None.
+        tokens: Real tokens in all.
+    """
+
+    ids: Int[Tensor, "rows columns"]
+    position_ids: Int[Tensor, "rows columns"]
+    mask: Bool[Tensor, "rows columns"] | None
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    prefix_starts: tuple[int, ...]
+    shared: int
+    units: tuple[int, ...]
+    virtual: tuple[Int[Tensor, " virtual"], Int[Tensor, " virtual"]] | None
+    sources: Int[Tensor, " labels"]
+    targets: Int[Tensor, " labels"]
+    weights: Float[Tensor, " labels"]
+    label_clients: Int[Tensor, " labels"]
+    label_units: tuple[int, ...]
+    run_keys: tuple[tuple[int, ...], ...]
+    run_tokens: tuple[int, ...]
+    run_labels: tuple[int, ...]
+    real: Int[Tensor, " real"] | None
+    tokens: int
+
+    def to(self, device: torch.device) -> Pack:
+        """The same pack with its tensors on ``device``."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        if self.virtual is not None:
+            moved["virtual"] = (self.virtual[0].to(device), self.virtual[1].to(device))
+        return Pack(**{**vars(self), **moved})
+
+
+class _Builder:
+    """Lays tokens down one after another and notes where everything stands."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.ids: list[int] = []
+        self.position_ids: list[int] = []
+        self.starts: list[int] = []
+        self.lengths: list[int] = []
+        self.prefix_starts: list[int] = []
+        self.virtual: list[int] = []
+        self.virtual_source: list[int] = []
+        self.sources: list[int] = []
+        self.targets: list[int] = []
+        self.weights: list[float] = []
+        self.label_clients: list[int] = []
+        self.runs: list[tuple[tuple[int, ...], int, int]] = []
+
+    def lay(self, tokens: Sequence[int], first_position: int) -> None:
+        self.ids += tokens
+        self.position_ids += range(first_position, first_position + len(tokens))
+
+    def lay_virtual(self, client: int) -> None:
+        layout = self.layout
+        here = len(self.ids)
+        self.virtual += range(here, here + layout.virtual)
+        self.virtual_source += range(client * layout.virtual, (client + 1) * layout.virtual)
+        self.lay([layout.pad_id] * layout.virtual, 0)
+
+    def lay_shared(self, client: int, first: Batch) -> int:
+        """The client's shared tokens, once. Returns where they start."""
+        start = len(self.ids)
+        self.lay_virtual(client)
+        self.lay(first.sequences[0].ids[: self.layout.prefix], self.layout.virtual)
+        # -1: the prefix is nobody's batch; all passes over one step of a client share its mask.
+        self.runs.append(((*first.key[:-1], -1), len(self.ids) - start, 0))
+        return start
+
+    def lay_sequence(self, client: int, sequence: Tokens, weight: float) -> None:
+        layout, start = self.layout, len(self.ids)
+        if not layout.shared:
+            self.lay_virtual(client)
+        skipped = layout.prefix if layout.shared else 0
+        self.lay(sequence.ids[skipped:], layout.virtual + skipped)
+        self.starts.append(start)
+        self.lengths.append(len(self.ids) - start)
+        if layout.classify:
+            self.sources.append(len(self.ids) - 1 if layout.causal else start)
+            self.targets.append(sequence.label)
+        else:
+            answer = len(self.ids) - (len(sequence.ids) - sequence.answer_start)
+            self.sources += range(answer - 1, len(self.ids) - 1)
+            self.targets += sequence.ids[sequence.answer_start :]
+        labels = labels_of(sequence, layout)
+        self.weights += [weight] * labels
+        self.label_clients += [client] * labels
+
+    def lay_batch(self, client: int, batch: Batch, prefix_start: int) -> None:
+        tokens, labels = len(self.ids), len(self.targets)
+        for sequence in batch.sequences:
+            self.lay_sequence(client, sequence, batch.weight)
+            self.prefix_starts.append(prefix_start)
+        self.runs.append((batch.key, len(self.ids) - tokens, len(self.targets) - labels))
+
+
+def labels_of(sequence: Tokens, layout: Layout) -> int:
+    """How many labels a sequence contributes: its answer's tokens, or one class."""
+    return 1 if layout.classify else len(sequence.ids) - sequence.answer_start
+
+
+def shared_prefix(sequences: Sequence[Tokens]) -> int:
+    """Length of the longest beginning that all sequences share, short of any token that predicts a label."""
+    limit = min(tokens.answer_start - 1 for tokens in sequences)
+    first = sequences[0].ids
+    for i in range(limit):
+        if any(tokens.ids[i] != first[i] for tokens in sequences):
+            return i
+    return max(limit, 0)
+
+
+def build_pack(clients: Sequence[Sequence[Batch]], layout: Layout) -> Pack:
+    """Lay out the batches of a wave's clients for one pass.
+
+    Args:
+        clients: Each client's batches; a client may have none.
+        layout: How the model takes its tokens.
+
+    Raises:
+        ValueError: when nothing is to be laid out.
+    """
+    if not any(clients):
+        raise ValueError("a pass needs at least one batch; every client's list is empty")
+    builder = _Builder(layout)
+    token_units, row_units, label_units = [], [], []
+    for client, batches in enumerate(clients):
+        tokens, rows, labels = len(builder.ids), len(builder.starts), len(builder.targets)
+        prefix_start = builder.lay_shared(client, batches[0]) if layout.shared and batches else tokens
+        for batch in batches:
+            builder.lay_batch(client, batch, prefix_start)
+        token_units.append(len(builder.ids) - tokens)
+        row_units.append(len(builder.starts) - rows)
+        label_units.append(len(builder.targets) - labels)
+    return _as_tensors(builder, token_units if layout.packed else row_units, label_units)
+
+
+def _as_tensors(builder: _Builder, units: list[int], label_units: list[int]) -> Pack:
+    layout, total = builder.layout, len(builder.ids)
+    ids, position_ids = torch.tensor(builder.ids), torch.tensor(builder.position_ids)
+    where = torch.arange(total)
+    mask = real = None
+    if layout.packed:
+        ids, position_ids = ids[None], position_ids[None]
+    else:
+        longest = max(builder.lengths)
+        row = torch.repeat_interleave(torch.arange(len(builder.lengths)), torch.tensor(builder.lengths))
+        where = row * longest + position_ids
+        padded = torch.full((len(builder.lengths) * longest,), layout.pad_id)
+        ids = padded.index_copy(0, where, ids).view(-1, longest)
+        mask = torch.zeros(ids.numel(), dtype=torch.bool).index_fill(0, where, True).view(-1, longest)
+        position_ids = torch.arange(longest).expand(ids.shape[0], longest)
+        real = where
+    virtual = (where[builder.virtual], torch.tensor(builder.virtual_source)) if builder.virtual else None
+    keys, tokens, labels = zip(*builder.runs, strict=True)
+    return Pack(
+        ids=ids,
+        position_ids=position_ids,
+        mask=mask,
+        starts=tuple(builder.starts),
+        lengths=tuple(builder.lengths),
+        prefix_starts=tuple(builder.prefix_starts),
+        shared=layout.shared,
+        units=tuple(units),
+        virtual=virtual,
+        sources=where[builder.sources],
+        targets=torch.tensor(builder.targets),
+        weights=torch.tensor(builder.weights, dtype=torch.float64),
+        label_clients=torch.tensor(builder.label_clients),
+        label_units=tuple(label_units),
+        run_keys=keys,
+        run_tokens=tokens,
+        run_labels=labels,
+        real=real,
+        tokens=total,
+    )

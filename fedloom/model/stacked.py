@@ -1,0 +1,236 @@
+"""Many clients' adapters on one frozen base: losses per client in one pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftConfig
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as TrunkOutput
+
+from fedloom.model.adapters.injection import inject
+from fedloom.model.adapters.prompts import as_saved, virtual_tokens
+from fedloom.model.attention import NAME, PackedPass
+from fedloom.model.dropout import Draws
+from fedloom.model.loss import class_losses, token_losses
+from fedloom.model.packing import Layout, Pack
+from fedloom.model.probe import is_causal, packs
+from fedloom.model.wave import StackedDropout, Wave, replace_module
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a pass says of each client.
+
+    Attributes:
+        loss: The client's own weighted sum over its labels; differentiable.
+        correct: Labels predicted right.
+        labels: Labels in the pass.
+    """
+
+    loss: Float[Tensor, " clients"]
+    correct: Int[Tensor, " clients"]
+    labels: Int[Tensor, " clients"]
+
+
+class StackedModel:
+    """A frozen base through which the adapters of many clients run side by side.
+
+    Attributes:
+        model: The base; its adapted layers have been replaced by stacked ones.
+        layout: How the model takes its tokens; give it to `build_pack`.
+        initial: The adapter that everybody starts from, as PEFT initialises it, at least float32.
+        config: The adapter's PEFT configuration.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: PeftConfig, *, seed: int, packed: bool | None = None):
+        """Put stacked adapters into ``model``.
+
+        Args:
+            model: Frozen base, a causal LM or a sequence classifier.
+            config: Which adapter, where, how large; LoRA's dropout included.
+            seed: Of the initial adapter.
+            packed: Lay sequences end to end; None: where a trial shows that the architecture allows it.
+        """
+        self.model, self.config = model.eval(), config
+        self.trunk: nn.Module = model.base_model
+        self._wave = Wave()
+        self._takes = set(inspect.signature(self.trunk.forward).parameters)
+        self._position_offset = _position_offset(self.trunk)
+        self._plain_attention = model.config._attn_implementation
+        layout = Layout(
+            packed=False,
+            causal=is_causal(self.trunk),
+            classify=not model.can_generate(),
+            pad_id=model.config.pad_token_id or 0,
+        )
+        self.initial, virtual = inject(model, config, self._wave, seed)
+        if packed is None:
+            packed = packs(self._hidden, layout, self.device)
+        self.layout = replace(layout, packed=packed, virtual=virtual)
+        if packed:
+            self._stack_dropout()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base lies."""
+        return self.model.device
+
+    def share_prefix(self, tokens: int) -> None:
+        """Compute the first ``tokens`` tokens, which all sequences are known to share, once per client."""
+        self.layout = replace(self.layout, prefix=tokens)
+
+    def losses(self, parameters: Mapping[str, Tensor], pack: Pack, dropout_seed: int | None = None) -> Losses:
+        """Run one pass.
+
+        Args:
+            parameters: ``{name: tensor[clients, *shape]}`` on the model's device; the losses are
+                differentiable in those that require a gradient.
+            pack: The clients' batches, built with `layout`.
+            dropout_seed: The run's seed; None turns dropout off.
+        """
+        pack = pack.to(self.device)
+        draws = None
+        if dropout_seed is not None:
+            draws = Draws(dropout_seed, pack.run_keys, pack.run_tokens, pack.real, self.device)
+        hidden = self._hidden(parameters, pack, self.layout, draws)
+        selected = hidden.reshape(-1, hidden.shape[-1]).index_select(0, pack.sources)
+        head_draws = draws.for_labels(pack.run_labels) if draws else None
+        with self._wave.through(parameters, pack.label_units, head_draws):
+            if self.layout.classify:
+                per_label, correct = class_losses(self._head(selected), pack.targets)
+            else:
+                vocabulary = self.model.config.get_text_config().vocab_size
+                per_label, correct = token_losses(selected, pack.targets, self._head, vocabulary)
+        return _by_client(per_label, correct, pack)
+
+    @contextmanager
+    def as_client(self, row: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
+        """The plain model with one client's LoRA adapter in force, for generation."""
+        stacked = {name: t[None].to(self.device) for name, t in row.items()}
+        with self._wave.through(stacked, (1,)), self._attention(packed=False):
+            yield self.model
+
+    def prompt(self, row: Mapping[str, Tensor]) -> Float[Tensor, "virtual width"] | None:
+        """A client's virtual tokens; None for LoRA."""
+        made = virtual_tokens({name: t[None] for name, t in row.items()})
+        return None if made is None else made[0].to(self.device)
+
+    def save(self, row: Mapping[str, Tensor], folder: Path) -> None:
+        """Write one client's adapter as an ordinary PEFT adapter folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = copy(self.config)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        tensors = {name: t.detach().cpu().contiguous() for name, t in as_saved(row).items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def _hidden(
+        self, parameters: Mapping[str, Tensor], pack: Pack, layout: Layout, draws: Draws | None = None
+    ) -> Float[Tensor, "rows columns width"]:
+        """The trunk's last hidden states."""
+        inputs: dict[str, Any] = {"use_cache": False} if "use_cache" in self._takes else {}
+        prompts = virtual_tokens(parameters)
+        if prompts is None or pack.virtual is None:
+            inputs["input_ids"] = pack.ids
+        else:
+            inputs["inputs_embeds"] = self._with_virtual(pack, prompts)
+        if layout.packed:
+            inputs["position_ids"] = pack.position_ids + self._position_offset
+            inputs["packed"] = PackedPass(pack, layout.causal, draws)
+        else:
+            inputs["attention_mask"] = pack.mask
+        self.trunk.train(draws is not None and layout.packed)
+        with (
+            self._wave.through(parameters, pack.units, draws),
+            self._attention(layout.packed),
+            _without_pooler(self.trunk),
+        ):
+            return self.trunk(**inputs).last_hidden_state
+
+    def _with_virtual(self, pack: Pack, prompts: Tensor) -> Tensor:
+        embedded = self.model.get_input_embeddings()(pack.ids)
+        where, source = pack.virtual  # type: ignore[misc]
+        flat_prompts = prompts.reshape(-1, prompts.shape[-1]).to(embedded.dtype)
+        flat = embedded.reshape(-1, embedded.shape[-1])
+        return flat.index_copy(0, where, flat_prompts.index_select(0, source)).view_as(embedded)
+
+    def _head(self, selected: Float[Tensor, "labels width"]) -> Float[Tensor, "labels classes"]:
+        """What the architecture makes of hidden states, whatever that is: its own code, the trunk skipped.
+
+        Each selected position is given to it as a sequence of one token.
+        """
+        states = selected[:, None]
+        pooler = getattr(self.trunk, "pooler", None)
+        answer = TrunkOutput(last_hidden_state=states, pooler_output=pooler(states) if pooler else None)
+        ids = torch.full(states.shape[:2], self.layout.pad_id + 1, device=states.device)
+        with _answering(self.trunk, answer):
+            return self.model(input_ids=ids).logits.reshape(selected.shape[0], -1)
+
+    @contextmanager
+    def _attention(self, packed: bool) -> Iterator[None]:
+        config, before = self.model.config, self.model.config._attn_implementation
+        config._attn_implementation = NAME if packed else self._plain_attention
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+    def _stack_dropout(self) -> None:
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, nn.Dropout) and module.p > 0:
+                replace_module(self.model, name, StackedDropout(module.p, self._wave))
+
+
+def _by_client(per_label: Tensor, correct: Tensor, pack: Pack) -> Losses:
+    clients = len(pack.label_units)
+    weighted = per_label * pack.weights.to(per_label.dtype)
+    zeros = torch.zeros(clients, dtype=per_label.dtype, device=per_label.device)
+    counts = torch.zeros(clients, dtype=torch.long, device=per_label.device)
+    return Losses(
+        loss=zeros.index_add(0, pack.label_clients, weighted),
+        correct=counts.index_add(0, pack.label_clients, correct.long()),
+        labels=torch.tensor(pack.label_units, device=per_label.device),
+    )
+
+
+def _position_offset(trunk: nn.Module) -> int:
+    """RoBERTa counts positions from its padding index + 1; everybody else from 0."""
+    for name, module in trunk.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
+
+
+@contextmanager
+def _answering(trunk: nn.Module, answer: TrunkOutput) -> Iterator[None]:
+    """Let ``trunk`` return ``answer`` without computing anything."""
+    trunk.forward = lambda *args, **kwargs: answer
+    try:
+        yield
+    finally:
+        del trunk.forward
+
+
+@contextmanager
+def _without_pooler(trunk: nn.Module) -> Iterator[None]:
+    """BERT's pooler would take the first token of the whole pass; it belongs to the head, see `_head`."""
+    pooler = getattr(trunk, "pooler", None)
+    if pooler is None:
+        yield
+        return
+    trunk.pooler = None
+    try:
+        yield
+    finally:
+        trunk.pooler = pooler

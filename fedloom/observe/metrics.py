@@ -1,0 +1,162 @@
+"""What a run tells while it goes on, and at its end: metrics.jsonl, TensorBoard, summary.json."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedloom.observe.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+_LONGEST_LIST = 64
+
+
+class MetricsLog:
+    """One JSON object per round in metrics.jsonl, and the same names in TensorBoard.
+
+    A number becomes a TensorBoard scalar; a list of at most 64 floats (one per peer, or per layer) becomes
+    `name/0`, `name/1`, …; all else, such as a list of layer numbers, stands in metrics.jsonl only. A number
+    that is not finite is written as null, since JSON has no word for it.
+    """
+
+    def __init__(
+        self, folder: Path, report_to: Literal["tensorboard", "none"], resume_round: int | None = None
+    ) -> None:
+        """Open the log of a run's folder.
+
+        Args:
+            folder: The run's folder.
+            report_to: Where metrics go beside metrics.jsonl.
+            resume_round: Rounds done in the checkpoint that the run goes on from; rows of later rounds are
+                cut off, since those rounds will come again. None starts an empty log.
+        """
+        path = folder / METRICS_FILE
+        kept = (
+            [] if resume_round is None else [row for row in read_rows(folder) if row["round"] <= resume_round]
+        )
+        write_atomically(path, "".join(_to_line(row) for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._tensorboard = _open_tensorboard(folder, resume_round) if report_to == "tensorboard" else None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append the metrics of one round; `row["round"]` is the number of rounds done."""
+        self._file.write(_to_line(row))
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in _scalars(row):
+                self._tensorboard.add_scalar(name, value, global_step=row["round"])
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics.jsonl; a last line that a killed run left half written is no row."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def summary(rows: Sequence[Mapping[str, Any]], *, wall_seconds: float) -> dict[str, Any]:
+    """Return what summary.json holds: final and best metrics, totals, and peak memory of this process.
+
+    Args:
+        rows: The rows of all rounds, as `read_rows` returns them.
+        wall_seconds: Wall clock time of the run.
+    """
+    return {
+        "rounds": max((row["round"] for row in rows), default=0),
+        "final": {name: _last(rows, name) for name in ("train_loss", "val_accuracy", "val_loss")},
+        "best": {"val_accuracy": _best(rows, "val_accuracy", 1), "val_loss": _best(rows, "val_loss", -1)},
+        "totals": {
+            name: sum(row.get(name) or 0 for row in rows)
+            for name in ("bytes_up", "bytes_down", "tokens", "seconds", "eval_seconds")
+        },
+        "wall_seconds": wall_seconds,
+        **_peak_memory(),
+    }
+
+
+def write_summary(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write summary.json to a run's folder."""
+    write_atomically(folder / SUMMARY_FILE, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def _last(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | None:
+    known = [row for row in rows if row.get(name) is not None]
+    return {"value": known[-1][name], "round": known[-1]["round"]} if known else None
+
+
+def _best(rows: Sequence[Mapping[str, Any]], name: str, sign: int) -> dict[str, Any] | None:
+    known = [row for row in rows if row.get(name) is not None and math.isfinite(row[name])]
+    # max takes the first of equals: the earliest round that reached the best value.
+    best = max(known, key=lambda row: sign * row[name], default=None)
+    return {"value": best[name], "round": best["round"]} if best else None
+
+
+def _peak_memory() -> dict[str, float]:
+    """Return the largest memory this process held, in MiB; that of the GPU where one was used."""
+    if sys.platform == "win32":
+        import psutil
+
+        peak_bytes = psutil.Process().memory_info().peak_wset
+    else:
+        import resource
+
+        # Linux counts in KiB, macOS in bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = {"peak_memory_mib": peak_bytes / 2**20}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return peak
+
+
+def _to_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Put None in place of numbers that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(row: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    for name, value in row.items():
+        if isinstance(value, list) and 0 < len(value) <= _LONGEST_LIST:
+            yield from ((f"{name}/{i}", item) for i, item in enumerate(value) if isinstance(item, float))
+        elif isinstance(value, int | float) and name != "round":
+            yield name, value
+
+
+def _open_tensorboard(folder: Path, resume_round: int | None) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter
+
+    # TensorBoard drops what an earlier attempt wrote from this step on.
+    return SummaryWriter(str(folder), purge_step=0 if resume_round is None else resume_round + 1)

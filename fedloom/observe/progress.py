@@ -1,0 +1,110 @@
+"""How far a run is: a live line on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as LiveProgress
+
+
+class Progress:
+    """Shows rounds, training loss, validation accuracy, tokens per second, bytes sent and time left.
+
+    Use it as a context manager. Where the console is no terminal, there is a line for the first and the last
+    round, for each validation, and otherwise one every few seconds.
+    """
+
+    def __init__(
+        self,
+        total_rounds: int,
+        *,
+        done: int = 0,
+        bytes_sent: int = 0,
+        quiet: bool = False,
+        console: Console | None = None,
+        seconds_between_lines: float = 2.0,
+    ) -> None:
+        """Prepare the display.
+
+        Args:
+            total_rounds: Rounds of the whole run.
+            done: Rounds that an earlier part of the run did.
+            bytes_sent: Bytes up and down of those rounds.
+            quiet: Whether to show nothing at all, notes included.
+            console: Where to write; by default stderr, so that stdout keeps the results.
+            seconds_between_lines: Shortest time between two plain lines that report no validation.
+        """
+        self._total, self._before, self._bytes = total_rounds, done, bytes_sent
+        self._quiet = quiet
+        self._console = console or Console(stderr=True)
+        self._pause = seconds_between_lines
+        self._val_accuracy: float | None = None
+        self._began = self._spoke = 0.0
+        self._live: LiveProgress | None = None
+
+    def __enter__(self) -> "Progress":
+        self._began = time.monotonic()
+        if self._console.is_terminal and not self._quiet:
+            self._live = LiveProgress(
+                TextColumn("round"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}", markup=False),
+                console=self._console,
+            )
+            self._task = self._live.add_task("", total=self._total, completed=self._before)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, row: Mapping[str, Any]) -> None:
+        """Show the metrics of a round, as they go to metrics.jsonl."""
+        validated = row.get("val_accuracy") is not None
+        if validated:
+            self._val_accuracy = row["val_accuracy"]
+        self._bytes += (row.get("bytes_up") or 0) + (row.get("bytes_down") or 0)
+        if self._quiet:
+            return
+        status = self._status(row)
+        if self._live is not None:
+            self._live.update(self._task, completed=row["round"], description=status)
+            return
+        now = time.monotonic()
+        is_edge = row["round"] in (self._before + 1, self._total)
+        if validated or is_edge or now - self._spoke >= self._pause:
+            self._spoke = now
+            self.say(f"round {row['round']}/{self._total}  {status}")
+
+    def say(self, message: str) -> None:
+        """Print a note, above the live line where there is one."""
+        if not self._quiet:
+            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def _status(self, row: Mapping[str, Any]) -> str:
+        parts = []
+        if row.get("train_loss") is not None:
+            parts.append(f"loss {row['train_loss']:.4f}")
+        if self._val_accuracy is not None:
+            parts.append(f"val acc {self._val_accuracy:.1%}")
+        if row.get("tokens") and row.get("seconds"):
+            parts.append(f"{row['tokens'] / row['seconds']:,.0f} tokens/s")
+        parts.append(f"sent {decimal(self._bytes)}")
+        # The mean over this process's rounds: the next round alone says little, validation comes in between.
+        per_round = (time.monotonic() - self._began) / max(row["round"] - self._before, 1)
+        parts.append(f"{_clock(per_round * (self._total - row['round']))} left")
+        return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,159 @@
+"""How an option is declared in a dataclass, and read back as a table of options."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: int | float | None = None,
+    above: int | float | None = None,
+    below: int | float | None = None,
+    free: bool = False,
+    secret: bool = False,
+) -> Any:
+    """Declare one option as a dataclass field.
+
+    Args:
+        default: The value when nobody gives one.
+        help: What it means, in one line.
+        minimum: The value must be at least this.
+        above: The value must be greater than this.
+        below: The value must be less than this.
+        free: Whether a resumed run may change it, since a round's mathematics does not depend on it.
+        secret: Whether its value must never be shown or written.
+    """
+    facts = {"help": help, "minimum": minimum, "above": above, "below": below, "free": free, "secret": secret}
+    return dataclasses.field(default=default, repr=not secret, metadata=facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option as `--help`, the checks and the docs see it; see `option` for the last six.
+
+    Attributes:
+        name: The flag without its dashes, and the YAML key.
+        annotation: The Python type, for example `int | None`.
+        default: The value when nobody gives one.
+        group: The heading it stands under in `--help`.
+        help: What it means, in one line.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    group: str
+    help: str
+    minimum: int | float | None
+    above: int | float | None
+    below: int | float | None
+    free: bool
+    secret: bool
+
+    @property
+    def _types(self) -> tuple[Any, ...]:
+        is_union = get_origin(self.annotation) in (Union, UnionType)
+        return get_args(self.annotation) if is_union else (self.annotation,)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words it may be, beside its plain types."""
+        return tuple(word for kind in self._types if get_origin(kind) is Literal for word in get_args(kind))
+
+    @property
+    def nullable(self) -> bool:
+        """Whether it may be left without a value."""
+        return NoneType in self._types
+
+    @property
+    def plain_types(self) -> tuple[type, ...]:
+        """Its types beside `None` and words: `int`, `float`, `str` or `bool`."""
+        return tuple(kind for kind in self._types if kind in _TYPE_NAMES)
+
+    @property
+    def rule(self) -> str:
+        """What its value must be, in words: `a whole number of at least 1, or auto`."""
+        bounds = [f"of at least {self.minimum:g}"] if self.minimum is not None else []
+        bounds += [f"above {self.above:g}"] if self.above is not None else []
+        bounds += [f"below {self.below:g}"] if self.below is not None else []
+        kinds = " or ".join(_TYPE_NAMES[kind] for kind in self.plain_types)
+        words = (*self.choices, "none") if self.nullable else self.choices
+        if not kinds:
+            return "one of " + ", ".join(words)
+        within = f"{kinds} {' and '.join(bounds)}".rstrip()
+        return f"{within}, or {' or '.join(words)}" if words else within
+
+    @property
+    def default_text(self) -> str:
+        """The default as one would type it; `none` where there is no value."""
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return "none" if self.default is None else str(self.default)
+
+    def allows(self, value: object) -> bool:
+        """Whether `value` keeps the rule."""
+        if value is None:
+            return self.nullable
+        if isinstance(value, str) and value in self.choices:
+            return True
+        # bool is a kind of int to Python, but not to a user; an int may stand for a float.
+        if isinstance(value, bool):
+            return bool in self.plain_types
+        if isinstance(value, int | float):
+            if type(value) not in self.plain_types and not (
+                isinstance(value, int) and float in self.plain_types
+            ):
+                return False
+            return self._within_bounds(value)
+        return isinstance(value, str) and str in self.plain_types
+
+    def _within_bounds(self, value: int | float) -> bool:
+        return (
+            abs(value) != float("inf")
+            and value == value
+            and (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def explain(self, value: object) -> str:
+        """Say that `value` breaks the rule, what the rule is, and the nearest word that keeps it."""
+        shown = "(hidden)" if self.secret else str(value)
+        nearest = did_you_mean(value, self.choices, cutoff=0.0 if not self.plain_types else 0.5)
+        return f"{self.name}: {shown} is not {self.rule}{nearest}"
+
+
+def did_you_mean(value: object, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return `; did you mean NAME?` for the name nearest to `value`, or nothing when none is near."""
+    by_lower = {name.lower(): name for name in reversed(list(names))}
+    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1, cutoff=cutoff)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+
+
+def options(config_class: type) -> list[Option]:
+    """Return every option of a dataclass of options, in the order and under the headings of `--help`.
+
+    A heading is the first line of the docstring of the group: the base class that declares the option, or
+    the class itself when it has no groups.
+    """
+    groups = [base for base in config_class.__bases__ if dataclasses.is_dataclass(base)] or [config_class]
+    return [
+        Option(
+            name=field.name,
+            annotation=annotations[field.name],
+            default=field.default,
+            group=(group.__doc__ or "").splitlines()[0].rstrip("."),
+            **field.metadata,
+        )
+        for group in groups
+        for annotations in [get_type_hints(group)]
+        for field in dataclasses.fields(group)
+    ]

@@ -1,0 +1,121 @@
+"""The command line: what reaches the engine, and what a user's mistakes get."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from fedloom.cli import COMMANDS, main
+from fedloom.config import FedConfig, UserError
+
+
+@pytest.fixture
+def received(monkeypatch):
+    """Put a stand-in in the engine's place; return the list of configs it was called with."""
+    configs: list[FedConfig] = []
+    engine = types.ModuleType("fedloom.run")
+    engine.run_fed = configs.append
+    monkeypatch.setitem(sys.modules, "fedloom.run", engine)
+    return configs
+
+
+def test_fed_hands_the_parsed_options_to_the_engine(received, tmp_path):
+    (tmp_path / "my.yaml").write_text("client_num: 12\nbatch_size: 3\n")
+    argv = ["fed", "--train-mode", "fed", "--config", str(tmp_path / "my.yaml"), "--client-num", "8"]
+    assert main(argv) == 0
+    [config] = received
+    assert (config.train_mode, config.client_num, config.batch_size) == ("fed", 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["fed", "--clientnum", "8"], ["unknown flag --clientnum", "did you mean --client_num?"]),
+        (["fed", "-lr", "1"], ["unknown flag -lr", "did you mean --lr?"]),
+        (["fed", "--client", "8"], ["unknown flag --client;"]),
+        (["fed", "--fed_alg", "FedAvgg"], ["fed_alg: FedAvgg", "FedAdam, FedAVG", "did you mean FedAVG?"]),
+        (["fed", "--client-num", "five"], ["client_num: five is not a whole number of at least 1"]),
+        (["fed", "--lr"], ["--lr: needs a value: a number above 0"]),
+        (["fed", "--resume", "maybe"], ["resume: maybe is not true or false"]),
+        (["fed", "stray"], ["stray"]),
+        (["fed", "--train_mode", "fed", "--client_num", "2"], ["client_num_per_step: 4", "client_num 2"]),
+        (["fed"], ["gradient priority", "not available in this version", "--train_mode fed (or local)"]),
+        (["fdd"], ["unknown command fdd", "did you mean fed?"]),
+        (["demo", "--round", "3"], ["unknown flag --round", "did you mean --rounds?"]),
+        (["demo", "--rounds", "0"], ["rounds: 0 is not a whole number of at least 1"]),
+    ],
+)
+def test_a_mistake_ends_with_status_2_and_one_message(received, capsys, argv, parts):
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("fedloom: error: ") and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+    assert received == []
+
+
+def test_a_users_mistake_inside_the_engine_ends_the_same_way(monkeypatch, capsys):
+    def fail(config):
+        raise UserError("data_dir: no file train.*")
+
+    monkeypatch.setitem(sys.modules, "fedloom.run", types.SimpleNamespace(run_fed=fail))
+    assert main(["fed", "--train_mode", "fed"]) == 2
+    assert capsys.readouterr().err == "fedloom: error: data_dir: no file train.*\n"
+
+
+def test_an_interrupt_ends_with_status_130(monkeypatch, capsys):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "fedloom.run", types.SimpleNamespace(run_fed=interrupt))
+    assert main(["fed", "--train_mode", "fed"]) == 130
+    assert capsys.readouterr().err == "fedloom: interrupted\n"
+
+
+def test_demo_hands_over_plain_arguments(monkeypatch):
+    calls = []
+    monkeypatch.setitem(
+        sys.modules, "fedloom.demo", types.SimpleNamespace(run_demo=lambda **kw: calls.append(kw))
+    )
+    assert main(["demo", "--rounds", "2", "--out-dir", "there"]) == 0
+    [call] = calls
+    assert call["rounds"] == 2 and call["out_dir"] == "there" and call["exp_name"] == "demo"
+    assert set(call) == {"rounds", "seed", "out_dir", "exp_name", "device", "dtype"}
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+def test_the_overview_lists_every_command(capsys, argv):
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert len(COMMANDS) >= 2
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in out and command.summary in out
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_of_a_command(received, capsys, name):
+    assert main([name, "--seed", "1", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: fedloom {name} ") and "--seed" in out and "(default: 3407)" in out
+    assert received == []
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("fedloom ")
+
+
+def test_as_a_process_a_mistake_gives_no_traceback_and_loads_no_torch():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fedloom", "fed", "--fed-alg", "FedAvgg"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "fedloom: error: fed_alg: FedAvgg" in done.stderr
+    assert "Traceback" not in done.stderr
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "fedloom.parsing" in imported
+    assert not imported & {"torch", "transformers", "peft", "datasets", "numpy"}

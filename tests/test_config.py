@@ -1,0 +1,263 @@
+"""Options: the documented names and defaults, how sources combine, and what bad values get."""
+
+import dataclasses
+
+import pytest
+
+from fedloom.checks import check
+from fedloom.config import FedConfig, UserError
+from fedloom.options import options
+from fedloom.parsing import help_text, parse
+
+# The documented table: a change here is a change of the interface.
+DEFAULTS = {
+    "exp_name": "test",
+    "device": "auto",
+    "token": None,
+    "fed_alg": "FedAdam",
+    "peft": "lora",
+    "client_num": 50,
+    "client_num_per_step": 4,
+    "data_name": "gsm8k",
+    "model_name": "meta-llama/Llama-2-7b-chat-hf",
+    "client_epoch": 1,
+    "client_batch_per_step": 8,
+    "batch_size": 2,
+    "grad_accum_steps": 4,
+    "max_steps": 6000,
+    "val_steps": 100,
+    "lr": 5e-4,
+    "client_lr": 1e-4,
+    "train_mode": "fedGradFocus",
+    "max_layer_num": 6,
+    "min_layer_num": 2,
+    "grad_eval": "lora_per_l1",
+    "seed": 3407,
+    "out_dir": "runs",
+    "config": None,
+    "resume": False,
+    "data_dir": None,
+    "dtype": "auto",
+    "quantize": "none",
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.1,
+    "target_modules": None,
+    "num_virtual_tokens": None,
+    "max_length": 512,
+    "prox_mu": 0.01,
+    "patience": 3,
+    "clip_norm": 0.0,
+    "report_to": "tensorboard",
+    "wave_tokens": "auto",
+    "trust_remote_code": False,
+}
+
+CHOICES = {
+    "fed_alg": ("FedAdam", "FedAVG", "FedAvg", "FedProx"),
+    "peft": ("lora", "p-tuning", "prompt-tuning"),
+    "data_name": ("gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic"),
+    "train_mode": ("local", "fed", "fedGradFocus"),
+    "grad_eval": ("l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "quantize": ("none", "8bit", "4bit"),
+    "report_to": ("tensorboard", "none"),
+    "wave_tokens": ("auto",),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_token_in_environment(monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def parse_fed(*argv: str) -> FedConfig:
+    return parse(FedConfig, argv, prog="fedloom fed")
+
+
+def test_names_defaults_and_choices_are_the_documented_ones():
+    assert {option.name: option.default for option in options(FedConfig)} == DEFAULTS
+    assert {option.name: option.choices for option in options(FedConfig) if option.choices} == CHOICES
+
+
+def test_an_empty_command_line_means_the_defaults():
+    assert parse_fed() == FedConfig()
+    assert dataclasses.asdict(FedConfig()) == DEFAULTS
+
+
+def test_every_default_keeps_its_own_rule():
+    assert [option.name for option in options(FedConfig) if not option.allows(option.default)] == []
+
+
+def test_help_shows_every_flag_once_with_its_group_and_default():
+    text = help_text(FedConfig, prog="fedloom fed", description="Fine-tune.")
+    for option in options(FedConfig):
+        assert text.count(f"  --{option.name} ") == 1
+        assert option.help
+        assert f"\n{option.group}:\n" in text
+    words = " ".join(text.split())
+    assert "(default: meta-llama/Llama-2-7b-chat-hf)" in words
+    assert "FedAVG with lr = client_lr is the textbook's plain averaging" in words
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--client-num", "8"], "client_num", 8),
+        (["--client-num=8"], "client_num", 8),
+        (["--client_num=8"], "client_num", 8),
+        (["--lr", "5e-3"], "lr", 5e-3),
+        (["--fed_alg", "FedAvg"], "fed_alg", "FedAVG"),
+        (["--resume"], "resume", True),
+        (["--resume", "true"], "resume", True),
+        (["--resume", "false"], "resume", False),
+        (["--wave_tokens", "4096"], "wave_tokens", 4096),
+        (["--wave_tokens", "auto"], "wave_tokens", "auto"),
+        (["--target_modules", "none"], "target_modules", None),
+        (["--num-virtual-tokens=none"], "num_virtual_tokens", None),
+        (["--model_name=./my-model"], "model_name", "./my-model"),
+        (["--exp_name", "2024"], "exp_name", "2024"),
+        (["--quantize", "none"], "quantize", "none"),
+    ],
+)
+def test_a_flag_gives_a_typed_value_and_leaves_the_rest(argv, name, value):
+    config = parse_fed(*argv)
+    assert getattr(config, name) == value and type(getattr(config, name)) is type(value)
+    assert dataclasses.asdict(config) == DEFAULTS | {name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("client_num", [1, 10], [0, 2.5, True, "4", None]),
+        ("lr", [1, 1e-9], [0, -1.0, float("nan"), float("inf"), False, "auto", None]),
+        ("wave_tokens", [1, "auto"], [0, 1.5, "some", None]),
+        ("num_virtual_tokens", [None, 1], [0, "many"]),
+        ("resume", [True, False], [1, "true", None]),
+        ("peft", ["p-tuning"], ["p-tunning", 1, None]),
+        ("data_dir", [None, "there"], [3]),
+    ],
+)
+def test_an_option_knows_which_values_keep_its_rule(name, good, bad):
+    [option] = [option for option in options(FedConfig) if option.name == name]
+    assert [value for value in good if not option.allows(value)] == []
+    assert [value for value in bad if option.allows(value)] == []
+
+
+def test_derived_values():
+    assert FedConfig(target_modules="q_proj, v_proj").target_module_names == ["q_proj", "v_proj"]
+    assert FedConfig().target_module_names is None
+    assert FedConfig(peft="p-tuning").virtual_tokens == 20
+    assert FedConfig(peft="prompt-tuning").virtual_tokens == 40
+    assert FedConfig(peft="p-tuning", num_virtual_tokens=7).virtual_tokens == 7
+
+
+def test_flags_win_over_the_file_wherever_config_stands(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("client_num: 12\nlr: 1e-2\nquantize: none\nnum_virtual_tokens: none\n")
+    first = parse_fed("--config", str(file), "--client_num", "8")
+    last = parse_fed("--client_num", "8", "--config", str(file))
+    assert first == last
+    assert (first.client_num, first.lr, first.quantize) == (8, 1e-2, "none")
+    # A flag wins also when it asks for the default.
+    assert parse_fed("--client_num", "50", "--config", str(file)).client_num == 50
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("clientnum: 3", ["unknown option clientnum", "client_num?"]),
+        ("client_num: five", ["client_num: five is not a whole number of at least 1"]),
+        ("fed_alg: FedAvgg", ["fed_alg: FedAvgg", "did you mean FedAVG?"]),
+        ("client_num:", ["client_num has no value", "a whole number"]),
+        ("exp_name: 5", ["exp_name: 5 is not text"]),
+        ("- client_num", ["option: value"]),
+        ("client_num: 1\n  lr: 2: 3", ["line 2", "not YAML"]),
+        ("config: other.yaml", ["config", "--config"]),
+        ("client:\n  lr: 1", ["unknown option client"]),
+    ],
+)
+def test_a_bad_file_is_named_with_its_key(tmp_path, content, parts):
+    file = tmp_path / "my.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        parse_fed("--config", str(file))
+    assert str(file) in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
+        parse_fed("--config", "nowhere.yaml")
+
+
+def test_the_token_comes_from_the_flag_or_the_environment_and_is_never_shown(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_environment")
+    assert parse_fed().token == "hf_environment"
+    config = parse_fed("--token", "hf_flag")
+    assert config.token == "hf_flag"
+    assert "hf_" not in repr(config)
+    help_shown = help_text(FedConfig, prog="fedloom fed", description="Fine-tune.")
+    assert "hf_" not in help_shown
+    for content in ("token: [hf_file]", "token: hf_file: x"):
+        (tmp_path / "my.yaml").write_text(content)
+        with pytest.raises(UserError) as caught:
+            parse_fed("--config", str(tmp_path / "my.yaml"))
+        assert "hf_file" not in str(caught.value)
+
+
+def test_resume_takes_the_options_of_the_run_unless_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    # out_dir is where the run lay when it began; it may have moved since.
+    (run / "config.yaml").write_text(
+        "client_num: 7\nlr: 0.25\nexp_name: mine\nout_dir: elsewhere\nrun: {device: cpu}\n"
+    )
+    config = parse_fed("--exp_name", "mine", "--resume", "--lr", "0.5")
+    assert (config.client_num, config.lr, config.resume) == (7, 0.5, True)
+    assert (config.out_dir, config.exp_name) == ("runs", "mine")
+    assert parse_fed("--exp_name", "mine").client_num == 50
+
+
+@pytest.mark.parametrize(
+    ("options_", "message"),
+    [
+        ({"client_num": 0}, "client_num: 0 is not a whole number of at least 1"),
+        ({"client_num": True}, "client_num: True is not a whole number"),
+        ({"lora_dropout": 1.0}, "lora_dropout: 1.0 is not a number of at least 0 and below 1"),
+        ({"lora_dropout": -0.1}, "lora_dropout: -0.1 is not"),
+        ({"lr": 0.0}, "lr: 0.0 is not a number above 0"),
+        ({"client_lr": float("nan")}, "client_lr: nan is not a number above 0"),
+        ({"lr": float("inf")}, "lr: inf is not a number above 0"),
+        ({"prox_mu": -1.0}, "prox_mu: -1.0 is not a number of at least 0"),
+        ({"wave_tokens": 0}, "wave_tokens: 0 is not a whole number of at least 1, or auto"),
+        ({"num_virtual_tokens": 0}, "num_virtual_tokens: 0 is not"),
+        ({"client_num": 3}, "client_num_per_step: 4 clients cannot be sampled from client_num 3"),
+        ({"device": "gpu"}, "device: gpu is not auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:x"}, "did you mean cuda"),
+        ({"exp_name": "../other"}, "not the name of one folder"),
+        ({"exp_name": ""}, "not the name of one folder"),
+        ({"target_modules": " , "}, "names no layer"),
+        ({"train_mode": "fedGradFocus"}, "not available in this version; choose --train_mode fed (or local)"),
+    ],
+)
+def test_check_gives_value_rule_and_fix(options_, message):
+    with pytest.raises(UserError) as caught:
+        check(FedConfig(**({"train_mode": "fed"} | options_)))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options_",
+    [
+        {},
+        {"client_num": 4},
+        {"train_mode": "local", "client_num": 1},
+        {"prox_mu": 0.0, "clip_norm": 0.0, "patience": 0, "lora_dropout": 0.0},
+        {"device": "cuda:1", "wave_tokens": 1, "target_modules": "q_proj"},
+    ],
+)
+def test_check_lets_good_values_pass(options_):
+    check(FedConfig(**({"train_mode": "fed"} | options_)))

@@ -1,0 +1,83 @@
+"""Imports inside the package flow one way, as docs/architecture.md draws it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedloom
+
+ROOT = Path(fedloom.__file__).parent
+# Each level may use itself and what stands before it.
+LEVELS = [
+    {"options", "config", "checks", "parsing"},
+    {"data"},
+    {"model"},
+    {"client"},
+    {"federation"},
+    {"runtimes"},
+    {"observe"},
+    {"run"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def part_of(file: Path) -> str:
+    """The first name below the package: `fedloom/model/bank.py` is `model`."""
+    return file.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported_parts(source: str) -> set[str]:
+    """The parts of the package that a source imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports inside the package are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("fedloom.")}
+
+
+def test_the_reader_of_imports_sees_every_form():
+    source = (
+        "import fedloom.model.bank\n"
+        "from fedloom import data\n"
+        "def f():\n    from fedloom.client.local import x\n"
+        "import torch\nfrom fedlooms.other import y\n"
+    )
+    assert imported_parts(source) == {"model", "data", "client"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_uses_only_what_stands_before_it(file):
+    part = part_of(file)
+    if part == "__init__":
+        assert imported_parts(file.read_text()) == set()
+        return
+    assert part in LEVEL_OF, f"{part} has no place in the order of docs/architecture.md"
+    later = {used for used in imported_parts(file.read_text()) if LEVEL_OF[used] > LEVEL_OF[part]}
+    assert later == set(), f"{part} must not use {sorted(later)}"
+
+
+def test_the_package_was_found():
+    assert {"config", "cli", "observe"} <= {part_of(file) for file in FILES}
+
+
+def test_the_command_line_and_the_observers_load_without_torch():
+    modules = ["cli", "observe.metrics", "observe.checkpoint", "observe.progress"]
+    code = (
+        "import sys\n"
+        + "".join(f"import fedloom.{name}\n" for name in modules)
+        + "print({'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "set()"

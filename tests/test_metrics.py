@@ -1,0 +1,168 @@
+"""What a run tells: rows that survive a kill, TensorBoard with the same names, progress, summary."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from fedloom.observe.metrics import MetricsLog, read_rows, summary, write_summary
+from fedloom.observe.progress import Progress
+
+
+def row(round_: int, **values) -> dict:
+    return {"round": round_, "train_loss": 1.0 / round_} | values
+
+
+def scalars(folder) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: [(e.step, round(e.value, 4)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+
+
+def test_each_row_is_one_line_of_valid_json_at_once(tmp_path):
+    with MetricsLog(tmp_path, "none") as log:
+        log.write(row(1, selected_layers=[0, 3], val_loss=float("nan"), peer_train_loss=[float("inf"), 2.0]))
+        # Before the log is closed: a killed run keeps its rows.
+        [line] = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert "NaN" not in line and "Infinity" not in line
+    assert json.loads(line) == {
+        "round": 1,
+        "train_loss": 1.0,
+        "selected_layers": [0, 3],
+        "val_loss": None,
+        "peer_train_loss": [None, 2.0],
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_tensorboard_has_the_same_names(tmp_path):
+    with MetricsLog(tmp_path, "tensorboard") as log:
+        log.write(row(1, bytes_up=10, selected_layers=[0, 3], peer_val_accuracy=[0.25, 0.5]))
+        log.write(row(2, bytes_up=20, val_accuracy=None))
+    assert scalars(tmp_path) == {
+        "train_loss": [(1, 1.0), (2, 0.5)],
+        "bytes_up": [(1, 10.0), (2, 20.0)],
+        "peer_val_accuracy/0": [(1, 0.25)],
+        "peer_val_accuracy/1": [(1, 0.5)],
+    }
+
+
+def test_resume_cuts_the_rounds_that_come_again(tmp_path):
+    with MetricsLog(tmp_path, "tensorboard") as log:
+        for round_ in range(1, 6):
+            log.write(row(round_))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 6, "train_lo')  # killed in the middle of a line
+    with MetricsLog(tmp_path, "tensorboard", resume_round=3) as log:
+        assert [r["round"] for r in read_rows(tmp_path)] == [1, 2, 3]
+        log.write(row(4, train_loss=9.0))
+    assert [(r["round"], r["train_loss"]) for r in read_rows(tmp_path)][2:] == [(3, 1 / 3), (4, 9.0)]
+    assert scalars(tmp_path)["train_loss"] == [(1, 1.0), (2, 0.5), (3, 0.3333), (4, 9.0)]
+
+
+def test_without_a_checkpoint_the_log_starts_empty(tmp_path):
+    with MetricsLog(tmp_path, "none") as log:
+        log.write(row(1))
+    with MetricsLog(tmp_path, "none") as log:
+        log.write(row(1, train_loss=7.0))
+    assert [r["train_loss"] for r in read_rows(tmp_path)] == [7.0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_rows_survive_a_kill(tmp_path):
+    code = (
+        "import os, signal, sys, pathlib\n"
+        "from fedloom.observe.metrics import MetricsLog\n"
+        "log = MetricsLog(pathlib.Path(sys.argv[1]), 'none')\n"
+        "log.write({'round': 1})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert read_rows(tmp_path) == [{"round": 1}]
+
+
+def test_summary_of_final_best_and_totals(tmp_path):
+    rows = [
+        row(1, val_accuracy=0.5, val_loss=2.0, bytes_up=10, bytes_down=1, tokens=100, seconds=1.5),
+        row(2, val_accuracy=0.75, val_loss=1.0, bytes_up=10, bytes_down=1, tokens=100, seconds=1.5),
+        row(3, val_accuracy=0.75, val_loss=None, bytes_up=10, bytes_down=1, tokens=90, eval_seconds=0.5),
+        row(4, val_accuracy=None, bytes_up=10, bytes_down=1, tokens=90, seconds=1.0),
+    ]
+    content = summary(rows, wall_seconds=12.0)
+    assert content["rounds"] == 4
+    assert content["final"] == {
+        "train_loss": {"value": 0.25, "round": 4},
+        "val_accuracy": {"value": 0.75, "round": 3},
+        "val_loss": {"value": 1.0, "round": 2},
+    }
+    # The earliest round that reached the best value.
+    assert content["best"]["val_accuracy"] == {"value": 0.75, "round": 2}
+    assert content["best"]["val_loss"] == {"value": 1.0, "round": 2}
+    assert content["totals"] == {
+        "bytes_up": 40,
+        "bytes_down": 4,
+        "tokens": 380,
+        "seconds": 4.0,
+        "eval_seconds": 0.5,
+    }
+    assert content["wall_seconds"] == 12.0
+    assert 10 < content["peak_memory_mib"] < 1e6  # a Python process, in MiB
+    write_summary(tmp_path, content)
+    assert json.loads((tmp_path / "summary.json").read_text()) == content
+
+
+def test_summary_of_a_run_that_stopped_before_its_first_round():
+    content = summary([], wall_seconds=0.1)
+    assert content["rounds"] == 0 and content["final"]["val_accuracy"] is None
+
+
+def shown(*, terminal: bool, quiet: bool = False, rounds: int = 4) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    with Progress(rounds, quiet=quiet, console=console, seconds_between_lines=3600.0) as progress:
+        for i in range(1, rounds + 1):
+            accuracy = 0.5 if i == 2 else None
+            progress.update(
+                row(i, val_accuracy=accuracy, bytes_up=1500, bytes_down=500, tokens=300, seconds=0.5)
+            )
+        progress.say("saved in [here]")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_plain_lines_for_first_validated_and_last_round():
+    lines = shown(terminal=False).splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "round 1/4",
+        "round 2/4",
+        "round 4/4",
+        "saved in [here]",
+    ]
+    for part in ("loss 0.2500", "val acc 50.0%", "600 tokens/s", "sent 8.0 kB", "0:00 left"):
+        assert part in lines[2]
+    assert "val acc" not in lines[0]
+
+
+def test_a_live_line_on_a_terminal():
+    text = shown(terminal=True)
+    assert "4/4" in text and "loss 0.2500" in text and "saved in [here]" in text
+
+
+def test_quiet_shows_nothing():
+    assert shown(terminal=False, quiet=True) == "" and shown(terminal=True, quiet=True) == ""
+
+
+def test_a_resumed_run_goes_on_counting():
+    console = Console(file=io.StringIO(), force_terminal=False, width=120)
+    with Progress(9, done=5, bytes_sent=1000, console=console) as progress:
+        progress.update(row(6, bytes_up=1000, bytes_down=0))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().startswith("round 6/9  loss 0.1667  sent 2.0 kB")
