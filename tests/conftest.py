@@ -5,6 +5,29 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
 from jaxtyping import install_import_hook
 
+# Waking a second thread takes longer than all of a tiny model's arithmetic.
+torch.set_num_threads(1)
 install_import_hook("fedloom", "beartype.beartype")
+
+
+@pytest.fixture
+def full_precision(monkeypatch):
+    """Llama's norm and BLOOM's softmax round to float32 on their way; at 1e-10 that is noise, on either side."""
+    from transformers.models.bloom import modeling_bloom
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def norm(self, x):
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon))
+
+    def softmax(x, dim, dtype):
+        return F.softmax(x, dim=dim)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
+    monkeypatch.setattr(modeling_bloom, "F", types.SimpleNamespace(**{**vars(F), "softmax": softmax}))

@@ -48,7 +48,7 @@ class LocalResult:
         loss: Mean over the client's batches; nan for a client without any.
         correct: Labels predicted right, while training.
         labels: Labels seen.
-        tokens: Tokens that went through the model, all clients together.
+        tokens: Tokens that went through the model.
     """
 
     bank: AdapterBank
@@ -56,7 +56,7 @@ class LocalResult:
     loss: Float[Tensor, " clients"]
     correct: Int[Tensor, " clients"]
     labels: Int[Tensor, " clients"]
-    tokens: int
+    tokens: Int[Tensor, " clients"]
 
 
 def train_locally(
@@ -79,8 +79,7 @@ def train_locally(
     anchor = bank
     state = rules.optimiser.init(bank) if state is None else state
     losses = torch.zeros(bank.clients, dtype=torch.float64)
-    correct, labels = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(2))
-    tokens = 0
+    correct, labels, tokens = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(3))
     for index in range(max(map(len, work), default=0)):
         steps = [client[index] if index < len(client) else [] for client in work]
         active = torch.tensor([bool(step) for step in steps])
@@ -102,7 +101,7 @@ class _StepReport:
     loss: Float[Tensor, " clients"]
     correct: Int[Tensor, " clients"]
     labels: Int[Tensor, " clients"]
-    tokens: int = 0
+    tokens: Int[Tensor, " clients"]
 
 
 def _gradients(
@@ -111,7 +110,7 @@ def _gradients(
     """Each client's gradient of its own loss over one optimiser step, in as many passes as it takes."""
     total = bank.map(torch.zeros_like)
     zeros = torch.zeros(bank.clients, dtype=torch.long)
-    report = _StepReport(zeros.double(), zeros.clone(), zeros.clone())
+    report = _StepReport(zeros.double(), zeros.clone(), zeros.clone(), zeros.clone())
     for first, clients in passes(steps, model.layout, rules.wave_tokens):
         rows = slice(first, first + len(clients))
         leaves = {name: t[rows].detach().requires_grad_() for name, t in bank.tensors.items()}
@@ -124,7 +123,7 @@ def _gradients(
         report.loss[rows] += out.loss.detach().cpu().double()
         report.correct[rows] += out.correct.cpu()
         report.labels[rows] += out.labels.cpu()
-        report.tokens += pack.tokens
+        report.tokens[rows] += torch.tensor(pack.client_tokens)
     return total, report
 
 

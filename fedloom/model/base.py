@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +55,7 @@ def load_base(
     token: str | None = None,
     trust_remote_code: bool = False,
     num_labels: int | None = None,
+    with_tokenizer: Callable[[PreTrainedTokenizerBase], None] | None = None,
 ) -> BaseModel:
     """Load a model and its tokenizer, frozen.
 
@@ -69,6 +70,8 @@ def load_base(
         trust_remote_code: whether code that comes with the model may run.
         num_labels: None for a causal language model; else a sequence classifier with that many classes. A
             head that the files do not hold is drawn from a fixed seed.
+        with_tokenizer: called with the tokenizer before the weights are read, so that data which do not
+            fit the model are found out in time.
 
     Raises:
         UserError: the model, the device or the quantisation cannot be had, and how to mend it.
@@ -84,6 +87,8 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(**files)
             config = AutoConfig.from_pretrained(**files)
             _check_kind(source, config, num_labels)
+            if with_tokenizer:
+                with_tokenizer(tokenizer)
             auto = "bfloat16" if quantize != "none" and dtype == "auto" else dtype
             files["dtype"] = choose_dtype(auto, place, config)
             model = _load_model(source, files, quantize, place, num_labels)

@@ -76,6 +76,7 @@ class Pack:
         prefix_starts: Where each sequence's shared tokens start.
         shared: Shared tokens per sequence.
         units: Tokens (packed) or rows (padded) per client.
+        client_tokens: Real tokens per client.
         virtual: Positions of virtual tokens, and which of the clients' stacked prompts stands there.
         sources: Positions whose hidden state predicts a label.
         targets: The labels: token ids, or classes.
@@ -84,7 +85,6 @@ class Pack:
         label_units: Labels per client.
         run_keys, run_tokens, run_labels: The runs that draw dropout apart: a prefix or a batch.
         real: Positions of real tokens (padded), else None.
-        tokens: Real tokens in all.
     """
 
     ids: Int[Tensor, "rows columns"]
@@ -95,6 +95,7 @@ class Pack:
     prefix_starts: tuple[int, ...]
     shared: int
     units: tuple[int, ...]
+    client_tokens: tuple[int, ...]
     virtual: tuple[Int[Tensor, " virtual"], Int[Tensor, " virtual"]] | None
     sources: Int[Tensor, " labels"]
     targets: Int[Tensor, " labels"]
@@ -105,7 +106,6 @@ class Pack:
     run_tokens: tuple[int, ...]
     run_labels: tuple[int, ...]
     real: Int[Tensor, " real"] | None
-    tokens: int
 
     def to(self, device: torch.device) -> Pack:
         """The same pack with its tensors on ``device``."""
@@ -223,10 +223,12 @@ def build_pack(clients: Sequence[Sequence[Batch]], layout: Layout) -> Pack:
         token_units.append(len(builder.ids) - tokens)
         row_units.append(len(builder.starts) - rows)
         label_units.append(len(builder.targets) - labels)
-    return _as_tensors(builder, token_units if layout.packed else row_units, label_units)
+    return _as_tensors(builder, token_units, row_units, label_units)
 
 
-def _as_tensors(builder: _Builder, units: list[int], label_units: list[int]) -> Pack:
+def _as_tensors(
+    builder: _Builder, token_units: list[int], row_units: list[int], label_units: list[int]
+) -> Pack:
     layout, total = builder.layout, len(builder.ids)
     ids, position_ids = torch.tensor(builder.ids), torch.tensor(builder.position_ids)
     where = torch.arange(total)
@@ -252,7 +254,8 @@ def _as_tensors(builder: _Builder, units: list[int], label_units: list[int]) -> 
         lengths=tuple(builder.lengths),
         prefix_starts=tuple(builder.prefix_starts),
         shared=layout.shared,
-        units=tuple(units),
+        units=tuple(token_units if layout.packed else row_units),
+        client_tokens=tuple(token_units),
         virtual=virtual,
         sources=where[builder.sources],
         targets=torch.tensor(builder.targets),
@@ -263,5 +266,4 @@ def _as_tensors(builder: _Builder, units: list[int], label_units: list[int]) -> 
         run_tokens=tokens,
         run_labels=labels,
         real=real,
-        tokens=total,
     )

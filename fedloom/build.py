@@ -1,0 +1,204 @@
+"""From a config to the parts of a run: data, clients, model, rules. Nothing behind this sees the config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from fedloom.checks import check
+from fedloom.client.local import LocalRules
+from fedloom.client.optimisers import Optimiser, adam, sgd
+from fedloom.client.work import Schedule
+from fedloom.config import FedConfig
+from fedloom.data.encode import Tokens, encode
+from fedloom.data.example import Splits
+from fedloom.data.partition import iid
+from fedloom.data.randomness import derive_seed
+from fedloom.data.sources import load_splits
+from fedloom.data.tasks import TASKS, Task
+from fedloom.data.templates import Renderer, prompt_renderer
+from fedloom.model.adapters import choice
+from fedloom.model.base import BaseModel, check_model_name, check_quantize, load_base, resolve_device
+from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.packing import shared_prefix
+from fedloom.model.stacked import StackedModel
+
+log = logging.getLogger(__name__)
+
+ADAMW_WEIGHT_DECAY = 0.01
+"""Of the server's AdamW; torch's default, which FedGPL uses."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A data set as token ids.
+
+    Attributes:
+        train, validation: Sequences to train on and to validate on.
+        clients: For each client the indices of its training sequences.
+        render: Makes the prompt of a question.
+    """
+
+    train: list[Tokens]
+    validation: list[Tokens]
+    clients: list[np.ndarray]
+    render: Renderer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of; see the fields' own types."""
+
+    model: StackedModel
+    tokenizer: PreTrainedTokenizerBase
+    splits: Splits
+    data: Encoded
+    schedule: Schedule
+    rules: LocalRules
+    server_optimiser: Optimiser
+
+
+def build(config: FedConfig) -> tuple[FedConfig, Parts]:
+    """Make the parts of a run, cheap and fallible things first.
+
+    Returns:
+        The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
+
+    Raises:
+        UserError: A mistake of the user, before any weights are read.
+    """
+    check(config)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    check_quantize(config.quantize, resolve_device(config.device))
+    task = TASKS[config.data_name]
+    splits = load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
+    if config.train_mode != "local":
+        iid(len(splits.train), config.client_num, config.seed)  # too many clients: say so now
+    check_model_name(config.model_name, config.token)
+    encoded: list[Encoded] = []
+
+    def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
+        encoded.append(_encode(config, task, splits, tokenizer))
+
+    base = _load(config, encode_first)
+    (data,) = encoded
+    model = _stack(config, base, data)
+    resolved = replace(
+        config,
+        dtype=str(base.model.dtype).removeprefix("torch."),
+        wave_tokens=auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens,
+    )
+    return resolved, Parts(
+        model=model,
+        tokenizer=base.tokenizer,
+        splits=splits,
+        data=data,
+        schedule=_schedule(config),
+        rules=_rules(resolved),
+        server_optimiser=_server_optimiser(config),
+    )
+
+
+def _load(config: FedConfig, with_tokenizer: Callable[[PreTrainedTokenizerBase], None]) -> BaseModel:
+    return load_base(
+        config.model_name,
+        device=config.device,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        token=config.token,
+        trust_remote_code=config.trust_remote_code,
+        with_tokenizer=with_tokenizer,
+    )
+
+
+def _encode(config: FedConfig, task: Task, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    render = prompt_renderer(config.model_name, tokenizer, task.instruction)
+    sequences = []
+    for name, examples in (("training", splits.train), ("validation", splits.validation)):
+        kept, dropped = encode(examples, tokenizer, render, config.max_length)
+        if dropped:
+            log.warning(
+                "%d of %d %s examples are longer than max_length %d and left out",
+                dropped,
+                len(examples),
+                name,
+                config.max_length,
+            )
+        sequences.append(kept)
+    train, validation = sequences
+    clients = 1 if config.train_mode == "local" else config.client_num
+    return Encoded(train, validation, iid(len(train), clients, config.seed), render)
+
+
+def _stack(config: FedConfig, base: BaseModel, data: Encoded) -> StackedModel:
+    if config.peft == "lora":
+        adapter = choice.lora(
+            base.model,
+            r=config.lora_r,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            target_modules=config.target_module_names,
+        )
+    else:
+        kind = choice.p_tuning if config.peft == "p-tuning" else choice.prompt_tuning
+        adapter = kind(base.model, virtual_tokens=config.virtual_tokens)
+    adapter.base_model_name_or_path = base.name
+    # PEFT draws from torch's generator, which takes 64 bits; ours have a purpose.
+    model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
+    model.share_prefix(shared_prefix([*data.train, *data.validation]))
+    return model
+
+
+def _schedule(config: FedConfig) -> Schedule:
+    """A client's round. The baseline on all data does in a round as much as all sampled clients together."""
+    share = config.client_num_per_step if config.train_mode == "local" else 1
+    return Schedule(
+        batches=config.client_batch_per_step * share,
+        batch_size=config.batch_size,
+        epochs=config.client_epoch,
+        accumulate=config.grad_accum_steps,
+    )
+
+
+def _rules(config: FedConfig) -> LocalRules:
+    local = config.train_mode == "local"
+    assert isinstance(config.wave_tokens, int)
+    return LocalRules(
+        optimiser=adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY) if local else sgd(config.client_lr),
+        prox_mu=config.prox_mu if config.fed_alg == "FedProx" and not local else 0.0,
+        clip_norm=config.clip_norm,
+        wave_tokens=config.wave_tokens,
+        dropout_seed=config.seed,
+    )
+
+
+def _server_optimiser(config: FedConfig) -> Optimiser:
+    adaptive = config.fed_alg == "FedAdam" or config.train_mode == "local"
+    return adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY) if adaptive else sgd(config.lr)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run's numbers depend on."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("fedloom", "torch", "transformers", "peft")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def run_folder(config: FedConfig) -> Path:
+    """Where a run leaves its files."""
+    return Path(config.out_dir) / config.exp_name
+
+
+def device_name(device: torch.device) -> str:
+    """A device as `config.yaml` records it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

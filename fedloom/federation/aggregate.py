@@ -1,0 +1,83 @@
+"""What comes back from clients, and how it becomes one pseudo-gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from fedloom.model.bank import Row
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """One client's answer to a round.
+
+    Attributes:
+        client: Which client.
+        adapter: Its adapter after local training.
+        examples: Examples it trained on; its weight in the mean.
+        loss: Mean training loss.
+        correct: Answer tokens predicted right while training.
+        labels: Answer tokens seen.
+        tokens: Tokens that went through the model.
+    """
+
+    client: int
+    adapter: Row
+    examples: int
+    loss: float
+    correct: int
+    labels: int
+    tokens: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss and every parameter are finite numbers."""
+        return math.isfinite(self.loss) and all(bool(t.isfinite().all()) for t in self.adapter.values())
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The clients' answers, added up.
+
+    Attributes:
+        pseudo_gradient: See `aggregate`; None when no client's answer counts.
+        kept: Updates that count, without their adapters.
+        left_out: Clients whose loss or update was not finite.
+    """
+
+    pseudo_gradient: Row | None
+    kept: list[ClientUpdate]
+    left_out: list[int]
+
+
+def aggregate(before: Row, updates: Iterable[ClientUpdate], client_lr: float) -> Aggregate:
+    """The mean over clients, weighted by examples, of (before - after) / client_lr.
+
+    For one local SGD step this is the mean gradient, hence its name (Reddi et al., 2021,
+    arXiv:2003.00295, equation of the server's update). Updates are added up in the order in which they
+    come and are not kept: memory does not grow with the number of clients, and the sum does not depend
+    on how clients were grouped into waves.
+
+    Args:
+        before: The adapter that every client started from.
+        updates: The clients' answers; one whose loss or parameters are not finite is left out.
+        client_lr: The clients' learning rate.
+    """
+    total = {name: torch.zeros_like(t) for name, t in before.items()}
+    kept: list[ClientUpdate] = []
+    left_out: list[int] = []
+    for update in updates:
+        if not update.finite:
+            left_out.append(update.client)
+            continue
+        for name, t in total.items():
+            t.add_(before[name] - update.adapter[name], alpha=update.examples)
+        kept.append(ClientUpdate(**{**vars(update), "adapter": {}}))
+    if not kept:
+        return Aggregate(None, kept, left_out)
+    scale = 1.0 / (sum(update.examples for update in kept) * client_lr)
+    return Aggregate({name: t.mul_(scale) for name, t in total.items()}, kept, left_out)

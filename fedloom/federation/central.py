@@ -1,0 +1,32 @@
+"""The baseline without federation: one adapter, AdamW, all data in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from fedloom.client.local import LocalResult
+from fedloom.client.optimisers import State
+from fedloom.federation.aggregate import ClientUpdate
+from fedloom.federation.server import Diverged, RoundReport, ServerState
+from fedloom.model.bank import AdapterBank
+
+Train = Callable[[int, AdapterBank, State], tuple[LocalResult, int]]
+"""``(round, bank of one row, optimiser state) -> (result, examples used)``."""
+
+
+def central_round(state: ServerState, train: Train) -> tuple[ServerState, RoundReport]:
+    """As many steps as `train` takes; moments last from round to round, and nothing crosses a wire.
+
+    Raises:
+        Diverged: The loss or an update is not finite; there is nobody else to go on with.
+    """
+    result, examples = train(state.round, AdapterBank.repeat(state.adapter, 1), state.optimiser)
+    adapter = result.bank.row(0)
+    update = ClientUpdate(
+        0, adapter, examples, float(result.loss), int(result.correct), int(result.labels), int(result.tokens)
+    )
+    if not update.finite:
+        raise Diverged(f"round {state.round + 1}: the loss or the update is not finite")
+    report = RoundReport([], [replace(update, adapter={})], [], 0, 0)
+    return ServerState(state.round + 1, adapter, result.state), report

@@ -1,0 +1,108 @@
+"""A round with a server.
+
+    FedAvg    McMahan et al., 2017, arXiv:1602.05629
+    FedAdam   Reddi et al., 2021, arXiv:2003.00295
+    FedProx   Li et al., 2020, arXiv:1812.06127
+
+All three are one round. They differ in the server's optimiser (SGD or AdamW on the pseudo-gradient) and in
+the clients' proximal term, both of which are arguments:
+
+    S ← sample of the clients
+    for k in S, in parallel:   w_k ← local SGD from w          (FedProx: + mu / 2 ||w_k − w||²)
+    g ← Σ_k n_k (w − w_k) / (client_lr · Σ_k n_k)
+    w ← optimiser(w, g)
+
+With SGD at ``lr = client_lr`` the last two lines are ``w ← Σ_k n_k w_k / Σ_k n_k``: plain averaging of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedloom.client.optimisers import Optimiser, State
+from fedloom.data.randomness import numpy_rng
+from fedloom.federation.aggregate import ClientUpdate, aggregate
+from fedloom.model.bank import AdapterBank, Row, bytes_of
+
+Train = Callable[[int, Sequence[int], Row], Iterable[ClientUpdate]]
+"""``(round, clients, adapter) -> updates``: where clients run is the runtime's business."""
+
+
+class Diverged(Exception):
+    """No client of a round came back with finite numbers."""
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that a server knows between rounds.
+
+    Attributes:
+        round: Rounds done.
+        adapter: The shared adapter.
+        optimiser: The server optimiser's state, a bank state of one row.
+    """
+
+    round: int
+    adapter: Row
+    optimiser: State
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round says of itself.
+
+    Attributes:
+        clients: Who was sampled.
+        updates: What came back and counted, without adapters.
+        left_out: Clients whose loss or update was not finite.
+        bytes_up, bytes_down: As they would cross the wire, all clients together.
+    """
+
+    clients: list[int]
+    updates: list[ClientUpdate]
+    left_out: list[int]
+    bytes_up: int
+    bytes_down: int
+
+
+def initial_state(adapter: Row, optimiser: Optimiser) -> ServerState:
+    """The server's state before the first round."""
+    return ServerState(0, adapter, optimiser.init(AdapterBank.repeat(adapter, 1)))
+
+
+def sample_clients(seed: int, round_: int, clients: int, per_round: int) -> list[int]:
+    """Clients of a round, without repetition, in ascending order; a function of (seed, round)."""
+    chosen = numpy_rng(seed, "sample clients", round_).choice(clients, size=per_round, replace=False)
+    return sorted(chosen.tolist())
+
+
+def federated_round(
+    state: ServerState, clients: Sequence[int], train: Train, client_lr: float, optimiser: Optimiser
+) -> tuple[ServerState, RoundReport]:
+    """One round of FedAvg, FedAdam or FedProx.
+
+    Args:
+        state: The server's state.
+        clients: Who takes part.
+        train: Trains clients from the server's adapter; FedProx is in there.
+        client_lr: The clients' learning rate, which turns their way into a gradient.
+        optimiser: The server's.
+
+    Raises:
+        Diverged: No client came back with finite numbers.
+    """
+    result = aggregate(state.adapter, train(state.round, clients, state.adapter), client_lr)
+    if result.pseudo_gradient is None:
+        raise Diverged(f"round {state.round + 1}: the loss or update of every client is not finite")
+    adapter, optimiser_state = optimiser.step(
+        AdapterBank.repeat(state.adapter, 1),
+        AdapterBank.repeat(result.pseudo_gradient, 1),
+        state.optimiser,
+        torch.ones(1, dtype=torch.bool),
+    )
+    on_the_wire = bytes_of(state.adapter) * len(clients)
+    report = RoundReport(list(clients), result.kept, result.left_out, on_the_wire, on_the_wire)
+    return ServerState(state.round + 1, adapter.row(0), optimiser_state), report

@@ -1,0 +1,58 @@
+"""All clients in this process, many in one pass: as many waves as memory asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from fedloom.client.local import LocalRules, batch_tokens, train_locally
+from fedloom.client.work import ClientWork
+from fedloom.federation.aggregate import ClientUpdate
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.packing import Layout
+from fedloom.model.stacked import StackedModel
+
+
+def run_clients(
+    model: StackedModel, adapter: Row, work: Iterable[ClientWork], rules: LocalRules
+) -> Iterator[ClientUpdate]:
+    """Train clients from one shared adapter, wave by wave, and hand over each one's update.
+
+    An update's adapter is a view of the wave's bank: use it before asking for the next.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        adapter: Where every client starts.
+        work: What each client does.
+        rules: How clients train.
+    """
+    for wave in waves(work, model.layout, rules.wave_tokens):
+        bank = AdapterBank.repeat(adapter, len(wave))
+        result = train_locally(model, bank, [client.steps for client in wave], rules)
+        for k, client in enumerate(wave):
+            yield ClientUpdate(
+                client=client.client,
+                adapter=result.bank.row(k),
+                examples=client.examples,
+                loss=float(result.loss[k]),
+                correct=int(result.correct[k]),
+                labels=int(result.labels[k]),
+                tokens=int(result.tokens[k]),
+            )
+
+
+def waves(work: Iterable[ClientWork], layout: Layout, wave_tokens: int) -> Iterator[list[ClientWork]]:
+    """Group clients, in order, so that no optimiser step of a wave has more than ``wave_tokens`` tokens.
+
+    A client whose own step is larger is a wave of its own; its steps take several passes.
+    """
+    wave: list[ClientWork] = []
+    filled = 0
+    for client in work:
+        cost = max(sum(batch_tokens(batch, layout) for batch in step) for step in client.steps)
+        if wave and filled + cost > wave_tokens:
+            yield wave
+            wave, filled = [], 0
+        wave.append(client)
+        filled += cost
+    if wave:
+        yield wave
