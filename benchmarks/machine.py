@@ -39,7 +39,7 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
     name = fields.get("model name") or platform.machine()
-    parts = [f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields]
+    parts = [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]
     return f"{name} ({', '.join(parts)})" if parts else name
 
 
@@ -54,14 +54,13 @@ def gemm_rate(device: torch.device, dtype: torch.dtype, tokens: int, hidden: int
 
     They write into tensors made beforehand: this is the rate of the processor, not of the allocator.
     """
-    make: dict[str, torch.device | torch.dtype] = {"device": device, "dtype": dtype}
-    weight = torch.full((hidden, intermediate), 1e-3, **make)  # type: ignore[call-overload]
-    x = torch.full((tokens, hidden), 1e-3, **make)  # type: ignore[call-overload]
-    y = torch.empty((tokens, intermediate), **make)  # type: ignore[call-overload]
+    weight = torch.full((hidden, intermediate), 0.5, device=device, dtype=dtype)
+    x, grad_x = (torch.full((tokens, hidden), 0.5, device=device, dtype=dtype) for _ in range(2))
+    y, grad_y = (torch.full((tokens, intermediate), 0.5, device=device, dtype=dtype) for _ in range(2))
 
     def products() -> None:
         torch.mm(x, weight, out=y)
-        torch.mm(y, weight.T, out=x)
+        torch.mm(grad_y, weight.T, out=grad_x)
 
     seconds = _median_seconds(products, device)
     return 2 * 2 * tokens * hidden * intermediate / seconds

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from workers import Settings
 
 from fedloom.config import UserError
 from fedloom.data.draws import draw_batches
@@ -58,22 +59,6 @@ RANDOM_SEQUENCES = 512
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured; the same in every process."""
-
-    model: str
-    arch: str | None
-    quantize: str
-    device: str
-    data_name: str
-    data_dir: str | None
-    clients: int
-    batches: int
-    batch_size: int
-    pad: int
-
-
-@dataclass(frozen=True)
 class Data:
     """All sequences, and those of the round.
 
@@ -91,7 +76,7 @@ class Data:
 
 
 def lora() -> LoraConfig:
-    """LoRA on PEFT's default modules of the architecture (q and v), without dropout: losses are comparable."""
+    """LoRA on PEFT's default modules of the architecture (q and v), no dropout: losses are comparable."""
     return LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, lora_dropout=0.0)
 
 
@@ -99,6 +84,10 @@ def load(settings: Settings, dtype: str) -> BaseModel | PreTrainedModel:
     """The frozen model: a real one with its tokenizer, or one with random weights."""
     if settings.arch is None:
         return load_base(settings.model, device=settings.device, dtype=dtype, quantize=settings.quantize)
+    if settings.arch not in ARCHITECTURES:
+        raise UserError(f"--arch {settings.arch}: must be one of {', '.join(ARCHITECTURES)}.")
+    if settings.quantize == "8bit":
+        raise UserError("--quantize 8bit: with --arch it must be none or 4bit.")
     device = resolve_device(settings.device)
     check_quantize(settings.quantize, device)
     config = LlamaConfig(**ARCHITECTURES[settings.arch])
@@ -107,8 +96,6 @@ def load(settings: Settings, dtype: str) -> BaseModel | PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     if settings.quantize == "4bit":
         _quantise(model)
-    elif settings.quantize != "none":
-        raise UserError(f"--quantize {settings.quantize}: with --arch it must be none or 4bit.")
     return model.requires_grad_(False).eval()
 
 
@@ -157,7 +144,9 @@ def _random_sequences(vocabulary: int, longest: int) -> tuple[list[Tokens], int]
     instruction = rng.integers(3, vocabulary, INSTRUCTION_TOKENS).tolist()
     made = []
     for _ in range(RANDOM_SEQUENCES):
-        question, answer = (int(rng.lognormal(*lengths)) + 1 for lengths in (QUESTION_LENGTHS, ANSWER_LENGTHS))
+        question, answer = (
+            int(rng.lognormal(*lengths)) + 1 for lengths in (QUESTION_LENGTHS, ANSWER_LENGTHS)
+        )
         ids = instruction + rng.integers(3, vocabulary, question + answer).tolist()
         made.append(Tokens(ids, INSTRUCTION_TOKENS + question, -1))
     kept = [sequence for sequence in made if len(sequence.ids) <= longest]

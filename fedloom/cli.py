@@ -14,6 +14,7 @@ from fedloom.checks import check, check_values
 from fedloom.config import DemoConfig, FedConfig, UserError
 from fedloom.options import did_you_mean
 from fedloom.parsing import help_text, parse
+from fedloom.startup import prepare_process
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -82,6 +83,7 @@ def _dispatch(name: str, words: Sequence[str]) -> None:
         return
     config = parse(command.config_class, words, prog=prog)
     command.check(config)
+    prepare_process()
     command.run(config)
 
 

@@ -21,7 +21,7 @@ def random_sequence(rng, longest=14):
     return Tokens(ids, len(ids) - answer, rng.randrange(3))
 
 
-def clients_data(steps_per_client=(10, 7, 10), seed=0):
+def clients_data(steps_per_client=(10, 3, 7), seed=0):
     """For each client its steps, for each step two batches, for each batch two or three sequences."""
     rng = random.Random(seed)
 
@@ -58,7 +58,9 @@ def train_stacked(base, config, data, optimiser, **rules):
     """Train all clients in shared passes, from the same start."""
     model = make_stacked(base, config, data)
     work = [steps_of(k, client, model.layout) for k, client in enumerate(data)]
-    return train_locally(model, start_bank(model, len(data), base.dtype), work, LocalRules(optimiser, **rules))
+    return train_locally(
+        model, start_bank(model, len(data), base.dtype), work, LocalRules(optimiser, **rules)
+    )
 
 
 def apart(row, reference):

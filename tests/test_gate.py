@@ -54,22 +54,30 @@ def adapter(peft, architecture):
     return PromptEncoderConfig(task_type=task, num_virtual_tokens=4, encoder_hidden_size=24, **sizes)
 
 
-def reference_loss(model, sequences, classify, pad_id, virtual):
-    """The mean loss of one padded batch. (HF's own loss would round float64 logits to float32.)"""
+def reference_loss(model, batches, classify, pad_id, virtual):
+    """The mean over batches of each one's mean loss. (HF's own would round float64 logits to float32.)"""
+    sequences = [s for batch in batches for s in batch]
     longest = max(len(s.ids) for s in sequences)
     ids = torch.tensor([s.ids + [pad_id] * (longest - len(s.ids)) for s in sequences])
     mask = torch.tensor([[1] * len(s.ids) + [0] * (longest - len(s.ids)) for s in sequences])
     logits = model(input_ids=ids, attention_mask=mask).logits
     if classify:
-        return F.cross_entropy(logits, torch.tensor([s.label for s in sequences]))
-    labels = torch.full_like(ids, -100)
-    for row, s in enumerate(sequences):
-        labels[row, s.answer_start : len(s.ids)] = ids[row, s.answer_start : len(s.ids)]
-    return F.cross_entropy(logits[:, virtual:-1].flatten(0, 1), labels[:, 1:].flatten())
+        labels = torch.tensor([s.label for s in sequences])
+    else:
+        logits, labels = logits[:, virtual:-1], torch.full_like(ids, -100)
+        for row, s in enumerate(sequences):
+            labels[row, s.answer_start : len(s.ids)] = ids[row, s.answer_start : len(s.ids)]
+        labels = labels[:, 1:]
+    rows = [len(batch) for batch in batches]
+    each = [
+        F.cross_entropy(some.flatten(0, -2), right.flatten())
+        for some, right in zip(logits.split(rows), labels.split(rows), strict=True)
+    ]
+    return torch.stack(each).mean()
 
 
 def train_alone(base, config, steps, make_optimiser, clip_norm=0.0):
-    """One client with HF PEFT and torch.optim; returns its adapter, as it was and as it became, and losses."""
+    """One client with HF PEFT and torch.optim; returns its adapter after and before, and its losses."""
     torch.manual_seed(1)
     model = get_peft_model(copy.deepcopy(base), copy.deepcopy(config)).to(base.dtype).eval()
     named = {saved_name(n, config): p for n, p in model.named_parameters() if p.requires_grad}
@@ -79,8 +87,7 @@ def train_alone(base, config, steps, make_optimiser, clip_norm=0.0):
     classify, losses = config.task_type == "SEQ_CLS", []
     for batches in steps:
         optimiser.zero_grad()
-        each = [reference_loss(model, b, classify, base.config.pad_token_id, virtual) for b in batches]
-        loss = sum(each) / len(batches)
+        loss = reference_loss(model, batches, classify, base.config.pad_token_id, virtual)
         loss.backward()
         if clip_norm:
             torch.nn.utils.clip_grad_norm_(list(named.values()), clip_norm)

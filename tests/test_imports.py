@@ -12,13 +12,14 @@ import fedloom
 ROOT = Path(fedloom.__file__).parent
 # Each level may use itself and what stands before it.
 LEVELS = [
-    {"options", "config", "checks", "parsing"},
+    {"startup", "options", "config", "checks", "parsing"},
     {"data"},
     {"model"},
     {"client"},
     {"federation"},
     {"runtimes"},
     {"observe"},
+    {"build"},
     {"run"},
     {"demo"},
     {"cli"},

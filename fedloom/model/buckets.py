@@ -186,7 +186,8 @@ def plan_buckets(pack: Pack, causal: bool, window: int | None, heads: int, key_h
     Args:
         pack: A packed pass.
         causal: A token sees only what stands before it.
-        window: A token sees only itself and the ``window - 1`` tokens before it; None: all of them.
+        window: A token sees only itself and the ``window - 1`` tokens before it, and, where it may look
+            ahead, as many after it; None: all of them.
         heads: Query heads.
         key_heads: Key and value heads.
     """
@@ -270,9 +271,13 @@ def _visible(lengths: Tensor, shared: int, causal: bool, window: int | None) -> 
         # Pads stand at the end, where no real query of a causal model looks.
         below = key <= query
         return (below if window is None else below & (key > query - window))[None]
+    length = lengths[:, None, None]
+    if window is not None and window < longest:
+        # A pad sees pads, so that every query sees something.
+        return ((query - key).abs() < window) & ((key < length) | (query >= length))
     if bool((lengths == longest).all()):
         return None
-    return (key < lengths[:, None, None]).expand(-1, longest, -1)
+    return (key < length).expand(-1, longest, -1)
 
 
 def _pairs(pack: Pack, sequences: list[_Sequence], heads: int) -> tuple[list[int], tuple[int, ...]]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import gguf
 import numpy as np
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, modeling_gguf_pytorch_utils
 
 
 class _FastReader(gguf.GGUFReader):
@@ -29,13 +29,16 @@ def parsed_once() -> Iterator[None]:
     It would parse the whole file for the tokenizer, the configuration and the weights each, and build the
     table of tensor names once per module of the model: for SmolLM2-135M 20 to 26 seconds instead of 8.
     """
-    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    reader, name_map, bar = gguf.GGUFReader, gguf.get_tensor_name_map, modeling_gguf_pytorch_utils.tqdm
     gguf.GGUFReader = functools.cache(_FastReader)
     gguf.get_tensor_name_map = functools.cache(name_map)
+    # Its bar does not listen to transformers' own switch for bars.
+    modeling_gguf_pytorch_utils.tqdm = functools.partial(bar, disable=True)
     try:
         yield
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
+        modeling_gguf_pytorch_utils.tqdm = bar
 
 
 def dequantise_options() -> dict[str, object]:

@@ -22,6 +22,7 @@ from fedloom.model.adapters.injection import inject
 from fedloom.model.adapters.prompts import as_saved, virtual_tokens
 from fedloom.model.attention import NAME, PackedPass
 from fedloom.model.dropout import Draws
+from fedloom.model.fused import fusable_rotary, fuse, rotating
 from fedloom.model.loss import class_losses, token_losses
 from fedloom.model.packing import Layout, Pack
 from fedloom.model.probe import is_causal, packs
@@ -68,6 +69,8 @@ class StackedModel:
         self._takes = set(inspect.signature(self.trunk.forward).parameters)
         self._position_offset = _position_offset(self.trunk)
         self._plain_attention = model.config._attn_implementation
+        fuse(model)
+        self._rotary = fusable_rotary(self.trunk)
         layout = Layout(
             packed=False,
             causal=is_causal(self.trunk),
@@ -118,6 +121,7 @@ class StackedModel:
     def as_client(self, row: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
         """The plain model with one client's LoRA adapter in force, for generation."""
         stacked = {name: t[None].to(self.device) for name, t in row.items()}
+        self.trunk.eval()  # the last training pass may have left attention's dropout on
         with self._wave.through(stacked, (1,)), self._attention(packed=False):
             yield self.model
 
@@ -154,6 +158,7 @@ class StackedModel:
         with (
             self._wave.through(parameters, pack.units, draws),
             self._attention(layout.packed),
+            rotating(self._rotary),
             _without_pooler(self.trunk),
         ):
             return self.trunk(**inputs).last_hidden_state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from peft import PeftConfig, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -31,7 +33,9 @@ def inject(model: PreTrainedModel, config: PeftConfig, wave: Wave, seed: int) ->
         The initial adapter (at least float32), and the number of virtual tokens before each sequence.
     """
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        # PEFT's layers are thrown away at once; what they warn of does not concern ours.
+        warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config)
     initial = {

@@ -1,0 +1,247 @@
+"""Packed attention equals a loop of plain softmax attention over the sequences, forward and backward."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from engine import apart, clients_data, make_stacked, start_bank, steps_of
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from tiny import tiny_llama, tiny_model
+from transformers import MistralConfig, ModernBertConfig
+
+from fedloom.client.local import LocalRules, train_locally
+from fedloom.client.optimisers import sgd
+from fedloom.data.encode import Tokens
+from fedloom.model import attention
+from fedloom.model.attention import PackedPass, packed_attention
+from fedloom.model.buckets import plan_buckets
+from fedloom.model.dropout import Draws
+from fedloom.model.packing import Batch, Layout, build_pack
+
+DIM = 4
+ALL_PLAIN, ALL_FUSED = 10**9, -1
+
+
+def make_pack(lengths_of_clients, causal, shared):
+    """A pass of sequences with these lengths, what they share left out; each sequence is a batch."""
+    wave = [
+        [
+            Batch([Tokens([1] * shared + [5] * n, shared + n - 1, 0)], 1.0, (0, k, i))
+            for i, n in enumerate(lengths)
+        ]
+        for k, lengths in enumerate(lengths_of_clients)
+    ]
+    return build_pack(wave, Layout(packed=True, causal=causal, prefix=shared, classify=True))
+
+
+def random_tensors(pack, heads, key_heads, seed=0):
+    """Queries, keys, values and the gradient of the output, ``[1, heads, tokens, dim]``."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = pack.ids.numel()
+    shapes = [(heads, tokens, DIM), (key_heads, tokens, DIM), (key_heads, tokens, DIM), (tokens, heads, DIM)]
+    q, k, v, g = (torch.randn(1, *shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), g
+
+
+def sequences_of(pack):
+    """Token indices of each sequence that is attended to on its own: ``(queries, keys)``."""
+    found = [
+        (list(range(start, start + n)), list(range(p, p + pack.shared)) + list(range(start, start + n)))
+        for start, n, p in zip(pack.starts, pack.lengths, pack.prefix_starts, strict=True)
+    ]
+    for p in sorted(set(pack.prefix_starts)) if pack.shared else []:
+        found.append((list(range(p, p + pack.shared)), list(range(p, p + pack.shared))))
+    return found
+
+
+def slow_attention(q, k, v, pack, causal, window, scale):
+    """One sequence and one head after the other."""
+    heads, tokens = q.shape[1:3]
+    group = heads // k.shape[1]
+    out = torch.zeros(1, tokens, heads, DIM, dtype=q.dtype)
+    for queries, keys in sequences_of(pack):
+        distance = torch.tensor(
+            [[len(keys) - len(queries) + i - j for j in range(len(keys))] for i in range(len(queries))]
+        )
+        seen = torch.ones(distance.shape, dtype=torch.bool)
+        if causal:
+            seen &= distance >= 0
+        if window is not None:
+            seen &= distance.abs() < window
+        for head in range(heads):
+            scores = q[0, head, queries] @ k[0, head // group, keys].T * scale
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            out[0, queries, head] = weights @ v[0, head // group, keys]
+    return out
+
+
+def assert_equals_the_loop(
+    lengths, *, causal=True, shared=0, window=None, heads=(2, 2), keys=ALL_PLAIN, scale=None
+):
+    """Outputs and gradients of all inputs, to rounding in float64."""
+    pack = make_pack(lengths, causal, shared)
+    q, k, v, g = random_tensors(pack, *heads)
+    with patch.object(attention, "_PLAIN_KEYS", keys):
+        fast, _ = packed_attention(
+            torch.nn.Module(), q, k, v, None, scale, packed=PackedPass(pack, causal), sliding_window=window
+        )
+    fast_gradients = torch.autograd.grad(fast, (q, k, v), g)
+    slow = slow_attention(q, k, v, pack, causal, window, DIM**-0.5 if scale is None else scale)
+    slow_gradients = torch.autograd.grad(slow, (q, k, v), g)
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+    for a, b in zip(fast_gradients, slow_gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+SEVERAL_BUCKETS = [[2, 9, 3], [], [20, 21, 8], [1]]
+
+
+@pytest.mark.parametrize("keys", [ALL_PLAIN, ALL_FUSED, 10], ids=["plain", "fused", "both"])
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("causal, shared", [(True, 0), (True, 5), (False, 0)])
+def test_attention_equals_a_loop_over_sequences(causal, shared, heads, window, keys):
+    assert_equals_the_loop(
+        SEVERAL_BUCKETS, causal=causal, shared=shared, heads=heads, window=window, keys=keys
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 12), max_size=4), min_size=1, max_size=3).filter(any),
+    causal=st.booleans(),
+    shared=st.sampled_from([0, 1, 6]),
+    window=st.sampled_from([None, 2, 5]),
+    keys=st.sampled_from([ALL_PLAIN, ALL_FUSED]),
+    scale=st.sampled_from([None, 0.3]),
+)
+@example(lengths=[[1]], causal=True, shared=0, window=None, keys=ALL_FUSED, scale=None)
+@example(lengths=[[1], [1]], causal=False, shared=0, window=None, keys=ALL_FUSED, scale=None)
+def test_attention_equals_a_loop_whatever_the_lengths(lengths, causal, shared, window, keys, scale):
+    shared = shared if causal else 0
+    assert_equals_the_loop(lengths, causal=causal, shared=shared, window=window, keys=keys, scale=scale)
+
+
+@pytest.mark.parametrize("shared", [0, 5])
+def test_buckets_hold_every_sequence_once_and_waste_little(shared):
+    pack = make_pack(SEVERAL_BUCKETS, True, shared)
+    plan = plan_buckets(pack, True, None, 2, 2)
+    assert len(plan.buckets) > 2
+    starts = [int(s) for bucket in plan.buckets for s in bucket.starts]
+    assert sorted(starts) == sorted({*pack.starts, *(pack.prefix_starts if shared else ())})
+    for bucket in plan.buckets:
+        assert int(bucket.lengths.min()) > bucket.longest / 2
+
+
+def test_lengths_that_are_alike_share_a_bucket():
+    plan = plan_buckets(make_pack([[10, 10], [9]], False, 0), False, None, 2, 2)
+    assert [bucket.lengths.tolist() for bucket in plan.buckets] == [[10, 10, 9]]
+
+
+def test_the_fused_kernel_is_used_beyond_the_limit_and_only_there():
+    pack = make_pack([[4, 4, 30]], True, 0)
+    q, k, v, _ = random_tensors(pack, 2, 2)
+    fused = torch.nn.functional.scaled_dot_product_attention
+    with (
+        patch.object(attention, "_PLAIN_KEYS", 10),
+        patch.object(attention.F, fused.__name__, wraps=fused) as spy,
+    ):
+        packed_attention(torch.nn.Module(), q, k, v, None, packed=PackedPass(pack, True))
+    assert [call.args[1].shape[-2] for call in spy.call_args_list] == [30]
+
+
+def test_an_architecture_that_changes_the_scores_cannot_be_packed():
+    pack = make_pack([[3]], True, 0)
+    q, k, v, _ = random_tensors(pack, 2, 2)
+    for bad in ({"packed": None}, {"softcap": 30.0}, {"position_bias": torch.zeros(1)}):
+        with pytest.raises(ValueError, match="cannot be packed"):
+            packed_attention(torch.nn.Module(), q, k, v, None, **{"packed": PackedPass(pack, True), **bad})
+
+
+def kept_pairs(lengths_of_clients, probability=0.5, shared=0, keys=None, causal=True):
+    """Attention's dropout factors, read off the output: values are one-hot, so outputs are probabilities."""
+    pack = make_pack(lengths_of_clients, causal, shared)
+    tokens = pack.ids.numel()
+    q, k, _, _ = random_tensors(pack, 2, 1)
+    k = torch.zeros_like(k)
+    v = torch.eye(tokens, dtype=torch.float64)[None, None]
+    draws = Draws(5, keys or pack.run_keys, pack.run_tokens, None, torch.device("cpu"))
+    q, k = (torch.nn.functional.pad(x, (0, tokens - DIM)) for x in (q, k))
+
+    def run(draws):
+        packed = PackedPass(pack, causal, draws)
+        return packed_attention(torch.nn.Module(), q, k, v, None, dropout=probability, packed=packed)[0][0]
+
+    with_dropout, without = run(draws), run(None)
+    assert ((without > 0).sum(-1) == torch.tensor([[i + 1] * 2 for i in pack.position_ids[0].tolist()])).all()
+    return pack, torch.where(without > 0, with_dropout / without, torch.nan)
+
+
+def test_dropout_of_attention_drops_single_pairs():
+    _, factors = kept_pairs([[40, 41]], probability=0.25)
+    found = factors[~factors.isnan()]
+    assert float(((found - 4 / 3).abs() < 1e-9).double().mean()) + float((found == 0).double().mean()) == 1
+    assert float((found == 0).double().mean()) == pytest.approx(0.25, abs=0.03)
+    assert not torch.equal(factors[:, 0].nan_to_num(), factors[:, 1].nan_to_num()), "heads share a mask"
+
+
+@pytest.mark.parametrize("shared", [0, 6])
+def test_dropout_of_attention_does_not_depend_on_the_neighbours(shared):
+    among, factors = kept_pairs([[7], [9, 13]], shared=shared)
+    alone, factors_alone = kept_pairs([[], [9, 13]], shared=shared)
+    first = among.units[0]
+    assert torch.equal(factors[first:, :, first:].nan_to_num(-1), factors_alone.nan_to_num(-1))
+    # And it does depend on whose batch it is.
+    _, of_another = kept_pairs(
+        [[], [9, 13]], shared=shared, keys=[(9, i) for i in range(len(alone.run_keys))]
+    )
+    assert not torch.equal(of_another.nan_to_num(-1), factors_alone.nan_to_num(-1))
+
+
+def tiny_window(kind):
+    sizes = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+        "initializer_range": 0.2,
+    }
+    if kind == "mistral":
+        return tiny_model(MistralConfig(**sizes, num_key_value_heads=2, sliding_window=4), None).double()
+    special = {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+    return tiny_model(ModernBertConfig(**sizes, **special, local_attention=6), 3).double()
+
+
+@pytest.mark.parametrize("kind", ["mistral", "modernbert"])
+def test_a_model_that_looks_through_a_window_gives_the_same_packed_and_padded(kind):
+    lm = kind == "mistral"
+    config = LoraConfig(
+        task_type="CAUSAL_LM" if lm else "SEQ_CLS",
+        r=2,
+        target_modules=["q_proj", "v_proj"] if lm else ["Wqkv"],
+    )
+    data, rows = clients_data((1, 2)), []
+    for packed in (None, False):
+        model = make_stacked(tiny_window(kind), config, data, packed=packed)
+        assert model.layout.packed == (packed is None)
+        work = [steps_of(k, client, model.layout) for k, client in enumerate(data)]
+        rows.append(train_locally(model, start_bank(model, 2), work, LocalRules(sgd(0.1))).bank)
+    for k in range(2):
+        assert apart(rows[0].row(k), start_bank(model, 1).row(0)) > 1e-4
+        assert apart(rows[0].row(k), rows[1].row(k)) < 1e-6  # both round to float32 in their norms
+
+
+def test_long_sequences_through_the_fused_kernel_train_the_same(monkeypatch, full_precision):
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
+    data, banks = clients_data((2, 1)), []
+    for keys in (ALL_PLAIN, ALL_FUSED):
+        monkeypatch.setattr(attention, "_PLAIN_KEYS", keys)
+        model = make_stacked(tiny_llama().double(), config, data)
+        work = [steps_of(k, client, model.layout) for k, client in enumerate(data)]
+        banks.append(train_locally(model, start_bank(model, 2), work, LocalRules(sgd(0.1))).bank)
+    for k in range(2):
+        assert apart(banks[0].row(k), banks[1].row(k)) < 1e-12

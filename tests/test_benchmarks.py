@@ -1,0 +1,158 @@
+"""The benchmark runs on a tiny model, its contenders agree, and pages show what its files say."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import save_tiny_llama
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Imports a file of the benchmark, as the files import each other."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def run(*arguments, status=0):
+    # Two contenders take turns on tiny products: more threads than one only get in each other's way.
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "round.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_a_round_is_measured_and_shown(model, tmp_path):
+    page, out = tmp_path / "page.md", tmp_path / "results" / "tiny.json"
+    page.write_text("# A page\n<!-- benchmark:tiny -->\nold\n<!-- /benchmark -->\nThe end.\n")
+    done = run(
+        *("--model", model, "--device", "cpu", "--dtype", "float32", "--clients", 2, "--batches", 2),
+        *("--repeats", 2, "--slow-repeats", 1, "--out", out, "--write-docs", page),
+    )
+    result = json.loads(out.read_text())
+
+    contenders = {row["name"]: row for row in result["contenders"]}
+    assert list(contenders) == ["padded", "dynamic", "central", "central-wide", "fedloom"]
+    assert {name: len(row["seconds"]) for name, row in contenders.items()} == {
+        "padded": 1,
+        "dynamic": 2,
+        "central": 2,
+        "central-wide": 2,
+        "fedloom": 2,
+    }
+    for name in ("padded", "dynamic"):
+        assert contenders["fedloom"]["losses"] == pytest.approx(contenders[name]["losses"], rel=1e-5)
+        assert contenders["fedloom"]["moved"] == pytest.approx(contenders[name]["moved"], rel=1e-4)
+    assert result["agreement"]["float32"]["losses"] < 1e-5
+    # The first client's step is central training's first.
+    assert contenders["central"]["losses"][0] == pytest.approx(contenders["dynamic"]["losses"][0], rel=1e-5)
+
+    data, clients, batches, batch_size = result["data"], 2, 2, 2
+    assert data["sequences"] == clients * batches * batch_size
+    assert contenders["padded"]["tokens"] == data["sequences"] * 256
+    saved = data["shared_prefix"] * (data["sequences"] - clients)
+    assert contenders["fedloom"]["tokens"] == data["useful_tokens"] - saved
+    hidden, intermediate, layers = 32, 48, 2
+    weights = layers * (2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * intermediate)
+    assert data["linear_parameters"] == weights
+    head = hidden * 320 * data["labels"]
+    assert data["needed_flops"] == 4 * (weights * data["useful_tokens"] + head)
+    for row in contenders.values():
+        share = data["needed_flops"] / row["median_seconds"] / result["gemm_flops"]["float32"]
+        assert row["gemm_share"] == pytest.approx(share)
+    assert contenders["padded"]["times_padded"] == 1.0
+
+    assert set(result["versions"]) == {"python", "torch", "transformers", "peft", "fedloom"}
+    assert {"cpu", "cores", "threads"} <= set(result["machine"])
+    assert str(tmp_path) not in out.read_text() and str(model) not in out.read_text()
+    table = page.read_text().removeprefix("# A page\n<!-- benchmark:tiny -->\n").partition("<!-- /")[0]
+    assert "**fedloom**" in table and table.strip() == done.stdout.strip()
+
+
+def test_memory_is_measured(model, tmp_path):
+    out = tmp_path / "memory.json"
+    run("--memory", "--model", model, "--device", "cpu", "--dtype", "float32", "--batches", 1, "--out", out)
+    result = json.loads(out.read_text())
+    assert [one["clients"] for one in result["runs"]] == [4, 50]
+    assert result["runs"][0]["wave_tokens"] == result["runs"][1]["wave_tokens"]
+    assert 0.8 < result["ratio"] < 1.2
+
+
+def test_random_weights_and_a_mistake():
+    random_weights = ("--arch", "llama-tiny", "--device", "cpu", "--dtype", "float32", "--clients", 2)
+    done = run(*random_weights, "--batches", 1, "--repeats", 1, "--only", "dynamic,fedloom")
+    assert "llama-tiny, random weights" in done.stdout
+    assert "error: --arch llama-9b" in run("--arch", "llama-9b", "--device", "cpu", status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "apart", "agrees"),
+    [
+        ("float32", 1e-6, True),
+        ("float32", 2e-3, False),
+        ("float32", float("nan"), False),
+        ("bfloat16", 2e-3, True),
+        ("bfloat16", 1.0, False),
+    ],
+)
+def test_times_of_contenders_that_disagree_are_refused(module, dtype, apart, agrees):
+    verdict = module("verdict")
+    rows = [
+        {"name": "padded", "dtype": dtype, "losses": [1.0, 2.0], "moved": [0.1, 0.1]},
+        {"name": "fedloom", "dtype": dtype, "losses": [1.0, 2.0 * (1 + apart)], "moved": [0.1, 0.1]},
+    ]
+    result = {"agreement": verdict.agreement(rows), "contenders": rows}
+    if agrees:
+        verdict.check(result)
+    else:
+        with pytest.raises(verdict.Disagreement, match="losses"):
+            verdict.check(result)
+
+
+def test_memory_that_grows_is_refused(module):
+    verdict = module("verdict")
+    verdict.check_memory({"ratio": 1.1, "training_ratio": None})
+    with pytest.raises(verdict.Disagreement, match=r"1\.30"):
+        verdict.check_memory({"ratio": 1.1, "training_ratio": 1.3})
+
+
+def test_a_page_that_is_not_up_to_date_is_found(module, tmp_path, capsys):
+    render = module("render")
+    result = {
+        "kind": "memory",
+        "model": "m",
+        "dtype": "float32",
+        "settings": {"data": "arithmetic"},
+        "runs": [{"clients": 4, "tokens": 10, "peak_bytes": 2**30, "training_peak_bytes": None}],
+        "ratio": 1.0,
+        "training_ratio": None,
+        "machine": {"cpu": "c", "cores": 2, "threads": 2, "system": "Linux"},
+        "versions": {"python": "3"},
+        "date": "2026-01-01",
+        "command": "python benchmarks/round.py --memory",
+    }
+    (tmp_path / "m.json").write_text(json.dumps(result))
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- benchmark:m -->\n<!-- /benchmark -->\nb\n")
+    check = ["--results", str(tmp_path), "--check", str(page)]
+    assert render.main(check) == 1
+    assert render.main(["--results", str(tmp_path), str(page)]) == 0
+    assert render.main(check) == 0
+    assert "| 4 | 10 | 1.00 GiB |  |" in page.read_text()
+    assert page.read_text().startswith("a\n") and page.read_text().endswith("b\n")

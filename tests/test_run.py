@@ -1,0 +1,240 @@
+"""`fedloom fed` from the command line to the folder it leaves, on a tiny model and a few problems."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny import save_tiny_llama
+from transformers import AutoModelForCausalLM
+
+from fedloom.cli import main
+
+PROBLEMS = 60
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for part, count in (("train", PROBLEMS), ("validation", 8), ("test", 4)):
+        rows = [
+            {"question": f"Ann has {i} pears and finds {part[0]} {i % 7} more. How many?", "final_ans": i + i % 7}
+            for i in range(count)
+        ]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def fed(model, data, tmp_path):
+    """Runs `fedloom fed` with small numbers; returns the exit status and the run's folder."""
+
+    def run(name, *flags, out_dir=tmp_path):
+        return main(arguments(model, data, out_dir, name, *flags)), Path(out_dir) / name
+
+    return run
+
+
+def arguments(model, data, out_dir, name, *flags):
+    words = f"fed --model_name {model} --data_dir {data} --data_name ChilleD/MultiArith --out_dir {out_dir}"
+    words += f" --exp_name {name} --train_mode fed --client_num 6 --client_num_per_step 3 --dtype float32"
+    words += " --client_batch_per_step 4 --max_steps 4 --val_steps 2 --report_to none --wave_tokens 600"
+    return [*words.split(), "--client-lr", "0.05", "--lora_r", "4", *flags]
+
+
+def adapter(folder, round_=4):
+    return load_file(folder / "checkpoints" / f"round-{round_:06d}" / "adapter_model.safetensors")
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(a, b, tolerance=0.0):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
+
+
+def test_a_run_leaves_what_the_docs_promise(fed, model):
+    status, folder = fed("run", "--token", "hf_secret", "--report_to", "tensorboard")
+    assert status == 0
+    assert [row["round"] for row in rows(folder)] == [0, 1, 2, 3, 4]
+    last = rows(folder)[-1]
+    size = sum(t.numel() * 4 for t in adapter(folder).values())
+    assert last["bytes_up"] == last["bytes_down"] == 3 * size
+    assert len(set(last["clients"])) == 3 and set(last["clients"]) <= set(range(6))
+    assert last["tokens"] > 0 and last["seconds"] > 0 and math.isfinite(last["val_loss"])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["rounds"] == 4 and summary["totals"]["bytes_up"] == 4 * 3 * size
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["dtype"] == "float32" and saved["run"]["versions"]["torch"] == torch.__version__
+    assert not any("hf_secret" in p.read_text(errors="ignore") for p in folder.rglob("*") if p.is_file())
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+def test_the_adapter_loads_with_peft_and_changes_the_model(fed, model):
+    _, folder = fed("peft")
+    base = AutoModelForCausalLM.from_pretrained(model)
+    ids = torch.tensor([[5, 60, 70, 80]])
+    before = base(ids).logits
+    after = PeftModel.from_pretrained(base, folder / "checkpoints" / "round-000004")(ids).logits
+    assert (after - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("peft", ["lora", "p-tuning", "prompt-tuning"])
+@pytest.mark.parametrize("algorithm", ["FedAdam", "FedAVG", "FedProx"])
+def test_every_algorithm_trains_every_kind_of_adapter(fed, peft, algorithm):
+    lr = "0.01" if algorithm == "FedAdam" else "0.05"
+    status, folder = fed("run", "--fed_alg", algorithm, "--peft", peft, "--lr", lr, "--num_virtual_tokens", "4")
+    assert status == 0
+    assert rows(folder)[-1]["val_loss"] < rows(folder)[0]["val_loss"]
+
+
+def test_fedprox_without_its_term_is_fedavg(fed):
+    _, prox = fed("prox", "--fed_alg", "FedProx", "--prox_mu", "0", "--lr", "0.05")
+    _, avg = fed("avg", "--fed_alg", "FedAVG", "--lr", "0.05")
+    _, pulled = fed("pulled", "--fed_alg", "FedProx", "--prox_mu", "5", "--lr", "0.05", "--grad_accum_steps", "1")
+    assert_equal(adapter(prox), adapter(avg))
+    assert any((adapter(pulled)[n] - t).abs().max() > 1e-6 for n, t in adapter(avg).items())
+
+
+def test_local_mode_learns_without_sending_a_byte(fed):
+    status, folder = fed("local", "--train_mode", "local", "--lr", "0.01", "--client_num", "10000")
+    assert status == 0
+    assert rows(folder)[-1]["val_loss"] < rows(folder)[0]["val_loss"]
+    assert rows(folder)[-1]["bytes_up"] == 0 and rows(folder)[-1]["clients"] == []
+
+
+def test_the_size_of_a_wave_changes_nothing(fed):
+    _, large = fed("large", "--wave_tokens", "100000")
+    _, small = fed("small", "--wave_tokens", "1")
+    assert_equal(adapter(small), adapter(large), tolerance=2e-5)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(fed, tmp_path):
+    _, first = fed("run", out_dir=tmp_path / "a")
+    _, again = fed("run", out_dir=tmp_path / "b")
+    _, other = fed("run", "--seed", "5", out_dir=tmp_path / "c")
+    assert_equal(adapter(first), adapter(again))
+    assert any(not torch.equal(t, adapter(other)[name]) for name, t in adapter(first).items())
+
+
+def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, model, data, tmp_path):
+    flags = ["--max_steps", "30", "--val_steps", "3", "--patience", "0"]
+    _, never = fed("never", *flags)
+    command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "killed", *flags)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_for(lambda: sum(1 for _ in (tmp_path / "killed").glob("checkpoints/round-*/state")) > 0, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = rows_written(tmp_path / "killed")
+    assert reached < 30
+    assert main(["fed", "--out_dir", str(tmp_path), "--exp_name", "killed", "--resume"]) == 0
+    assert_equal(adapter(tmp_path / "killed", 30), adapter(never, 30))
+    assert [row["round"] for row in rows(tmp_path / "killed")] == list(range(31))
+    same = ("train_loss", "clients", "val_accuracy")
+    for row, expected in zip(rows(tmp_path / "killed"), rows(never), strict=True):
+        assert {k: row[k] for k in same if k in row} == {k: expected[k] for k in same if k in expected}
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_clean_message(model, data, tmp_path):
+    flags = ["--max_steps", "500", "--val_steps", "500"]
+    command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "run", *flags)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: rows_written(tmp_path / "run") > 2, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in said and "Traceback" not in said
+    assert list((tmp_path / "run").glob("checkpoints/round-*/state/state.json"))
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def rows_written(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_training_stops_when_accuracy_has_not_risen(fed):
+    flags = ["--client_lr", "1e-12", "--fed_alg", "FedAVG", "--lr", "1e-12", "--max_steps", "20", "--val_steps", "1"]
+    _, folder = fed("stops", *flags, "--patience", "3")
+    assert rows(folder)[-1]["round"] == 3
+    _, folder = fed("goes-on", *flags, "--patience", "0", "--max_steps", "6")
+    assert rows(folder)[-1]["round"] == 6
+
+
+def test_a_client_that_diverges_is_left_out_and_named(fed, monkeypatch, caplog):
+    import fedloom.runtimes.in_process as runtime
+
+    train = runtime.train_locally
+
+    def spoiled(model, bank, *rest):
+        result = train(model, bank, *rest)
+        next(iter(result.bank.tensors.values()))[0] = math.nan
+        return result
+
+    monkeypatch.setattr(runtime, "train_locally", spoiled)
+    status, folder = fed("spoiled")
+    assert status == 0
+    for row in rows(folder)[1:]:
+        assert row["clients_left_out"] == row["clients"][:1]
+        assert math.isfinite(row["train_loss"])
+    assert f"client {rows(folder)[1]['clients'][0]} left out" in caplog.text
+    assert all(t.isfinite().all() for t in adapter(folder).values())
+
+
+def test_a_run_in_which_all_diverge_stops_and_keeps_the_last_good_checkpoint(fed, capsys):
+    flags = ["--fed_alg", "FedAVG", "--client_lr", "1e30", "--lr", "1", "--val_steps", "1", "--client_epoch", "9"]
+    status, folder = fed("diverges", *flags)
+    assert status == 2
+    said = capsys.readouterr().err
+    assert "not finite" in said and "client_lr" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--client_num", "61"], ["client_num", "61", "60"]),
+        (["--client_num_per_step", "7"], ["client_num_per_step", "7", "6"]),
+        (["--max_length", "8"], ["max_length", "8"]),
+        (["--device", "cuda:7"], ["cuda:7", "cpu"]),
+        (["--target_modules", "q_projj"], ["q_projj", "q_proj"]),
+        (["--data_dir", "nowhere"], ["nowhere"]),
+        (["--model_name", "./nowhere"], ["./nowhere"]),
+        (["--train_mode", "fedGradFocus"], ["fedGradFocus", "fed"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_message(fed, capsys, flags, words):
+    status, folder = fed("mistake", *flags)
+    said = capsys.readouterr().err
+    assert status == 2 and said.startswith("fedloom: error:") and "Traceback" not in said
+    assert all(word in said for word in words)
+    assert not (folder / "config.yaml").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(fed, capsys):
+    assert fed("run")[0] == 0
+    before = (tmp := fed("run"))[1] / "metrics.jsonl"
+    assert tmp[0] == 2 and "--resume" in capsys.readouterr().err
+    assert before.read_text().count("\n") == 5
