@@ -19,7 +19,7 @@ install_import_hook("fedloom", "beartype.beartype")
 
 @pytest.fixture
 def full_precision(monkeypatch):
-    """Llama's norm and BLOOM's softmax round to float32 on the way; at 1e-10 that is noise, on either side."""
+    """Llama's norm and BLOOM's softmax round to float32 on the way; at 1e-10 that is noise on either side."""
     from transformers.models.bloom import modeling_bloom
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -137,7 +138,8 @@ def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, model, dat
     flags = ["--max_steps", "30", "--val_steps", "3", "--patience", "0"]
     _, never = fed("never", *flags)
     command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "killed", *flags)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    # As many threads as here: another number adds up in another order.
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
     wait_for(lambda: sum(1 for _ in (tmp_path / "killed").glob("checkpoints/round-*/state")) > 0, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -195,7 +197,7 @@ def test_a_client_that_diverges_is_left_out_and_named(fed, monkeypatch, caplog):
         return result
 
     monkeypatch.setattr(runtime, "train_locally", spoiled)
-    status, folder = fed("spoiled")
+    status, folder = fed("spoiled", "--wave_tokens", "100000")  # one wave: its first client is spoiled
     assert status == 0
     for row in rows(folder)[1:]:
         assert row["clients_left_out"] == row["clients"][:1]

@@ -69,6 +69,7 @@ class StackedModel:
         self._takes = set(inspect.signature(self.trunk.forward).parameters)
         self._position_offset = _position_offset(self.trunk)
         self._plain_attention = model.config._attn_implementation
+        _keep_backward(model)
         fuse(model)
         self._rotary = fusable_rotary(self.trunk)
         layout = Layout(
@@ -215,6 +216,13 @@ def _position_offset(trunk: nn.Module) -> int:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return int(module.padding_idx) + 1
     return 0
+
+
+def _keep_backward(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes' CPU layers from repacking their weights for a kernel that has no backward."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager
