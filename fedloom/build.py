@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def build(config: FedConfig) -> tuple[FedConfig, Parts]:
     model = _stack(config, base, data)
     resolved = replace(
         config,
-        dtype=str(base.model.dtype).removeprefix("torch."),
+        dtype=cast(Any, str(base.model.dtype).removeprefix("torch.")),
         wave_tokens=auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens,
     )
     return resolved, Parts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -18,12 +19,15 @@ from fedloom.observe.evaluate import Answers, answer
 from fedloom.observe.metrics import read_rows
 from fedloom.run import drive
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MODEL = "smollm2-135m"
 TEST_PROBLEMS = 100
 LONGEST_ANSWER = 24
 
 
-def demo_config(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: str, dtype: str) -> FedConfig:
+def demo_config(
+    *, rounds: int, seed: int, out_dir: str, exp_name: str, device: str, dtype: Dtype
+) -> FedConfig:
     """The demo's run; any of it can be typed as flags of `fedloom fed`."""
     return FedConfig(
         exp_name=exp_name,
@@ -46,7 +50,7 @@ def demo_config(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: 
     )
 
 
-def run_demo(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: str, dtype: str) -> None:
+def run_demo(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: str, dtype: Dtype) -> None:
     """Answer unseen problems, fine-tune across four clients, answer them again, and print a table."""
     console = Console()
     wanted = demo_config(

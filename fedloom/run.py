@@ -135,9 +135,7 @@ def _round(config: FedConfig, parts: Parts, now: Progressed) -> tuple[Progressed
         clients = [0]
         server, report = central_round(now.server, _CentralTraining(config, parts, now))
     else:
-        clients = sample_clients(
-            config.seed, now.server.round, config.client_num, config.client_num_per_step
-        )
+        clients = sample_clients(config.seed, now.server.round, config.client_num, config.client_num_per_step)
         train = _ClientTraining(config, parts, now)
         server, report = federated_round(now.server, clients, train, config.client_lr, parts.server_optimiser)
     drawn = list(now.drawn)

@@ -160,9 +160,7 @@ def batch_tokens(batch: Batch, layout: Layout) -> int:
     return sum(lengths) - layout.shared * (len(lengths) - 1)
 
 
-def mean_step(
-    batches: Sequence[Sequence], layout: Layout, keys: Sequence[tuple[int, ...]]
-) -> Step:
+def mean_step(batches: Sequence[Sequence], layout: Layout, keys: Sequence[tuple[int, ...]]) -> Step:
     """An optimiser step over some batches of sequences: the mean over batches of each one's mean loss.
 
     Args:

@@ -84,7 +84,7 @@ def adam(
 
 
 def clip(gradients: AdapterBank, max_norm: float) -> AdapterBank:
-    """Scale each client's gradient down to ``max_norm`` where its Euclidean norm is larger; 0 leaves all as is."""
+    """Scale each client's gradient down to ``max_norm`` where its norm is larger; 0 leaves all as is."""
     if max_norm == 0.0:
         return gradients
     factor = (max_norm / (gradients.norms() + 1e-6)).clamp(max=1.0)

@@ -12,7 +12,8 @@ the clients' proximal term, both of which are arguments:
     g ← Σ_k n_k (w − w_k) / (client_lr · Σ_k n_k)
     w ← optimiser(w, g)
 
-With SGD at ``lr = client_lr`` the last two lines are ``w ← Σ_k n_k w_k / Σ_k n_k``: plain averaging of models.
+With SGD at ``lr = client_lr`` the last two lines are ``w ← Σ_k n_k w_k / Σ_k n_k``, plain averaging of
+models.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -56,13 +56,13 @@ class _ToBuckets(torch.autograd.Function):
     """``[tokens * heads, dim]`` -> each bucket's slots; backward gathers what belongs to each token."""
 
     @staticmethod
-    def forward(ctx, x, slots, home, sizes, shares):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, slots, home, sizes, shares):
         ctx.home, ctx.shares, ctx.rows = home, shares, slots.shape[0]
         return x.index_select(0, slots).split(sizes)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+    def backward(ctx, *grads):
         every = grads[0] if len(grads) == 1 else torch.cat(grads)
         grad = every.index_select(0, ctx.home)
         for share in ctx.shares:
@@ -74,14 +74,14 @@ class _FromBuckets(torch.autograd.Function):
     """Each bucket's slots -> ``[tokens * heads, dim]``; pads get no gradient."""
 
     @staticmethod
-    def forward(ctx, slots, home, pads, sizes, *buckets):  # type: ignore[no-untyped-def]
+    def forward(ctx, slots, home, pads, sizes, *buckets):
         ctx.slots, ctx.pads, ctx.sizes = slots, pads, sizes
         every = buckets[0] if len(buckets) == 1 else torch.cat(buckets)
         return every.index_select(0, home)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         every = grad.index_select(0, ctx.slots)
         if ctx.pads.numel():
             every.index_fill_(0, ctx.pads, 0.0)
@@ -125,7 +125,9 @@ def packed_attention(
     return out.view(1, tokens, heads, dim), None
 
 
-def _rows(x: Tensor, slots: Tensor, home: Tensor, sizes: list[int], shares: Sequence[Any]) -> tuple[Tensor, ...]:
+def _rows(
+    x: Tensor, slots: Tensor, home: Tensor, sizes: list[int], shares: Sequence[Any]
+) -> tuple[Tensor, ...]:
     # One copy at most: the projections leave [tokens, heads, dim] in memory already.
     rows = x[0].transpose(0, 1).reshape(-1, x.shape[-1])
     return _ToBuckets.apply(rows, slots, home, sizes, shares)
@@ -134,7 +136,7 @@ def _rows(x: Tensor, slots: Tensor, home: Tensor, sizes: list[int], shares: Sequ
 def _attend(
     bucket: Bucket, query: Tensor, key: Tensor, value: Tensor, scale: float, keep: Tensor | None
 ) -> Float[Tensor, "batch rows dim"]:
-    """Attention of one bucket; ``batch`` is key heads x sequences, ``rows`` query heads per key head x queries."""
+    """Attention of one bucket; ``batch``: key heads x sequences, ``rows``: query heads x queries."""
     dim = query.shape[-1]
     key, value = key.view(bucket.batch, -1, dim), value.view(bucket.batch, -1, dim)
     if keep is None and (query.is_cuda or key.shape[1] > _PLAIN_KEYS):

@@ -59,7 +59,10 @@ class AdapterBank:
     def map(self, function: Callable[..., Tensor], *others: AdapterBank) -> AdapterBank:
         """``function`` of this bank's tensors and those of ``others``, name by name."""
         return AdapterBank(
-            {name: function(t, *(other.tensors[name] for other in others)) for name, t in self.tensors.items()}
+            {
+                name: function(t, *(other.tensors[name] for other in others))
+                for name, t in self.tensors.items()
+            }
         )
 
     def mean(self, weights: Float[Tensor, " clients"]) -> Row:

@@ -54,7 +54,8 @@ class Bucket:
         starts, lengths: Of each sequence, without what it shares; all on the CPU.
         prefix_starts: Where what each shares starts.
         shared: Shared tokens before each sequence.
-        visible: True where a query may look, ``[1 or sequences, longest, shared + longest]``; None: everywhere.
+        visible: True where a query may look, ``[1 or sequences, longest, shared + longest]``; None:
+            everywhere.
         causal_only: `visible` is plain causality over equal numbers of queries and keys.
         heads, key_heads: Query heads, and the key and value heads that they share.
         first_pairs: Where each sequence's query-key-head triples start among all of the pass.
@@ -111,7 +112,7 @@ class Bucket:
         return rows.flatten(), own_slot.expand_as(rows).flatten()
 
     def bias(self, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores: 0, and -inf where a query may not look; broadcasts to `score_shape`."""
+        """What is added to the scores: 0, or the least number where a query may not look."""
         if dtype not in self._biases:
             self._biases[dtype] = self._bias(dtype)
         return self._biases[dtype]
@@ -143,7 +144,9 @@ class Bucket:
         within = (query * (self.shared + length) + key) * real
         head = torch.arange(self.heads).view(self.key_heads, 1, self.group, 1, 1)
         pairs_per_head = (length * (self.shared + length))[:, None]
-        place = self.first_pairs[:, None, None, None] + head * pairs_per_head * real[:, None] + within[:, None]
+        place = (
+            self.first_pairs[:, None, None, None] + head * pairs_per_head * real[:, None] + within[:, None]
+        )
         return place.flatten()
 
 
@@ -194,7 +197,15 @@ def plan_buckets(pack: Pack, causal: bool, window: int | None, heads: int, key_h
     sequences = _sequences_in_order(pack)
     first_pairs, run_pairs = _pairs(pack, sequences, heads)
     buckets = tuple(
-        _bucket([sequences[i] for i in group], [first_pairs[i] for i in group], causal, window, heads, key_heads, pack)
+        _bucket(
+            [sequences[i] for i in group],
+            [first_pairs[i] for i in group],
+            causal,
+            window,
+            heads,
+            key_heads,
+            pack,
+        )
         for group in _groups(sequences)
     )
     device = pack.ids.device

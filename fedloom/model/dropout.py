@@ -67,4 +67,3 @@ class Draws:
             pieces.append(words.view(torch.int16)[:count])
         keep = torch.cat(pieces) >= threshold - _LEVELS // 2
         return keep.to(dtype).mul_(_LEVELS / (_LEVELS - threshold))
-

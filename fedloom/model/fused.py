@@ -23,7 +23,7 @@ _ROTARY = "apply_rotary_pos_emb"
 
 class _RMSNormFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, eps):
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -32,7 +32,7 @@ class _RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         x, weight, scale = ctx.saved_tensors
         weighted = grad * weight
         along = (weighted * x).sum(-1, keepdim=True, dtype=scale.dtype)
@@ -56,13 +56,13 @@ class RMSNorm(nn.Module):
 
 class _SwiGLUFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate, up):  # type: ignore[no-untyped-def]
+    def forward(ctx, gate, up):
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         gate, up = ctx.saved_tensors
         grad_up = F.silu(gate).mul_(grad)
         return torch.ops.aten.silu_backward(grad * up, gate), grad_up
@@ -73,7 +73,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, mlp: nn.Module):
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.gate_proj: nn.Module = mlp.get_submodule("gate_proj")
+        self.up_proj: nn.Module = mlp.get_submodule("up_proj")
+        self.down_proj: nn.Module = mlp.get_submodule("down_proj")
 
     def forward(self, x: Tensor) -> Tensor:
         """``down(silu(gate(x)) * up(x))``."""
@@ -82,7 +84,7 @@ class GatedMLP(nn.Module):
 
 class _RotateFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
         half = x.shape[-1] // 2
         out = x * cos
@@ -92,7 +94,7 @@ class _RotateFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         cos, sin = ctx.saved_tensors
         half = grad.shape[-1] // 2
         out = grad * cos
@@ -115,17 +117,21 @@ def fuse(model: nn.Module) -> None:
         if hasattr(module, "variance_epsilon") and isinstance(getattr(module, "weight", None), nn.Parameter):
             ours, width = RMSNorm(module.weight, module.variance_epsilon), module.weight.shape[0]
         elif _is_gated(module):
-            ours, width = GatedMLP(module), module.gate_proj.in_features
+            ours, width = GatedMLP(module), module.get_submodule("gate_proj").in_features
         else:
             continue
         parameter = next(module.parameters())
-        trial = torch.linspace(-1, 1, 2 * width, dtype=parameter.dtype, device=parameter.device).view(1, 2, -1)
+        trial = torch.linspace(-1, 1, 2 * width, dtype=parameter.dtype, device=parameter.device).view(
+            1, 2, -1
+        )
         if _alike(ours(trial), module(trial)):
             replace_module(model, name, ours)
 
 
 def _is_gated(module: nn.Module) -> bool:
-    return all(isinstance(getattr(module, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj"))
+    return all(
+        isinstance(getattr(module, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj")
+    )
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:

@@ -25,7 +25,7 @@ class _TokenLosses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, targets, head, chunk):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden, targets, head, chunk):
         wants_grad = ctx.needs_input_grad[0]
         grad = torch.empty_like(hidden) if wants_grad else None
         losses, correct = [], []
@@ -41,7 +41,7 @@ class _TokenLosses(torch.autograd.Function):
             here = t[:, None]
             losses.append(total.log() + top - scores.gather(1, here)[:, 0])
             correct.append(best == t)
-            if wants_grad:
+            if grad is not None:
                 slope = exps.div_(total[:, None])
                 slope.scatter_add_(1, here, slope.new_full(here.shape, -1.0))
                 (grad[part],) = torch.autograd.grad(logits, h, slope.to(logits.dtype))
@@ -52,7 +52,7 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_losses, _):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_losses, _):
         (grad,) = ctx.saved_tensors
         return grad * grad_losses[:, None].to(grad.dtype), None, None, None
 

@@ -242,8 +242,8 @@ def _without_pooler(trunk: nn.Module) -> Iterator[None]:
     if pooler is None:
         yield
         return
-    trunk.pooler = None
+    setattr(trunk, "pooler", None)  # noqa: B010 - a plain assignment is no Module to the type checker
     try:
         yield
     finally:
-        trunk.pooler = pooler
+        setattr(trunk, "pooler", pooler)  # noqa: B010

@@ -46,9 +46,7 @@ def lora(
 
 def prompt_tuning(model: PreTrainedModel, *, virtual_tokens: int) -> PeftConfig:
     """Virtual tokens whose embeddings are learnt."""
-    return PromptTuningConfig(
-        task_type=_task_type(model), num_virtual_tokens=virtual_tokens, **_sizes(model)
-    )
+    return PromptTuningConfig(task_type=_task_type(model), num_virtual_tokens=virtual_tokens, **_sizes(model))
 
 
 def p_tuning(model: PreTrainedModel, *, virtual_tokens: int) -> PeftConfig:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 import torch
+from torch import Tensor, nn
 
 from fedloom.model.adapters.lora import bounds_of
 from fedloom.model.wave import Wave

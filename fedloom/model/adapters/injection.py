@@ -47,7 +47,11 @@ def inject(model: PreTrainedModel, config: PeftConfig, wave: Wave, seed: int) ->
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             stacked = StackedLora(
-                module.get_base_layer(), f"{prefix}.{name}", module.scaling[_ADAPTER], config.lora_dropout, wave
+                module.get_base_layer(),
+                f"{prefix}.{name}",
+                module.scaling[_ADAPTER],
+                config.lora_dropout,
+                wave,
             )
             replace_module(model, name, stacked)
         elif isinstance(module, ModulesToSaveWrapper):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -30,7 +30,7 @@ class _AddLowRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, y, x, A, B, scale, bounds, keep):  # type: ignore[no-untyped-def]
+    def forward(ctx, y, x, A, B, scale, bounds, keep):
         dropped = x if keep is None else x * keep
         hidden = x.new_empty(x.shape[0], A.shape[1])
         for k, (start, end) in enumerate(bounds):
@@ -43,7 +43,7 @@ class _AddLowRank(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         x, A, B, hidden, keep = ctx.saved_tensors
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         grad_A = torch.empty_like(A) if ctx.needs_input_grad[2] else None
