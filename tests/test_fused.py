@@ -69,6 +69,29 @@ def test_another_activation_keeps_its_own_code():
     assert RMSNorm in kinds(model) and GatedMLP not in kinds(model)
 
 
+class Packed(torch.nn.Linear):
+    """As bitsandbytes' 4-bit layer: the weight is packed into bytes, the output has the input's dtype."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features, bias=False)
+        self.real = layer.weight.detach()
+        self.weight = torch.nn.Parameter(torch.zeros(10, 1, dtype=torch.uint8), requires_grad=False)
+
+    def forward(self, x):
+        return F.linear(x.to(self.real.dtype), self.real).to(x.dtype)
+
+
+def test_a_quantised_mlp_is_tried_in_the_models_dtype():
+    model, ids = tiny_llama(num_hidden_layers=1), torch.tensor([[3, 7, 9, 20]])
+    mlp = model.model.layers[0].mlp
+    mlp.gate_proj, mlp.up_proj, mlp.down_proj = map(Packed, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    with torch.no_grad():
+        before = model(ids).logits
+        fuse(model)
+        torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-5)
+    assert GatedMLP in kinds(model)
+
+
 @pytest.mark.parametrize("make, rotates", [(tiny_llama, True), (tiny_roberta, False)])
 def test_only_code_that_rotates_alike_is_replaced(make, rotates):
     assert bool(fusable_rotary(make())) == rotates

@@ -112,6 +112,8 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 
 @torch.no_grad()
 def fuse(model: nn.Module) -> None:
     """Replace the norms and gated MLPs of ``model`` that ours equal, in place."""
+    # Not a layer's own dtype: a quantised one's is that of its packed weight.
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     for name, module in list(model.named_modules()):
         ours: nn.Module
         if hasattr(module, "variance_epsilon") and isinstance(getattr(module, "weight", None), nn.Parameter):
@@ -120,10 +122,8 @@ def fuse(model: nn.Module) -> None:
             ours, width = GatedMLP(module), module.get_submodule("gate_proj").in_features
         else:
             continue
-        parameter = next(module.parameters())
-        trial = torch.linspace(-1, 1, 2 * width, dtype=parameter.dtype, device=parameter.device).view(
-            1, 2, -1
-        )
+        device = next(module.parameters()).device
+        trial = torch.linspace(-1, 1, 2 * width, dtype=dtype, device=device).view(1, 2, -1)
         if _alike(ours(trial), module(trial)):
             replace_module(model, name, ours)
 
