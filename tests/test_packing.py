@@ -215,3 +215,11 @@ def test_the_shared_prefix_is_the_longest_that_predicts_no_label(lists, data):
     limit = min(s.answer_start - 1 for s in given_)
     agrees = [len({tuple(s.ids[:n]) for s in given_}) == 1 for n in range(limit + 1)]
     assert length == max(n for n in range(limit + 1) if agrees[n])
+
+
+@pytest.mark.parametrize("ids, answer_start", [([1, 2, 4, 9], 3), ([1, 2, 3, 9], 2)])
+def test_a_sequence_that_does_not_begin_with_the_shared_prefix_is_refused(ids, answer_start):
+    layout = Layout(packed=True, causal=True, prefix=3)
+    batch = Batch([Tokens([1, 2, 3, 8, 9], 4, -1), Tokens(ids, answer_start, -1)], 1.0, (0, 0, 0, 0))
+    with pytest.raises(ValueError, match="client 0: a sequence does not begin with the 3 tokens"):
+        build_pack([[batch]], layout)

@@ -72,8 +72,9 @@ def plan_work(
         indices, seed=seed, client=client, start=drawn, count=schedule.batches, batch_size=schedule.batch_size
     )
     batches = [[data[i] for i in batch] for batch in drawn_now] * schedule.epochs
-    steps = []
+    steps: list[Step] = []
     for start in range(0, len(batches), schedule.accumulate):
         group = batches[start : start + schedule.accumulate]
-        steps.append(mean_step(group, layout, [(round_, client, start + i) for i in range(len(group))]))
+        keys = [(round_, client, len(steps), i) for i in range(len(group))]
+        steps.append(mean_step(group, layout, keys))
     return ClientWork(client, steps, sum(map(len, batches)))

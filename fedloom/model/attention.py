@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from fedloom.model.buckets import Bucket, Buckets, plan_buckets
+from fedloom.model.bucket import Bucket
+from fedloom.model.buckets import Buckets, plan_buckets
 from fedloom.model.dropout import Draws
 from fedloom.model.packing import Pack
 

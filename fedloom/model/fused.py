@@ -64,6 +64,7 @@ class _SwiGLUFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         gate, up = ctx.saved_tensors
+        # silu is computed again: keeping it would cost a fourth of the pass's memory.
         grad_up = F.silu(gate).mul_(grad)
         return torch.ops.aten.silu_backward(grad * up, gate), grad_up
 

@@ -29,7 +29,7 @@ class Batch:
     Attributes:
         sequences: What to learn from.
         weight: Of each label in the client's loss. ``1 / labels`` makes the loss the batch's mean.
-        key: What the batch's dropout depends on beside the seed: (round, client, batch).
+        key: What the batch's dropout depends on beside the seed: (round, client, step, batch).
     """
 
     sequences: list[Tokens]
@@ -139,6 +139,7 @@ class _Builder:
         self.weights: list[float] = []
         self.label_clients: list[int] = []
         self.runs: list[tuple[tuple[int, ...], int, int]] = []
+        self.prefix: list[int] = []
 
     def lay(self, tokens: Sequence[int], first_position: int) -> None:
         self.ids += tokens
@@ -155,8 +156,9 @@ class _Builder:
         """The client's shared tokens, once. Returns where they start."""
         start = len(self.ids)
         self.lay_virtual(client)
-        self.lay(first.sequences[0].ids[: self.layout.prefix], self.layout.virtual)
-        # -1: the prefix is nobody's batch; all passes over one step of a client share its mask.
+        self.prefix = first.sequences[0].ids[: self.layout.prefix]
+        self.lay(self.prefix, self.layout.virtual)
+        # -1: the prefix is no batch's own; all passes over one step of a client share its mask.
         self.runs.append(((*first.key[:-1], -1), len(self.ids) - start, 0))
         return start
 
@@ -165,6 +167,12 @@ class _Builder:
         if not layout.shared:
             self.lay_virtual(client)
         skipped = layout.prefix if layout.shared else 0
+        first_label = len(sequence.ids) if layout.classify else sequence.answer_start
+        if skipped and (sequence.ids[:skipped] != self.prefix or first_label <= skipped):
+            raise ValueError(
+                f"client {client}: a sequence does not begin with the {skipped} tokens that all are said to "
+                "share, or its answer begins among them; see `shared_prefix`"
+            )
         self.lay(sequence.ids[skipped:], layout.virtual + skipped)
         self.starts.append(start)
         self.lengths.append(len(self.ids) - start)

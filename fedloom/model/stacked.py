@@ -80,7 +80,9 @@ class StackedModel:
         )
         self.initial, virtual = inject(model, config, self._wave, seed)
         if packed is None:
-            packed = packs(self._hidden, layout, self.device)
+            # A chunk is longer than the trial's sequences, which would not show what it does.
+            chunked = getattr(model.config.get_text_config(), "attention_chunk_size", None)
+            packed = not chunked and packs(self._hidden, layout, self.device)
         self.layout = replace(layout, packed=packed, virtual=virtual)
         if packed:
             self._stack_dropout()

@@ -28,12 +28,18 @@ def lora(
             f"target_modules: PEFT has no default for the architecture {kind}; name the layers, "
             f"for example --target_modules {','.join(_linear_names(model)[:2])}"
         )
+    head = model.get_output_embeddings()
     if targets != ["all-linear"]:
         for target in targets:
             if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
                 raise UserError(
                     f"target_modules: {target} is no layer of this {kind} model; "
                     f"its linear layers are {', '.join(_linear_names(model))}"
+                )
+        for name, module in model.named_modules():
+            if module is head and name.rpartition(".")[2] in targets:
+                raise UserError(
+                    f"target_modules: {name} is the language model's head, which stays frozen; leave it out"
                 )
     return LoraConfig(
         task_type=_task_type(model),
