@@ -189,7 +189,7 @@ class FedConfig(
 class DemoConfig:
     """Demo."""
 
-    rounds: int = option(12, "federated rounds", minimum=1)
+    rounds: int = option(20, "federated rounds", minimum=1)
     seed: int = option(3407, "seed of every random choice", minimum=0)
     out_dir: str = option("runs", "folder that holds the runs")
     exp_name: str = option("demo", "name of the run, and of its folder inside out_dir")

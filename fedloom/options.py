@@ -157,3 +157,16 @@ def options(config_class: type) -> list[Option]:
         for annotations in [get_type_hints(group)]
         for field in dataclasses.fields(group)
     ]
+
+
+def as_markdown(config_class: type) -> str:
+    """Return the options as a Markdown table, for the docs; a test holds the README to it."""
+    lines = ["| flag | default | meaning |", "|---|---|---|"]
+    group = None
+    for entry in options(config_class):
+        if entry.group != group:
+            group = entry.group
+            lines.append(f"| **{group}** | | |")
+        choices = f" ({', '.join(f'`{word}`' for word in entry.choices)})" if entry.choices else ""
+        lines.append(f"| `{entry.name}` | `{entry.default_text}` | {entry.help}{choices} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,95 @@
+"""The server's round against the textbook."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedloom.client.optimisers import adam, sgd
+from fedloom.federation.aggregate import ClientUpdate, aggregate
+from fedloom.federation.server import Diverged, federated_round, initial_state, sample_clients
+
+START = {"a": torch.tensor([1.0, 2.0], dtype=torch.float64), "b": torch.zeros(2, 2, dtype=torch.float64)}
+
+
+def update(client, shift, examples=2, loss=1.0):
+    adapter = {name: t + shift for name, t in START.items()}
+    return ClientUpdate(client, adapter, examples, loss, correct=1, labels=4, tokens=10)
+
+
+def returning(*updates):
+    return lambda round_, clients, adapter: list(updates)
+
+
+def test_sgd_at_the_clients_rate_is_plain_averaging_of_models():
+    updates = [update(0, 0.5, examples=2), update(3, -1.0, examples=6)]
+    state = initial_state(START, sgd(0.1))
+    after, report = federated_round(state, [0, 3], returning(*updates), 0.1, sgd(0.1))
+    for name in START:
+        mean = (2 * updates[0].adapter[name] + 6 * updates[1].adapter[name]) / 8
+        torch.testing.assert_close(after.adapter[name], mean)
+    assert after.round == 1 and report.clients == [0, 3]
+
+
+def test_fedadam_is_adamw_on_the_mean_pseudo_gradient():
+    state = initial_state(START, adam(0.01, weight_decay=0.01))
+    reference = {name: torch.nn.Parameter(t.clone()) for name, t in START.items()}
+    optimiser = torch.optim.AdamW(reference.values(), lr=0.01, weight_decay=0.01)
+    for shift in (0.5, -0.2, 0.1):
+        before = state.adapter
+
+        def train(round_, clients, adapter, shift=shift):
+            adapters = [{n: t + s for n, t in adapter.items()} for s in (shift, 3 * shift)]
+            return [ClientUpdate(k, a, 1, 1.0, 1, 1, 1) for k, a in enumerate(adapters)]
+
+        state, _ = federated_round(state, [0, 1], train, 0.1, adam(0.01, weight_decay=0.01))
+        for p in reference.values():
+            p.grad = torch.full_like(p, -2 * shift / 0.1)
+        optimiser.step()
+        assert any((state.adapter[n] - before[n]).abs().max() > 0 for n in before)
+    for name, p in reference.items():
+        torch.testing.assert_close(state.adapter[name], p.detach())
+
+
+def test_bytes_are_those_of_every_sampled_client():
+    _, report = federated_round(
+        initial_state(START, sgd(1.0)), [4, 7, 9], returning(update(4, 1.0)), 1.0, sgd(1.0)
+    )
+    assert report.bytes_up == report.bytes_down == 3 * 6 * 8
+
+
+@pytest.mark.parametrize("bad", [update(1, math.nan), update(1, math.inf), update(1, 0.5, loss=math.nan)])
+def test_a_client_that_is_not_finite_does_not_count(bad):
+    good = update(0, 0.25)
+    state = initial_state(START, sgd(1.0))
+    after, report = federated_round(state, [0, 1], returning(good, bad), 1.0, sgd(1.0))
+    assert report.left_out == [1] and [u.client for u in report.updates] == [0]
+    torch.testing.assert_close(after.adapter["a"], good.adapter["a"])
+
+
+def test_when_nobody_counts_the_round_says_so():
+    with pytest.raises(Diverged, match="round 1"):
+        federated_round(initial_state(START, sgd(1.0)), [1], returning(update(1, math.nan)), 1.0, sgd(1.0))
+
+
+@given(shifts=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=6), examples=st.integers(1, 9))
+def test_equal_clients_keep_the_mean(shifts, examples):
+    updates = [update(k, shift, examples) for k, shift in enumerate(shifts)]
+    gradient = aggregate(START, updates, client_lr=0.5).pseudo_gradient
+    expected = torch.full((2,), -sum(shifts) / len(shifts) / 0.5, dtype=torch.float64)
+    torch.testing.assert_close(gradient["a"], expected, rtol=1e-9, atol=1e-9)
+
+
+@given(seed=st.integers(0, 99), round_=st.integers(0, 99), clients=st.integers(1, 30), data=st.data())
+def test_clients_are_sampled_without_repetition_by_seed_and_round(seed, round_, clients, data):
+    per_round = data.draw(st.integers(1, clients))
+    chosen = sample_clients(seed, round_, clients, per_round)
+    assert chosen == sorted(set(chosen)) == sample_clients(seed, round_, clients, per_round)
+    assert len(chosen) == per_round and set(chosen) <= set(range(clients))
+
+
+def test_every_client_has_its_turn():
+    seen = {client for round_ in range(200) for client in sample_clients(1, round_, 20, 2)}
+    assert seen == set(range(20))
