@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedloom.build import Parts, build, device_name, run_folder, versions
 from fedloom.client.local import LocalResult, train_locally
 from fedloom.client.optimisers import State
@@ -84,7 +86,7 @@ def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None
         checkpoint: Where to go on from; None starts from the beginning.
     """
     began = time.monotonic()
-    now = _start(parts) if checkpoint is None else _restore(checkpoint)
+    now = _start(parts) if checkpoint is None else _restore(checkpoint, parts.model.device)
     rows = [row for row in read_rows(folder) if checkpoint and row["round"] <= now.server.round]
     sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
     with (
@@ -229,12 +231,12 @@ def _save(folder: Path, parts: Parts, now: Progressed) -> None:
     )
 
 
-def _restore(checkpoint: Path) -> Progressed:
+def _restore(checkpoint: Path, device: torch.device) -> Progressed:
     tensors, state = load_state(checkpoint)
     groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
     for name, t in tensors.items():
         group, _, rest = name.partition(".")
-        groups[group][rest] = t
+        groups[group][rest] = t.to(device)
     return Progressed(
         server=ServerState(state["round"], groups["adapter"], groups["optimiser"]),
         drawn=state["drawn"],

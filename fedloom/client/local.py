@@ -87,7 +87,7 @@ def train_locally(
         if rules.prox_mu:
             gradients = gradients.map(lambda g, w, w0: g + rules.prox_mu * (w - w0), bank, anchor)
         gradients = clip(gradients, rules.clip_norm)
-        bank, state = rules.optimiser.step(bank, gradients, state, active.to(model.device))
+        bank, state = rules.optimiser.step(bank, gradients, state, active.to(bank.device))
         losses += report.loss * torch.tensor([len(step) for step in steps])
         correct += report.correct
         labels += report.labels

@@ -53,8 +53,7 @@ def adam(
     beta1, beta2 = betas
 
     def init(bank: AdapterBank) -> State:
-        first = next(iter(bank.tensors.values()))
-        state = {"steps": torch.zeros(bank.clients, dtype=torch.long, device=first.device)}
+        state = {"steps": torch.zeros(bank.clients, dtype=torch.long, device=bank.device)}
         for name, w in bank.tensors.items():
             state[f"first.{name}"] = torch.zeros_like(w)
             state[f"second.{name}"] = torch.zeros_like(w)

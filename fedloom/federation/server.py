@@ -98,12 +98,9 @@ def federated_round(
     result = aggregate(state.adapter, train(state.round, clients, state.adapter), client_lr)
     if result.pseudo_gradient is None:
         raise Diverged(f"round {state.round + 1}: the loss or update of every client is not finite")
-    adapter, optimiser_state = optimiser.step(
-        AdapterBank.repeat(state.adapter, 1),
-        AdapterBank.repeat(result.pseudo_gradient, 1),
-        state.optimiser,
-        torch.ones(1, dtype=torch.bool),
-    )
+    before, gradient = AdapterBank.repeat(state.adapter, 1), AdapterBank.repeat(result.pseudo_gradient, 1)
+    everyone = torch.ones(1, dtype=torch.bool, device=before.device)
+    adapter, optimiser_state = optimiser.step(before, gradient, state.optimiser, everyone)
     on_the_wire = bytes_of(state.adapter) * len(clients)
     report = RoundReport(list(clients), result.kept, result.left_out, on_the_wire, on_the_wire)
     return ServerState(state.round + 1, adapter.row(0), optimiser_state), report

@@ -143,7 +143,7 @@ def _attend(
     if keep is None and (query.is_cuda or key.shape[1] > _PLAIN_KEYS):
         return _fused(bucket, query, key, value, scale)
     query = query.view(bucket.batch, -1, dim)
-    scores = torch.baddbmm(bucket.bias(query.dtype), query, key.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(bucket.bias(query), query, key.transpose(1, 2), alpha=scale)
     probabilities = scores.softmax(-1)
     if keep is not None:
         probabilities = probabilities * keep
@@ -168,7 +168,10 @@ def _attention_dropout(
     if packed.draws is None or probability == 0.0:
         return [None] * len(buckets.buckets)
     pairs = packed.draws.flat(buckets.run_pairs, probability, dtype)
-    return [pairs.index_select(0, bucket.pairs()).view(bucket.score_shape) for bucket in buckets.buckets]
+    return [
+        pairs.index_select(0, bucket.pairs().to(pairs.device)).view(bucket.score_shape)
+        for bucket in buckets.buckets
+    ]
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

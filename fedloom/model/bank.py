@@ -43,6 +43,11 @@ class AdapterBank:
         return next(iter(self.tensors.values())).shape[0]
 
     @property
+    def device(self) -> torch.device:
+        """Where the adapters lie."""
+        return next(iter(self.tensors.values())).device
+
+    @property
     def bytes_per_row(self) -> int:
         """Bytes of one client's adapter as it would cross the wire."""
         return sum(t[0].numel() * t.element_size() for t in self.tensors.values())

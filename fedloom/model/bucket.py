@@ -103,21 +103,24 @@ class Bucket:
         rows = token * self.key_heads + torch.arange(self.key_heads)[:, None, None]
         return rows.flatten(), own_slot.expand_as(rows).flatten()
 
-    def bias(self, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores: 0, or the least number where a query may not look."""
-        if dtype not in self._biases:
-            self._biases[dtype] = self._bias(dtype)
-        return self._biases[dtype]
+    def bias(self, like: Tensor) -> Tensor:
+        """What is added to scores of the dtype and device of ``like``.
+
+        0, or the least number where a query may not look; broadcasts to `score_shape`.
+        """
+        if like.dtype not in self._biases:
+            self._biases[like.dtype] = self._bias(like)
+        return self._biases[like.dtype]
 
     @cached_property
     def _biases(self) -> dict[torch.dtype, Tensor]:
         return {}
 
-    def _bias(self, dtype: torch.dtype) -> Tensor:
+    def _bias(self, like: Tensor) -> Tensor:
         if self.visible is None:
-            return torch.zeros((), dtype=dtype).expand(1, 1, 1)
-        bias = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
-        bias.masked_fill_(~self.visible, torch.finfo(dtype).min)
+            return like.new_zeros(()).expand(1, 1, 1)
+        bias = like.new_zeros(self.visible.shape)
+        bias.masked_fill_(~self.visible, torch.finfo(like.dtype).min)
         bias = bias[:, None].expand(-1, self.group, -1, -1).flatten(1, 2)
         return bias if bias.shape[0] == 1 else bias.repeat(self.key_heads, 1, 1)
 
