@@ -19,7 +19,7 @@ demo: $(VENV)/.runtime ## a real federated fine-tuning of a small model, a few m
 	$(BIN)/fedloom demo
 
 test: $(VENV)/.dev ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev ## style, format and types
 	$(BIN)/ruff check
