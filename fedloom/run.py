@@ -111,11 +111,11 @@ def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None
             progress.say(f"interrupted after round {now.server.round}; --resume goes on from there")
             raise
         except Diverged as error:
+            _save(folder, parts, now)
             raise UserError(_after_divergence(error, folder)) from error
         finally:
             # Also when interrupted: `now` is always the state after a whole round.
-            if now.server.round:
-                _save(folder, parts, now)
+            _save(folder, parts, now)
     write_summary(folder, summary(read_rows(folder), wall_seconds=time.monotonic() - began))
     return now
 
@@ -215,6 +215,9 @@ def _validated(now: Progressed, parts: Parts, row: dict[str, Any]) -> tuple[Prog
 
 
 def _save(folder: Path, parts: Parts, now: Progressed) -> None:
+    """Leave a checkpoint; where there is one of this round already, nothing is done."""
+    if now.server.round == 0:
+        return
     tensors = {f"adapter.{name}": t for name, t in now.server.adapter.items()}
     tensors |= {f"optimiser.{name}": t for name, t in now.server.optimiser.items()}
     save_checkpoint(

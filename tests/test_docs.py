@@ -1,6 +1,7 @@
 """The pages say what the program does: option table, commands, configs."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,13 @@ def test_the_readme_shows_commands():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_parses(path):
     check(parse(FedConfig, ["--config", str(path)], prog="fedloom fed"))
+
+
+def test_benchmark_tables_are_those_of_the_results():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from render import RESULTS, fill
+    finally:
+        sys.path.pop(0)
+    assert "<!-- benchmark:" in README
+    assert fill(README, RESULTS) == README

@@ -269,3 +269,21 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(fed, capsys):
     before = (tmp := fed("run"))[1] / "metrics.jsonl"
     assert tmp[0] == 2 and "--resume" in capsys.readouterr().err
     assert before.read_text().count("\n") == 5
+
+
+def test_a_run_that_diverges_later_names_the_checkpoint_that_it_kept(fed, monkeypatch, capsys):
+    import fedloom.federation.aggregate as aggregation
+
+    finite = aggregation.ClientUpdate.finite.fget
+    calls = []
+
+    def finite_for_two_rounds(update):
+        calls.append(update.client)
+        return len(calls) <= 6 and finite(update)
+
+    monkeypatch.setattr(aggregation.ClientUpdate, "finite", property(finite_for_two_rounds))
+    status, folder = fed("late", "--val_steps", "100")
+    assert status == 2
+    kept = folder / "checkpoints" / "round-000002"
+    assert str(kept) in capsys.readouterr().err
+    assert (kept / "state").is_dir() and adapter(folder, 2)
