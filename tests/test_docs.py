@@ -14,7 +14,7 @@ from fedloom.parsing import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMAND_LINES = re.findall(r"^(?:\$ )?fedloom (\w+) (.*(?:\\\n.*)*)$", README, re.MULTILINE)
+COMMAND_LINES = re.findall(r"^(?:\$ )?fedloom (\w+) ((?:[^\n]*\\\n)*[^\n]*)$", README, re.MULTILINE)
 
 
 def test_the_option_table_is_the_programs():
