@@ -11,9 +11,9 @@ from itertools import chain
 from typing import Any
 
 import torch
-from common import Common, Measured, distance
 from machine import describe_machine, gemm_rate, versions
 from peft import get_peft_model
+from stage import Measured, Stage, distance
 from torch import Tensor
 from workload import (
     LEARNING_RATE,
@@ -37,16 +37,16 @@ from fedloom.runtimes.in_process import run_clients
 class PeftLoop:
     """HF PEFT: the model is loaded once, adapters change by copying tensors, batches go one by one."""
 
-    def __init__(self, common: Common):
-        self.common = common
-        self.pad_id = common.model().config.pad_token_id or 0
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        self.pad_id = stage.model().config.pad_token_id or 0
         self._wrapped: dict[str, Any] = {}
 
     def run(self, name: str, dtype: str, clients: int | None = None) -> Measured:
         """One round of a contender: `padded`, `dynamic`, `central` or `central-wide`."""
         model, parameters, start = self._peft(dtype)
         optimiser = torch.optim.SGD(parameters.values(), lr=LEARNING_RATE)
-        rounds, tokens = self.common.data.rounds[:clients], 0
+        rounds, tokens = self.stage.data.rounds[:clients], 0
 
         def restore() -> None:
             with torch.no_grad():
@@ -56,7 +56,7 @@ class PeftLoop:
         def step(batches: Sequence[Sequence[Tokens]], pad: int) -> Tensor:
             """One optimiser step over some batches; the mean of their losses, left on the device."""
             nonlocal tokens
-            total = torch.zeros((), device=self.common.device)
+            total = torch.zeros((), device=self.stage.device)
             for batch in batches:
                 inputs = self._collate(batch, pad)
                 tokens += inputs["input_ids"].numel()
@@ -81,19 +81,19 @@ class PeftLoop:
             return [step(batches, 0) for batches in steps], []
 
         trains = {
-            "padded": lambda: loop(self.common.settings.pad),
+            "padded": lambda: loop(self.stage.settings.pad),
             "dynamic": lambda: loop(0),
             "central": lambda: central(wide=False),
             "central-wide": lambda: central(wide=True),
         }
-        (losses, adapters), measured = self.common.timed(trains[name])
+        (losses, adapters), measured = self.stage.timed(trains[name])
         measured.tokens, measured.losses = tokens, [float(loss) for loss in losses]
         measured.moved = [distance(adapter, start) for adapter in adapters]
         return measured
 
     def _peft(self, dtype: str) -> tuple[Any, dict[str, Any], dict[str, Tensor]]:
         if dtype not in self._wrapped:
-            model = get_peft_model(self.common.model(dtype), lora()).train()
+            model = get_peft_model(self.stage.model(dtype), lora()).train()
             parameters = {
                 name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad
             }
@@ -110,39 +110,39 @@ class PeftLoop:
             labels[i, s.answer_start : len(s.ids)] = torch.tensor(s.ids[s.answer_start :])
             mask[i, : len(s.ids)] = 1
         named = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        return {name: t.to(self.common.device) for name, t in named.items()}
+        return {name: t.to(self.stage.device) for name, t in named.items()}
 
 
 class Fedloom:
     """fedloom's runtime, as `fedloom fed` calls it."""
 
-    def __init__(self, common: Common):
-        self.common = common
-        model = common.model()
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        model = stage.model()
         self.linear_parameters = linear_parameters(model)
         self.config = model.config.get_text_config()
         self._stacks: dict[str, tuple[StackedModel, dict[str, Tensor], int]] = {}
 
     def describe(self) -> dict[str, Any]:
         """The machine, the model and the data of the round; which dtypes are worth measuring."""
-        if self.common.settings.quantize != "none":
+        if self.stage.settings.quantize != "none":
             auto, native = "bfloat16", True
         else:
-            auto = str(choose_dtype("auto", self.common.device, self.config)).removeprefix("torch.")
-            native = auto == "bfloat16" or (self.common.device.type == "cpu" and has_native_bf16())
-        drawn = [s for batches in self.common.data.rounds for batch in batches for s in batch]
+            auto = str(choose_dtype("auto", self.stage.device, self.config)).removeprefix("torch.")
+            native = auto == "bfloat16" or (self.stage.device.type == "cpu" and has_native_bf16())
+        drawn = [s for batches in self.stage.data.rounds for batch in batches for s in batch]
         return {
             "auto": auto,
             "native_bf16": native,
-            "machine": describe_machine(self.common.device),
+            "machine": describe_machine(self.stage.device),
             "versions": versions(),
             "linear_parameters": self.linear_parameters,
             "sequences": len(drawn),
             "useful_tokens": sum(len(s.ids) for s in drawn),
             "longest": max(len(s.ids) for s in drawn),
             "labels": sum(len(s.ids) - s.answer_start for s in drawn),
-            "shared_prefix": shared_prefix(self.common.data.sequences),
-            "dropped": self.common.data.dropped,
+            "shared_prefix": shared_prefix(self.stage.data.sequences),
+            "dropped": self.stage.data.dropped,
             "needed_flops": self._needed_flops(drawn),
         }
 
@@ -150,13 +150,13 @@ class Fedloom:
         """One round."""
         model, start, wave_tokens = self.stacked(dtype)
         rules = LocalRules(sgd(LEARNING_RATE), wave_tokens=wave_tokens)
-        count = clients or len(self.common.data.shares)
+        count = clients or len(self.stage.data.shares)
 
         def train() -> list[Any]:
             work = [self.work(client, model.layout) for client in range(count)]
             return list(run_clients(model, start, work, rules))
 
-        updates, measured = self.common.timed(train)
+        updates, measured = self.stage.timed(train)
         measured.tokens = sum(update.tokens for update in updates)
         measured.losses = [update.loss for update in updates]
         measured.moved = [distance(update.adapter, start) for update in updates]
@@ -164,7 +164,7 @@ class Fedloom:
 
     def work(self, client: int, layout: Layout) -> ClientWork:
         """The client's batches of the round, as one optimiser step."""
-        settings, data = self.common.settings, self.common.data
+        settings, data = self.stage.settings, self.stage.data
         schedule = Schedule(settings.batches, settings.batch_size, accumulate=settings.batches)
         share = data.shares[client]
         return plan_work(data.sequences, share, schedule, layout, seed=SEED, client=client, round_=0, drawn=0)
@@ -174,13 +174,13 @@ class Fedloom:
         hidden = self.config.hidden_size
         intermediate = getattr(self.config, "intermediate_size", None) or 4 * hidden
         per_pass = min(tokens, self.stacked(dtype)[2])
-        return gemm_rate(self.common.device, getattr(torch, dtype), per_pass, hidden, intermediate)
+        return gemm_rate(self.stage.device, getattr(torch, dtype), per_pass, hidden, intermediate)
 
     def stacked(self, dtype: str) -> tuple[StackedModel, dict[str, Tensor], int]:
         """The model with stacked adapters, where the clients start, and the tokens of a pass."""
         if dtype not in self._stacks:
-            model = StackedModel(self.common.model(dtype), lora(), seed=SEED)
-            model.share_prefix(shared_prefix(self.common.data.sequences))
+            model = StackedModel(self.stage.model(dtype), lora(), seed=SEED)
+            model.share_prefix(shared_prefix(self.stage.data.sequences))
             self._stacks[dtype] = model, starting_adapter(model.initial), auto_wave_tokens(model.model)
         return self._stacks[dtype]
 

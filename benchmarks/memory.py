@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from common import Common
 from contenders import Fedloom
 from machine import forget_peak, peak_resident_bytes
+from stage import Stage
 from workload import LEARNING_RATE
 
 from fedloom.client.local import LocalRules, batch_tokens
@@ -19,8 +19,8 @@ from fedloom.runtimes.in_process import run_clients
 class Memory:
     """One round of FedAdam, measured once in a process of its own."""
 
-    def __init__(self, common: Common):
-        self.fedloom = Fedloom(common)
+    def __init__(self, stage: Stage):
+        self.fedloom = Fedloom(stage)
 
     def describe(self) -> dict[str, Any]:
         """The machine, the model and the data."""

@@ -91,8 +91,8 @@ def _serve(connection: Connection, name: str, settings: Settings, prepared: bool
 
 
 def _build(name: str, settings: Settings) -> Any:
-    from common import Common
     from contenders import Fedloom, PeftLoop
     from memory import Memory
+    from stage import Stage
 
-    return {"peft": PeftLoop, "fedloom": Fedloom, "memory": Memory}[name](Common(settings))
+    return {"peft": PeftLoop, "fedloom": Fedloom, "memory": Memory}[name](Stage(settings))

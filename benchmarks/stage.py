@@ -36,7 +36,7 @@ class Measured:
     peak_bytes: int | None = None
 
 
-class Common:
+class Stage:
     """What both ways use: the frozen models, the data, and how a round is timed."""
 
     def __init__(self, settings: Settings):
