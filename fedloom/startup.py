@@ -12,7 +12,7 @@ def prepare_process() -> None:
 
     Training frees and allocates activations of megabytes in every layer. By default glibc gives such memory
     back to the kernel at once, and most of the cost of the next tensor is then the page faults of its first
-    touch. Measured on a round of SmolLM2-135M on a CPU: 3 to 8 % less time (docs/log.md).
+    touch. Measured on a round of SmolLM2-135M on a CPU: 2 to 8 % less time (docs/log.md).
     """
     if platform.libc_ver()[0] != "glibc":
         return
