@@ -34,21 +34,29 @@ def packs(hidden: Callable[..., Tensor], layout: Layout, device: torch.device) -
         layout: The model's layout; its ``packed`` is ignored.
         device: The model's.
     """
-    sequences = [Tokens([5, 6, 7, 8, 9], 4, 0), Tokens([5, 6, 9], 2, 0)]
-    states = []
-    for packed in (False, True):
-        trial = replace(layout, packed=packed, classify=False, prefix=1)
-        pack = build_pack([[Batch(sequences, 1.0)]], trial).to(device)
-        try:
-            out = hidden({}, pack, trial)
-        except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-            if not packed:
-                raise
-            log.info("sequences are padded, not packed: %s", error)
-            return False
-        states.append(out.reshape(-1, out.shape[-1])[pack.sources].double())
-    apart = (states[0] - states[1]).norm() / states[0].norm()
-    same = bool(apart <= _TOLERANCE.get(out.dtype, 0.03))
+    padded = trial_states(hidden, replace(layout, packed=False), device)
+    try:
+        packed = trial_states(hidden, replace(layout, packed=True), device)
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        log.info("sequences are padded, not packed: %s", error)
+        return False
+    apart = (packed - padded).norm() / padded.norm()
+    same = bool(apart <= tolerance_of(packed.dtype))
     if not same:
         log.info("sequences are padded, not packed: the trial differs by %.2g", float(apart))
     return same
+
+
+@torch.no_grad()
+def trial_states(hidden: Callable[..., Tensor], layout: Layout, device: torch.device) -> Tensor:
+    """What ``hidden`` gives for two short sequences where labels are predicted, ``[labels, width]``."""
+    sequences = [Tokens([5, 6, 7, 8, 9], 4, 0), Tokens([5, 6, 9], 2, 0)]
+    trial = replace(layout, classify=False, prefix=1)
+    pack = build_pack([[Batch(sequences, 1.0)]], trial).to(device)
+    out = hidden({}, pack, trial)
+    return out.reshape(-1, out.shape[-1])[pack.sources]
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """How far apart, relative, two ways to the same hidden states may be."""
+    return _TOLERANCE.get(dtype, 0.03)

@@ -21,11 +21,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from fedloom.model.adapters.injection import inject
 from fedloom.model.adapters.prompts import as_saved, virtual_tokens
 from fedloom.model.attention import NAME, PackedPass
+from fedloom.model.base import decoder_layers
 from fedloom.model.dropout import Draws
 from fedloom.model.fused import fusable_rotary, fuse, rotating
+from fedloom.model.last_layer import read_only_labels
 from fedloom.model.loss import class_losses, token_losses
 from fedloom.model.packing import Layout, Pack
-from fedloom.model.probe import is_causal, packs
+from fedloom.model.probe import is_causal, packs, tolerance_of, trial_states
 from fedloom.model.wave import StackedDropout, Wave, replace_module
 
 
@@ -83,9 +85,15 @@ class StackedModel:
             # A chunk is longer than the trial's sequences, which would not show what it does.
             chunked = getattr(model.config.get_text_config(), "attention_chunk_size", None)
             packed = not chunked and packs(self._hidden, layout, self.device)
-        self.layout = replace(layout, packed=packed, virtual=virtual)
         if packed:
             self._stack_dropout()
+        read_only_labels(
+            decoder_layers(model)[1][-1],
+            self._wave,
+            lambda: trial_states(self._hidden, replace(layout, packed=packed), self.device),
+            tolerance_of(model.dtype),
+        )
+        self.layout = replace(layout, packed=packed, virtual=virtual)
 
     @property
     def device(self) -> torch.device:
@@ -145,7 +153,7 @@ class StackedModel:
     def _hidden(
         self, parameters: Mapping[str, Tensor], pack: Pack, layout: Layout, draws: Draws | None = None
     ) -> Float[Tensor, "rows columns width"]:
-        """The trunk's last hidden states."""
+        """The trunk's last hidden states; only those at the pack's sources are meant to be read."""
         inputs: dict[str, Any] = {"use_cache": False} if "use_cache" in self._takes else {}
         prompts = virtual_tokens(parameters)
         if prompts is None or pack.virtual is None:
@@ -159,7 +167,7 @@ class StackedModel:
             inputs["attention_mask"] = pack.mask
         self.trunk.train(draws is not None and layout.packed)
         with (
-            self._wave.through(parameters, pack.units, draws),
+            self._wave.through(parameters, pack.units, draws, pack.sources),
             self._attention(layout.packed),
             rotating(self._rotary),
             _without_pooler(self.trunk),

@@ -22,11 +22,13 @@ class Wave:
             module is its frozen base.
         units: Rows (padded), tokens (packed) or label positions (heads) of each client.
         draws: Where dropout masks come from; None turns dropout off.
+        rows: Tokens of the pass whose last hidden state is read; None: all of them.
     """
 
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     units: tuple[int, ...] = ()
     draws: Draws | None = None
+    rows: Tensor | None = None
 
     def lengths(self, tokens: int) -> tuple[int, ...]:
         """Tokens of each client, when ``tokens`` in all are laid out client by client.
@@ -47,15 +49,19 @@ class Wave:
 
     @contextmanager
     def through(
-        self, parameters: Mapping[str, Tensor], units: tuple[int, ...], draws: Draws | None = None
+        self,
+        parameters: Mapping[str, Tensor],
+        units: tuple[int, ...],
+        draws: Draws | None = None,
+        rows: Tensor | None = None,
     ) -> Iterator[None]:
         """Let the stacked modules see these clients for the length of the block."""
-        before = self.parameters, self.units, self.draws
-        self.parameters, self.units, self.draws = parameters, units, draws
+        before = self.parameters, self.units, self.draws, self.rows
+        self.parameters, self.units, self.draws, self.rows = parameters, units, draws, rows
         try:
             yield
         finally:
-            self.parameters, self.units, self.draws = before
+            self.parameters, self.units, self.draws, self.rows = before
 
 
 def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:

@@ -1,0 +1,76 @@
+"""The last layer works only where its output is read.
+
+Of all tokens of a pass only those that predict a label are read after the last layer. Their keys and values
+come from every token; the rest of the layer, most of its work, is needed for them alone. Which modules may be
+held to them is found by trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.model.adapters.lora import StackedLora
+from fedloom.model.wave import StackedDropout, Wave, replace_module
+
+_STACKED = (StackedLora, StackedDropout)
+
+
+class ReadRows(nn.Module):
+    """A frozen module of the last layer, computed for the rows that will be read; the others are 0.
+
+    Attributes:
+        base: Maps ``[..., d_in]`` to ``[..., d_out]``, row by row.
+    """
+
+    def __init__(self, base: nn.Module, wave: Wave):
+        super().__init__()
+        self.base = base
+        self._wave = wave
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``base(x)`` at the wave's rows; everywhere outside a pass."""
+        rows = self._wave.rows
+        if rows is None:
+            return self.base(x)
+        read = self.base(x.reshape(-1, x.shape[-1]).index_select(0, rows)[None])[0]
+        every = read.new_zeros(x.shape[:-1].numel(), read.shape[-1]).index_copy_(0, rows, read)
+        return every.view(*x.shape[:-1], -1)
+
+
+@torch.no_grad()
+def read_only_labels(layer: nn.Module, wave: Wave, trial: Callable[[], Tensor], tolerance: float) -> None:
+    """Put `ReadRows` around whatever of ``layer`` the outcome of ``trial`` allows it for, in place.
+
+    Args:
+        layer: The model's last.
+        wave: Tells which rows are read.
+        trial: Runs a small pass and gives the hidden states that would be read.
+        tolerance: How far apart two outcomes may be, relative.
+    """
+    expected = trial().double()
+    untried = [name for name, _ in layer.named_children()]
+    while untried:
+        name = untried.pop()
+        module = layer.get_submodule(name)
+        if not any(weight.dim() > 1 for weight in module.parameters()):
+            continue
+        if not any(isinstance(part, _STACKED) for part in module.modules()):
+            replace_module(layer, name, ReadRows(module, wave))
+            if _gives(trial, expected, tolerance):
+                continue
+            replace_module(layer, name, module)
+        untried += _children(name, module)
+
+
+def _children(name: str, module: nn.Module) -> Iterator[str]:
+    return (f"{name}.{child}" for child, _ in module.named_children())
+
+
+def _gives(trial: Callable[[], Tensor], expected: Tensor, tolerance: float) -> bool:
+    try:
+        return bool((trial().double() - expected).norm() <= tolerance * expected.norm())
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        return False
