@@ -48,7 +48,7 @@ class Memory:
         _, report = federated_round(
             initial_state(start, server),
             range(clients),
-            lambda round_, chosen, row: run_clients(
+            lambda round_, chosen, row, used: run_clients(
                 model, row, (self.fedloom.work(client, model.layout) for client in chosen), rules
             ),
             LEARNING_RATE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +21,15 @@ from fedloom.client.work import Schedule
 from fedloom.config import FedConfig
 from fedloom.data.encode import Tokens, encode
 from fedloom.data.example import Splits
-from fedloom.data.partition import iid
+from fedloom.data.partition import iid, with_server
 from fedloom.data.randomness import derive_seed
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import TASKS, Task
 from fedloom.data.templates import Renderer, prompt_renderer
+from fedloom.federation.focus import Focus
+from fedloom.federation.priority import Projection
 from fedloom.model.adapters import choice
+from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.base import BaseModel, check_model_name, check_quantize, load_base, resolve_device
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.packing import shared_prefix
@@ -44,18 +48,24 @@ class Encoded:
     Attributes:
         train, validation: Sequences to train on and to validate on.
         clients: For each client the indices of its training sequences.
+        server: The indices of the training sequences that the server keeps; no client has them.
         render: Makes the prompt of a question.
     """
 
     train: list[Tokens]
     validation: list[Tokens]
     clients: list[np.ndarray]
+    server: np.ndarray
     render: Renderer
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of; see the fields' own types."""
+    """What a run is made of; see the fields' own types.
+
+    `focus` and `server_schedule`, how much of its own data the server looks at per round, are those of
+    gradient priority; `focus` is None without it.
+    """
 
     model: StackedModel
     tokenizer: PreTrainedTokenizerBase
@@ -64,6 +74,8 @@ class Parts:
     schedule: Schedule
     rules: LocalRules
     server_optimiser: Optimiser
+    server_schedule: Schedule
+    focus: Focus | None
 
 
 def build(config: FedConfig) -> tuple[FedConfig, Parts]:
@@ -81,8 +93,7 @@ def build(config: FedConfig) -> tuple[FedConfig, Parts]:
     check_quantize(config.quantize, resolve_device(config.device))
     task = TASKS[config.data_name]
     splits = load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
-    if config.train_mode != "local":
-        iid(len(splits.train), config.client_num, config.seed)  # too many clients: say so now
+    _deal(config, len(splits.train))  # too many clients: say so now
     check_model_name(config.model_name, config.token)
     encoded: list[Encoded] = []
 
@@ -105,6 +116,10 @@ def build(config: FedConfig) -> tuple[FedConfig, Parts]:
         schedule=_schedule(config),
         rules=_rules(resolved),
         server_optimiser=_server_optimiser(config),
+        server_schedule=Schedule(
+            config.server_batches, config.batch_size, epochs=1, accumulate=config.server_batches
+        ),
+        focus=_focus(config, model) if config.train_mode == "fedGradFocus" else None,
     )
 
 
@@ -135,8 +150,17 @@ def _encode(config: FedConfig, task: Task, splits: Splits, tokenizer: PreTrained
             )
         sequences.append(kept)
     train, validation = sequences
+    server, clients = _deal(config, len(train))
+    return Encoded(train, validation, clients, server, render)
+
+
+def _deal(config: FedConfig, examples: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Who has which training examples: the server's, and each client's."""
+    if config.train_mode == "fedGradFocus":
+        own = max(config.batch_size, round(config.server_data_fraction * examples))
+        return with_server(examples, config.client_num, own, config.seed)
     clients = 1 if config.train_mode == "local" else config.client_num
-    return Encoded(train, validation, iid(len(train), clients, config.seed), render)
+    return np.empty(0, dtype=np.int64), iid(examples, clients, config.seed)
 
 
 def _stack(config: FedConfig, base: BaseModel, data: Encoded) -> StackedModel:
@@ -184,6 +208,26 @@ def _rules(config: FedConfig) -> LocalRules:
 def _server_optimiser(config: FedConfig) -> Optimiser:
     adaptive = config.fed_alg == "FedAdam" or config.train_mode == "local"
     return adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY) if adaptive else sgd(config.lr)
+
+
+def _focus(config: FedConfig, model: StackedModel) -> Focus:
+    return Focus(
+        layers={
+            layer: [
+                Projection(
+                    f"{name}.lora_A.weight", f"{name}.lora_B.weight", scale, partial(frozen_weight, base)
+                )
+                for name, scale, base in projections
+            ]
+            for layer, projections in model.adapted.items()
+        },
+        highest=config.max_layer_num,
+        lowest=config.min_layer_num,
+        policy=config.layer_policy,
+        grad_eval=config.grad_eval,
+        server_grad_scale=config.server_grad_scale,
+        seed=config.seed,
+    )
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ def check(config: FedConfig) -> None:
     """Judge the options of `fedloom fed`, each for itself and together.
 
     Raises:
-        UserError: A value breaks its rule, two options contradict each other, or the mode is not available.
+        UserError: A value breaks its rule, or two options contradict each other.
     """
     check_values(config)
     federated = config.train_mode != "local"
@@ -28,10 +28,10 @@ def check(config: FedConfig) -> None:
             f"target_modules: {config.target_modules!r} names no layer; "
             "give names with commas between, or none"
         )
-    if config.train_mode == "fedGradFocus":
+    if config.train_mode == "fedGradFocus" and config.peft != "lora":
         raise UserError(
-            "train_mode: gradient priority (fedGradFocus) is not available in this version; "
-            "choose --train_mode fed (or local)"
+            f"peft: {config.peft} trains virtual tokens, so there are no layers for fedGradFocus to choose; "
+            "choose --peft lora, or --train_mode fed"
         )
 
 

@@ -147,16 +147,31 @@ class ClientTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientPriority:
-    """Gradient priority."""
+    """Gradient priority (fedGradFocus)."""
 
     max_layer_num: int = option(
-        6, "fedGradFocus: layers with the highest score that are trained and sent", minimum=0
+        6, "how many of the layers with the highest scores are trained and sent", minimum=0
     )
     min_layer_num: int = option(
-        2, "fedGradFocus: layers with the lowest score that are trained and sent", minimum=0
+        2, "how many of the layers with the lowest scores are trained and sent beside them", minimum=0
     )
     grad_eval: Literal["l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2"] = option(
-        "lora_per_l1", "fedGradFocus: how gradients become a layer's score"
+        "lora_per_l1",
+        "a layer's score: norm (l1 or l2) of the gradients of A and B, of the change of BA that they make "
+        "(lora), or of that change relative to the weights (lora_per)",
+    )
+    layer_policy: Literal["priority", "random", "last", "first", "all"] = option(
+        "priority", "layers by score; or, for comparison, as many at random, the last, the first, or all"
+    )
+    server_data_fraction: float = option(
+        0.005,
+        "share of the training data that the server keeps to score layers, at least a batch",
+        above=0,
+        below=1,
+    )
+    server_batches: int = option(4, "batches of batch_size behind the server's gradient", minimum=1)
+    server_grad_scale: float = option(
+        0.1, "weight of the server's own gradient in layers that are not selected; 0: they rest", minimum=0
     )
 
 

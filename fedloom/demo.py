@@ -61,11 +61,11 @@ def run_demo(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: str
     config, parts = build(wanted)
     write_run_config(folder, config, versions(), device_name(parts.model.device))
     console.print(f"Answering {TEST_PROBLEMS} problems that no client has …")
-    before = _answers(parts, parts.model.initial)
+    before = answer_unseen(parts, parts.model.initial)
     console.print(f"{before.accuracy:.0%} right. Training {rounds} rounds …")
     final = drive(config, parts, folder)
     console.print("Answering the same problems again …")
-    after = _answers(parts, final.server.adapter)
+    after = answer_unseen(parts, final.server.adapter)
     adapter = latest_checkpoint(folder)
     assert adapter is not None
     _report(console, before, after, read_rows(folder), adapter)
@@ -81,7 +81,8 @@ def _fresh_folder(folder: Path) -> Path:
     return candidate
 
 
-def _answers(parts: Parts, row: Row) -> Answers:
+def answer_unseen(parts: Parts, row: Row) -> Answers:
+    """What an adapter answers to the first 100 test problems, whose answers are short."""
     problems = parts.splits.test[:TEST_PROBLEMS]
     prompts = [parts.data.render(problem.question) for problem in problems]
     return answer(

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedloom.build import Parts, build, device_name, run_folder, versions
-from fedloom.client.local import LocalResult, train_locally
-from fedloom.client.optimisers import State
-from fedloom.client.work import ClientWork, plan_work
 from fedloom.config import FedConfig, UserError
-from fedloom.federation.aggregate import ClientUpdate
-from fedloom.federation.central import central_round
-from fedloom.federation.server import (
-    Diverged,
-    RoundReport,
-    ServerState,
-    federated_round,
-    initial_state,
-    sample_clients,
-)
-from fedloom.model.bank import AdapterBank, Row
+from fedloom.federation.server import Diverged, ServerState, initial_state
+from fedloom.model.bank import Row
 from fedloom.observe.checkpoint import (
     check_same_run,
     latest_checkpoint,
@@ -38,26 +24,7 @@ from fedloom.observe.checkpoint import (
 from fedloom.observe.evaluate import validate
 from fedloom.observe.metrics import MetricsLog, read_rows, summary, write_summary
 from fedloom.observe.progress import Progress
-from fedloom.runtimes.in_process import run_clients
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """Where a run stands between two rounds; all of it goes into a checkpoint.
-
-    Attributes:
-        server: The server's state.
-        drawn: Batches that each client has drawn so far.
-        accuracy: The last validation's; None before the first.
-        not_risen: Validations in a row in which accuracy has not risen.
-    """
-
-    server: ServerState
-    drawn: list[int]
-    accuracy: float | None = None
-    not_risen: int = 0
+from fedloom.rounds import Progressed, play_round
 
 
 def run_fed(config: FedConfig) -> Progressed:
@@ -98,7 +65,7 @@ def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None
                 now, row = _validated(now, parts, {"round": 0})
                 metrics.write(row)
             while now.server.round < config.max_steps and not _stops(config, now):
-                now, row = _round(config, parts, now)
+                now, row = play_round(config, parts, now)
                 if now.server.round % config.val_steps == 0 or now.server.round == config.max_steps:
                     now, row = _validated(now, parts, row)
                 metrics.write(row)
@@ -128,80 +95,6 @@ def _start(parts: Parts) -> Progressed:
 
 def _stops(config: FedConfig, now: Progressed) -> bool:
     return 0 < config.patience <= now.not_risen
-
-
-def _round(config: FedConfig, parts: Parts, now: Progressed) -> tuple[Progressed, dict[str, Any]]:
-    """One round: the new standing, and its row of metrics."""
-    began = time.perf_counter()
-    if config.train_mode == "local":
-        clients = [0]
-        server, report = central_round(now.server, _CentralTraining(config, parts, now))
-    else:
-        clients = sample_clients(config.seed, now.server.round, config.client_num, config.client_num_per_step)
-        train = _ClientTraining(config, parts, now)
-        server, report = federated_round(now.server, clients, train, config.client_lr, parts.server_optimiser)
-    drawn = list(now.drawn)
-    for client in clients:
-        drawn[client] += parts.schedule.batches
-    for client in report.left_out:
-        log.warning("round %d: client %d left out, its loss or update is not finite", server.round, client)
-    row = _row(server.round, report, time.perf_counter() - began)
-    return replace(now, server=server, drawn=drawn), row
-
-
-@dataclass(frozen=True)
-class _ClientTraining:
-    """`federation.server.Train`: the sampled clients, in this process."""
-
-    config: FedConfig
-    parts: Parts
-    now: Progressed
-
-    def __call__(self, round_: int, clients: Sequence[int], adapter: Row) -> Iterable[ClientUpdate]:
-        work = [_work(self.config, self.parts, self.now, client) for client in clients]
-        return run_clients(self.parts.model, adapter, work, self.parts.rules)
-
-
-@dataclass(frozen=True)
-class _CentralTraining:
-    """`federation.central.Train`: everything as one client whose optimiser lasts."""
-
-    config: FedConfig
-    parts: Parts
-    now: Progressed
-
-    def __call__(self, round_: int, bank: AdapterBank, state: State) -> tuple[LocalResult, int]:
-        work = _work(self.config, self.parts, self.now, 0)
-        return train_locally(self.parts.model, bank, [work.steps], self.parts.rules, state), work.examples
-
-
-def _work(config: FedConfig, parts: Parts, now: Progressed, client: int) -> ClientWork:
-    return plan_work(
-        parts.data.train,
-        parts.data.clients[client],
-        parts.schedule,
-        parts.model.layout,
-        seed=config.seed,
-        client=client,
-        round_=now.server.round,
-        drawn=now.drawn[client],
-    )
-
-
-def _row(round_: int, report: RoundReport, seconds: float) -> dict[str, Any]:
-    examples = sum(update.examples for update in report.updates)
-    labels = sum(update.labels for update in report.updates)
-    return {
-        "round": round_,
-        "train_loss": sum(update.loss * update.examples for update in report.updates) / examples,
-        "train_accuracy": sum(update.correct for update in report.updates) / labels,
-        "clients": report.clients,
-        "clients_left_out": report.left_out,
-        "bytes_up": report.bytes_up,
-        "bytes_down": report.bytes_down,
-        "tokens": sum(update.tokens for update in report.updates),
-        "seconds": seconds,
-    }
 
 
 def _validated(now: Progressed, parts: Parts, row: dict[str, Any]) -> tuple[Progressed, dict[str, Any]]:

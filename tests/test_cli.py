@@ -40,7 +40,7 @@ def test_fed_hands_the_parsed_options_to_the_engine(received, tmp_path):
         (["fed", "--resume", "maybe"], ["resume: maybe is not true or false"]),
         (["fed", "stray"], ["stray"]),
         (["fed", "--train_mode", "fed", "--client_num", "2"], ["client_num_per_step: 4", "client_num 2"]),
-        (["fed"], ["gradient priority", "not available in this version", "--train_mode fed (or local)"]),
+        (["fed", "--peft", "p-tuning"], ["p-tuning", "no layers for fedGradFocus", "--train_mode fed"]),
         (["fdd"], ["unknown command fdd", "did you mean fed?"]),
         (["demo", "--round", "3"], ["unknown flag --round", "did you mean --rounds?"]),
         (["demo", "--rounds", "0"], ["rounds: 0 is not a whole number of at least 1"]),

@@ -20,6 +20,7 @@ LEVELS = [
     {"runtimes"},
     {"observe"},
     {"build"},
+    {"rounds"},
     {"run"},
     {"demo"},
     {"cli"},

@@ -13,6 +13,7 @@ from tiny import tiny_llama, tiny_roberta
 
 from fedloom.client.local import LocalRules, batch_tokens, mean_step, passes, train_locally
 from fedloom.client.optimisers import adam, sgd
+from fedloom.model.bank import AdapterBank
 from fedloom.model.packing import Batch, Layout, build_pack, labels_of
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
@@ -130,6 +131,41 @@ def test_gradients_are_averaged_over_the_batches_of_a_step(model):
     assert apart(both.row(0), mean.row(0)) <= 1e-12 and apart(first.row(0), second.row(0)) > 1e-4
 
 
+# A part of the adapter
+
+
+def test_a_part_trains_as_it_would_with_the_rest_held_still_and_the_rest_is_only_used(model):
+    whole = start_bank(model, 1).map(lambda t: t + 0.1).row(0)
+    part = {name: t for name, t in whole.items() if "down_proj" in name}
+    rest = {name: t for name, t in whole.items() if name not in part}
+    bank = AdapterBank.repeat(part, len(DATA))
+    ours = train_locally(model, bank, work_of(model), LocalRules(sgd(0.2)), used=rest).bank
+    for k, steps in enumerate(work_of(model)):
+        weights = dict(part)
+        for step in steps:
+            leaves = {name: t.clone().requires_grad_() for name, t in weights.items()}
+            every = {name: t[None] for name, t in (leaves | rest).items()}
+            loss = model.losses(every, build_pack([step], model.layout)).loss[0]
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+            weights = {n: t - 0.2 * g for (n, t), g in zip(weights.items(), gradients, strict=True)}
+        assert ours.tensors.keys() == part.keys()
+        assert moved(ours.row(k), part) and apart(ours.row(k), weights) <= 1e-12
+
+
+def test_backward_stops_at_the_lowest_layer_that_trains():
+    model = make_stacked(tiny_llama(num_hidden_layers=3).double(), LORA, DATA)
+    whole = start_bank(model, 1).row(0)
+    top = {name: t for name, t in whole.items() if ".layers.2." in name}
+    rest = {name: t for name, t in whole.items() if name not in top}
+    tracked = []
+    for layer in model.model.model.layers:
+        layer.register_forward_hook(lambda module, args, out: tracked.append(out.requires_grad))
+    train_locally(
+        model, AdapterBank.repeat(top, 3), work_of(model), LocalRules(sgd(0.2), wave_tokens=10**6), used=rest
+    )
+    assert tracked[:3] == [False, False, True]
+
+
 # Clients without work, and state
 
 
@@ -137,7 +173,9 @@ def test_a_client_without_steps_keeps_its_row_and_has_no_loss(model):
     result = train(model, [DATA[0], [], DATA[2]], optimiser=adam(0.01))
     assert rows_equal(result.bank.row(1), start_bank(model, 1).row(0))
     assert result.loss.isnan().tolist() == [False, True, False]
-    assert int(result.labels[1]) == 0 and result.state["steps"].tolist() == [3, 0, 2]
+    assert int(result.labels[1]) == 0 and all(
+        t.tolist() == [3, 0, 2] for key, t in result.state.items() if key.startswith("steps.")
+    )
     assert moved(result.bank.row(0), model.initial)
 
 

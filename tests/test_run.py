@@ -209,8 +209,8 @@ def test_a_client_that_diverges_is_left_out_and_named(fed, monkeypatch, caplog):
 
     train = runtime.train_locally
 
-    def spoiled(model, bank, *rest):
-        result = train(model, bank, *rest)
+    def spoiled(model, bank, *rest, **named):
+        result = train(model, bank, *rest, **named)
         next(iter(result.bank.tensors.values()))[0] = math.nan
         return result
 
@@ -253,7 +253,7 @@ def test_a_run_in_which_all_diverge_stops_and_keeps_the_last_good_checkpoint(fed
         (["--target_modules", "q_projj"], ["q_projj", "q_proj"]),
         (["--data_dir", "nowhere"], ["nowhere"]),
         (["--model_name", "./nowhere"], ["./nowhere"]),
-        (["--train_mode", "fedGradFocus"], ["fedGradFocus", "fed"]),
+        (["--train_mode", "fedGradFocus", "--client_num", "59"], ["client_num", "59", "keeps 2 of 60", "58"]),
     ],
 )
 def test_a_mistake_is_told_in_one_message(fed, capsys, flags, words):

@@ -20,7 +20,7 @@ def update(client, shift, examples=2, loss=1.0):
 
 
 def returning(*updates):
-    return lambda round_, clients, adapter: list(updates)
+    return lambda round_, clients, adapter, used: list(updates)
 
 
 def test_sgd_at_the_clients_rate_is_plain_averaging_of_models():
@@ -40,7 +40,7 @@ def test_fedadam_is_adamw_on_the_mean_pseudo_gradient():
     for shift in (0.5, -0.2, 0.1):
         before = state.adapter
 
-        def train(round_, clients, adapter, shift=shift):
+        def train(round_, clients, adapter, used, shift=shift):
             adapters = [{n: t + s for n, t in adapter.items()} for s in (shift, 3 * shift)]
             return [ClientUpdate(k, a, 1, 1.0, 1, 1, 1) for k, a in enumerate(adapters)]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fedloom.client.optimisers import Optimiser, State, clip
-from fedloom.model.bank import AdapterBank
+from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.packing import Batch, Layout, build_pack, labels_of
 from fedloom.model.stacked import StackedModel
 
@@ -65,6 +65,7 @@ def train_locally(
     work: Sequence[Sequence[Step]],
     rules: LocalRules,
     state: State | None = None,
+    used: Row | None = None,
 ) -> LocalResult:
     """Train every client of ``bank`` on its own steps, as if each were alone.
 
@@ -75,6 +76,7 @@ def train_locally(
             steps have run out keeps its parameters, moments and step count.
         rules: How to train.
         state: The clients' optimiser state; None starts afresh.
+        used: Adapter parameters that nobody trains, the same for all clients; None: all are in ``bank``.
     """
     anchor = bank
     state = rules.optimiser.init(bank) if state is None else state
@@ -83,7 +85,7 @@ def train_locally(
     for index in range(max(map(len, work), default=0)):
         steps = [client[index] if index < len(client) else [] for client in work]
         active = torch.tensor([bool(step) for step in steps])
-        gradients, report = _gradients(model, bank, steps, rules)
+        gradients, report = step_gradients(model, bank, steps, rules, used)
         if rules.prox_mu:
             gradients = gradients.map(lambda g, w, w0: g + rules.prox_mu * (w - w0), bank, anchor)
         gradients = clip(gradients, rules.clip_norm)
@@ -97,25 +99,47 @@ def train_locally(
 
 
 @dataclass
-class _StepReport:
+class StepReport:
+    """What an optimiser step says of each client.
+
+    Attributes:
+        loss: Mean over the step's batches, weighted as its gradient is.
+        correct: Labels predicted right.
+        labels: Labels seen.
+        tokens: Tokens that went through the model.
+    """
+
     loss: Float[Tensor, " clients"]
     correct: Int[Tensor, " clients"]
     labels: Int[Tensor, " clients"]
     tokens: Int[Tensor, " clients"]
 
 
-def _gradients(
-    model: StackedModel, bank: AdapterBank, steps: Sequence[Step], rules: LocalRules
-) -> tuple[AdapterBank, _StepReport]:
-    """Each client's gradient of its own loss over one optimiser step, in as many passes as it takes."""
+def step_gradients(
+    model: StackedModel,
+    bank: AdapterBank,
+    steps: Sequence[Step],
+    rules: LocalRules,
+    used: Row | None = None,
+) -> tuple[AdapterBank, StepReport]:
+    """Each client's gradient of its own loss over one optimiser step, in as many passes as it takes.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        bank: Where each client is.
+        steps: Each client's batches; none give a gradient of 0.
+        rules: For the size of a pass and dropout.
+        used: Adapter parameters that get no gradient, the same for all clients.
+    """
     total = bank.map(torch.zeros_like)
     zeros = torch.zeros(bank.clients, dtype=torch.long)
-    report = _StepReport(zeros.double(), zeros.clone(), zeros.clone(), zeros.clone())
+    report = StepReport(zeros.double(), zeros.clone(), zeros.clone(), zeros.clone())
     for first, clients in passes(steps, model.layout, rules.wave_tokens):
         rows = slice(first, first + len(clients))
         leaves = {name: t[rows].detach().requires_grad_() for name, t in bank.tensors.items()}
         pack = build_pack(clients, model.layout)
-        out = model.losses(leaves, pack, rules.dropout_seed)
+        shared = {name: t.expand(len(clients), *t.shape) for name, t in (used or {}).items()}
+        out = model.losses(leaves | shared, pack, rules.dropout_seed)
         # The sum over clients of each client's own loss: no gradient crosses clients.
         gradients = torch.autograd.grad(out.loss.sum(), list(leaves.values()))
         for name, gradient in zip(leaves, gradients, strict=True):

@@ -2,7 +2,7 @@
 
 An optimiser is a pair of functions, as in optax: `init` makes its state, `step` maps (bank, gradients,
 state, active) to (bank, state). States are flat ``{name: tensor[clients, ...]}``, so that they save,
-stack and slice as banks do.
+stack and slice as banks do. Every parameter counts its own steps, so that some may rest while others move.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fedloom.model.bank import AdapterBank
+from fedloom.model.bank import AdapterBank, Row
 
 State = dict[str, Tensor]
 
@@ -53,8 +53,9 @@ def adam(
     beta1, beta2 = betas
 
     def init(bank: AdapterBank) -> State:
-        state = {"steps": torch.zeros(bank.clients, dtype=torch.long, device=bank.device)}
+        state = {}
         for name, w in bank.tensors.items():
+            state[f"steps.{name}"] = torch.zeros(bank.clients, dtype=torch.long, device=bank.device)
             state[f"first.{name}"] = torch.zeros_like(w)
             state[f"second.{name}"] = torch.zeros_like(w)
         return state
@@ -62,24 +63,41 @@ def adam(
     def step(
         bank: AdapterBank, gradients: AdapterBank, state: State, active: Bool[Tensor, " clients"]
     ) -> tuple[AdapterBank, State]:
-        steps = state["steps"] + active.long()
-        # A client that has not stepped yet is not active: any correction will do, short of 0 / 0.
-        taken = steps.clamp(min=1).double()
-        correct1, correct2 = 1 - beta1**taken, 1 - beta2**taken
-        new: State = {"steps": steps}
+        new: State = {}
         moved = {}
         for name, w in bank.tensors.items():
             g, on = gradients.tensors[name], _like(active, w)
             m, v = state[f"first.{name}"], state[f"second.{name}"]
             m = torch.where(on, m + (1 - beta1) * (g - m), m)
             v = torch.where(on, v + (1 - beta2) * (g * g - v), v)
-            c1, c2 = _like(correct1.to(w.dtype), w), _like(correct2.to(w.dtype), w)
+            steps = state[f"steps.{name}"] + active.long()
+            # A client that has not stepped yet is not active: any correction will do, short of 0 / 0.
+            taken = steps.clamp(min=1).double()
+            c1, c2 = (_like((1 - beta**taken).to(w.dtype), w) for beta in betas)
             update = (m / c1) / ((v / c2).sqrt() + eps) + weight_decay * w
             moved[name] = torch.where(on, w - lr * update, w)
-            new[f"first.{name}"], new[f"second.{name}"] = m, v
+            new[f"first.{name}"], new[f"second.{name}"], new[f"steps.{name}"] = m, v, steps
         return AdapterBank(moved), new
 
     return Optimiser(init, step)
+
+
+def step_some(optimiser: Optimiser, row: Row, gradient: Row, state: State) -> tuple[Row, State]:
+    """One step of a single row, of the parameters that have a gradient; the others rest.
+
+    A parameter that rests keeps its value, its moments and its step count.
+
+    Args:
+        optimiser: Which step.
+        row: ``{name: tensor[*shape]}``.
+        gradient: The same for some of the names.
+        state: The optimiser's, of a bank of one row.
+    """
+    moving = AdapterBank.repeat({name: row[name] for name in gradient}, 1)
+    its_state = {key: t for key, t in state.items() if key.partition(".")[2] in gradient}
+    active = torch.ones(1, dtype=torch.bool, device=next(iter(row.values())).device)
+    moved, new = optimiser.step(moving, AdapterBank.repeat(gradient, 1), its_state, active)
+    return row | moved.row(0), state | new
 
 
 def clip(gradients: AdapterBank, max_norm: float) -> AdapterBank:

@@ -13,23 +13,22 @@ the clients' proximal term, both of which are arguments:
     w ← optimiser(w, g)
 
 With SGD at ``lr = client_lr`` the last two lines are ``w ← Σ_k n_k w_k / Σ_k n_k``, plain averaging of
-models.
+models. Clients may be held to a part of w; `federation.focus` chooses which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from fedloom.client.optimisers import Optimiser, State
+from fedloom.client.optimisers import Optimiser, State, step_some
 from fedloom.data.randomness import numpy_rng
-from fedloom.federation.aggregate import ClientUpdate, aggregate
+from fedloom.federation.aggregate import Aggregate, ClientUpdate, aggregate
 from fedloom.model.bank import AdapterBank, Row, bytes_of
 
-Train = Callable[[int, Sequence[int], Row], Iterable[ClientUpdate]]
-"""``(round, clients, adapter) -> updates``: where clients run is the runtime's business."""
+Train = Callable[[int, Sequence[int], Row, Row], Iterable[ClientUpdate]]
+"""``(round, clients, what they train and send, what they only use) -> updates of what they train``: where
+clients run is the runtime's business."""
 
 
 class Diverged(Exception):
@@ -56,7 +55,7 @@ class RoundReport:
     """What a round says of itself.
 
     Attributes:
-        clients: Who was sampled.
+        clients: Who was sampled, and had something to train.
         updates: What came back and counted, without adapters.
         left_out: Clients whose loss or update was not finite.
         bytes_up, bytes_down: As they would cross the wire, all clients together.
@@ -81,7 +80,14 @@ def sample_clients(seed: int, round_: int, clients: int, per_round: int) -> list
 
 
 def federated_round(
-    state: ServerState, clients: Sequence[int], train: Train, client_lr: float, optimiser: Optimiser
+    state: ServerState,
+    clients: Sequence[int],
+    train: Train,
+    client_lr: float,
+    optimiser: Optimiser,
+    *,
+    sent: Collection[str] | None = None,
+    elsewhere: Row | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """One round of FedAvg, FedAdam or FedProx.
 
@@ -91,16 +97,24 @@ def federated_round(
         train: Trains clients from the server's adapter; FedProx is in there.
         client_lr: The clients' learning rate, which turns their way into a gradient.
         optimiser: The server's.
+        sent: Names of the parameters that clients train and send; None is all of them. With none at all,
+            clients do nothing.
+        elsewhere: A gradient for parameters that are not sent. One that has neither keeps its value, its
+            moments and its step count.
 
     Raises:
         Diverged: No client came back with finite numbers.
     """
-    result = aggregate(state.adapter, train(state.round, clients, state.adapter), client_lr)
+    trained = {name: t for name, t in state.adapter.items() if sent is None or name in sent}
+    used = {name: t for name, t in state.adapter.items() if name not in trained}
+    result = Aggregate({}, [], [])
+    if trained:
+        result = aggregate(trained, train(state.round, clients, trained, used), client_lr)
     if result.pseudo_gradient is None:
         raise Diverged(f"round {state.round + 1}: the loss or update of every client is not finite")
-    before, gradient = AdapterBank.repeat(state.adapter, 1), AdapterBank.repeat(result.pseudo_gradient, 1)
-    everyone = torch.ones(1, dtype=torch.bool, device=before.device)
-    adapter, optimiser_state = optimiser.step(before, gradient, state.optimiser, everyone)
-    on_the_wire = bytes_of(state.adapter) * len(clients)
-    report = RoundReport(list(clients), result.kept, result.left_out, on_the_wire, on_the_wire)
-    return ServerState(state.round + 1, adapter.row(0), optimiser_state), report
+    gradient = result.pseudo_gradient | (elsewhere or {})
+    adapter, moments = step_some(optimiser, state.adapter, gradient, state.optimiser)
+    took_part = list(clients) if trained else []
+    on_the_wire = bytes_of(trained) * len(took_part)
+    report = RoundReport(took_part, result.kept, result.left_out, on_the_wire, on_the_wire)
+    return ServerState(state.round + 1, adapter, moments), report

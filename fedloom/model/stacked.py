@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,15 +19,17 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as TrunkOutput
 
 from fedloom.model.adapters.injection import inject
+from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.prompts import as_saved, virtual_tokens
 from fedloom.model.attention import NAME, PackedPass
-from fedloom.model.base import decoder_layers
+from fedloom.model.base import decoder_layers, layer_of
 from fedloom.model.dropout import Draws
 from fedloom.model.fused import fusable_rotary, fuse, rotating
 from fedloom.model.last_layer import read_only_labels
 from fedloom.model.loss import class_losses, token_losses
 from fedloom.model.packing import Layout, Pack
 from fedloom.model.probe import is_causal, packs, tolerance_of, trial_states
+from fedloom.model.trunk import answering, keep_backward, position_offset, without_pooler
 from fedloom.model.wave import StackedDropout, Wave, replace_module
 
 
@@ -46,6 +48,14 @@ class Losses:
     labels: Int[Tensor, " clients"]
 
 
+class Adapted(NamedTuple):
+    """An adapted projection: PEFT's name for it, LoRA's ``alpha / r``, and the frozen layer."""
+
+    name: str
+    scale: float
+    base: nn.Module
+
+
 class StackedModel:
     """A frozen base through which the adapters of many clients run side by side.
 
@@ -54,6 +64,7 @@ class StackedModel:
         layout: How the model takes its tokens; give it to `build_pack`.
         initial: The adapter that everybody starts from, as PEFT initialises it, at least float32.
         config: The adapter's PEFT configuration.
+        adapted: For each transformer layer with LoRA, by its number, its adapted projections.
     """
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig, *, seed: int, packed: bool | None = None):
@@ -69,9 +80,9 @@ class StackedModel:
         self.trunk: nn.Module = model.base_model
         self._wave = Wave()
         self._takes = set(inspect.signature(self.trunk.forward).parameters)
-        self._position_offset = _position_offset(self.trunk)
+        self._position_offset = position_offset(self.trunk)
         self._plain_attention = model.config._attn_implementation
-        _keep_backward(model)
+        keep_backward(model)
         fuse(model)
         self._rotary = fusable_rotary(self.trunk)
         layout = Layout(
@@ -81,6 +92,8 @@ class StackedModel:
             pad_id=model.config.pad_token_id or 0,
         )
         self.initial, virtual = inject(model, config, self._wave, seed)
+        layers_name, layers = decoder_layers(model)
+        self.adapted = _by_layer(model, layers_name)
         if packed is None:
             # A chunk is longer than the trial's sequences, which would not show what it does.
             chunked = getattr(model.config.get_text_config(), "attention_chunk_size", None)
@@ -88,7 +101,7 @@ class StackedModel:
         if packed:
             self._stack_dropout()
         read_only_labels(
-            decoder_layers(model)[1][-1],
+            layers[-1],
             self._wave,
             lambda: trial_states(self._hidden, replace(layout, packed=packed), self.device),
             tolerance_of(model.dtype),
@@ -170,7 +183,7 @@ class StackedModel:
             self._wave.through(parameters, pack.units, draws, pack.sources),
             self._attention(layout.packed),
             rotating(self._rotary),
-            _without_pooler(self.trunk),
+            without_pooler(self.trunk),
         ):
             return self.trunk(**inputs).last_hidden_state
 
@@ -190,7 +203,7 @@ class StackedModel:
         pooler = getattr(self.trunk, "pooler", None)
         answer = TrunkOutput(last_hidden_state=states, pooler_output=pooler(states) if pooler else None)
         ids = torch.full(states.shape[:2], self.layout.pad_id + 1, device=states.device)
-        with _answering(self.trunk, answer):
+        with answering(self.trunk, answer):
             return self.model(input_ids=ids).logits.reshape(selected.shape[0], -1)
 
     @contextmanager
@@ -220,40 +233,10 @@ def _by_client(per_label: Tensor, correct: Tensor, pack: Pack) -> Losses:
     )
 
 
-def _position_offset(trunk: nn.Module) -> int:
-    """RoBERTa counts positions from its padding index + 1; everybody else from 0."""
-    for name, module in trunk.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(module.padding_idx) + 1
-    return 0
-
-
-def _keep_backward(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes' CPU layers from repacking their weights for a kernel that has no backward."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
-@contextmanager
-def _answering(trunk: nn.Module, answer: TrunkOutput) -> Iterator[None]:
-    """Let ``trunk`` return ``answer`` without computing anything."""
-    trunk.forward = lambda *args, **kwargs: answer
-    try:
-        yield
-    finally:
-        del trunk.forward
-
-
-@contextmanager
-def _without_pooler(trunk: nn.Module) -> Iterator[None]:
-    """BERT's pooler would take the first token of the whole pass; it belongs to the head, see `_head`."""
-    pooler = getattr(trunk, "pooler", None)
-    if pooler is None:
-        yield
-        return
-    setattr(trunk, "pooler", None)  # noqa: B010 - a plain assignment is no Module to the type checker
-    try:
-        yield
-    finally:
-        setattr(trunk, "pooler", pooler)  # noqa: B010
+def _by_layer(model: nn.Module, layers_name: str) -> dict[int, list[Adapted]]:
+    found: dict[int, list[Adapted]] = {}
+    for name, module in model.named_modules():
+        layer = layer_of(name, layers_name)
+        if layer is not None and isinstance(module, StackedLora):
+            found.setdefault(layer, []).append(Adapted(module.name, module.scale, module.base))
+    return found

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedloom.observe.atomic import write_atomically
+from fedloom.observe.heatmap import heatmap
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -22,8 +23,9 @@ class MetricsLog:
     """One JSON object per round in metrics.jsonl, and the same names in TensorBoard.
 
     A number becomes a TensorBoard scalar; a list of at most 64 floats (one per peer, or per layer) becomes
-    `name/0`, `name/1`, …; all else, such as a list of layer numbers, stands in metrics.jsonl only. A number
-    that is not finite is written as null, since JSON has no word for it.
+    `name/0`, `name/1`, …; all else, such as a list of layer numbers, stands in metrics.jsonl only. With every
+    validation the layer scores of all rounds become a picture. A number that is not finite is written as
+    null, since JSON has no word for it.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class MetricsLog:
         write_atomically(path, "".join(_to_line(row) for row in kept))
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard = _open_tensorboard(folder, resume_round) if report_to == "tensorboard" else None
+        self._scored: list[Mapping[str, Any]] = [row for row in kept if "layer_scores" in row]
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append the metrics of one round; `row["round"]` is the number of rounds done."""
@@ -52,7 +55,18 @@ class MetricsLog:
         if self._tensorboard is not None:
             for name, value in _scalars(row):
                 self._tensorboard.add_scalar(name, value, global_step=row["round"])
+            self._draw(self._tensorboard, row)
             self._tensorboard.flush()
+
+    def _draw(self, tensorboard: "SummaryWriter", row: Mapping[str, Any]) -> None:
+        if "layer_scores" in row:
+            self._scored.append(row)
+        if self._scored and "val_loss" in row:
+            picture = heatmap(
+                [past["layer_scores"] for past in self._scored],
+                [past["selected_layers"] for past in self._scored],
+            )
+            tensorboard.add_image("layer_scores", picture, global_step=row["round"], dataformats="HWC")
 
     def close(self) -> None:
         """Close the files."""

@@ -13,7 +13,11 @@ from fedloom.model.stacked import StackedModel
 
 
 def run_clients(
-    model: StackedModel, adapter: Row, work: Iterable[ClientWork], rules: LocalRules
+    model: StackedModel,
+    adapter: Row,
+    work: Iterable[ClientWork],
+    rules: LocalRules,
+    used: Row | None = None,
 ) -> Iterator[ClientUpdate]:
     """Train clients from one shared adapter, wave by wave, and hand over each one's update.
 
@@ -24,10 +28,11 @@ def run_clients(
         adapter: Where every client starts.
         work: What each client does.
         rules: How clients train.
+        used: Adapter parameters that nobody trains; part of the model, the same for all.
     """
     for wave in waves(work, model.layout, rules.wave_tokens):
         bank = AdapterBank.repeat(adapter, len(wave))
-        result = train_locally(model, bank, [client.steps for client in wave], rules)
+        result = train_locally(model, bank, [client.steps for client in wave], rules, used=used)
         for k, client in enumerate(wave):
             yield ClientUpdate(
                 client=client.client,

@@ -11,8 +11,10 @@ from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
 
 from fedloom.model.wave import Wave
 
@@ -20,6 +22,12 @@ from fedloom.model.wave import Wave
 def bounds_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """``[2, 3] -> [(0, 2), (2, 5)]``: where each segment starts and ends."""
     return list(pairwise(accumulate(lengths, initial=0)))
+
+
+def frozen_weight(layer: nn.Module) -> Float[Tensor, "d_out d_in"]:
+    """A frozen linear layer's weight, dequantised where bitsandbytes has quantised it."""
+    weight = dequantize_module_weight(layer).detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -115,7 +123,9 @@ class StackedLora(nn.Module):
             return y
         B = wave.parameters[f"{self.name}.lora_B.weight"]
         flat = x.reshape(-1, x.shape[-1])
-        lengths = wave.lengths(flat.shape[0])
+        # One row that stands for all clients is one product for all tokens.
+        shared = A.stride(0) == B.stride(0) == 0
+        lengths = (flat.shape[0],) if shared else wave.lengths(flat.shape[0])
         keep = wave.keep(flat, self.dropout)
         y_flat = y.reshape(-1, y.shape[-1])
         return add_low_rank(y_flat, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep).view_as(y)

@@ -1,0 +1,152 @@
+"""A round of gradient priority: only the layers that matter are trained and sent.
+
+    FedGPL    ACM Transactions on Autonomous and Adaptive Systems, 2025, doi:10.1145/3717835
+
+The server holds a little data of its own, D_0. With w_L for the adapter's parameters in layers L:
+
+    g_0 ← ∇ loss(w; D_0)
+    s_l ← score(w_l, g_0,l) for every layer l
+    L   ← the layers with the highest scores ∪ some with the lowest
+    for k in S, in parallel:   w_k ← local SGD from w, of w_L alone
+    g_L ← Σ_k n_k (w_L − w_k,L) / (client_lr · Σ_k n_k);   elsewhere g ← server_grad_scale · g_0
+    w   ← optimiser(w, g)
+
+Lines four to six are `federation.server.federated_round`, so that this works with each of its algorithms;
+with all layers selected nothing else is left, and the round is that one. Parameters outside the layers are
+always trained and sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from fedloom.client.optimisers import Optimiser
+from fedloom.federation.priority import Projection, layer_scores, select_layers
+from fedloom.federation.server import Diverged, RoundReport, ServerState, Train, federated_round
+from fedloom.model.bank import Row
+
+ServerGradient = Callable[[int, Row], tuple[Row, float]]
+"""``(round, adapter) -> (gradient of the adapter on the server's own data, loss there)``."""
+
+
+@dataclass(frozen=True)
+class Focus:
+    """How a server chooses layers.
+
+    Attributes:
+        layers: The adapted projections of every layer that has some, by the layer's number.
+        highest, lowest: How many layers with the highest and with the lowest scores are selected.
+        policy: One of `priority.LAYER_POLICIES`.
+        grad_eval: One of `priority.GRAD_EVALS`.
+        server_grad_scale: What the server's own gradient is multiplied by where clients do not train; at 0
+            such layers keep their parameters, moments and step counts.
+        seed: The run's.
+    """
+
+    layers: Mapping[int, Sequence[Projection]]
+    highest: int
+    lowest: int
+    policy: str
+    grad_eval: str
+    server_grad_scale: float
+    seed: int
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the server's gradient is used for anything."""
+        return self.policy == "priority" or (self.policy != "all" and self.server_grad_scale > 0)
+
+    @property
+    def selection_bytes(self) -> int:
+        """Bytes that tell one client which layers are selected: one bit per layer."""
+        return -(-len(self.layers) // 8)
+
+    def unselected_names(self, selected: Sequence[int]) -> set[str]:
+        """The parameters in layers that are not selected."""
+        rest = (projections for layer, projections in self.layers.items() if layer not in selected)
+        return {name for projections in rest for p in projections for name in (p.a, p.b)}
+
+
+@dataclass(frozen=True)
+class FocusReport:
+    """What a round says of its choice.
+
+    Attributes:
+        selected: The layers that clients trained and sent.
+        scores: Of every layer that has an adapter, by its number; empty where nothing needed the server's
+            gradient.
+        loss: On the server's own data, before the round; None likewise.
+    """
+
+    selected: tuple[int, ...]
+    scores: dict[int, float]
+    loss: float | None
+
+
+def focused_round(
+    state: ServerState,
+    clients: Sequence[int],
+    train: Train,
+    server_gradient: ServerGradient,
+    focus: Focus,
+    client_lr: float,
+    optimiser: Optimiser,
+) -> tuple[ServerState, RoundReport, FocusReport]:
+    """One round in which clients train and send the selected layers.
+
+    Args:
+        state: The server's state.
+        clients: Who takes part.
+        train: Trains clients from the server's adapter.
+        server_gradient: Computes the server's own gradient.
+        focus: How layers are chosen.
+        client_lr: The clients' learning rate.
+        optimiser: The server's.
+
+    Raises:
+        Diverged: The server's own gradient is not finite, or no client came back with finite numbers.
+    """
+    gradient, scores, loss = _own_view(state, server_gradient, focus)
+    numbers = sorted(focus.layers)
+    selected = select_layers(
+        torch.zeros(len(numbers)) if scores is None else scores,
+        highest=focus.highest,
+        lowest=focus.lowest,
+        policy=focus.policy,
+        seed=focus.seed,
+        round_number=state.round,
+        numbers=numbers,
+    )
+    unselected = focus.unselected_names(selected)
+    elsewhere = {name: focus.server_grad_scale * t for name, t in gradient.items() if name in unselected}
+    after, report = federated_round(
+        state,
+        clients,
+        train,
+        client_lr,
+        optimiser,
+        sent=state.adapter.keys() - unselected,
+        elsewhere=elsewhere if focus.server_grad_scale else None,
+    )
+    telling = focus.selection_bytes * len(report.clients)
+    report = replace(report, bytes_down=report.bytes_down + telling)
+    by_number = {} if scores is None else dict(zip(numbers, scores.tolist(), strict=True))
+    return after, report, FocusReport(selected, by_number, loss)
+
+
+def _own_view(
+    state: ServerState, server_gradient: ServerGradient, focus: Focus
+) -> tuple[Row, Float64[Tensor, " layers"] | None, float | None]:
+    """The server's gradient, the scores by it, and the loss; nothing where they serve nothing."""
+    if not focus.needs_gradient:
+        return {}, None, None
+    gradient, loss = server_gradient(state.round, state.adapter)
+    if not all(bool(t.isfinite().all()) for t in gradient.values()):
+        raise Diverged(f"round {state.round + 1}: the gradient on the server's own data is not finite")
+    layers = [focus.layers[number] for number in sorted(focus.layers)]
+    return gradient, layer_scores(state.adapter, gradient, layers, focus.grad_eval), loss

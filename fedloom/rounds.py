@@ -1,0 +1,166 @@
+"""One round of each `train_mode`: what is trained, by whom, and what the round says of itself."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedloom.build import Parts
+from fedloom.client.local import LocalResult, step_gradients, train_locally
+from fedloom.client.optimisers import State
+from fedloom.client.work import ClientWork, plan_work
+from fedloom.config import FedConfig
+from fedloom.federation.aggregate import ClientUpdate
+from fedloom.federation.central import central_round
+from fedloom.federation.focus import FocusReport, focused_round
+from fedloom.federation.server import RoundReport, ServerState, federated_round, sample_clients
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.runtimes.in_process import run_clients
+
+log = logging.getLogger(__name__)
+
+_SERVER = -1  # draws from its own data as if it were a client of this number
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """Where a run stands between two rounds; all of it goes into a checkpoint.
+
+    Attributes:
+        server: The server's state.
+        drawn: Batches that each client has drawn so far.
+        accuracy: The last validation's; None before the first.
+        not_risen: Validations in a row in which accuracy has not risen.
+    """
+
+    server: ServerState
+    drawn: list[int]
+    accuracy: float | None = None
+    not_risen: int = 0
+
+
+def play_round(config: FedConfig, parts: Parts, now: Progressed) -> tuple[Progressed, dict[str, Any]]:
+    """One round: the new standing, and its row of metrics.
+
+    Raises:
+        Diverged: Nothing finite came of it.
+    """
+    began = time.perf_counter()
+    server, report, focus = _round(config, parts, now)
+    drawn = list(now.drawn)
+    for client in [0] if config.train_mode == "local" else report.clients:
+        drawn[client] += parts.schedule.batches
+    for client in report.left_out:
+        log.warning("round %d: client %d left out, its loss or update is not finite", server.round, client)
+    row = _row(server.round, report) | _focus_row(focus) | {"seconds": time.perf_counter() - began}
+    return replace(now, server=server, drawn=drawn), row
+
+
+def _round(
+    config: FedConfig, parts: Parts, now: Progressed
+) -> tuple[ServerState, RoundReport, FocusReport | None]:
+    if config.train_mode == "local":
+        return *central_round(now.server, _CentralTraining(config, parts, now)), None
+    clients = sample_clients(config.seed, now.server.round, config.client_num, config.client_num_per_step)
+    train = _ClientTraining(config, parts, now)
+    lr, optimiser = config.client_lr, parts.server_optimiser
+    if parts.focus is None:
+        return *federated_round(now.server, clients, train, lr, optimiser), None
+    own = _ServerTraining(config, parts)
+    return focused_round(now.server, clients, train, own, parts.focus, lr, optimiser)
+
+
+@dataclass(frozen=True)
+class _ClientTraining:
+    """`federation.server.Train`: the sampled clients, in this process."""
+
+    config: FedConfig
+    parts: Parts
+    now: Progressed
+
+    def __call__(
+        self, round_: int, clients: Sequence[int], trained: Row, used: Row
+    ) -> Iterable[ClientUpdate]:
+        work = [_work(self.config, self.parts, self.now, client) for client in clients]
+        return run_clients(self.parts.model, trained, work, self.parts.rules, used)
+
+
+@dataclass(frozen=True)
+class _ServerTraining:
+    """`federation.focus.ServerGradient`: the mean over the server's next batches, without dropout."""
+
+    config: FedConfig
+    parts: Parts
+
+    def __call__(self, round_: int, adapter: Row) -> tuple[Row, float]:
+        schedule, parts = self.parts.server_schedule, self.parts
+        work = plan_work(
+            parts.data.train,
+            parts.data.server,
+            schedule,
+            parts.model.layout,
+            seed=self.config.seed,
+            client=_SERVER,
+            round_=round_,
+            drawn=round_ * schedule.batches,
+        )
+        bank, rules = AdapterBank.repeat(adapter, 1), replace(parts.rules, dropout_seed=None)
+        gradient, report = step_gradients(parts.model, bank, work.steps, rules)
+        return gradient.row(0), float(report.loss[0])
+
+
+@dataclass(frozen=True)
+class _CentralTraining:
+    """`federation.central.Train`: everything as one client whose optimiser lasts."""
+
+    config: FedConfig
+    parts: Parts
+    now: Progressed
+
+    def __call__(self, round_: int, bank: AdapterBank, state: State) -> tuple[LocalResult, int]:
+        work = _work(self.config, self.parts, self.now, 0)
+        return train_locally(self.parts.model, bank, [work.steps], self.parts.rules, state), work.examples
+
+
+def _work(config: FedConfig, parts: Parts, now: Progressed, client: int) -> ClientWork:
+    return plan_work(
+        parts.data.train,
+        parts.data.clients[client],
+        parts.schedule,
+        parts.model.layout,
+        seed=config.seed,
+        client=client,
+        round_=now.server.round,
+        drawn=now.drawn[client],
+    )
+
+
+def _row(round_: int, report: RoundReport) -> dict[str, Any]:
+    examples = sum(update.examples for update in report.updates)
+    labels = sum(update.labels for update in report.updates)
+    loss = sum(update.loss * update.examples for update in report.updates)
+    return {
+        "round": round_,
+        # Where no layer is selected, no client trains.
+        "train_loss": loss / examples if examples else math.nan,
+        "train_accuracy": sum(update.correct for update in report.updates) / labels if labels else math.nan,
+        "clients": report.clients,
+        "clients_left_out": report.left_out,
+        "bytes_up": report.bytes_up,
+        "bytes_down": report.bytes_down,
+        "tokens": sum(update.tokens for update in report.updates),
+    }
+
+
+def _focus_row(focus: FocusReport | None) -> dict[str, Any]:
+    if focus is None:
+        return {}
+    row: dict[str, Any] = {"selected_layers": list(focus.selected)}
+    if focus.scores:
+        by_number = [focus.scores.get(layer, math.nan) for layer in range(max(focus.scores) + 1)]
+        row |= {"layer_scores": by_number, "server_loss": focus.loss}
+    return row

@@ -1,0 +1,151 @@
+"""`fedloom fed` with gradient priority, from the command line to its folder."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import save_tiny_llama
+
+from fedloom.build import build
+from fedloom.cli import main
+from fedloom.config import FedConfig
+from fedloom.parsing import parse
+from fedloom.run import drive
+
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """The command line of a small run, without its name."""
+    model = save_tiny_llama(tmp_path_factory.mktemp("model"), num_hidden_layers=LAYERS)
+    data = tmp_path_factory.mktemp("data")
+    for part, count in (("train", 60), ("validation", 8), ("test", 4)):
+        rows = [{"question": f"Add {i} and {i % 7}.", "final_ans": i + i % 7} for i in range(count)]
+        (data / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"fed --model_name {model} --data_dir {data} --data_name ChilleD/MultiArith --client_num 6"
+    words += " --client_num_per_step 3 --dtype float32 --client_batch_per_step 4 --max_steps 4 --val_steps 2"
+    words += " --report_to none --wave_tokens 600 --client_lr 0.05 --lr 0.01 --lora_r 4"
+    return [*words.split(), "--max_layer_num", "1", "--min_layer_num", "1"]
+
+
+@pytest.fixture
+def fed(words, tmp_path):
+    def run(name, *flags):
+        assert main([*words, "--out_dir", str(tmp_path), "--exp_name", name, *flags]) == 0
+        return tmp_path / name
+
+    return run
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter(folder, round_=4):
+    return load_file(folder / "checkpoints" / f"round-{round_:06d}" / "adapter_model.safetensors")
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("algorithm", ["FedAdam", "FedAVG", "FedProx"])
+def test_every_algorithm_learns_and_says_what_it_selected(fed, algorithm):
+    lr = "0.01" if algorithm == "FedAdam" else "0.05"
+    folder = fed("run", "--fed_alg", algorithm, "--lr", lr)
+    size = sum(t.numel() * 4 for t in adapter(folder).values())
+    for row in rows(folder)[1:]:
+        assert len(row["selected_layers"]) == 2 and len(row["layer_scores"]) == LAYERS
+        highest = max(range(LAYERS), key=row["layer_scores"].__getitem__)
+        lowest = min(range(LAYERS), key=row["layer_scores"].__getitem__)
+        assert row["selected_layers"] == sorted([highest, lowest])
+        assert row["bytes_up"] == 3 * size * 2 // LAYERS
+        assert row["bytes_down"] == row["bytes_up"] + 3
+        assert math.isfinite(row["server_loss"]) and row["seconds"] > 0
+    assert rows(folder)[-1]["val_loss"] < rows(folder)[0]["val_loss"]
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2"])
+def test_every_kind_of_score_goes_through(fed, kind):
+    assert all(score > 0 for score in rows(fed("run", "--grad_eval", kind))[-1]["layer_scores"])
+
+
+def test_the_layers_of_a_policy_are_the_ones_it_names(fed):
+    def selected(policy):
+        return [row["selected_layers"] for row in rows(fed(policy, "--layer_policy", policy))[1:]]
+
+    assert selected("first") == [[0, 1]] * 4 and selected("last") == [[2, 3]] * 4
+    assert selected("all") == [[0, 1, 2, 3]] * 4
+    assert len({tuple(layers) for layers in selected("random")}) > 1
+
+
+def test_with_all_layers_it_is_fed(words, tmp_path):
+    """The same parts driven in both modes, so that clients have the same data."""
+    focused = options(words, tmp_path, "--max_layer_num", str(LAYERS), "--server_grad_scale", "3")
+    config, parts = build(focused)
+    plain = dataclasses.replace(config, train_mode="fed", exp_name="plain")
+    folders = [tmp_path / "focused", tmp_path / "plain"]
+    for folder in folders:
+        folder.mkdir()
+    drive(config, parts, folders[0])
+    drive(plain, dataclasses.replace(parts, focus=None), folders[1])
+    assert_equal(adapter(folders[0]), adapter(folders[1]))
+    assert rows(folders[0])[-1]["bytes_up"] == rows(folders[1])[-1]["bytes_up"]
+
+
+def options(words, tmp_path, *flags):
+    return parse(FedConfig, [*words[1:], "--out_dir", str(tmp_path), *flags], prog="fedloom fed")
+
+
+def test_without_layers_the_server_trains_alone(fed):
+    folder = fed("alone", "--max_layer_num", "0", "--min_layer_num", "0", "--server_grad_scale", "1")
+    last = rows(folder)[-1]
+    assert last["clients"] == [] and last["bytes_up"] == last["bytes_down"] == 0
+    assert last["train_loss"] is None and last["val_loss"] < rows(folder)[0]["val_loss"]
+
+
+def test_nobody_else_has_the_servers_data(words, tmp_path):
+    _, parts = build(options(words, tmp_path, "--server_data_fraction", "0.2"))
+    clients = [int(i) for client in parts.data.clients for i in client]
+    assert len(parts.data.server) == 12 and sorted([*clients, *parts.data.server]) == list(range(60))
+
+
+def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, words, tmp_path):
+    flags = ["--max_steps", "12", "--val_steps", "2", "--patience", "0"]
+    whole = fed("whole", *flags)
+    command = [sys.executable, "-m", "fedloom", *words, "--out_dir", str(tmp_path), "--exp_name", "killed"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, *flags], env=environment, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 4):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = fed("killed", *flags, "--resume")
+    assert_equal(adapter(folder, 12), adapter(whole, 12))
+    assert [row["selected_layers"] for row in rows(folder)[1:]] == [
+        row["selected_layers"] for row in rows(whole)[1:]
+    ]
+
+
+def test_tensorboard_gets_a_heat_map_of_scores(fed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = fed("drawn", "--report_to", "tensorboard")
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    pictures = events.Images("layer_scores")
+    assert [picture.step for picture in pictures] == [2, 4]
+    assert (pictures[-1].height, pictures[-1].width) == (LAYERS * 8, 4 * 8)
