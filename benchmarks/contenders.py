@@ -27,8 +27,8 @@ from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import sgd
 from fedloom.client.work import ClientWork, Schedule, plan_work
 from fedloom.data.encode import Tokens
+from fedloom.model.layout import Layout, shared_prefix
 from fedloom.model.memory import auto_wave_tokens
-from fedloom.model.packing import Layout, shared_prefix
 from fedloom.model.precision import choose_dtype, has_native_bf16
 from fedloom.model.stacked import StackedModel
 from fedloom.runtimes.in_process import run_clients

@@ -3,7 +3,8 @@
     python benchmarks/layers.py --data_dir FOLDER --out benchmarks/results/layers.json
 
 All contenders play the same round again and again, in turns: the same clients, the same examples, from the
-same adapter. The server's gradient and its scores are in the time where a contender needs them.
+same adapter. The server's gradient and its scores are in the time of all but `fed` and the last; `all` is
+gradient priority that selects every layer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fedloom.rounds import Progressed, play_round  # noqa: E402
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "fed": {"train_mode": "fed"},
-    "all": {"layer_policy": "all"},
+    "all": {"max_layer_num": 10**6},
     "priority": {"layer_policy": "priority"},
     "random": {"layer_policy": "random"},
     "first": {"layer_policy": "first"},
@@ -44,7 +45,12 @@ def contender(parts: Parts, config: FedConfig, changes: dict[str, Any]) -> tuple
     config = replace(config, **changes)
     focus = parts.focus
     assert focus is not None
-    focus = replace(focus, policy=config.layer_policy, server_grad_scale=config.server_grad_scale)
+    focus = replace(
+        focus,
+        policy=config.layer_policy,
+        highest=config.max_layer_num,
+        server_grad_scale=config.server_grad_scale,
+    )
     return config, replace(parts, focus=None if config.train_mode == "fed" else focus)
 
 
@@ -89,13 +95,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _summary(name: str, turns: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Medians; the ratio to `fed` is taken within each turn."""
+    """Medians; ratios are taken within each turn."""
     rows = [turn[name] for turn in turns]
     return {
         "name": name,
         "seconds": [row["seconds"] for row in rows],
         "median_seconds": statistics.median(row["seconds"] for row in rows),
-        "of_fed": statistics.median(turn[name]["seconds"] / turn["fed"]["seconds"] for turn in turns),
+        **{
+            f"of_{other}": statistics.median(turn[name]["seconds"] / turn[other]["seconds"] for turn in turns)
+            for other in ("fed", "all")
+        },
         "bytes": rows[0]["bytes_up"] + rows[0]["bytes_down"],
         "tokens": rows[0]["tokens"],
         "selected_layers": rows[0].get("selected_layers"),

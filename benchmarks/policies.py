@@ -60,20 +60,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[3407, 1, 2])
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
-    result: dict[str, Any] = {"kind": "policies", "runs": {}}
+    runs: dict[str, list[dict[str, Any]]] = {}
     if options.out.is_file():
-        result = json.loads(options.out.read_text(encoding="utf-8"))
+        runs = json.loads(options.out.read_text(encoding="utf-8"))["runs"]
     for seed in options.seeds:
         for path in options.configs:
-            done = result["runs"].setdefault(path.stem, [])
+            done = runs.setdefault(path.stem, [])
             if any(run["seed"] == seed for run in done):
                 continue
             config = parse(FedConfig, ["--config", str(path), "--report_to", "none"], prog="fedloom fed")
             done.append(run_once(replace(config, seed=seed)))
             print(path.stem, {name: value for name, value in done[-1].items() if name != "selected_layers"})
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            _write(options.out, runs)
+    _write(options.out, runs)
     return 0
+
+
+def _write(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
+    last = [run for done in runs.values() for run in done][-1]
+    # What stands below the table is the last run's; every run keeps its own.
+    origin = {name: last[name] for name in ("machine", "versions", "date")}
+    command = "python benchmarks/policies.py configs/layers-*.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"kind": "policies", "command": command, **origin, "runs": runs}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,43 +6,53 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.checks import check
-from fedloom.cli import COMMANDS
-from fedloom.config import FedConfig
+from fedloom.cli import COMMANDS, read_config
 from fedloom.options import as_markdown
-from fedloom.parsing import parse
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMAND_LINES = re.findall(r"^(?:\$ )?fedloom (\w+) ((?:[^\n]*\\\n)*[^\n]*)$", README, re.MULTILINE)
+PAGES = {
+    path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+}
+README = PAGES["README.md"]
+COMMAND_LINE = re.compile(r"^(?:\$ )?fedloom (\w+) ((?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
+COMMAND_LINES = [found for page in PAGES.values() for found in COMMAND_LINE.findall(page)]
+OPTION_TABLES = [
+    (name, found[1], found[2])
+    for name, page in PAGES.items()
+    for found in re.finditer(r"<!-- options (\w+) -->\n(.*?)<!-- /options -->", page, re.DOTALL)
+]
 
 
-def test_the_option_table_is_the_programs():
-    table = re.search(r"<!-- options -->\n(.*?)<!-- /options -->", README, re.DOTALL)
-    assert table is not None
-    assert table[1] == as_markdown(FedConfig)
+def test_every_run_has_its_option_table():
+    assert {command for _, command, _ in OPTION_TABLES} >= {"fed", "dfl"}
+
+
+@pytest.mark.parametrize(("page", "command", "table"), OPTION_TABLES)
+def test_an_option_table_is_the_programs(page, command, table):
+    assert table == as_markdown(COMMANDS[command].config_class)
 
 
 @pytest.mark.parametrize("command, words", COMMAND_LINES)
-def test_every_command_of_the_readme_parses(command, words):
-    config_class = COMMANDS[command].config_class
-    COMMANDS[command].check(parse(config_class, words.replace("\\\n", " ").split(), prog="fedloom"))
+def test_every_command_of_the_pages_parses(command, words):
+    read_config(COMMANDS[command], words.replace("\\\n", " ").split(), prog="fedloom")
 
 
 def test_the_readme_shows_commands():
-    assert len(COMMAND_LINES) >= 3
+    assert len(COMMAND_LINE.findall(README)) >= 3
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_config_parses(path):
-    check(parse(FedConfig, ["--config", str(path)], prog="fedloom fed"))
+def test_every_config_parses_with_the_command_that_it_names(path):
+    named = re.search(r"fedloom (\w+) --config configs/([\w.-]+)", path.read_text(encoding="utf-8"))
+    assert named is not None and named[2] == path.name
+    read_config(COMMANDS[named[1]], ["--config", str(path)], prog="fedloom")
 
 
-def test_benchmark_tables_are_those_of_the_results():
+@pytest.mark.parametrize("page", PAGES)
+def test_benchmark_tables_are_those_of_the_results(page):
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         from render import RESULTS, fill
     finally:
         sys.path.pop(0)
-    assert "<!-- benchmark:" in README
-    assert fill(README, RESULTS) == README
+    assert fill(PAGES[page], RESULTS) == PAGES[page]

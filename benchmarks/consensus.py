@@ -1,0 +1,100 @@
+"""Accuracy and consensus error on graphs of growing connectivity: the runs of configs, with several seeds.
+
+    python benchmarks/consensus.py configs/sst2-link*.yaml --data_dir FOLDER --out RESULT.json
+
+A run that stands in the result already is not run again, so that an interrupted comparison goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from fedloom.startup import prepare_process
+
+prepare_process()
+
+from machine import describe_machine, versions  # noqa: E402
+
+from fedloom.build_peers import build  # noqa: E402
+from fedloom.config_peers import DflConfig  # noqa: E402
+from fedloom.dfl import drive  # noqa: E402
+from fedloom.observe.metrics import SUMMARY_FILE, read_rows  # noqa: E402
+from fedloom.parsing import parse  # noqa: E402
+
+KEPT = (
+    "round",
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "val_accuracy_min",
+    "val_accuracy_max",
+    "consensus_error",
+    "consensus_error_relative",
+    "seconds",
+    "bytes_up",
+)
+
+
+def run_once(config: DflConfig) -> dict[str, Any]:
+    """One run: what every evaluation said, and the accuracy of the averaged adapter."""
+    resolved, parts = build(config)
+    with tempfile.TemporaryDirectory() as folder:
+        drive(resolved, parts, Path(folder))
+        rows = read_rows(Path(folder))
+        summary = json.loads((Path(folder) / SUMMARY_FILE).read_text(encoding="utf-8"))
+    return {
+        "seed": config.seed,
+        "graph": config.name,
+        "training_type": config.training_type,
+        "averaged_accuracy": summary["averaged_adapter"]["accuracy"],
+        "evaluations": [{k: row[k] for k in KEPT if k in row} for row in rows if "val_accuracy" in row],
+        "machine": describe_machine(parts.model.device),
+        "versions": versions(),
+        "date": date.today().isoformat(),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is missing. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("configs", nargs="+", type=Path)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3407, 1, 2])
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args(arguments)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    if options.out.is_file():
+        runs = json.loads(options.out.read_text(encoding="utf-8"))["runs"]
+    for seed in options.seeds:
+        for path in options.configs:
+            done = runs.setdefault(path.stem, [])
+            if any(run["seed"] == seed for run in done):
+                continue
+            words = ["--config", str(path), "--report_to", "none"]
+            words += ["--data_dir", options.data_dir] if options.data_dir else []
+            done.append(run_once(replace(parse(DflConfig, words, prog="fedloom dfl"), seed=seed)))
+            print(path.stem, seed, done[-1]["evaluations"][-1], flush=True)
+            _write(options.out, runs)
+    _write(options.out, runs)
+    return 0
+
+
+def _write(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
+    last = [run for done in runs.values() for run in done][-1]
+    # What stands below the table is the last run's; every run keeps its own.
+    origin = {name: last[name] for name in ("machine", "versions", "date")}
+    command = "python benchmarks/consensus.py configs/sst2-link*.yaml --data_dir FOLDER"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"kind": "consensus", "command": command, **origin, "runs": runs}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
