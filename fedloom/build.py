@@ -18,7 +18,7 @@ from fedloom.checks import check
 from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import Optimiser, adam, sgd
 from fedloom.client.work import Schedule
-from fedloom.config import FedConfig
+from fedloom.config import FedConfig, Run
 from fedloom.data.encode import Tokens, encode
 from fedloom.data.example import Splits
 from fedloom.data.partition import iid, with_server
@@ -31,8 +31,8 @@ from fedloom.federation.priority import Projection
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.base import BaseModel, check_model_name, check_quantize, load_base, resolve_device
+from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
-from fedloom.model.packing import shared_prefix
 from fedloom.model.stacked import StackedModel
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,7 @@ def build(config: FedConfig) -> tuple[FedConfig, Parts]:
         UserError: A mistake of the user, before any weights are read.
     """
     check(config)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     task = TASKS[config.data_name]
     splits = load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
@@ -230,6 +229,12 @@ def _focus(config: FedConfig, model: StackedModel) -> Focus:
     )
 
 
+def quieten() -> None:
+    """Keep transformers' bars and warnings out of the user's way."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
 def versions() -> dict[str, str]:
     """Versions that a run's numbers depend on."""
     import platform
@@ -239,7 +244,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def run_folder(config: FedConfig) -> Path:
+def run_folder(config: Run) -> Path:
     """Where a run leaves its files."""
     return Path(config.out_dir) / config.exp_name
 

@@ -35,8 +35,8 @@ def check(config: FedConfig) -> None:
         )
 
 
-def check_values(config: Any) -> None:
-    """Judge each option of a dataclass of options for itself.
+def check_rules(config: Any) -> None:
+    """Judge each option of a dataclass of options by the rule that it declares.
 
     Raises:
         UserError: A value breaks its rule.
@@ -45,6 +45,15 @@ def check_values(config: Any) -> None:
         value = getattr(config, option.name)
         if not option.allows(value):
             raise UserError(option.explain(value))
+
+
+def check_values(config: Any) -> None:
+    """Judge each option of a run for itself: `check_rules`, and the device and the name that every run has.
+
+    Raises:
+        UserError: A value breaks its rule.
+    """
+    check_rules(config)
     if not _DEVICE.fullmatch(config.device):
         nearest = did_you_mean(config.device, ("auto", "cpu", "cuda", "cuda:0"))
         raise UserError(f"device: {config.device} is not auto, cpu, cuda or cuda:N{nearest}")

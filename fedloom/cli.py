@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fedloom.checks import check, check_values
+from fedloom.checks import check, check_rules, check_values
+from fedloom.checks_peers import check as check_dfl
 from fedloom.config import DemoConfig, FedConfig, UserError
+from fedloom.config_peers import DflConfig, SplitConfig, TopologyConfig, ViewConfig
 from fedloom.options import did_you_mean
 from fedloom.parsing import help_text, parse
 from fedloom.startup import prepare_process
@@ -22,18 +24,46 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it does in a line, its options, how they are judged, and what runs."""
+    """One command: what it does in a line, its options, how they are judged, and what runs.
+
+    `first` is the option that a first word without dashes gives, where there is one.
+    """
 
     summary: str
     config_class: type[Any]
     check: Callable[[Any], None]
     run: Callable[[Any], None]
+    first: str | None = None
 
 
 def _fed(config: FedConfig) -> None:
     from fedloom.run import run_fed
 
     run_fed(config)
+
+
+def _dfl(config: DflConfig) -> None:
+    from fedloom.dfl import run_dfl
+
+    run_dfl(config)
+
+
+def _split(config: SplitConfig) -> None:
+    from fedloom.split import run_split
+
+    run_split(**asdict(config))
+
+
+def _view(config: ViewConfig) -> None:
+    from fedloom.view import run_view
+
+    run_view(**asdict(config))
+
+
+def _topology(config: TopologyConfig) -> None:
+    from fedloom.show_topology import run_topology
+
+    run_topology(**asdict(config))
 
 
 def _demo(config: DemoConfig) -> None:
@@ -44,6 +74,16 @@ def _demo(config: DemoConfig) -> None:
 
 COMMANDS: dict[str, Command] = {
     "fed": Command("Fine-tune one model across many clients, with a server.", FedConfig, check, _fed),
+    "dfl": Command("Fine-tune across peers on a graph, without a server.", DflConfig, check_dfl, _dfl),
+    "split": Command("Divide a data set into clients' folders.", SplitConfig, check_rules, _split),
+    "view": Command("Show who has how many of which label.", ViewConfig, check_rules, _view, "folder"),
+    "topology": Command(
+        "Show a graph of peers, its mixing matrix and its spectral gap.",
+        TopologyConfig,
+        check_rules,
+        _topology,
+        "name",
+    ),
     "demo": Command(
         "Watch a small model learn arithmetic in minutes, offline.", DemoConfig, check_values, _demo
     ),
@@ -81,10 +121,22 @@ def _dispatch(name: str, words: Sequence[str]) -> None:
     if "--help" in words or "-h" in words:
         print(help_text(command.config_class, prog=prog, description=command.summary))
         return
-    config = parse(command.config_class, words, prog=prog)
-    command.check(config)
+    config = read_config(command, words, prog)
     prepare_process()
     command.run(config)
+
+
+def read_config(command: Command, words: Sequence[str], prog: str) -> Any:
+    """The options that the words after a command mean, judged.
+
+    Raises:
+        UserError: An unknown name, or a value that breaks its rule.
+    """
+    if command.first and words and not words[0].startswith("-"):
+        words = [f"--{command.first}", *words]
+    config = parse(command.config_class, words, prog=prog)
+    command.check(config)
+    return config
 
 
 def _version() -> str:
@@ -95,7 +147,7 @@ def _version() -> str:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<8}{command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: fedloom COMMAND [--option value ...]",

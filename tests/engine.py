@@ -8,7 +8,7 @@ import torch
 from fedloom.client.local import LocalRules, mean_step, train_locally
 from fedloom.data.encode import Tokens
 from fedloom.model.bank import AdapterBank
-from fedloom.model.packing import shared_prefix
+from fedloom.model.layout import shared_prefix
 from fedloom.model.stacked import StackedModel
 
 BEGINNING = [3, 7, 9]  # all sequences share it

@@ -18,7 +18,8 @@ from fedloom.model import attention
 from fedloom.model.attention import PackedPass, packed_attention
 from fedloom.model.buckets import plan_buckets
 from fedloom.model.dropout import Draws
-from fedloom.model.packing import Batch, Layout, build_pack
+from fedloom.model.layout import Batch, Layout
+from fedloom.model.packing import build_pack
 
 DIM = 4
 ALL_PLAIN, ALL_FUSED = 10**9, -1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedloom.config import UserError
 from fedloom.data import arithmetic
 from fedloom.data.example import Example
-from fedloom.data.sources import _complete, load_splits
+from fedloom.data.sources import _complete, load_rows, load_splits
 from fedloom.data.tasks import TASKS
 
 
@@ -189,3 +189,111 @@ def test_a_gated_data_set_tells_to_set_a_token_and_shows_none(monkeypatch):
         with pytest.raises(UserError, match=rf"gated dataset.*{known}.*set HF_TOKEN") as caught:
             load_splits(TASKS["gsm8k"], data_dir=None, seed=1, token=token)
         assert "hf_secret" not in str(caught.value)
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def reviews(count, label=None):
+    """Rows as GLUE has them for SST-2."""
+    return [{"sentence": f"phrase {n}", "label": n % 2 if label is None else label} for n in range(count)]
+
+
+def pairs(count, origin):
+    """Rows as GLUE has them for MNLI."""
+    return [
+        {"premise": f"{origin} {n}", "hypothesis": "It is so.", "label": n % 3, "idx": n}
+        for n in range(count)
+    ]
+
+
+def test_the_published_validation_split_stays_and_a_test_is_held_out(tmp_path):
+    write_rows(tmp_path / "train.jsonl", reviews(40))
+    write_rows(tmp_path / "validation.jsonl", reviews(6))
+    splits = load(tmp_path, "sst2")
+    assert sizes(splits) == (36, 6, 4)
+    assert [example.label for example in splits.validation] == ["negative", "positive"] * 3
+
+
+@pytest.mark.parametrize("label", [-1, "-1"])
+def test_a_test_split_without_labels_is_not_used(tmp_path, label):
+    write_rows(tmp_path / "train.jsonl", reviews(40))
+    write_rows(tmp_path / "validation.jsonl", reviews(6))
+    write_rows(tmp_path / "test.jsonl", reviews(9, label))
+    assert sizes(load(tmp_path, "sst2")) == (36, 6, 4)
+    assert set(load_rows(TASKS["sst2"], data_dir=tmp_path, seed=1, token=None)) == {"train", "validation"}
+
+
+def test_a_test_split_with_labels_is_used(tmp_path):
+    write_rows(tmp_path / "train.jsonl", reviews(40))
+    write_rows(tmp_path / "test.jsonl", reviews(9))
+    assert sizes(load(tmp_path, "sst2")) == (36, 4, 9)
+
+
+def test_a_label_out_of_range_is_named_with_file_line_and_the_labels_allowed(tmp_path):
+    path = tmp_path / "train.jsonl"
+    write_rows(path, [*reviews(3), {"sentence": "odd", "label": 2}])
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, "sst2")
+    assert str(caught.value) == (
+        f"{path}, line 4: field 'label' must be one of 0 (negative), 1 (positive), but is 2 (data set sst2)."
+    )
+    write_rows(path, reviews(4, -1))
+    with pytest.raises(UserError, match=r"line 1: field 'label' must be one of 0 .* but is -1"):
+        load(tmp_path, "sst2")
+
+
+def test_qnli_in_a_csv_file(tmp_path):
+    rows = "".join(f'"Who, {n}?",It is {n}.,{n % 2}\n' for n in range(10))
+    (tmp_path / "all.csv").write_text("question,sentence,label\n" + rows)
+    splits = load(tmp_path / "all.csv", "qnli")
+    assert sizes(splits) == (6, 2, 2)
+    (first,) = (
+        example for example in [*splits.train, *splits.validation, *splits.test] if "0" in example.question
+    )
+    assert (first.pair, first.label) == (("Who, 0?", "It is 0."), "entailment")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_mnli_validates_on_matched_and_tests_on_mismatched(tmp_path, saved):
+    parts = {
+        "train": pairs(30, "train"),
+        "validation_matched": pairs(6, "matched"),
+        "validation_mismatched": pairs(9, "mismatched"),
+        "test_matched": [{**row, "label": -1} for row in pairs(5, "secret")],
+        "test_mismatched": [{**row, "label": -1} for row in pairs(5, "secret")],
+    }
+    if saved:
+        as_sets = {split: datasets.Dataset.from_list(rows) for split, rows in parts.items()}
+        datasets.DatasetDict(as_sets).save_to_disk(tmp_path)
+    else:
+        for split, rows in parts.items():
+            write_rows(tmp_path / f"{split}.jsonl", rows)
+    splits = load(tmp_path, "mnli")
+    assert sizes(splits) == (30, 6, 9)
+    assert splits.validation[2].pair == ("matched 2", "It is so.")
+    assert splits.test[8].pair == ("mismatched 8", "It is so.")
+    assert {example.label for example in splits.train} == set(TASKS["mnli"].label_names)
+
+
+def test_mnli_with_plain_names(tmp_path):
+    write_rows(tmp_path / "train.jsonl", pairs(30, "train"))
+    write_rows(tmp_path / "dev.jsonl", pairs(4, "dev"))
+    assert sizes(load(tmp_path, "mnli")) == (27, 4, 3)
+
+
+def test_rows_come_with_all_their_fields(tmp_path):
+    write_rows(tmp_path / "train.jsonl", [{**row, "idx": n} for n, row in enumerate(reviews(4))])
+    rows = load_rows(TASKS["sst2"], data_dir=tmp_path, seed=1, token=None)
+    assert list(rows) == ["train"], "nothing is held out"
+    assert rows["train"][3].row == {"sentence": "phrase 3", "label": 1, "idx": 3}
+    assert rows["train"][3].example == Example("phrase 3", "positive", "", "positive")
+
+
+def test_rows_of_the_embedded_task_make_its_examples():
+    task = replace(TASKS["arithmetic"], embedded=lambda seed: arithmetic.splits(seed, train=30))
+    rows = load_rows(task, data_dir=None, seed=5, token=None)
+    assert {split: [made.example for made in part] for split, part in rows.items()} == vars(task.embedded(5))
+    assert set(rows["train"][0].row) == {"question", "answer", "label"}

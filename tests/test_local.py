@@ -14,7 +14,8 @@ from tiny import tiny_llama, tiny_roberta
 from fedloom.client.local import LocalRules, batch_tokens, mean_step, passes, train_locally
 from fedloom.client.optimisers import adam, sgd
 from fedloom.model.bank import AdapterBank
-from fedloom.model.packing import Batch, Layout, build_pack, labels_of
+from fedloom.model.layout import Batch, Layout, labels_of
+from fedloom.model.packing import build_pack
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
 PROMPT = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

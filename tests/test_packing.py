@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.data.encode import Tokens
-from fedloom.model.packing import Batch, Layout, build_pack, labels_of, shared_prefix
+from fedloom.model.layout import Batch, Layout, labels_of, shared_prefix
+from fedloom.model.packing import build_pack
 
 PREFIX = [3, 7, 9, 11]  # all sequences below begin with it
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -166,5 +166,32 @@ def save_tiny_llama(folder: Path, chat_template: bool = True, **overrides: Any) 
     model = tiny_llama(vocab_size=len(tokenizer), **overrides)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """The same bytes between BERT's marks: `[CLS] a [SEP] b [SEP]`, the second text of type 1."""
+    tokenizer = tiny_tokenizer(chat_template=False).backend_tokenizer
+    cls, sep = 1, 2
+    start, end = SPECIAL_TOKENS[cls], SPECIAL_TOKENS[sep]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        pair=f"{start} $A {end} $B:1 {end}:1",
+        special_tokens=[(start, cls), (end, sep)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL_TOKENS[0],
+        cls_token=start,
+        sep_token=end,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def save_tiny_bert(folder: Path, **overrides: Any) -> Path:
+    """Save a tiny BERT and its tokenizer as an ordinary model folder; returns the folder."""
+    tokenizer = pair_tokenizer()
+    tiny_bert(vocab_size=len(tokenizer), **overrides).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

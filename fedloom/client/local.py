@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedloom.client.optimisers import Optimiser, State, clip
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.model.packing import Batch, Layout, build_pack, labels_of
+from fedloom.model.layout import Batch, Layout, labels_of
+from fedloom.model.packing import build_pack
 from fedloom.model.stacked import StackedModel
 
 Step = list[Batch]

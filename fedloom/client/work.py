@@ -10,7 +10,7 @@ import numpy as np
 from fedloom.client.local import Step, mean_step
 from fedloom.data.draws import draw_batches
 from fedloom.data.encode import Tokens
-from fedloom.model.packing import Layout
+from fedloom.model.layout import Layout
 
 
 @dataclass(frozen=True)

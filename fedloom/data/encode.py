@@ -18,13 +18,17 @@ class Tokens(NamedTuple):
 
     Attributes:
         ids: Token ids: of the prompt, then of the answer and the token that ends it.
-        answer_start: Where the answer begins: the loss counts ``ids[answer_start:]``.
+        answer_start: Where the answer begins: the loss counts ``ids[answer_start:]``. For classification
+            there is no answer, and it is ``len(ids)``.
         label: The class of the sequence, for classification; -1 for language modelling.
+        segment_start: Where the second text begins whose tokens have ``token_type_ids`` of 1; None where the
+            tokenizer makes no such difference.
     """
 
     ids: list[int]
     answer_start: int
     label: int
+    segment_start: int | None = None
 
 
 def encode(

@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 
 from fedloom.config import UserError
 
+SplitNames = Mapping[str, tuple[str, ...]]
 # The names that a split's file may have before its extension; the first is the split's own.
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+SPLIT_NAMES: SplitNames = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
 EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -22,8 +27,12 @@ class Located(NamedTuple):
     row: Mapping[str, Any]
 
 
-def read_local(data_dir: Path) -> dict[str, list[Located]]:
+def read_local(data_dir: Path, names: SplitNames = SPLIT_NAMES) -> dict[str, list[Located]]:
     """Reads what a user gave as ``data_dir``: a folder of split files, a saved data set, or a single file.
+
+    Args:
+        data_dir: The folder or the file.
+        names: The names that each split may have, in order of preference.
 
     Returns:
         Rows by split: "train" always, "validation" and "test" where there are such. A single file, or a data
@@ -32,22 +41,45 @@ def read_local(data_dir: Path) -> dict[str, list[Located]]:
     Raises:
         UserError: If there is nothing to read or it cannot be read.
     """
-    if data_dir.is_file():
-        return {"train": read_file(data_dir)}
-    if not data_dir.is_dir():
+    found = _read(data_dir, "data_dir", names, "train")
+    return found if isinstance(found, dict) else {"train": found}
+
+
+def read_part(path: Path, split: str, *, option: str, names: SplitNames = SPLIT_NAMES) -> list[Located]:
+    """Reads all of a single file or of a data set saved without splits, or one split where there are splits.
+
+    Args:
+        path: What `read_local` takes.
+        split: "train", "validation" or "test".
+        option: The option that gave the path, for messages.
+        names: The names that each split may have, in order of preference.
+
+    Raises:
+        UserError: If there is nothing to read or it cannot be read.
+    """
+    found = _read(path, option, {split: names[split]}, split)
+    return found[split] if isinstance(found, dict) else found
+
+
+def _read(
+    path: Path, option: str, names: SplitNames, needed: str
+) -> dict[str, list[Located]] | list[Located]:
+    if path.is_file():
+        return read_file(path)
+    if not path.is_dir():
         raise UserError(
-            f"data_dir '{data_dir}' does not exist; give a folder with train.jsonl, or a data file."
+            f"{option} '{path}' does not exist; give a folder with {needed}.jsonl, or a data file."
         )
-    if (data_dir / "dataset_dict.json").exists() or (data_dir / "state.json").exists():
-        return _read_saved(data_dir)
-    files = _split_files(data_dir)
-    if "train" not in files:
-        found = ", ".join(sorted(path.name for path in data_dir.iterdir())[:10]) or "nothing"
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _read_saved(path, option, names, needed)
+    files = _split_files(path, option, names)
+    if needed not in files:
+        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
         raise UserError(
-            f"data_dir '{data_dir}' must hold train{'|'.join(EXTENSIONS)}, or be a folder that "
-            f"save_to_disk wrote; it holds {found}."
+            f"{option} '{path}' must hold {names[needed][0]}{'|'.join(EXTENSIONS)}, or be a folder that "
+            f"save_to_disk wrote; it holds {held}."
         )
-    return {split: read_file(path) for split, path in files.items()}
+    return {split: read_file(file) for split, file in files.items()}
 
 
 def read_file(path: Path) -> list[Located]:
@@ -129,48 +161,60 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
         yield f"{path}, row {number}", row
 
 
-def _split_files(data_dir: Path) -> dict[str, Path]:
+def _split_files(folder: Path, option: str, names: SplitNames) -> dict[str, Path]:
     files = {}
-    for split, names in SPLIT_NAMES.items():
+    for split, stems in names.items():
         found = [
             path
-            for path in sorted(data_dir.iterdir())
-            if path.stem in names and path.suffix.lower() in EXTENSIONS
+            for path in sorted(folder.iterdir())
+            if path.stem in stems and path.suffix.lower() in EXTENSIONS
         ]
         if len(found) > 1:
             listed = " and ".join(path.name for path in found)
-            raise UserError(f"data_dir '{data_dir}' has {listed}; one file per split, so leave one of them.")
+            raise UserError(f"{option} '{folder}' has {listed}; one file per split, so leave one of them.")
         if found:
             files[split] = found[0]
     return files
 
 
-def _read_saved(folder: Path) -> dict[str, list[Located]]:
+def _read_saved(
+    folder: Path, option: str, names: SplitNames, needed: str
+) -> dict[str, list[Located]] | list[Located]:
     import datasets
 
     try:
         saved = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"data_dir '{folder}' is not a complete save_to_disk folder ({error}).") from error
-    return rows_of(saved if isinstance(saved, dict) else {"train": saved}, str(folder))
+        raise UserError(f"{option} '{folder}' is not a complete save_to_disk folder ({error}).") from error
+    if isinstance(saved, dict):
+        return rows_of(saved, str(folder), names, needed)
+    if len(saved) == 0:
+        raise UserError(f"'{folder}' has no rows.")
+    return [Located(f"{folder}, row {number}", row) for number, row in enumerate(saved.to_list(), start=1)]
 
 
-def rows_of(dataset: Mapping[str, Any], origin: str) -> dict[str, list[Located]]:
+def rows_of(
+    dataset: Mapping[str, Any], origin: str, names: SplitNames = SPLIT_NAMES, needed: str = "train"
+) -> dict[str, list[Located]]:
     """Returns the rows by split of a data set of the `datasets` library.
 
     Args:
         dataset: A ``DatasetDict``, or any mapping from splits to data sets.
         origin: Its folder or its name on the hub, for messages.
+        names: The names that each split may have, in order of preference.
+        needed: The split that must be there.
 
     Raises:
-        UserError: If it has no training split.
+        UserError: If it has no such split.
     """
     rows = {}
-    for split, names in SPLIT_NAMES.items():
-        name = next((name for name in names if name in dataset), None)
+    for split, own_names in names.items():
+        name = next((name for name in own_names if name in dataset), None)
         if name is not None:
             listed = enumerate(dataset[name].to_list(), start=1)
             rows[split] = [Located(f"{origin}, split {name}, row {number}", row) for number, row in listed]
-    if "train" not in rows:
-        raise UserError(f"'{origin}' has no split 'train'; it has {', '.join(map(str, dataset)) or 'none'}.")
+    if needed not in rows:
+        raise UserError(
+            f"'{origin}' has no split '{needed}'; it has {', '.join(map(str, dataset)) or 'none'}."
+        )
     return rows

@@ -7,16 +7,27 @@ test or validation split is never trained on.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedloom.config import UserError
 from fedloom.data.example import Example, Splits
 from fedloom.data.files import Located, read_local, rows_of
+from fedloom.data.glue import has_no_labels
 from fedloom.data.randomness import numpy_rng
 from fedloom.data.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+class Sourced(NamedTuple):
+    """A row as the data set has it, and the problem that it makes."""
+
+    row: Mapping[str, Any]
+    example: Example
 
 
 def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: str | None) -> Splits:
@@ -33,14 +44,43 @@ def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: st
     Raises:
         UserError: If the data cannot be had, or a row is not what the task needs.
     """
-    if data_dir is not None:
-        rows = read_local(Path(data_dir))
-    elif task.embedded is not None:
+    if data_dir is None and task.embedded is not None:
         return task.embedded(seed)
+    rows = load_rows(task, data_dir=data_dir, seed=seed, token=token)
+    return _complete({split: [made.example for made in part] for split, part in rows.items()}, seed)
+
+
+def load_rows(
+    task: Task, *, data_dir: str | Path | None, seed: int, token: str | None
+) -> dict[str, list[Sourced]]:
+    """Loads the splits that a data set itself has: "train", and "validation" and "test" where there are such.
+
+    Nothing is held out. A published test split without labels does not count as one. Arguments and errors are
+    those of `load_splits`.
+    """
+    if data_dir is not None:
+        rows = read_local(Path(data_dir), task.split_names)
+    elif task.embedded is not None:
+        rows = _embedded_rows(task.name, task.embedded(seed))
     else:
         rows = _read_hub(task, token)
-    parts = {split: _examples(task, located) for split, located in rows.items()}
-    return _complete(parts, seed)
+    if task.label_names and "test" in rows and has_no_labels([row for _, row in rows["test"]]):
+        log.info("%s: the test split has no labels (all are -1) and is not used", task.name)
+        del rows["test"]
+    return {split: read_examples(task, located) for split, located in rows.items()}
+
+
+def _embedded_rows(name: str, splits: Splits) -> dict[str, list[Located]]:
+    return {
+        split: [
+            Located(
+                f"{name}, split {split}, row {number}",
+                {"question": made.question, "answer": made.answer, "label": made.label},
+            )
+            for number, made in enumerate(examples, start=1)
+        ]
+        for split, examples in vars(splits).items()
+    }
 
 
 def _read_hub(task: Task, token: str | None) -> dict[str, list[Located]]:
@@ -56,23 +96,27 @@ def _read_hub(task: Task, token: str | None) -> dict[str, list[Located]]:
             f"{known}). Without a connection, give local files with --data_dir; for a gated data set, accept "
             "its terms on the hub and set HF_TOKEN."
         ) from error
-    return rows_of(loaded, task.hub)
+    return rows_of(loaded, task.hub, task.split_names)
 
 
-def _examples(task: Task, rows: list[Located]) -> list[Example]:
-    """Makes the problems of one split."""
-    examples = []
+def read_examples(task: Task, rows: Sequence[Located]) -> list[Sourced]:
+    """Makes the problems of one split, of those rows that belong to the task.
+
+    Raises:
+        UserError: If a row is not what the task needs, or none belongs to it.
+    """
+    made = []
     for where, row in rows:
         _check_fields(task, where, row)
         if task.keep(row):
             try:
-                examples.append(task.to_example(row))
+                made.append(Sourced(row, task.to_example(row)))
             except ValueError as error:
                 raise UserError(f"{where}: {error} (data set {task.name}).") from error
-    if not examples:
+    if not made:
         origin = rows[0].where.rpartition(", ")[0] if rows else "the data set"
         raise UserError(f"{origin}: none of the {len(rows)} rows belongs to the task {task.name}.")
-    return examples
+    return made
 
 
 def _check_fields(task: Task, where: str, row: Mapping[str, Any]) -> None:

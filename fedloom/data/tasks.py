@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from fedloom.data import arithmetic
+from fedloom.data import arithmetic, glue
 from fedloom.data.answers import extract_number, normal_number
 from fedloom.data.example import Example, Splits
+from fedloom.data.files import SPLIT_NAMES, SplitNames
 
 __all__ = ["TASKS", "Example", "Splits", "Task"]
 
@@ -33,6 +34,9 @@ class Task:
         fields: Fields that a row must have, not empty. A bar separates the names that one may go by.
         to_example: Makes the problem of a row that has these fields; ValueError where a value is unusable.
         keep: Tells whether the row belongs to the task.
+        label_names: The classes, by number; examples are labelled with these names. Empty where the task is
+            not one of classification.
+        split_names: The names that each split may have, in order of preference.
         embedded: Makes the data from a seed, where the package does; `hub` is "" then.
     """
 
@@ -43,7 +47,14 @@ class Task:
     fields: tuple[str, ...]
     to_example: Callable[[Row], Example]
     keep: Callable[[Row], bool] = keep_all
+    label_names: tuple[str, ...] = ()
+    split_names: SplitNames = field(default_factory=lambda: SPLIT_NAMES)
     embedded: Callable[[int], Splits] | None = None
+
+    @property
+    def num_labels(self) -> int:
+        """How many classes there are; 0 where the task is not one of classification."""
+        return len(self.label_names)
 
 
 def _number(row: Row, field: str) -> str:
@@ -104,7 +115,10 @@ def _arithmetic(row: Row) -> Example:
     final = extract_number(answer)
     if final is None:
         raise ValueError(f"field 'answer' must end in a number, but is {answer[-40:]!r}")
-    return Example(str(row["question"]).strip(), answer, final, str(row.get("label") or ""))
+    label = str(row.get("label") or "")
+    if label and label not in arithmetic.SIGNS:
+        raise ValueError(f"field 'label' must be one of {', '.join(arithmetic.SIGNS)}, but is {label!r}")
+    return Example(str(row["question"]).strip(), answer, final, label)
 
 
 _TASKS = (
@@ -148,7 +162,36 @@ _TASKS = (
         instruction="Solve the math problem. Write one calculation per line.",
         fields=("question", "answer"),
         to_example=_arithmetic,
+        label_names=tuple(arithmetic.SIGNS),
         embedded=arithmetic.splits,
+    ),
+    Task(
+        name="sst2",
+        hub=glue.HUB,
+        hub_config="sst2",
+        instruction="Tell the sentiment of the sentence. Answer 'negative' or 'positive'.",
+        fields=("sentence", "label"),
+        to_example=glue.sst2,
+        label_names=glue.SENTIMENTS,
+    ),
+    Task(
+        name="qnli",
+        hub=glue.HUB,
+        hub_config="qnli",
+        instruction="Does the sentence answer the question? Answer 'entailment' or 'not_entailment'.",
+        fields=("question", "sentence", "label"),
+        to_example=glue.qnli,
+        label_names=glue.ANSWERS,
+    ),
+    Task(
+        name="mnli",
+        hub=glue.HUB,
+        hub_config="mnli",
+        instruction="Does the hypothesis follow? Answer 'entailment', 'neutral' or 'contradiction'.",
+        fields=("premise", "hypothesis", "label"),
+        to_example=glue.mnli,
+        label_names=glue.INFERENCES,
+        split_names=glue.MNLI_SPLITS,
     ),
 )
 

@@ -79,9 +79,7 @@ def load_base(
     place = resolve_device(device)
     check_quantize(quantize, place)
     source = locate(name)
-    files = {"pretrained_model_name_or_path": source.location, "trust_remote_code": trust_remote_code}
-    files |= {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    files |= {} if source.local else {"token": token or None}
+    files = _files(source, token, trust_remote_code)
     try:
         with parsed_once(), _seeded(place):
             tokenizer = AutoTokenizer.from_pretrained(**files)
@@ -104,11 +102,33 @@ def load_base(
     return BaseModel(model.requires_grad_(False).eval(), tokenizer, source.name, place)
 
 
+def is_encoder(name: str, *, token: str | None = None, trust_remote_code: bool = False) -> bool:
+    """Whether a model reads text and cannot write it, by its configuration alone.
+
+    Raises:
+        UserError: the configuration cannot be had.
+    """
+    source = locate(name)
+    try:
+        with parsed_once():
+            return _encodes(AutoConfig.from_pretrained(**_files(source, token, trust_remote_code)))
+    except Exception as error:
+        raise explain(source, error) or error from error
+
+
+def _files(source: Source, token: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """What transformers' loaders need to find a model."""
+    files = {"pretrained_model_name_or_path": source.location, "trust_remote_code": trust_remote_code}
+    files |= {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    return files if source.local else files | {"token": token or None}
+
+
 def _load_model(
     source: Source, files: dict[str, Any], quantize: str, device: torch.device, num_labels: int | None
 ) -> PreTrainedModel:
     auto = AutoModelForCausalLM if num_labels is None else AutoModelForSequenceClassification
-    head = {} if num_labels is None else {"num_labels": num_labels}
+    # A head for other classes than these is as good as none: a new one is drawn.
+    head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     quantised = {} if quantize == "none" else _quantised(quantize, files["dtype"], device)
     if source.gguf_file:
         model = auto.from_pretrained(**files, **head, **dequantise_options())
@@ -133,14 +153,15 @@ def _seeded(device: torch.device) -> Iterator[None]:
 
 def _check_kind(source: Source, config: PretrainedConfig, num_labels: int | None) -> None:
     """An encoder loads as a language model too, with a head of noise; that is never meant."""
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        config, "is_decoder", False
-    )
-    if num_labels is None and encoder:
+    if num_labels is None and _encodes(config):
         raise UserError(
             f"model_name {source.name!r}: a {config.model_type} encoder, which classifies but does not write "
             "answers. Choose a causal language model, or a classification task."
         )
+
+
+def _encodes(config: PretrainedConfig) -> bool:
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
 
 
 def _agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,48 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fedloom.data.encode import Tokens
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some sequences of one client whose losses are averaged together.
-
-    Attributes:
-        sequences: What to learn from.
-        weight: Of each label in the client's loss. ``1 / labels`` makes the loss the batch's mean.
-        key: What the batch's dropout depends on beside the seed: (round, client, step, batch).
-    """
-
-    sequences: list[Tokens]
-    weight: float
-    key: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a model takes its tokens; see `build_pack`.
-
-    Attributes:
-        packed: Sequences end to end (else padded rows).
-        causal: A token sees only what stands before it.
-        classify: One label per sequence, at its first (causal: last) position; else one per answer token.
-        virtual: Virtual tokens before each sequence.
-        prefix: Leading tokens that all sequences of the data share and that are computed once per
-            client; used when packed and causal.
-        pad_id: Any valid token id.
-    """
-
-    packed: bool
-    causal: bool
-    classify: bool = False
-    virtual: int = 0
-    prefix: int = 0
-    pad_id: int = 0
-
-    @property
-    def shared(self) -> int:
-        """Tokens, virtual ones included, that stand once per client."""
-        return self.virtual + self.prefix if self.packed and self.causal else 0
+from fedloom.model.layout import Batch, Layout, labels_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +30,7 @@ class Pack:
     Attributes:
         ids: Token ids (any id at virtual tokens and pads).
         position_ids: Restart with each sequence.
+        types: 1 in the second text of a pair, else 0 (BERT's ``token_type_ids``); None where all are 0.
         mask: True at real tokens (padded); None when packed.
         starts: Where each sequence starts (packed), after what it shares.
         lengths: Tokens of each sequence, without what it shares.
@@ -90,6 +50,7 @@ class Pack:
 
     ids: Int[Tensor, "rows columns"]
     position_ids: Int[Tensor, "rows columns"]
+    types: Int[Tensor, "rows columns"] | None
     mask: Bool[Tensor, "rows columns"] | None
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -129,6 +90,7 @@ class _Builder:
         self.layout = layout
         self.ids: list[int] = []
         self.position_ids: list[int] = []
+        self.types: list[int] = []
         self.starts: list[int] = []
         self.lengths: list[int] = []
         self.prefix_starts: list[int] = []
@@ -144,6 +106,7 @@ class _Builder:
     def lay(self, tokens: Sequence[int], first_position: int) -> None:
         self.ids += tokens
         self.position_ids += range(first_position, first_position + len(tokens))
+        self.types += [0] * len(tokens)
 
     def lay_virtual(self, client: int) -> None:
         layout = self.layout
@@ -174,6 +137,9 @@ class _Builder:
                 "share, or its answer begins among them; see `shared_prefix`"
             )
         self.lay(sequence.ids[skipped:], layout.virtual + skipped)
+        if sequence.segment_start is not None:
+            second = len(sequence.ids) - sequence.segment_start
+            self.types[len(self.types) - second :] = [1] * second
         self.starts.append(start)
         self.lengths.append(len(self.ids) - start)
         if layout.classify:
@@ -193,21 +159,6 @@ class _Builder:
             self.lay_sequence(client, sequence, batch.weight)
             self.prefix_starts.append(prefix_start)
         self.runs.append((batch.key, len(self.ids) - tokens, len(self.targets) - labels))
-
-
-def labels_of(sequence: Tokens, layout: Layout) -> int:
-    """How many labels a sequence contributes: its answer's tokens, or one class."""
-    return 1 if layout.classify else len(sequence.ids) - sequence.answer_start
-
-
-def shared_prefix(sequences: Sequence[Tokens]) -> int:
-    """Length of the longest beginning that all sequences share, short of any token that predicts a label."""
-    limit = min(tokens.answer_start - 1 for tokens in sequences)
-    first = sequences[0].ids
-    for i in range(limit):
-        if any(tokens.ids[i] != first[i] for tokens in sequences):
-            return i
-    return max(limit, 0)
 
 
 def build_pack(clients: Sequence[Sequence[Batch]], layout: Layout) -> Pack:
@@ -240,6 +191,7 @@ def _as_tensors(
 ) -> Pack:
     layout, total = builder.layout, len(builder.ids)
     ids, position_ids = torch.tensor(builder.ids), torch.tensor(builder.position_ids)
+    types = torch.tensor(builder.types) if any(builder.types) else None
     where = torch.arange(total)
     mask = real = None
     if layout.packed:
@@ -253,11 +205,14 @@ def _as_tensors(
         mask = torch.zeros(ids.numel(), dtype=torch.bool).index_fill(0, where, True).view(-1, longest)
         position_ids = torch.arange(longest).expand(ids.shape[0], longest)
         real = where
+    if types is not None:
+        types = torch.zeros_like(ids).view(-1).index_copy(0, where, types).view_as(ids)
     virtual = (where[builder.virtual], torch.tensor(builder.virtual_source)) if builder.virtual else None
     keys, tokens, labels = zip(*builder.runs, strict=True)
     return Pack(
         ids=ids,
         position_ids=position_ids,
+        types=types,
         mask=mask,
         starts=tuple(builder.starts),
         lengths=tuple(builder.lengths),

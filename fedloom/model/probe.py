@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.data.encode import Tokens
-from fedloom.model.packing import Batch, Layout, build_pack
+from fedloom.model.layout import Batch, Layout
+from fedloom.model.packing import build_pack
 
 log = logging.getLogger(__name__)
 

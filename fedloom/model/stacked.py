@@ -26,8 +26,9 @@ from fedloom.model.base import decoder_layers, layer_of
 from fedloom.model.dropout import Draws
 from fedloom.model.fused import fusable_rotary, fuse, rotating
 from fedloom.model.last_layer import read_only_labels
+from fedloom.model.layout import Layout
 from fedloom.model.loss import class_losses, token_losses
-from fedloom.model.packing import Layout, Pack
+from fedloom.model.packing import Pack
 from fedloom.model.probe import is_causal, packs, tolerance_of, trial_states
 from fedloom.model.trunk import answering, keep_backward, position_offset, without_pooler
 from fedloom.model.wave import StackedDropout, Wave, replace_module
@@ -173,6 +174,8 @@ class StackedModel:
             inputs["input_ids"] = pack.ids
         else:
             inputs["inputs_embeds"] = self._with_virtual(pack, prompts)
+        if pack.types is not None and "token_type_ids" in self._takes:
+            inputs["token_type_ids"] = pack.types
         if layout.packed:
             inputs["position_ids"] = pack.position_ids + self._position_offset
             inputs["packed"] = PackedPass(pack, layout.causal, draws)

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from fedloom.client.local import passes
 from fedloom.data.answers import extract_number, same_number
 from fedloom.data.encode import Tokens
-from fedloom.model.bank import Row
-from fedloom.model.packing import Batch, build_pack
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.layout import Batch
+from fedloom.model.packing import build_pack
 from fedloom.model.stacked import StackedModel
 
 # Without a graph to keep, a pass holds one layer's activations: it may be larger than in training.
@@ -21,20 +22,19 @@ _PASS_FACTOR = 4
 
 @dataclass(frozen=True)
 class Validation:
-    """Loss and accuracy over answer tokens.
+    """Loss and accuracy over labels: answer tokens, or classes.
 
     Attributes:
-        loss: Mean cross entropy per answer token, in nats.
-        accuracy: Share of answer tokens predicted right, each given the true ones before it.
+        loss: Mean cross entropy per label, in nats.
+        accuracy: Share of labels predicted right, an answer token given the true ones before it.
     """
 
     loss: float
     accuracy: float
 
 
-@torch.no_grad()
 def validate(model: StackedModel, row: Row, sequences: Sequence[Tokens], wave_tokens: int) -> Validation:
-    """Loss and token accuracy of one adapter on sequences with known answers.
+    """Loss and accuracy of one adapter on sequences with known answers.
 
     Args:
         model: The frozen base with stacked adapters.
@@ -42,17 +42,47 @@ def validate(model: StackedModel, row: Row, sequences: Sequence[Tokens], wave_to
         sequences: What to judge it by.
         wave_tokens: Tokens per pass in training.
     """
-    parameters = {name: t[None].to(model.device) for name, t in row.items()}
+    return validate_rows(model, AdapterBank.repeat(row, 1), [sequences], wave_tokens)[0]
+
+
+@torch.no_grad()
+def validate_rows(
+    model: StackedModel,
+    bank: AdapterBank,
+    sequences: Sequence[Sequence[Tokens]],
+    wave_tokens: int,
+    used: Row | None = None,
+) -> list[Validation]:
+    """Loss and accuracy of several adapters, many in one pass.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        bank: The adapters.
+        sequences: For each adapter what to judge it by.
+        wave_tokens: Tokens per pass in training.
+        used: Adapter parameters that are the same for all and not in the bank.
+    """
+    losses = torch.zeros(bank.clients, dtype=torch.float64)
+    correct, labels = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(2))
+    work = [_batches(own) for own in sequences]
+    for first, clients in passes(work, model.layout, _PASS_FACTOR * wave_tokens):
+        rows = slice(first, first + len(clients))
+        own = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
+        shared = {name: t.to(model.device).expand(len(clients), *t.shape) for name, t in (used or {}).items()}
+        out = model.losses(own | shared, build_pack(clients, model.layout))
+        losses[rows] += out.loss.cpu().double()
+        correct[rows] += out.correct.cpu()
+        labels[rows] += out.labels.cpu()
+    return [
+        Validation(float(loss) / int(n), int(right) / int(n))
+        for loss, right, n in zip(losses, correct, labels, strict=True)
+    ]
+
+
+def _batches(sequences: Sequence[Tokens]) -> list[Batch]:
     # Of like length side by side: fewer pads, where there are pads.
     ordered = sorted(sequences, key=lambda s: len(s.ids))
-    batches = [Batch(ordered[i : i + 8], 1.0) for i in range(0, len(ordered), 8)]
-    loss, correct, labels = 0.0, 0, 0
-    for _, clients in passes([batches], model.layout, _PASS_FACTOR * wave_tokens):
-        out = model.losses(parameters, build_pack(clients, model.layout))
-        loss += float(out.loss)
-        correct += int(out.correct)
-        labels += int(out.labels)
-    return Validation(loss / labels, correct / labels)
+    return [Batch(ordered[i : i + 8], 1.0) for i in range(0, len(ordered), 8)]
 
 
 @dataclass(frozen=True)

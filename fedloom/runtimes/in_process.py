@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
+
 from fedloom.client.local import LocalRules, batch_tokens, train_locally
 from fedloom.client.work import ClientWork
 from fedloom.federation.aggregate import ClientUpdate
+from fedloom.federation.peers import PeerState, Trained
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.model.packing import Layout
+from fedloom.model.layout import Layout
 from fedloom.model.stacked import StackedModel
 
 
@@ -43,6 +46,37 @@ def run_clients(
                 labels=int(result.labels[k]),
                 tokens=int(result.tokens[k]),
             )
+
+
+def train_peers(
+    model: StackedModel, state: PeerState, work: Iterable[ClientWork], rules: LocalRules, used: Row
+) -> Trained:
+    """Train peers, each from its own row, wave by wave.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        state: Where the peers are; one without work stays there.
+        work: What each peer that trains does.
+        rules: How peers train.
+        used: Adapter parameters that nobody trains, the same for all.
+    """
+    bank = state.bank.map(torch.clone)
+    optimiser = {key: t.clone() for key, t in state.optimiser.items()}
+    loss = torch.full((bank.clients,), torch.nan, dtype=torch.float64)
+    correct, labels, tokens = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(3))
+    for wave in waves(work, model.layout, rules.wave_tokens):
+        rows = torch.tensor([peer.client for peer in wave])
+        here = rows.to(bank.device)
+        own = {key: t.index_select(0, here) for key, t in optimiser.items()}
+        steps = [peer.steps for peer in wave]
+        result = train_locally(model, bank.rows(rows.tolist()), steps, rules, own, used)
+        for name, t in result.bank.tensors.items():
+            bank.tensors[name].index_copy_(0, here, t)
+        for key, t in result.state.items():
+            optimiser[key].index_copy_(0, here, t)
+        loss[rows] = result.loss
+        correct[rows], labels[rows], tokens[rows] = result.correct, result.labels, result.tokens
+    return Trained(bank, optimiser, loss, correct, labels, tokens)
 
 
 def waves(work: Iterable[ClientWork], layout: Layout, wave_tokens: int) -> Iterator[list[ClientWork]]:

@@ -1,0 +1,205 @@
+"""From a config of `fedloom dfl` to the parts of a run; nothing behind this sees the config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from fedloom.build import ADAMW_WEIGHT_DECAY, quieten
+from fedloom.checks_peers import check
+from fedloom.client.local import LocalRules
+from fedloom.client.optimisers import Optimiser, adam, sgd
+from fedloom.client.work import Schedule
+from fedloom.config import UserError
+from fedloom.config_peers import DflConfig
+from fedloom.data.clients import load_clients, load_validation
+from fedloom.data.encode import Tokens, encode
+from fedloom.data.encode_classes import encode_classes
+from fedloom.data.example import Example
+from fedloom.data.partition import partition
+from fedloom.data.randomness import derive_seed
+from fedloom.data.sources import load_rows, load_splits
+from fedloom.data.tasks import TASKS, Task
+from fedloom.data.templates import prompt_renderer
+from fedloom.federation.topology import build_topology, mixing
+from fedloom.model.adapters import choice
+from fedloom.model.base import (
+    BaseModel,
+    check_model_name,
+    check_quantize,
+    is_encoder,
+    load_base,
+    resolve_device,
+)
+from fedloom.model.layout import shared_prefix
+from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.stacked import StackedModel
+from fedloom.peer_rounds import PeerParts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Who holds what: training examples per peer, and one list of validation examples, or one per peer."""
+
+    train: list[list[Example]]
+    validation: list[list[Example]]
+
+
+def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
+    """Make the parts of a run, cheap and fallible things first.
+
+    Returns:
+        The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
+
+    Raises:
+        UserError: A mistake of the user, before any weights are read.
+    """
+    check(config)
+    quieten()
+    assert config.model_checkpoint is not None
+    check_quantize(config.quantize, resolve_device(config.device))
+    graph = build_topology(config.name, config.num_clients, config.seed)
+    task = TASKS[config.dataset_type]
+    held = _hold(config, task)
+    check_model_name(config.model_checkpoint, config.token)
+    classify = task.num_labels > 0 and (
+        task.embedded is None
+        or is_encoder(config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code)
+    )
+    encoded: list[tuple[list[list[Tokens]], list[list[Tokens]]]] = []
+
+    def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
+        encoded.append(_encode(config, task, held, tokenizer, classify))
+
+    base = load_base(
+        config.model_checkpoint,
+        device=config.device,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        token=config.token,
+        trust_remote_code=config.trust_remote_code,
+        num_labels=task.num_labels if classify else None,
+        with_tokenizer=encode_first,
+    )
+    ((train, validation),) = encoded
+    model = _stack(config, base, [*train, *validation])
+    wave_tokens = auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens
+    dtype = cast(Any, str(base.model.dtype).removeprefix("torch."))
+    optimiser = _optimiser(config)
+    ends = np.cumsum([len(own) for own in train])
+    return replace(config, dtype=dtype, wave_tokens=wave_tokens), PeerParts(
+        model=model,
+        tokenizer=base.tokenizer,
+        train=[tokens for own in train for tokens in own],
+        peers=[np.arange(end - len(own), end) for own, end in zip(train, ends, strict=True)],
+        validation=validation if len(validation) > 1 else validation * config.num_clients,
+        schedules=[_schedule(config, len(own)) for own in train],
+        rules=LocalRules(
+            optimiser, clip_norm=config.clip_norm, wave_tokens=wave_tokens, dropout_seed=config.seed
+        ),
+        optimiser=optimiser,
+        used={n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n},
+        own=frozenset() if config.mix_head else frozenset(n for n in model.initial if ".lora_" not in n),
+        modules=[projection.name for layer in model.adapted.values() for projection in layer],
+        mixing=partial(
+            mixing, graph, seed=config.seed, drop_peer=config.drop_peer, drop_link=config.drop_link
+        ),
+        seed=config.seed,
+    )
+
+
+def _hold(config: DflConfig, task: Task) -> Held:
+    """Read the peers' own data, or split the task's training data among them."""
+    own, judged, peers = config.dataset_path_template, config.val_dataset_path_template, config.num_clients
+    # The folders first: what is missing there is known at once, the hub takes its time.
+    train = load_clients(own, peers, task) if own is not None else None
+    validation = load_validation(judged, peers, task) if judged is not None else None
+    if train is not None:
+        return Held(train, validation or [_published_validation(config, task)])
+    splits = load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
+    return Held(_split(config, splits.train), validation or [splits.validation])
+
+
+def _published_validation(config: DflConfig, task: Task) -> list[Example]:
+    """The data set's own validation split: one held out of its training data might be in a client's folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    rows = load_rows(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
+    if "validation" not in rows:
+        raise UserError(
+            f"val_dataset_path_template: is needed beside dataset_path_template, because {task.name} has no "
+            "validation split of its own"
+        )
+    return [made.example for made in rows["validation"]]
+
+
+def _split(config: DflConfig, examples: list[Example]) -> list[list[Example]]:
+    shares = partition(
+        config.partition,
+        [example.label for example in examples],
+        config.num_clients,
+        seed=config.seed,
+        alpha=config.alpha,
+        min_size=config.min_size,
+        labels_per_client=config.labels_per_client,
+    )
+    return [[examples[i] for i in share] for share in shares]
+
+
+def _encode(
+    config: DflConfig, task: Task, held: Held, tokenizer: PreTrainedTokenizerBase, classify: bool
+) -> tuple[list[list[Tokens]], list[list[Tokens]]]:
+    """Token ids of every peer's examples, and of those it is judged by."""
+    if classify:
+        read = partial(
+            encode_classes, tokenizer=tokenizer, label_names=task.label_names, max_length=config.max_length
+        )
+    else:
+        assert config.model_checkpoint is not None
+        render = prompt_renderer(config.model_checkpoint, tokenizer, task.instruction)
+        read = partial(encode, tokenizer=tokenizer, render=render, max_length=config.max_length)
+    done = []
+    for what, parts in (("training", held.train), ("validation", held.validation)):
+        sequences, counts = zip(*(read(part) for part in parts), strict=True)
+        if sum(counts):
+            fate = "cut to max_length" if classify else "longer than max_length and left out"
+            log.warning("%d %s examples are %s %d", sum(counts), what, fate, config.max_length)
+        done.append(list(sequences))
+    return done[0], done[1]
+
+
+def _stack(config: DflConfig, base: BaseModel, sequences: Sequence[Sequence[Tokens]]) -> StackedModel:
+    adapter = choice.lora(
+        base.model,
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=config.target_module_names,
+    )
+    adapter.base_model_name_or_path = base.name
+    model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
+    if base.model.can_generate():
+        model.share_prefix(shared_prefix([tokens for part in sequences for tokens in part]))
+    return model
+
+
+def _optimiser(config: DflConfig) -> Optimiser:
+    if config.client_optimizer == "sgd":
+        return sgd(config.lr)
+    return adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY if config.client_optimizer == "adamw" else 0.0)
+
+
+def _schedule(config: DflConfig, examples: int) -> Schedule:
+    per_epoch = -(-examples // config.batch_size)
+    batches = config.local_steps if config.local_steps is not None else config.local_epochs * per_epoch
+    return Schedule(batches, config.batch_size)

@@ -1,0 +1,24 @@
+"""Judge the options of `fedloom dfl`, before anything heavy is loaded; see `fedloom.checks`."""
+
+from fedloom.checks import check_values
+from fedloom.config import UserError
+from fedloom.config_peers import DflConfig
+
+
+def check(config: DflConfig) -> None:
+    """Judge the options, each for itself and together.
+
+    Raises:
+        UserError: A value breaks its rule, or two options contradict each other.
+    """
+    check_values(config)
+    if not config.model_checkpoint:
+        raise UserError(
+            "model_checkpoint: is required; name a model on the hub, a local folder, a GGUF file, "
+            "smollm2-135m or minilm"
+        )
+    if config.target_modules is not None and not config.target_module_names:
+        raise UserError(
+            f"target_modules: {config.target_modules!r} names no layer; "
+            "give names with commas between, or none"
+        )

@@ -1,0 +1,174 @@
+"""The options of training without a server, and of the tools around it; see `fedloom.config`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedloom.config import Hardware, Run
+from fedloom.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerModel:
+    """Model and adapter."""
+
+    model_checkpoint: str | None = option(
+        None, "model, required: a name on the hub, a local folder, a GGUF file, smollm2-135m or minilm"
+    )
+    token: str | None = option(
+        None, "hub token for gated models, else HF_TOKEN; never logged or saved", free=True, secret=True
+    )
+    trust_remote_code: bool = option(False, "run the Python code that comes with the model")
+    training_type: Literal["DFL-LoRA", "ConLoRA", "LoRA"] = option(
+        "DFL-LoRA",
+        "LoRA: A and B train and mix; DFL-LoRA (ConLoRA is another name): A is frozen, the same for all, and "
+        "averaging B averages the product exactly",
+    )
+    lora_r: int = option(4, "rank of LoRA", minimum=1)
+    lora_alpha: int = option(32, "scale of LoRA; its product is multiplied by lora_alpha / lora_r", minimum=1)
+    lora_dropout: float = option(0.01, "dropout before LoRA", minimum=0, below=1)
+    target_modules: str | None = option(
+        None, "layers that get LoRA, with commas between; none: PEFT's default for the architecture"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerData:
+    """Data."""
+
+    dataset_type: Literal["sst2", "mnli", "qnli", "gsm8k", "arithmetic"] = option(
+        "sst2",
+        "task: sst2, mnli, qnli are classified, gsm8k is answered in words, arithmetic whichever the model "
+        "does",
+    )
+    dataset_path_template: str | None = option(
+        None,
+        "a client's data, {i} (or {}) replaced by 1 to num_clients: a save_to_disk folder, jsonl, csv or "
+        "parquet; none: the task's training data are split here",
+    )
+    val_dataset_path_template: str | None = option(
+        None, "validation data, the same for all, or each client's own with {i}"
+    )
+    data_dir: str | None = option(
+        None, "local copy of the task's data set, for what the templates do not give"
+    )
+    partition: Literal["iid", "dirichlet", "quantity", "shards"] = option(
+        "iid", "who gets which training data, where no template says so; see `fedloom split`"
+    )
+    alpha: float = option(0.5, "Dirichlet concentration: small is uneven", above=0)
+    min_size: int = option(1, "fewest examples of a client", minimum=1)
+    labels_per_client: int = option(2, "labels that a client sees, with partition shards", minimum=1)
+    max_length: int = option(512, "longest example in tokens", minimum=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerNetwork:
+    """Network."""
+
+    num_clients: int = option(7, "peers", minimum=2)
+    name: str = option(
+        "link3",
+        "graph: du14, link3 to link7 (seven peers), ring, complete, star, line, grid, torus, hypercube, "
+        "random_regular:d=4, erdos_renyi:p=0.3, exponential, one_peer_exponential, random_pairs, file:PATH",
+    )
+    mix_head: bool = option(True, "average the classification head too; false: it stays with its peer")
+    drop_peer: float = option(0.0, "probability that a peer sits a round out", minimum=0, below=1)
+    drop_link: float = option(0.0, "probability that a link fails in a round", minimum=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerTraining:
+    """Training."""
+
+    num_rounds: int = option(256, "rounds", minimum=1, free=True)
+    local_epochs: int = option(1, "passes of a peer over its data per round", minimum=1)
+    local_steps: int | None = option(None, "batches of a peer per round, instead of local_epochs", minimum=1)
+    batch_size: int = option(128, "examples per batch; every batch is an optimiser step", minimum=1)
+    lr: float = option(1e-3, "learning rate", above=0)
+    client_optimizer: Literal["adam", "sgd", "adamw"] = option(
+        "adam", "a peer's optimiser; its moments are its own and last across rounds"
+    )
+    clip_norm: float = option(0.0, "largest gradient norm of a peer's step; 0 is off", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerReports:
+    """Evaluation and reports."""
+
+    eval_every: int = option(1, "rounds between evaluations of every peer", minimum=1)
+    eval_point: Literal["after", "before"] = option(
+        "after", "evaluate and report consensus after mixing, or before it"
+    )
+    save_every: int = option(16, "rounds between checkpoints", minimum=1, free=True)
+    log_path: str = option(
+        "federated_training.log", "plain text log; a relative path lies in the run's folder", free=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DflConfig(Run, Hardware, PeerModel, PeerData, PeerNetwork, PeerTraining, PeerReports):
+    """All options of `fedloom dfl`, by their flat names."""
+
+    @property
+    def frozen_a(self) -> bool:
+        """Whether LoRA's A is frozen, the same for all."""
+        return self.training_type != "LoRA"
+
+    @property
+    def target_module_names(self) -> list[str] | None:
+        """The names in `target_modules`, or None for PEFT's default."""
+        if self.target_modules is None:
+            return None
+        return [name.strip() for name in self.target_modules.split(",") if name.strip()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopologyConfig:
+    """Topology."""
+
+    name: str = option("link3", "graph, as `fedloom dfl` takes it")
+    num_clients: int = option(7, "peers", minimum=2)
+    seed: int = option(3407, "seed of random graphs and of the picture", minimum=0)
+    adapter_bytes: int | None = option(
+        None, "bytes of a peer's adapter, to count those of a round", minimum=1
+    )
+    output: str | None = option(None, "picture to write, .png or .svg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Split."""
+
+    data_name: Literal[
+        "sst2",
+        "mnli",
+        "qnli",
+        "gsm8k",
+        "camel-ai/math",
+        "ChilleD/SVAMP",
+        "ChilleD/MultiArith",
+        "arithmetic",
+    ] = option("sst2", "data set; arithmetic comes with the package")
+    data_dir: str | None = option(None, "local copy with the fields of the hub's data set")
+    num_clients: int = option(7, "clients", minimum=1)
+    partition: Literal["iid", "dirichlet", "quantity", "shards", "by_field"] = option(
+        "dirichlet",
+        "iid: evenly; dirichlet: uneven in labels; quantity: uneven in size; shards: a few labels each; "
+        "by_field: the examples of one value of a field stay together",
+    )
+    alpha: float = option(0.5, "Dirichlet concentration: small is uneven", above=0)
+    min_size: int = option(1, "fewest examples of a client", minimum=1)
+    labels_per_client: int = option(2, "labels that a client sees, with partition shards", minimum=1)
+    field: str | None = option(None, "field that keeps examples together, with partition by_field")
+    seed: int = option(3407, "seed of every random choice", minimum=0)
+    output_path: str = option("clients", "folder to write, new or empty")
+    token: str | None = option(
+        None, "hub token for gated data, else HF_TOKEN; never logged or saved", free=True, secret=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """View."""
+
+    folder: str = option("clients", "folder that holds client_1, client_2 and so on")
+    output: str | None = option(None, "picture to write, .png or .svg")

@@ -1,0 +1,118 @@
+"""`fedloom dfl`: a run of peers on a graph, without a server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from fedloom import loop
+from fedloom.build import device_name, run_folder, versions
+from fedloom.build_peers import build
+from fedloom.config_peers import DflConfig
+from fedloom.federation.peers import PeerState
+from fedloom.loop import Pace, Regime
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.observe.checkpoint import (
+    check_same_run,
+    load_state,
+    prepare_run_folder,
+    save_checkpoint,
+    write_run_config,
+)
+from fedloom.peer_rounds import PeerParts, Standing, averaged, evaluated, play_round, start
+
+
+def run_dfl(config: DflConfig) -> Standing:
+    """`fedloom dfl`: from a config to a run's folder.
+
+    Raises:
+        UserError: A mistake of the user, or a run whose numbers are no longer finite.
+        KeyboardInterrupt: After a checkpoint was left.
+    """
+    folder = run_folder(config)
+    checkpoint = prepare_run_folder(folder, config.resume)
+    if config.resume:
+        check_same_run(folder, config)
+    resolved, parts = build(config)
+    write_run_config(folder, resolved, versions(), device_name(parts.model.device))
+    with _logging_to(folder / config.log_path):
+        return drive(resolved, parts, folder, checkpoint)
+
+
+def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | None = None) -> Standing:
+    """Run `num_rounds` rounds.
+
+    Args:
+        config: As `build` returned it.
+        parts: What the run is made of.
+        folder: The run's folder.
+        checkpoint: Where to go on from; None starts from the beginning.
+    """
+    regime = Regime(
+        start=partial(start, parts),
+        restore=partial(_restore, device=parts.model.device),
+        rounds_done=lambda now: now.peers.round,
+        play=partial(play_round, parts),
+        validate=partial(evaluated, parts, config.eval_point),
+        stops=lambda now: None,
+        save=partial(_save, parts),
+        at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))},
+        advice="Lower lr, or set clip_norm, under another exp_name",
+    )
+    pace = Pace(config.num_rounds, config.eval_every, config.save_every, config.report_to)
+    return loop.drive(regime, pace, folder, checkpoint)
+
+
+def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
+    """Leave a checkpoint: a PEFT adapter folder per peer, and the state."""
+    if now.peers.round == 0:
+        return
+    bank = now.peers.bank
+    used = {name: t.detach() for name, t in parts.used.items()}
+
+    def write_adapters(path: Path) -> None:
+        for peer in range(bank.clients):
+            parts.model.save(used | bank.row(peer), path / f"peer-{peer + 1:04d}")
+
+    tensors = {f"adapter.{name}": t for name, t in bank.tensors.items()}
+    tensors |= {f"optimiser.{name}": t for name, t in now.peers.optimiser.items()}
+    save_checkpoint(
+        folder,
+        now.peers.round,
+        write_adapter=write_adapters,
+        tensors=tensors,
+        state={"round": now.peers.round, "drawn": now.drawn},
+    )
+
+
+def _restore(checkpoint: Path, device: torch.device) -> Standing:
+    tensors, state = load_state(checkpoint)
+    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
+    for name, t in tensors.items():
+        group, _, rest = name.partition(".")
+        groups[group][rest] = t.to(device)
+    peers = PeerState(state["round"], AdapterBank(groups["adapter"]), groups["optimiser"])
+    return Standing(peers, state["drawn"])
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Let fedloom's log also go to a file, appended, line by line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("fedloom")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,65 @@
+"""How a model takes its tokens, and what a batch of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedloom.data.encode import Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences of one client whose losses are averaged together.
+
+    Attributes:
+        sequences: What to learn from.
+        weight: Of each label in the client's loss. ``1 / labels`` makes the loss the batch's mean.
+        key: What the batch's dropout depends on beside the seed: (round, client, step, batch).
+    """
+
+    sequences: list[Tokens]
+    weight: float
+    key: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model takes its tokens; see `build_pack`.
+
+    Attributes:
+        packed: Sequences end to end (else padded rows).
+        causal: A token sees only what stands before it.
+        classify: One label per sequence, at its first (causal: last) position; else one per answer token.
+        virtual: Virtual tokens before each sequence.
+        prefix: Leading tokens that all sequences of the data share and that are computed once per
+            client; used when packed and causal.
+        pad_id: Any valid token id.
+    """
+
+    packed: bool
+    causal: bool
+    classify: bool = False
+    virtual: int = 0
+    prefix: int = 0
+    pad_id: int = 0
+
+    @property
+    def shared(self) -> int:
+        """Tokens, virtual ones included, that stand once per client."""
+        return self.virtual + self.prefix if self.packed and self.causal else 0
+
+
+def labels_of(sequence: Tokens, layout: Layout) -> int:
+    """How many labels a sequence contributes: its answer's tokens, or one class."""
+    return 1 if layout.classify else len(sequence.ids) - sequence.answer_start
+
+
+def shared_prefix(sequences: Sequence[Tokens]) -> int:
+    """Length of the longest beginning that all sequences share, short of any token that predicts a label."""
+    limit = min(tokens.answer_start - 1 for tokens in sequences)
+    first = sequences[0].ids
+    for i in range(limit):
+        if any(tokens.ids[i] != first[i] for tokens in sequences):
+            return i
+    return max(limit, 0)
