@@ -20,6 +20,7 @@ from fedloom.startup import prepare_process
 
 prepare_process()
 
+from comparison import run_missing  # noqa: E402
 from machine import describe_machine, versions  # noqa: E402
 
 from fedloom.build_peers import build  # noqa: E402
@@ -69,31 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[3407, 1, 2])
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    if options.out.is_file():
-        runs = json.loads(options.out.read_text(encoding="utf-8"))["runs"]
-    for seed in options.seeds:
-        for path in options.configs:
-            done = runs.setdefault(path.stem, [])
-            if any(run["seed"] == seed for run in done):
-                continue
-            words = ["--config", str(path), "--report_to", "none"]
-            words += ["--data_dir", options.data_dir] if options.data_dir else []
-            done.append(run_once(replace(parse(DflConfig, words, prog="fedloom dfl"), seed=seed)))
-            print(path.stem, seed, done[-1]["evaluations"][-1], flush=True)
-            _write(options.out, runs)
-    _write(options.out, runs)
-    return 0
 
+    def once(path: Path, seed: int) -> dict[str, Any]:
+        words = ["--config", str(path), "--report_to", "none"]
+        words += ["--data_dir", options.data_dir] if options.data_dir else []
+        return run_once(replace(parse(DflConfig, words, prog="fedloom dfl"), seed=seed))
 
-def _write(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
-    last = [run for done in runs.values() for run in done][-1]
-    # What stands below the table is the last run's; every run keeps its own.
-    origin = {name: last[name] for name in ("machine", "versions", "date")}
     command = "python benchmarks/consensus.py configs/sst2-link*.yaml --data_dir FOLDER"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"kind": "consensus", "command": command, **origin, "runs": runs}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    run_missing(options.out, "consensus", command, options.configs, options.seeds, once)
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ A run that stands in the result already is not run again, so that an interrupted
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -20,6 +19,7 @@ from fedloom.startup import prepare_process
 
 prepare_process()
 
+from comparison import run_missing  # noqa: E402
 from machine import describe_machine, versions  # noqa: E402
 
 from fedloom.build import build  # noqa: E402
@@ -60,30 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[3407, 1, 2])
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    if options.out.is_file():
-        runs = json.loads(options.out.read_text(encoding="utf-8"))["runs"]
-    for seed in options.seeds:
-        for path in options.configs:
-            done = runs.setdefault(path.stem, [])
-            if any(run["seed"] == seed for run in done):
-                continue
-            config = parse(FedConfig, ["--config", str(path), "--report_to", "none"], prog="fedloom fed")
-            done.append(run_once(replace(config, seed=seed)))
-            print(path.stem, {name: value for name, value in done[-1].items() if name != "selected_layers"})
-            _write(options.out, runs)
-    _write(options.out, runs)
-    return 0
 
+    def once(path: Path, seed: int) -> dict[str, Any]:
+        words = ["--config", str(path), "--report_to", "none"]
+        return run_once(replace(parse(FedConfig, words, prog="fedloom fed"), seed=seed))
 
-def _write(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
-    last = [run for done in runs.values() for run in done][-1]
-    # What stands below the table is the last run's; every run keeps its own.
-    origin = {name: last[name] for name in ("machine", "versions", "date")}
     command = "python benchmarks/policies.py configs/layers-*.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"kind": "policies", "command": command, **origin, "runs": runs}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    run_missing(options.out, "policies", command, options.configs, options.seeds, once)
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,13 +17,7 @@ from fedloom.config_peers import DflConfig
 from fedloom.federation.peers import PeerState
 from fedloom.loop import Pace, Regime
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.observe.checkpoint import (
-    check_same_run,
-    load_state,
-    prepare_run_folder,
-    save_checkpoint,
-    write_run_config,
-)
+from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
 from fedloom.peer_rounds import PeerParts, Standing, averaged, evaluated, play_round, start
 
 
@@ -35,9 +29,7 @@ def run_dfl(config: DflConfig) -> Standing:
         KeyboardInterrupt: After a checkpoint was left.
     """
     folder = run_folder(config)
-    checkpoint = prepare_run_folder(folder, config.resume)
-    if config.resume:
-        check_same_run(folder, config)
+    checkpoint = open_run(folder, config)
     resolved, parts = build(config)
     write_run_config(folder, resolved, versions(), device_name(parts.model.device))
     with _logging_to(folder / config.log_path):

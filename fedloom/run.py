@@ -16,13 +16,7 @@ from fedloom.config import FedConfig
 from fedloom.federation.server import ServerState, initial_state
 from fedloom.loop import Pace, Regime
 from fedloom.model.bank import Row
-from fedloom.observe.checkpoint import (
-    check_same_run,
-    load_state,
-    prepare_run_folder,
-    save_checkpoint,
-    write_run_config,
-)
+from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
 from fedloom.observe.evaluate import validate
 from fedloom.rounds import Progressed, play_round
 
@@ -35,9 +29,7 @@ def run_fed(config: FedConfig) -> Progressed:
         KeyboardInterrupt: After a checkpoint was left.
     """
     folder = run_folder(config)
-    checkpoint = prepare_run_folder(folder, config.resume)
-    if config.resume:
-        check_same_run(folder, config)
+    checkpoint = open_run(folder, config)
     resolved, parts = build(config)
     write_run_config(folder, resolved, versions(), device_name(parts.model.device))
     return drive(resolved, parts, folder, checkpoint)

@@ -163,7 +163,13 @@ def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, model, dat
 def test_ctrl_c_leaves_a_checkpoint_and_a_clean_message(model, data, tmp_path):
     flags = ["--max_steps", "500", "--val_steps", "500"]
     command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "run", *flags)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Where the tests themselves run in the background, SIGINT is ignored, and children inherit that.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(lambda: rows_written(tmp_path / "run") > 2, process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -128,6 +128,22 @@ def _unshared(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"
     return owned
 
 
+def open_run(folder: Path, config: Any) -> Path | None:
+    """Make ``folder`` ready for the run of ``config``; returns the checkpoint to go on from, if any.
+
+    Args:
+        folder: The run's folder.
+        config: A dataclass of options with `resume`.
+
+    Raises:
+        UserError: As `prepare_run_folder` and `check_same_run` do.
+    """
+    checkpoint = prepare_run_folder(folder, config.resume)
+    if config.resume:
+        check_same_run(folder, config)
+    return checkpoint
+
+
 def prepare_run_folder(folder: Path, resume: bool) -> Path | None:
     """Make sure that a run may write to `folder`, and return the checkpoint to resume from, if any.
 
