@@ -75,6 +75,6 @@ class PeerLoop:
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-                losses.append(float(loss))
+                losses.append(loss.item())
             means.append(sum(losses) / len(losses))
         return means
