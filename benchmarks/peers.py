@@ -177,7 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
         "machine": describe_machine(torch.device("cpu" if options.device == "auto" else options.device)),
         "versions": versions(),
         "date": date.today().isoformat(),
-        "command": f"python benchmarks/peers.py {options.what} --data_dir FOLDER",
+        "command": f"python benchmarks/peers.py {options.what} --data_dir FOLDER "
+        f"--examples {options.examples} --repeats {options.repeats}",
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
