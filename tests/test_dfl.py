@@ -185,13 +185,14 @@ def test_clients_bring_their_own_folders(dfl, model, tmp_path):
     assert rows(tmp_path / "own")[-1]["round"] == 1
 
 
-def test_pairs_of_texts(model, tmp_path):
+def test_pairs_of_texts_and_a_head_for_other_classes_is_replaced_aloud(model, tmp_path, caplog):
     pairs = [{"premise": f"it is {i}", "hypothesis": f"it is {i + i % 3}", "label": i % 3} for i in range(30)]
     write(tmp_path / "train.jsonl", pairs)
     write(tmp_path / "validation_matched.jsonl", pairs[:9])
     words = arguments(model, tmp_path, tmp_path, "mnli", "--dataset_type", "mnli", "--num_rounds", "1")
     assert main(words) == 0
     assert len(rows(tmp_path / "mnli")[-1]["peer_val_accuracy"]) == 4
+    assert "head is for 2 classes, the task has 3" in caplog.text
 
 
 def test_causal_models_write_answers_and_encoders_name_the_operation(model, tmp_path):

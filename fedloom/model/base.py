@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ from fedloom.model.precision import choose_dtype
 from fedloom.model.source import Source, check_model_name, explain, locate
 
 __all__ = ["BaseModel", "check_model_name", "decoder_layers", "layer_of", "load_base", "resolve_device"]
+
+log = logging.getLogger(__name__)
 
 # A classifier's new head is part of the frozen starting point, so it is the same in every run and process.
 HEAD_SEED = 3407
@@ -85,6 +88,7 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(**files)
             config = AutoConfig.from_pretrained(**files)
             _check_kind(source, config, num_labels)
+            _say_of_new_head(config, num_labels)
             if with_tokenizer:
                 with_tokenizer(tokenizer)
             auto = "bfloat16" if quantize != "none" and dtype == "auto" else dtype
@@ -157,6 +161,16 @@ def _check_kind(source: Source, config: PretrainedConfig, num_labels: int | None
         raise UserError(
             f"model_name {source.name!r}: a {config.model_type} encoder, which classifies but does not write "
             "answers. Choose a causal language model, or a classification task."
+        )
+
+
+def _say_of_new_head(config: PretrainedConfig, num_labels: int | None) -> None:
+    trained = any("SequenceClassification" in name for name in config.architectures or [])
+    if num_labels is not None and trained and config.num_labels != num_labels:
+        log.warning(
+            "the model's head is for %d classes, the task has %d: it is replaced by a new one",
+            config.num_labels,
+            num_labels,
         )
 
 
