@@ -26,7 +26,8 @@ from fedloom.data.randomness import numpy_rng, torch_rng
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import TASKS
 from fedloom.data.templates import prompt_renderer
-from fedloom.model.base import BaseModel, check_quantize, decoder_layers, load_base, resolve_device
+from fedloom.model.base import BaseModel, check_quantize, load_base, resolve_device
+from fedloom.model.layers import decoder_layers
 
 SEED = 3407
 LEARNING_RATE = 0.01

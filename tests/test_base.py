@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, OPT
 
 from fedloom.config import UserError
 from fedloom.model import base, source
-from fedloom.model.base import decoder_layers, layer_of, load_base, resolve_device
+from fedloom.model.base import load_base, resolve_device
+from fedloom.model.layers import decoder_layers, layer_of
 
 SMOLLM2 = source.ALIASES["smollm2-135m"]
 

@@ -1,9 +1,8 @@
-"""The frozen base model that all clients share: load it, quantise it, find its layers."""
+"""The frozen base model that all clients share: load it, quantise it."""
 
 import importlib
 import importlib.util
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,7 +26,7 @@ from fedloom.model.gguf_file import dequantise_options, forget_quantisation, par
 from fedloom.model.precision import choose_dtype
 from fedloom.model.source import Source, check_model_name, explain, locate
 
-__all__ = ["BaseModel", "check_model_name", "decoder_layers", "layer_of", "load_base", "resolve_device"]
+__all__ = ["BaseModel", "check_model_name", "load_base", "resolve_device"]
 
 log = logging.getLogger(__name__)
 
@@ -244,40 +242,3 @@ def resolve_device(device: str) -> torch.device:
     if wanted not in found:
         raise UserError(f"device {device!r}: there is no such device here. Choose auto, {', '.join(found)}.")
     return torch.device(wanted)
-
-
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The dotted name and the list of a transformer's layers (decoder's or encoder's).
-
-    Found by structure: of all lists whose elements are of one class, those of as many elements as the
-    configuration counts hidden layers come first, and of these the one with the most parameters.
-
-    Raises:
-        UserError: the model has no such list.
-    """
-    config: Any = model.config
-    expected = config.get_text_config().num_hidden_layers
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1
-    ]
-    if not lists:
-        raise UserError(
-            f"model {type(model).__name__}: it holds no list of like layers. Choose a transformer model."
-        )
-
-    def rank(named: tuple[str, nn.ModuleList]) -> tuple[bool, int]:
-        return len(named[1]) == expected, sum(parameter.numel() for parameter in named[1].parameters())
-
-    return max(lists, key=rank)
-
-
-def layer_of(parameter_name: str, layers_name: str) -> int | None:
-    """The index of the layer a parameter belongs to, or None outside the layers.
-
-    `layers_name` is the one `decoder_layers` gives; the parameter's name may carry a prefix, as PEFT's do:
-    `layer_of("base_model.model.model.layers.7.mlp.up_proj.weight", "model.layers")` is 7.
-    """
-    match = re.search(rf"(?:^|\.){re.escape(layers_name)}\.(\d+)(?:\.|$)", parameter_name)
-    return int(match.group(1)) if match else None

@@ -22,10 +22,10 @@ from fedloom.model.adapters.injection import inject
 from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.prompts import as_saved, virtual_tokens
 from fedloom.model.attention import NAME, PackedPass
-from fedloom.model.base import decoder_layers, layer_of
 from fedloom.model.dropout import Draws
 from fedloom.model.fused import fusable_rotary, fuse, rotating
 from fedloom.model.last_layer import read_only_labels
+from fedloom.model.layers import decoder_layers, layer_of
 from fedloom.model.layout import Layout
 from fedloom.model.loss import class_losses, token_losses
 from fedloom.model.packing import Pack
