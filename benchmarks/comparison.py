@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from fedloom.observe.atomic import write_atomically
 
 Run = dict[str, Any]
 
@@ -20,6 +24,8 @@ def run_missing(
 ) -> None:
     """Run every config with every seed, those that stand in ``out`` already left out.
 
+    Several processes may fill one file, each with configs or seeds of its own.
+
     Args:
         out: The file with all runs.
         kind: Of result, for `tables`.
@@ -28,22 +34,26 @@ def run_missing(
         seeds: Of the runs.
         run_once: ``(config, seed) -> run``, with "seed", "machine", "versions" and "date".
     """
-    runs: dict[str, list[Run]] = {}
-    if out.is_file():
-        runs = json.loads(out.read_text(encoding="utf-8"))["runs"]
     for seed in seeds:
         for path in configs:
-            done = runs.setdefault(path.stem, [])
-            if not any(run["seed"] == seed for run in done):
-                done.append(run_once(path, seed))
+            if not any(run["seed"] == seed for run in _runs(out).get(path.stem, [])):
+                _add(out, {"kind": kind, "command": command}, path.stem, run_once(path, seed))
                 print(path.stem, seed, flush=True)
-                _write(out, {"kind": kind, "command": command}, runs)
-    _write(out, {"kind": kind, "command": command}, runs)
 
 
-def _write(path: Path, head: Run, runs: dict[str, list[Run]]) -> None:
-    last = [run for done in runs.values() for run in done][-1]
+def _runs(out: Path) -> dict[str, list[Run]]:
+    return json.loads(out.read_text(encoding="utf-8"))["runs"] if out.is_file() else {}
+
+
+def _add(out: Path, head: Run, name: str, run: Run) -> None:
     # What stands below the table is the last run's; every run keeps its own.
-    origin = {name: last[name] for name in ("machine", "versions", "date")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(head | origin | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
+    origin = {key: run[key] for key in ("machine", "versions", "date")}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        runs = _runs(out)
+        runs.setdefault(name, []).append(run)
+        write_atomically(out, json.dumps(head | origin | {"runs": runs}, indent=1) + "\n")
+    finally:
+        os.close(folder)

@@ -29,18 +29,8 @@ from fedloom.dfl import drive  # noqa: E402
 from fedloom.observe.metrics import SUMMARY_FILE, read_rows  # noqa: E402
 from fedloom.parsing import parse  # noqa: E402
 
-KEPT = (
-    "round",
-    "train_loss",
-    "val_loss",
-    "val_accuracy",
-    "val_accuracy_min",
-    "val_accuracy_max",
-    "consensus_error",
-    "consensus_error_relative",
-    "seconds",
-    "bytes_up",
-)
+SETTINGS = ("num_clients", "partition", "alpha", "num_rounds", "local_steps", "batch_size", "lr", "lora_r")
+KEPT = ("round", "val_loss", "val_accuracy", "val_accuracy_min", "val_accuracy_max", "peer_val_accuracy")
 
 
 def run_once(config: DflConfig) -> dict[str, Any]:
@@ -54,8 +44,13 @@ def run_once(config: DflConfig) -> dict[str, Any]:
         "seed": config.seed,
         "graph": config.name,
         "training_type": config.training_type,
+        "settings": {name: getattr(config, name) for name in SETTINGS},
         "averaged_accuracy": summary["averaged_adapter"]["accuracy"],
-        "evaluations": [{k: row[k] for k in KEPT if k in row} for row in rows if "val_accuracy" in row],
+        "evaluations": [{k: row[k] for k in KEPT} for row in rows if "val_accuracy" in row],
+        "consensus_error": [row["consensus_error"] for row in rows[1:]],
+        "consensus_error_relative": [row["consensus_error_relative"] for row in rows[1:]],
+        "train_loss": [row["train_loss"] for row in rows[1:]],
+        "bytes_up": sum(row.get("bytes_up", 0) for row in rows),
         "machine": describe_machine(parts.model.device),
         "versions": versions(),
         "date": date.today().isoformat(),

@@ -112,6 +112,7 @@ def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
         mixing=partial(
             mixing, graph, seed=config.seed, drop_peer=config.drop_peer, drop_link=config.drop_link
         ),
+        judged=config.eval_point,
         seed=config.seed,
     )
 

@@ -50,7 +50,7 @@ def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | 
         restore=partial(_restore, device=parts.model.device),
         rounds_done=lambda now: now.peers.round,
         play=partial(play_round, parts),
-        validate=partial(evaluated, parts, config.eval_point),
+        validate=partial(evaluated, parts),
         stops=lambda now: None,
         save=partial(_save, parts),
         at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))},

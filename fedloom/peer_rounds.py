@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class PeerParts:
         own: Names of parameters that are not averaged: the head, where it stays with its peer.
         modules: PEFT's names of the modules with LoRA.
         mixing: The graph, round by round.
+        judged: Which adapters of a round are evaluated: those after mixing, or those before it.
         seed: The run's.
     """
 
@@ -66,6 +67,7 @@ class PeerParts:
     own: frozenset[str]
     modules: Sequence[str]
     mixing: Mixing
+    judged: Literal["after", "before"]
     seed: int
 
 
@@ -119,7 +121,8 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
         )
     ]
     row = _row(peers.round, report) | {"seconds": time.perf_counter() - began}
-    return Standing(peers, drawn, report.trained.bank), row
+    after = Standing(peers, drawn, report.trained.bank)
+    return after, row | _apart(parts, after)
 
 
 def _work(parts: PeerParts, now: Standing, who: Bool[Tensor, " peers"]) -> Iterator[ClientWork]:
@@ -154,16 +157,27 @@ def _row(round_: int, report: PeerReport) -> dict[str, Any]:
     }
 
 
-def evaluated(
-    parts: PeerParts, eval_point: str, now: Standing, row: dict[str, Any]
-) -> tuple[Standing, dict[str, Any]]:
-    """Every peer's loss and accuracy, and how far the peers are apart."""
+def _apart(parts: PeerParts, now: Standing) -> dict[str, Any]:
+    """How far the peers are apart."""
     began = time.perf_counter()
-    bank = now.peers.bank
-    if eval_point == "before" and now.before_mixing is not None:
-        bank = now.before_mixing
-    results = validate_rows(parts.model, bank, parts.validation, parts.rules.wave_tokens, parts.used)
-    apart = consensus(bank, parts.used, parts.modules)
+    apart = consensus(_judged(parts, now), parts.used, parts.modules)
+    return {
+        "consensus_error": apart.error,
+        "consensus_error_relative": apart.relative,
+        "eval_seconds": time.perf_counter() - began,
+    }
+
+
+def _judged(parts: PeerParts, now: Standing) -> AdapterBank:
+    if parts.judged == "before" and now.before_mixing is not None:
+        return now.before_mixing
+    return now.peers.bank
+
+
+def evaluated(parts: PeerParts, now: Standing, row: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
+    """Every peer's loss and accuracy."""
+    began = time.perf_counter()
+    results = _first(parts, now) if now.peers.round == 0 else _all(parts, now)
     accuracies = [result.accuracy for result in results]
     found = {
         "val_loss": _mean(result.loss for result in results),
@@ -172,9 +186,7 @@ def evaluated(
         "val_accuracy_max": max(accuracies),
         "peer_val_accuracy": accuracies,
         "peer_val_loss": [result.loss for result in results],
-        "consensus_error": apart.error,
-        "consensus_error_relative": apart.relative,
-        "eval_seconds": time.perf_counter() - began,
+        "eval_seconds": row.get("eval_seconds", 0.0) + time.perf_counter() - began,
     }
     log.info(
         "round %d: train loss %.4f, validation accuracy %.4f (%.4f to %.4f), consensus error %.4g",
@@ -183,9 +195,24 @@ def evaluated(
         found["val_accuracy"],
         min(accuracies),
         max(accuracies),
-        apart.error,
+        row.get("consensus_error", 0.0),
     )
     return now, row | found
+
+
+def _all(parts: PeerParts, now: Standing) -> list[Validation]:
+    bank = _judged(parts, now)
+    return validate_rows(parts.model, bank, parts.validation, parts.rules.wave_tokens, parts.used)
+
+
+def _first(parts: PeerParts, now: Standing) -> list[Validation]:
+    """Before the first round all adapters are the same: each list of sequences is judged once."""
+    distinct = {id(own): own for own in parts.validation}
+    bank = AdapterBank.repeat(now.peers.bank.row(0), len(distinct))
+    sequences = list(distinct.values())
+    results = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.used)
+    by_list = dict(zip(distinct, results, strict=True))
+    return [by_list[id(own)] for own in parts.validation]
 
 
 def averaged(parts: PeerParts, now: Standing) -> Validation:
