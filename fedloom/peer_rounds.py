@@ -78,7 +78,7 @@ class Standing:
     Attributes:
         peers: The peers' state.
         drawn: Batches that each peer has drawn so far.
-        before_mixing: The bank of the last round before it was mixed; None at a start.
+        before_mixing: The bank of the last round before it was mixed, where that is what is judged.
     """
 
     peers: PeerState
@@ -121,7 +121,7 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
         )
     ]
     row = _row(peers.round, report) | {"seconds": time.perf_counter() - began}
-    after = Standing(peers, drawn, report.trained.bank)
+    after = Standing(peers, drawn, report.trained.bank if parts.judged == "before" else None)
     return after, row | _apart(parts, after)
 
 

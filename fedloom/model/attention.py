@@ -169,7 +169,7 @@ def _attention_dropout(
         return [None] * len(buckets.buckets)
     pairs = packed.draws.flat(buckets.run_pairs, probability, dtype)
     return [
-        pairs.index_select(0, bucket.pairs().to(pairs.device)).view(bucket.score_shape)
+        pairs.index_select(0, bucket.pairs.to(pairs.device)).view(bucket.score_shape)
         for bucket in buckets.buckets
     ]
 

@@ -130,6 +130,7 @@ class Bucket:
         mask = self.visible if self.visible.shape[0] == 1 else self.visible.repeat(self.key_heads, 1, 1)
         return mask[:, None]
 
+    @cached_property
     def pairs(self) -> Int[Tensor, " scores"]:
         """For each score, its place among all query-key-head triples of the pass (pads: the first)."""
         query = torch.arange(self.longest)[:, None]
