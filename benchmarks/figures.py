@@ -1,0 +1,115 @@
+"""Results as pictures for the docs.
+
+python benchmarks/figures.py        # draw all of them again, into docs/figures
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+# Okabe and Ito, 2008: colours that colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7")
+LINES = {"LoRA": "-", "DFL-LoRA": "--"}
+
+Runs = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def consensus(result: dict[str, Any]) -> Figure:
+    """Consensus error over rounds, and the accuracy after the last one, for each graph."""
+    cases: Runs = {}
+    for runs in result["runs"].values():
+        for run in runs:
+            cases.setdefault((run["graph"], run["training_type"]), []).append(run)
+    graphs = sorted({graph for graph, _ in cases})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(3, 2), layout="constrained")
+    for (graph, way), runs in sorted(cases.items()):
+        errors = np.array([run["consensus_error"] for run in runs])
+        rounds = np.arange(1, errors.shape[1] + 1)
+        colour = COLOURS[graphs.index(graph) % len(COLOURS)]
+        left.plot(rounds, errors.mean(0), LINES[way], color=colour, label=f"{graph}, {way}", linewidth=1.4)
+        left.fill_between(rounds, errors.min(0), errors.max(0), color=colour, alpha=0.12, linewidth=0)
+    left.set(xlabel="round", ylabel="consensus error after mixing", ylim=(0, None))
+    left.legend(
+        fontsize=7, ncols=len(graphs), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+    )
+    _accuracies(right, cases, graphs)
+    return figure
+
+
+def _accuracies(axes: Axes, cases: Runs, graphs: list[str]) -> None:
+    for shift, (way, marker) in zip((-0.12, 0.12), (("LoRA", "o"), ("DFL-LoRA", "s")), strict=True):
+        for place, graph in enumerate(graphs):
+            runs = cases.get((graph, way), [])
+            values = [100 * run["evaluations"][-1]["val_accuracy"] for run in runs]
+            filled = COLOURS[place % len(COLOURS)] if way == "LoRA" else "none"
+            label = way if place == 0 else None
+            points = [place + shift] * len(values)
+            colour = COLOURS[place % len(COLOURS)]
+            axes.scatter(points, values, 26, marker=marker, facecolors=filled, edgecolors=colour, label=label)
+    axes.set_xticks(range(len(graphs)), graphs)
+    axes.set(ylabel="accuracy, mean of peers, %")
+    axes.legend(fontsize=7, frameon=False)
+
+
+def peers_scale(result: dict[str, Any]) -> Figure:
+    """Time of a round and peak memory over the number of peers."""
+    peers = [run["peers"] for run in result["runs"]]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3), layout="constrained")
+    left.loglog(peers, [run["seconds"] for run in result["runs"]], "o-", color=COLOURS[0], label="round")
+    mixing = [run["mixing_seconds"] for run in result["runs"]]
+    left.loglog(peers, mixing, "s--", color=COLOURS[3], label="of it mixing")
+    left.set(xlabel="peers", ylabel="seconds")
+    left.legend(fontsize=8, frameon=False)
+    right.plot(peers, [run["training_peak_bytes"] / 2**30 for run in result["runs"]], "o-", color=COLOURS[0])
+    right.set(xlabel="peers", ylabel="peak resident memory, GiB", xscale="log", ylim=(0, None))
+    return figure
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
+    "consensus": consensus,
+    "peers-scale": peers_scale,
+}
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw every figure whose result is there. Returns the files."""
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, figure_of in FIGURES.items():
+        if (results / f"{name}.json").is_file():
+            figure = figure_of(json.loads((results / f"{name}.json").read_text(encoding="utf-8")))
+            drawn.append(out / f"{name}.svg")
+            # Nothing in the file says when it was drawn: the same result gives the same file.
+            with plt.rc_context({"svg.hashsalt": name}):
+                figure.savefig(drawn[-1], metadata={"Date": None})
+            plt.close(figure)
+    return drawn
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "figures")
+    options = parser.parse_args(arguments)
+    for path in draw(options.results, options.out):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
