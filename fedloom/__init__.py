@@ -1,1 +1,79 @@
-"""Federated fine-tuning of language models: many clients, one frozen base, one pass."""
+"""Federated fine-tuning of language models: many clients, one frozen base, one pass.
+
+The names of `__all__` are the Python API. Each is imported when it is first asked for, so that `import fedloom`
+loads neither torch nor transformers:
+
+    from fedloom import FedConfig, run_fed
+
+    run = run_fed(FedConfig(model_name="smollm2-135m", data_name="arithmetic", train_mode="fed", max_steps=8))
+    print(run.rows[-1]["val_accuracy"], run.checkpoint)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedloom.client.local import LocalRules as LocalRules
+    from fedloom.client.local import mean_step as mean_step
+    from fedloom.client.local import train_locally as train_locally
+    from fedloom.client.optimisers import adam as adam
+    from fedloom.client.optimisers import sgd as sgd
+    from fedloom.config import FedConfig as FedConfig
+    from fedloom.config import UserError as UserError
+    from fedloom.config_peers import DflConfig as DflConfig
+    from fedloom.data.encode import Tokens as Tokens
+    from fedloom.dfl import run_dfl as run_dfl
+    from fedloom.federation.consensus import consensus as consensus
+    from fedloom.federation.topology import build_topology as build_topology
+    from fedloom.federation.topology import mixing as mixing
+    from fedloom.model.adapters.choice import lora as lora
+    from fedloom.model.adapters.choice import p_tuning as p_tuning
+    from fedloom.model.adapters.choice import prompt_tuning as prompt_tuning
+    from fedloom.model.bank import AdapterBank as AdapterBank
+    from fedloom.model.base import load_base as load_base
+    from fedloom.model.stacked import StackedModel as StackedModel
+    from fedloom.observe.record import RunRecord as RunRecord
+    from fedloom.observe.record import read_run as read_run
+    from fedloom.run import run_fed as run_fed
+
+_PLACES = {
+    # Whole runs, as the commands make them.
+    "FedConfig": "config",
+    "DflConfig": "config_peers",
+    "run_fed": "run",
+    "run_dfl": "dfl",
+    "read_run": "observe.record",
+    "RunRecord": "observe.record",
+    "UserError": "config",
+    # The engine.
+    "load_base": "model.base",
+    "lora": "model.adapters.choice",
+    "p_tuning": "model.adapters.choice",
+    "prompt_tuning": "model.adapters.choice",
+    "StackedModel": "model.stacked",
+    "AdapterBank": "model.bank",
+    "Tokens": "data.encode",
+    "mean_step": "client.local",
+    "LocalRules": "client.local",
+    "train_locally": "client.local",
+    "sgd": "client.optimisers",
+    "adam": "client.optimisers",
+    # The graph of peers.
+    "build_topology": "federation.topology",
+    "mixing": "federation.topology",
+    "consensus": "federation.consensus",
+}
+
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'fedloom' has no attribute {name!r}")
+    value = getattr(import_module(f"fedloom.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,11 +18,12 @@ from fedloom.federation.peers import PeerState
 from fedloom.loop import Pace, Regime
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
+from fedloom.observe.record import RunRecord, read_run
 from fedloom.peer_rounds import PeerParts, Standing, averaged, evaluated, play_round, start
 
 
-def run_dfl(config: DflConfig) -> Standing:
-    """`fedloom dfl`: from a config to a run's folder.
+def run_dfl(config: DflConfig) -> RunRecord:
+    """`fedloom dfl`: from a config to a run's folder, and what it holds.
 
     Raises:
         UserError: A mistake of the user, or a run whose numbers are no longer finite.
@@ -33,7 +34,8 @@ def run_dfl(config: DflConfig) -> Standing:
     resolved, parts = build(config)
     write_run_config(folder, resolved, versions(), device_name(parts.model.device))
     with _logging_to(folder / config.log_path):
-        return drive(resolved, parts, folder, checkpoint)
+        drive(resolved, parts, folder, checkpoint)
+    return read_run(folder)
 
 
 def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | None = None) -> Standing:

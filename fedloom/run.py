@@ -18,11 +18,12 @@ from fedloom.loop import Pace, Regime
 from fedloom.model.bank import Row
 from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
 from fedloom.observe.evaluate import validate
+from fedloom.observe.record import RunRecord, read_run
 from fedloom.rounds import Progressed, play_round
 
 
-def run_fed(config: FedConfig) -> Progressed:
-    """`fedloom fed`: from a config to a run's folder.
+def run_fed(config: FedConfig) -> RunRecord:
+    """`fedloom fed`: from a config to a run's folder, and what it holds.
 
     Raises:
         UserError: A mistake of the user, or a run whose numbers are no longer finite.
@@ -32,7 +33,8 @@ def run_fed(config: FedConfig) -> Progressed:
     checkpoint = open_run(folder, config)
     resolved, parts = build(config)
     write_run_config(folder, resolved, versions(), device_name(parts.model.device))
-    return drive(resolved, parts, folder, checkpoint)
+    drive(resolved, parts, folder, checkpoint)
+    return read_run(folder)
 
 
 def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None = None) -> Progressed:

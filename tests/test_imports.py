@@ -63,7 +63,6 @@ def test_the_reader_of_imports_sees_every_form():
 def test_a_file_uses_only_what_stands_before_it(file):
     part = part_of(file)
     if part == "__init__":
-        assert imported_parts(file.read_text()) == set()
         return
     assert part in LEVEL_OF, f"{part} has no place in the order of docs/architecture.md"
     later = {used for used in imported_parts(file.read_text()) if LEVEL_OF[used] > LEVEL_OF[part]}
@@ -75,7 +74,7 @@ def test_the_package_was_found():
 
 
 def test_the_command_line_and_the_observers_load_without_torch():
-    modules = ["cli", "observe.metrics", "observe.checkpoint", "observe.progress"]
+    modules = ["cli", "observe.metrics", "observe.checkpoint", "observe.progress", "observe.record"]
     code = (
         "import sys\n"
         + "".join(f"import fedloom.{name}\n" for name in modules)

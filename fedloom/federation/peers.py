@@ -113,13 +113,8 @@ def mix(bank: AdapterBank, mixing: Float[Tensor, "peers peers"], mixed: Collecti
 
     The mean over peers stays what it was, because the columns of W sum to one.
     """
-    tensors = {}
-    for name, t in bank.tensors.items():
-        if name in mixed:
-            weights = mixing.to(dtype=t.dtype, device=t.device)
-            t = (weights @ t.flatten(1)).view_as(t)
-        tensors[name] = t
-    return AdapterBank(tensors)
+    sent = AdapterBank({name: t for name, t in bank.tensors.items() if name in mixed})
+    return AdapterBank(bank.tensors | (mixing @ sent).tensors)
 
 
 def _finite_only(before: PeerState, trained: Trained) -> tuple[Trained, list[int]]:

@@ -82,6 +82,16 @@ class AdapterBank:
         share = weights / weights.sum()
         return {name: torch.tensordot(share.to(t), t, dims=1) for name, t in self.tensors.items()}
 
+    def __rmatmul__(self, mixing: Float[Tensor, "rows clients"]) -> AdapterBank:
+        """``mixing @ bank``: every new row a weighted sum of the old ones, gossip's averaging.
+
+        Args:
+            mixing: Weights, dense or sparse, of any precision and on any device.
+        """
+        return self.map(
+            lambda t: (mixing.to(dtype=t.dtype, device=t.device) @ t.flatten(1)).view(-1, *t.shape[1:])
+        )
+
     def norms(self) -> Float[Tensor, " clients"]:
         """Each client's Euclidean norm over all its parameters."""
         squares = [t.flatten(1).square().sum(1) for t in self.tensors.values()]
