@@ -1,7 +1,7 @@
 """Federated fine-tuning of language models: many clients, one frozen base, one pass.
 
-The names of `__all__` are the Python API. Each is imported when it is first asked for, so that `import fedloom`
-loads neither torch nor transformers:
+The names of `__all__` are the Python API. Each is imported when it is first asked for, so that
+`import fedloom` loads neither torch nor transformers:
 
     from fedloom import FedConfig, run_fed
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_the_package_alone_loads_nothing_heavy_and_none_of_its_parts():
 def test_every_listed_name_is_there_and_type_checkers_know_it(name):
     assert getattr(fedloom, name).__name__ == name
     assert name in dir(fedloom)
-    source = open(fedloom.__file__, encoding="utf-8").read()
+    source = Path(fedloom.__file__).read_text(encoding="utf-8")
     assert f"import {name} as {name}\n" in source
 
 

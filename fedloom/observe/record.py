@@ -24,8 +24,8 @@ class RunRecord:
         options: Every option as resolved, by name.
         rows: The rows of metrics.jsonl, one per round, the first of round 0: before training.
         summary: The content of summary.json; empty until the run has ended.
-        checkpoint: The newest checkpoint: a PEFT adapter, or of peers a folder ``peer-0001``, … for each; None
-            before the first.
+        checkpoint: The newest checkpoint, a PEFT adapter; of peers a folder with ``peer-0001``, …, one for
+            each. None before the first.
     """
 
     folder: Path
