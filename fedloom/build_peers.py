@@ -24,7 +24,7 @@ from fedloom.data.encode_classes import encode_classes
 from fedloom.data.example import Example
 from fedloom.data.partition import partition
 from fedloom.data.randomness import derive_seed
-from fedloom.data.sources import load_rows, load_splits
+from fedloom.data.sources import Sourced, load_rows, load_splits
 from fedloom.data.tasks import TASKS, Task
 from fedloom.data.templates import prompt_renderer
 from fedloom.federation.topology import build_topology, mixing
@@ -135,7 +135,9 @@ def _published_validation(config: DflConfig, task: Task) -> list[Example]:
     Raises:
         UserError: There is none.
     """
-    rows = load_rows(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
+    rows: dict[str, list[Sourced]] = {}
+    if config.data_dir is not None or not task.brought:
+        rows = load_rows(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
     if "validation" not in rows:
         raise UserError(
             f"val_dataset_path_template: is needed beside dataset_path_template, because {task.name} has no "

@@ -103,11 +103,16 @@ class Adapter:
 class Data:
     """Data."""
 
-    data_name: Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic"] = (
-        option("gsm8k", "data set; arithmetic comes with the package")
+    data_name: Literal[
+        "gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"
+    ] = option(
+        "gsm8k",
+        "data set; arithmetic comes with the package, qa is questions and answers of your own in data_dir",
     )
     data_dir: str | None = option(
-        None, "local copy with the same fields: train.* (jsonl, json, csv, parquet) or a save_to_disk folder"
+        None,
+        "local data with the same fields: a folder with train.* (jsonl, json, csv, parquet), one such file, "
+        "or a save_to_disk folder",
     )
     max_length: int = option(512, "longest example in tokens; longer ones are dropped and counted", minimum=8)
 

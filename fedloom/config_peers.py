@@ -35,10 +35,10 @@ class PeerModel:
 class PeerData:
     """Data."""
 
-    dataset_type: Literal["sst2", "mnli", "qnli", "gsm8k", "arithmetic"] = option(
+    dataset_type: Literal["sst2", "mnli", "qnli", "gsm8k", "arithmetic", "qa"] = option(
         "sst2",
-        "task: sst2, mnli, qnli are classified, gsm8k is answered in words, arithmetic whichever the model "
-        "does",
+        "task: sst2, mnli, qnli are classified; gsm8k and qa, questions and answers of your own, are "
+        "answered in words; arithmetic whichever the model does",
     )
     dataset_path_template: str | None = option(
         None,
@@ -49,7 +49,7 @@ class PeerData:
         None, "validation data, the same for all, or each client's own with {i}"
     )
     data_dir: str | None = option(
-        None, "local copy of the task's data set, for what the templates do not give"
+        None, "local data with the task's fields, a folder or a file, for what the templates do not give"
     )
     partition: Literal["iid", "dirichlet", "quantity", "shards"] = option(
         "iid", "who gets which training data, where no template says so; see `fedloom split`"
@@ -147,8 +147,9 @@ class SplitConfig:
         "ChilleD/SVAMP",
         "ChilleD/MultiArith",
         "arithmetic",
-    ] = option("sst2", "data set; arithmetic comes with the package")
-    data_dir: str | None = option(None, "local copy with the fields of the hub's data set")
+        "qa",
+    ] = option("sst2", "data set; arithmetic comes with the package, qa is your own in data_dir")
+    data_dir: str | None = option(None, "local data with the hub's fields, a folder or a file")
     num_clients: int = option(7, "clients", minimum=1)
     partition: Literal["iid", "dirichlet", "quantity", "shards", "by_field"] = option(
         "dirichlet",

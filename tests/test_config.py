@@ -60,7 +60,7 @@ DEFAULTS = {
 CHOICES = {
     "fed_alg": ("FedAdam", "FedAVG", "FedAvg", "FedProx"),
     "peft": ("lora", "p-tuning", "prompt-tuning"),
-    "data_name": ("gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic"),
+    "data_name": ("gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"),
     "train_mode": ("local", "fed", "fedGradFocus"),
     "grad_eval": ("l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2"),
     "layer_policy": ("priority", "random", "last", "first", "all"),

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.data.answers import extract_number, normal_number, same_number
+from fedloom.data.answers import extract_number, normal_number, same_answer, same_number
 
 
 @pytest.mark.parametrize(
@@ -129,3 +129,22 @@ def test_numbers_are_compared_by_value():
     assert not same_number("18", None)
     assert not same_number(None, None)
     assert not same_number("", "")
+
+
+@pytest.mark.parametrize(
+    ("expected", "output", "same"),
+    [
+        ("18", "That makes 18.0 in all.", True),
+        ("She has 9 + 9 = 18.\n#### 18", "The answer is 18, not 17.", True),
+        ("$1,200", "#### 1200", True),
+        ("18", "eighteen", False),
+        ("18", "", False),
+        ("Paris", " paris\n", True),
+        ("New  York", "new york", True),
+        ("STRASSE", "straße", True),
+        ("Paris", "Paris, France", False),
+        ("Paris", "It is 12 km away", False),
+    ],
+)
+def test_an_output_is_the_expected_answer_by_its_number_or_by_its_words(expected, output, same):
+    assert same_answer(expected, output) is same

@@ -56,9 +56,10 @@ ROWS = {
         "label": 2,
         "idx": 9,
     },
+    "qa": {"question": "How far is it to the sea?", "answer": "It is 12 km.", "label": "maps"},
 }
 GLUE = ["sst2", "qnli", "mnli"]
-WORDS = [task for task in ROWS if task not in GLUE]
+WORDS = [task for task in ROWS if task not in (*GLUE, "qa")]
 
 
 def example_of(name, **changes):
@@ -75,6 +76,7 @@ def test_the_names_that_data_name_takes():
         "sst2": ("nyu-mll/glue", "sst2"),
         "qnli": ("nyu-mll/glue", "qnli"),
         "mnli": ("nyu-mll/glue", "mnli"),
+        "qa": ("", None),
     }
 
 

@@ -1,4 +1,4 @@
-"""The final number of an answer, from the text that a model or a data set wrote."""
+"""The final number of an answer, from the text that a model or a data set wrote, and when two agree."""
 
 from __future__ import annotations
 
@@ -55,6 +55,18 @@ def same_number(a: str | None, b: str | None) -> bool:
     if first is None or second is None:
         return False
     return abs(Decimal(first) - Decimal(second)) <= _TOLERANCE
+
+
+def same_answer(expected: str, output: str) -> bool:
+    """Tells whether an output gives the expected answer, whatever it says around it.
+
+    Where the expected answer has a final number, that of the output must be the same; else the texts must be
+    the same but for case and white space.
+    """
+    number = extract_number(expected)
+    if number is not None:
+        return same_number(number, extract_number(output))
+    return expected.casefold().split() == output.casefold().split()
 
 
 def _value(match: re.Match[str]) -> Decimal:

@@ -12,7 +12,7 @@ class Example:
     Attributes:
         question: What is asked, without the instruction.
         answer: What the model learns to write; its last number is `final`.
-        final: The final value alone, a plain number such as ``"19"``; "" where the text has no number.
+        final: The final value alone, a plain number such as ``"19"``; "" where the answer has no number.
         label: A class of the example (sentiment, operation, problem type), for classification and for splits
             by label; "" where there is none.
         pair: The two texts that a sequence classifier reads; None where it reads the question.

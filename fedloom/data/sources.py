@@ -60,6 +60,12 @@ def load_rows(
     """
     if data_dir is not None:
         rows = read_local(Path(data_dir), task.split_names)
+    elif task.brought:
+        fields = " and ".join(f"'{field}'" for field in task.fields)
+        raise UserError(
+            f"data_dir: {task.name} is data of your own, and none was given; give a folder with train.jsonl "
+            f"(or .json, .csv, .parquet), or one such file, whose rows have the fields {fields}."
+        )
     elif task.embedded is not None:
         rows = _embedded_rows(task.name, task.embedded(seed))
     else:

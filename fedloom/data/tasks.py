@@ -28,7 +28,8 @@ class Task:
 
     Attributes:
         name: As ``--data_name`` takes it.
-        hub: The data set's name on the hub; "" where the package itself makes the data.
+        hub: The data set's name on the hub; "" where the package itself makes the data, or the user brings
+            it.
         hub_config: Its configuration there.
         instruction: One sentence or two that tell the model what to do; part of every prompt.
         fields: Fields that a row must have, not empty. A bar separates the names that one may go by.
@@ -37,7 +38,7 @@ class Task:
         label_names: The classes, by number; examples are labelled with these names. Empty where the task is
             not one of classification.
         split_names: The names that each split may have, in order of preference.
-        embedded: Makes the data from a seed, where the package does; `hub` is "" then.
+        embedded: Makes the data from a seed, where the package does.
     """
 
     name: str
@@ -55,6 +56,11 @@ class Task:
     def num_labels(self) -> int:
         """How many classes there are; 0 where the task is not one of classification."""
         return len(self.label_names)
+
+    @property
+    def brought(self) -> bool:
+        """Whether the data can only be the user's own."""
+        return not self.hub and self.embedded is None
 
 
 def _number(row: Row, field: str) -> str:
@@ -119,6 +125,16 @@ def _arithmetic(row: Row) -> Example:
     if label and label not in arithmetic.SIGNS:
         raise ValueError(f"field 'label' must be one of {', '.join(arithmetic.SIGNS)}, but is {label!r}")
     return Example(str(row["question"]).strip(), answer, final, label)
+
+
+def _qa(row: Row) -> Example:
+    """Reads a question and an answer of any kind, and a label to divide clients by, where there is one."""
+    for name in ("question", "answer"):
+        if not isinstance(row[name], str | int | float):
+            raise ValueError(f"field '{name}' must be text or a number, but is {str(row[name])[:40]!r}")
+    answer = str(row["answer"]).strip()
+    label = str(row.get("label") or "")
+    return Example(str(row["question"]).strip(), answer, extract_number(answer) or "", label)
 
 
 _TASKS = (
@@ -192,6 +208,14 @@ _TASKS = (
         to_example=glue.mnli,
         label_names=glue.INFERENCES,
         split_names=glue.MNLI_SPLITS,
+    ),
+    Task(
+        name="qa",
+        hub="",
+        hub_config=None,
+        instruction="Answer the question.",
+        fields=("question", "answer"),
+        to_example=_qa,
     ),
 )
 
