@@ -1,7 +1,8 @@
 """From a result of `round.py` to Markdown, and into the pages that show it.
 
 A page says ``<!-- benchmark:NAME -->`` and ``<!-- /benchmark -->``; what stands between is made of
-``benchmarks/results/NAME.json``, so no number in it was typed by hand:
+``benchmarks/results/NAME.json``, so no number in it was typed by hand. ``headline`` takes its few numbers
+from several results:
 
     python benchmarks/render.py README.md          # fill the page's tables again
     python benchmarks/render.py --check README.md  # exit status 1 where the page says something else
@@ -15,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+from headline import headline
 from tables import as_markdown
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,6 +31,8 @@ def fill(page: str, results: Path) -> str:
     """
 
     def section(match: re.Match[str]) -> str:
+        if match[2] == "headline":
+            return match[1] + headline(results) + match[3]
         result = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))
         return match[1] + as_markdown(result) + match[3]
 

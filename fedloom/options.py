@@ -160,7 +160,7 @@ def options(config_class: type) -> list[Option]:
 
 
 def as_markdown(config_class: type) -> str:
-    """Return the options as a Markdown table, for the docs; a test holds the README to it."""
+    """Return the options as a Markdown table, for docs/flags.md."""
     lines = ["| flag | default | meaning |", "|---|---|---|"]
     group = None
     for entry in options(config_class):

@@ -1,13 +1,16 @@
-"""The pages say what the program does: option table, commands, configs."""
+"""The pages say what the program does: flags, commands, code, configs, tables. Their links lead somewhere."""
 
 import re
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tiny import save_tiny_llama
 
 from fedloom.cli import COMMANDS, read_config
-from fedloom.options import as_markdown
+from fedloom.reference import reference
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -15,21 +18,22 @@ PAGES = {
 }
 README = PAGES["README.md"]
 COMMAND_LINE = re.compile(r"^(?:\$ )?fedloom (\w+) ((?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
-COMMAND_LINES = [found for page in PAGES.values() for found in COMMAND_LINE.findall(page)]
-OPTION_TABLES = [
-    (name, found[1], found[2])
-    for name, page in PAGES.items()
-    for found in re.finditer(r"<!-- options (\w+) -->\n(.*?)<!-- /options -->", page, re.DOTALL)
-]
+CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
-def test_every_run_has_its_option_table():
-    assert {command for _, command, _ in OPTION_TABLES} >= {"fed", "dfl"}
+def command_lines(page):
+    """The commands in a page's blocks of code, each as its name and the words after it."""
+    return [found for block in BLOCK.findall(page) for found in COMMAND_LINE.findall(block)]
 
 
-@pytest.mark.parametrize(("page", "command", "table"), OPTION_TABLES)
-def test_an_option_table_is_the_programs(page, command, table):
-    assert table == as_markdown(COMMANDS[command].config_class)
+COMMAND_LINES = [found for page in PAGES.values() for found in command_lines(page)]
+
+
+def test_the_page_of_flags_is_the_programs():
+    assert PAGES["flags.md"] == reference(), "make it again: python -m fedloom.reference > docs/flags.md"
+    assert {f"## fedloom {name}" for name in COMMANDS} <= set(PAGES["flags.md"].splitlines())
 
 
 @pytest.mark.parametrize("command, words", COMMAND_LINES)
@@ -38,7 +42,7 @@ def test_every_command_of_the_pages_parses(command, words):
 
 
 def test_the_readme_shows_commands():
-    assert len(COMMAND_LINE.findall(README)) >= 3
+    assert len(command_lines(README)) >= 3
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -56,3 +60,58 @@ def test_benchmark_tables_are_those_of_the_results(page):
     finally:
         sys.path.pop(0)
     assert fill(PAGES[page], RESULTS) == PAGES[page]
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    titles = re.findall(r"^#+ (.*)$", BLOCK.sub("", page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_inside_the_project_leads_somewhere(page):
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for link in LINK.findall(BLOCK.sub("", PAGES[page])):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = folder / path if path else folder / page
+        assert target.exists(), f"{page} links to {link}"
+        if page != "README.md":
+            assert target.parent == ROOT / "docs", f"{link} leads out of the site"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page} links to {link}"
+
+
+def test_every_page_is_in_the_sites_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES.keys() - {"README.md"}:
+        assert f": {page}\n" in navigation
+
+
+@pytest.mark.skipif(find_spec("material") is None, reason="mkdocs-material is not installed")
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "concepts" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("page", ["index.md", "extending.md"])
+def test_the_code_of_a_page_runs_and_what_it_quotes_is_there(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = save_tiny_llama(tmp_path / "model")
+    blocks, scope = CODE.findall(PAGES[page]), {}
+    assert len(blocks) >= 3
+    for block in blocks:
+        if quoted := re.match(r"# (fedloom/\S+\.py)\n", block):
+            assert block[quoted.end() :] in (ROOT / quoted[1]).read_text(encoding="utf-8")
+        else:
+            exec(compile(block.replace("smollm2-135m", str(model)), page, "exec"), scope)
+
+
+def test_every_module_that_a_page_names_is_there():
+    for name, page in PAGES.items():
+        for path in re.findall(r"`((?:fedloom/)?(?:\w+/)+\w+\.py)`", page):
+            found = [ROOT / "fedloom" / path, ROOT / path]
+            assert any(place.is_file() for place in found), f"{name} names {path}"

@@ -26,7 +26,7 @@ LEVELS = [
     {"split"},
     {"demo"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "reference"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -1,0 +1,30 @@
+"""The page of all flags, from the dataclasses that declare them:
+
+python -m fedloom.reference > docs/flags.md
+"""
+
+from fedloom.cli import COMMANDS, Command
+from fedloom.options import as_markdown
+
+_TITLE = """# Flags
+
+Every command and every option, as `fedloom COMMAND --help` lists them. Flags take underscores and hyphens
+alike. Commands with the option `config` also read options from a YAML file, under the same names; flags win.
+An unknown name or a bad value is an error that gives the rule and the nearest valid name.
+
+This page is made from the code: `python -m fedloom.reference > docs/flags.md`.
+"""
+
+
+def reference() -> str:
+    """The whole page, as Markdown."""
+    return "\n".join([_TITLE, *(_section(name, command) for name, command in COMMANDS.items())])
+
+
+def _section(name: str, command: Command) -> str:
+    first = f" A first word without dashes is `--{command.first}`." if command.first else ""
+    return f"## fedloom {name}\n\n{command.summary}{first}\n\n{as_markdown(command.config_class)}"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
