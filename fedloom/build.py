@@ -34,6 +34,7 @@ from fedloom.model.base import BaseModel, check_model_name, check_quantize, load
 from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
+from fedloom.observe.answering import Questions, questions_of
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Encoded:
         clients: For each client the indices of its training sequences.
         server: The indices of the training sequences that the server keeps; no client has them.
         render: Makes the prompt of a question.
+        questions: The validation problems that the model answers itself; None where it is never asked.
     """
 
     train: list[Tokens]
@@ -57,6 +59,7 @@ class Encoded:
     clients: list[np.ndarray]
     server: np.ndarray
     render: Renderer
+    questions: Questions | None
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,10 @@ def _encode(config: FedConfig, task: Task, splits: Splits, tokenizer: PreTrained
         sequences.append(kept)
     train, validation = sequences
     server, clients = _deal(config, len(train))
-    return Encoded(train, validation, clients, server, render)
+    questions = None
+    if config.eval_generate_every:
+        questions = questions_of(validation, tokenizer, config.eval_generate_limit)
+    return Encoded(train, validation, clients, server, render, questions)
 
 
 def _deal(config: FedConfig, examples: int) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -40,9 +40,12 @@ from fedloom.model.base import (
 from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
+from fedloom.observe.answering import Questions, questions_of
 from fedloom.peer_rounds import PeerParts
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,16 @@ def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
         task.embedded is None
         or is_encoder(config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code)
     )
-    encoded: list[tuple[list[list[Tokens]], list[list[Tokens]]]] = []
+    if classify and config.eval_generate_every:
+        raise UserError(
+            f"eval_generate_every: {config.eval_generate_every}, but this model classifies and writes no "
+            "answers; leave it out, or choose a causal language model and a task that is answered in words"
+        )
+    encoded: list[tuple[list[list[Tokens]], list[list[Tokens]], list[Questions]]] = []
 
     def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
-        encoded.append(_encode(config, task, held, tokenizer, classify))
+        train, validation = _encode(config, task, held, tokenizer, classify)
+        encoded.append((train, validation, _questions(config, tokenizer, validation)))
 
     base = load_base(
         config.model_checkpoint,
@@ -89,7 +98,7 @@ def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
         num_labels=task.num_labels if classify else None,
         with_tokenizer=encode_first,
     )
-    ((train, validation),) = encoded
+    ((train, validation, questions),) = encoded
     model = _stack(config, base, [*train, *validation])
     wave_tokens = auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens
     dtype = cast(Any, str(base.model.dtype).removeprefix("torch."))
@@ -100,7 +109,8 @@ def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
         tokenizer=base.tokenizer,
         train=[tokens for own in train for tokens in own],
         peers=[np.arange(end - len(own), end) for own, end in zip(train, ends, strict=True)],
-        validation=validation if len(validation) > 1 else validation * config.num_clients,
+        validation=_for_each(validation, config.num_clients),
+        questions=_for_each(questions, config.num_clients),
         schedules=[_schedule(config, len(own)) for own in train],
         rules=LocalRules(
             optimiser, clip_norm=config.clip_norm, wave_tokens=wave_tokens, dropout_seed=config.seed
@@ -194,6 +204,20 @@ def _stack(config: DflConfig, base: BaseModel, sequences: Sequence[Sequence[Toke
     if base.model.can_generate():
         model.share_prefix(shared_prefix([tokens for part in sequences for tokens in part]))
     return model
+
+
+def _for_each(own: Sequence[T], peers: int) -> Sequence[T]:
+    """One for each peer, where one is for all."""
+    return own if len(own) > 1 else [*own] * peers
+
+
+def _questions(
+    config: DflConfig, tokenizer: PreTrainedTokenizerBase, validation: list[list[Tokens]]
+) -> list[Questions]:
+    """What each peer answers itself, or what all do; none where nobody is asked."""
+    if not config.eval_generate_every:
+        return []
+    return [questions_of(own, tokenizer, config.eval_generate_limit) for own in validation]
 
 
 def _optimiser(config: DflConfig) -> Optimiser:

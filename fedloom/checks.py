@@ -54,11 +54,20 @@ def check_values(config: Any) -> None:
         UserError: A value breaks its rule.
     """
     check_rules(config)
-    if not _DEVICE.fullmatch(config.device):
-        nearest = did_you_mean(config.device, ("auto", "cpu", "cuda", "cuda:0"))
-        raise UserError(f"device: {config.device} is not auto, cpu, cuda or cuda:N{nearest}")
+    check_device(config.device)
     if config.exp_name in _NO_FOLDER_NAMES or re.search(r"[/\\]", config.exp_name):
         raise UserError(
             f"exp_name: {config.exp_name!r} is not the name of one folder; "
             "leave out slashes, and choose the place with out_dir"
         )
+
+
+def check_device(device: str) -> None:
+    """Judge the name of a device.
+
+    Raises:
+        UserError: There can be no device of this name.
+    """
+    if not _DEVICE.fullmatch(device):
+        nearest = did_you_mean(device, ("auto", "cpu", "cuda", "cuda:0"))
+        raise UserError(f"device: {device} is not auto, cpu, cuda or cuda:N{nearest}")

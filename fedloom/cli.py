@@ -11,8 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedloom.checks import check, check_rules, check_values
+from fedloom.checks_eval import check as check_eval
 from fedloom.checks_peers import check as check_dfl
 from fedloom.config import DemoConfig, FedConfig, UserError
+from fedloom.config_eval import EvalConfig
 from fedloom.config_peers import DflConfig, SplitConfig, TopologyConfig, ViewConfig
 from fedloom.options import did_you_mean
 from fedloom.parsing import help_text, parse
@@ -66,6 +68,12 @@ def _topology(config: TopologyConfig) -> None:
     run_topology(**asdict(config))
 
 
+def _eval(config: EvalConfig) -> None:
+    from fedloom.evaluation import run_eval
+
+    run_eval(config)
+
+
 def _demo(config: DemoConfig) -> None:
     from fedloom.demo import run_demo
 
@@ -83,6 +91,9 @@ COMMANDS: dict[str, Command] = {
         check_rules,
         _topology,
         "name",
+    ),
+    "eval": Command(
+        "Judge a model, or adapters: answers right, or classes right.", EvalConfig, check_eval, _eval
     ),
     "demo": Command(
         "Watch a small model learn arithmetic in minutes, offline.", DemoConfig, check_values, _demo

@@ -191,6 +191,16 @@ class Validation:
         minimum=0,
         free=True,
     )
+    eval_generate_every: int = option(
+        0,
+        "rounds between validations in which the model writes its answers itself (val_answer_accuracy); 0 is "
+        "never",
+        minimum=0,
+        free=True,
+    )
+    eval_generate_limit: int = option(
+        64, "validation problems that it answers then, from the first on", minimum=1, free=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

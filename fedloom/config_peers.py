@@ -98,6 +98,16 @@ class PeerReports:
     eval_point: Literal["after", "before"] = option(
         "after", "evaluate and report consensus after mixing, or before it"
     )
+    eval_generate_every: int = option(
+        0,
+        "rounds between evaluations in which every peer writes its answers itself (val_answer_accuracy), for "
+        "tasks that are answered in words; 0 is never",
+        minimum=0,
+        free=True,
+    )
+    eval_generate_limit: int = option(
+        64, "validation problems that a peer answers then, from the first on", minimum=1, free=True
+    )
     save_every: int = option(16, "rounds between checkpoints", minimum=1, free=True)
     log_path: str = option(
         "federated_training.log", "plain text log; a relative path lies in the run's folder", free=True

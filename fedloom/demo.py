@@ -12,10 +12,9 @@ from rich.table import Table
 from fedloom.build import Parts, build, device_name, run_folder, versions
 from fedloom.config import FedConfig
 from fedloom.data.encode import encode_prompts
-from fedloom.data.templates import end_of_answer
-from fedloom.model.bank import Row
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.observe.answering import Answers, Questions, answer
 from fedloom.observe.checkpoint import latest_checkpoint, prepare_run_folder, write_run_config
-from fedloom.observe.evaluate import Answers, answer
 from fedloom.observe.metrics import read_rows
 from fedloom.run import drive
 
@@ -85,15 +84,11 @@ def answer_unseen(parts: Parts, row: Row) -> Answers:
     """What an adapter answers to the first 100 test problems, whose answers are short."""
     problems = parts.splits.test[:TEST_PROBLEMS]
     prompts = [parts.data.render(problem.question) for problem in problems]
-    return answer(
-        parts.model,
-        row,
-        parts.tokenizer,
-        encode_prompts(prompts, parts.tokenizer),
-        [problem.final for problem in problems],
-        end=end_of_answer(parts.tokenizer),
-        max_new_tokens=LONGEST_ANSWER,
+    questions = Questions(
+        encode_prompts(prompts, parts.tokenizer), [problem.final for problem in problems], LONGEST_ANSWER
     )
+    (answers,) = answer(parts.model, AdapterBank.repeat(row, 1), parts.tokenizer, [questions])
+    return answers
 
 
 def _report(console: Console, before: Answers, after: Answers, rows: list[dict], adapter: Path) -> None:

@@ -19,7 +19,7 @@ from fedloom.loop import Pace, Regime
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
 from fedloom.observe.record import RunRecord, read_run
-from fedloom.peer_rounds import PeerParts, Standing, averaged, evaluated, play_round, start
+from fedloom.peer_rounds import PeerParts, Standing, answered, averaged, evaluated, play_round, start
 
 
 def run_dfl(config: DflConfig) -> RunRecord:
@@ -53,12 +53,19 @@ def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | 
         rounds_done=lambda now: now.peers.round,
         play=partial(play_round, parts),
         validate=partial(evaluated, parts),
+        answer=partial(answered, parts),
         stops=lambda now: None,
         save=partial(_save, parts),
         at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))},
         advice="Lower lr, or set clip_norm, under another exp_name",
     )
-    pace = Pace(config.num_rounds, config.eval_every, config.save_every, config.report_to)
+    pace = Pace(
+        rounds=config.num_rounds,
+        validate_every=config.eval_every,
+        answer_every=config.eval_generate_every,
+        save_every=config.save_every,
+        report_to=config.report_to,
+    )
     return loop.drive(regime, pace, folder, checkpoint)
 
 

@@ -28,6 +28,7 @@ class Regime(Generic[S]):
         rounds_done: Of a standing.
         play: One round: the new standing, and its row of metrics.
         validate: ``(standing, row) -> (standing, row with the validation's metrics)``.
+        answer: ``(standing, row) -> row with the metrics of answers that the model writes itself``.
         stops: Why no further round is played, or None.
         save: Leaves a checkpoint in a run's folder, unless there is one of this round.
         at_end: Further content of summary.json.
@@ -39,6 +40,7 @@ class Regime(Generic[S]):
     rounds_done: Callable[[S], int]
     play: Callable[[S], tuple[S, Metrics]]
     validate: Callable[[S, Metrics], tuple[S, Metrics]]
+    answer: Callable[[S, Metrics], Metrics]
     stops: Callable[[S], str | None]
     save: Callable[[Path, S], None]
     at_end: Callable[[S], Metrics]
@@ -52,14 +54,24 @@ class Pace:
     Attributes:
         rounds: In all.
         validate_every: Rounds between validations; the last round is always validated.
+        answer_every: Rounds between answers that the model writes itself, the last round included; 0: never.
         save_every: Rounds between checkpoints.
         report_to: Where metrics go beside metrics.jsonl.
     """
 
     rounds: int
     validate_every: int
+    answer_every: int
     save_every: int
     report_to: Literal["tensorboard", "none"]
+
+    def validates(self, round_: int) -> bool:
+        """Whether this round ends with a validation."""
+        return round_ % self.validate_every == 0 or round_ == self.rounds
+
+    def answers(self, round_: int) -> bool:
+        """Whether this round ends with answers that the model writes itself."""
+        return self.answer_every > 0 and (round_ % self.answer_every == 0 or round_ == self.rounds)
 
 
 def drive(regime: Regime[S], pace: Pace, folder: Path, checkpoint: Path | None = None) -> S:
@@ -87,11 +99,13 @@ def drive(regime: Regime[S], pace: Pace, folder: Path, checkpoint: Path | None =
         try:
             if checkpoint is None:
                 now, row = regime.validate(now, {"round": 0})
-                metrics.write(row)
+                metrics.write(regime.answer(now, row) if pace.answers(0) else row)
             while done(now) < pace.rounds and not regime.stops(now):
                 now, row = regime.play(now)
-                if done(now) % pace.validate_every == 0 or done(now) == pace.rounds:
+                if pace.validates(done(now)):
                     now, row = regime.validate(now, row)
+                if pace.answers(done(now)):
+                    row = regime.answer(now, row)
                 metrics.write(row)
                 progress.update(row)
                 if done(now) % pace.save_every == 0:

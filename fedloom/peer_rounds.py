@@ -25,6 +25,7 @@ from fedloom.federation.peers import PeerReport, PeerState, Trained, peer_round
 from fedloom.federation.server import Diverged
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
+from fedloom.observe.answering import Questions, answer
 from fedloom.observe.evaluate import Validation, validate_rows
 from fedloom.runtimes.in_process import train_peers
 
@@ -44,6 +45,7 @@ class PeerParts:
         train: All training sequences.
         peers: For each peer the indices of its own.
         validation: For each peer what it is judged by; one list for all may stand there many times.
+        questions: For each peer the problems that it answers itself; none where nobody is asked.
         schedules: How much each peer does in a round.
         rules: How peers train.
         optimiser: The same as in the rules; its state lasts across rounds.
@@ -60,6 +62,7 @@ class PeerParts:
     train: Sequence[Tokens]
     peers: Sequence[np.ndarray]
     validation: Sequence[Sequence[Tokens]]
+    questions: Sequence[Questions]
     schedules: Sequence[Schedule]
     rules: LocalRules
     optimiser: Optimiser
@@ -213,6 +216,18 @@ def _first(parts: PeerParts, now: Standing) -> list[Validation]:
     results = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.used)
     by_list = dict(zip(distinct, results, strict=True))
     return [by_list[id(own)] for own in parts.validation]
+
+
+def answered(parts: PeerParts, now: Standing, row: dict[str, Any]) -> dict[str, Any]:
+    """Let every peer answer some of its validation problems."""
+    began = time.perf_counter()
+    results = answer(parts.model, _judged(parts, now), parts.tokenizer, parts.questions, used=parts.used)
+    accuracies = [result.accuracy for result in results]
+    return row | {
+        "val_answer_accuracy": _mean(accuracies),
+        "peer_val_answer_accuracy": accuracies,
+        "eval_seconds": row.get("eval_seconds", 0.0) + time.perf_counter() - began,
+    }
 
 
 def averaged(parts: PeerParts, now: Standing) -> Validation:

@@ -15,7 +15,8 @@ from fedloom.build import Parts, build, device_name, run_folder, versions
 from fedloom.config import FedConfig
 from fedloom.federation.server import ServerState, initial_state
 from fedloom.loop import Pace, Regime
-from fedloom.model.bank import Row
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.observe.answering import answer
 from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
 from fedloom.observe.evaluate import validate
 from fedloom.observe.record import RunRecord, read_run
@@ -54,13 +55,20 @@ def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None
         rounds_done=lambda now: now.server.round,
         play=partial(play_round, config, parts),
         validate=partial(_validated, parts),
+        answer=partial(_answered, parts),
         stops=partial(_reason_to_stop, config),
         save=partial(_save, parts),
         at_end=lambda now: {},
         advice="Lower client_lr or lr, or set clip_norm, under another exp_name",
     )
     # A checkpoint with every validation: the adapters that validation speaks of are all there.
-    pace = Pace(config.max_steps, config.val_steps, config.val_steps, config.report_to)
+    pace = Pace(
+        rounds=config.max_steps,
+        validate_every=config.val_steps,
+        answer_every=config.eval_generate_every,
+        save_every=config.val_steps,
+        report_to=config.report_to,
+    )
     return loop.drive(regime, pace, folder, checkpoint)
 
 
@@ -78,6 +86,16 @@ def _validated(parts: Parts, now: Progressed, row: dict[str, Any]) -> tuple[Prog
     now = replace(now, accuracy=result.accuracy, not_risen=0 if rose else now.not_risen + 1)
     seconds = time.perf_counter() - began
     return now, row | {"val_loss": result.loss, "val_accuracy": result.accuracy, "eval_seconds": seconds}
+
+
+def _answered(parts: Parts, now: Progressed, row: dict[str, Any]) -> dict[str, Any]:
+    """Let the server's adapter answer some validation problems."""
+    began = time.perf_counter()
+    assert parts.data.questions is not None
+    bank = AdapterBank.repeat(now.server.adapter, 1)
+    (answers,) = answer(parts.model, bank, parts.tokenizer, [parts.data.questions])
+    seconds = row.get("eval_seconds", 0.0) + time.perf_counter() - began
+    return row | {"val_answer_accuracy": answers.accuracy, "eval_seconds": seconds}
 
 
 def _save(parts: Parts, folder: Path, now: Progressed) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 # size; counted on Llama with LoRA on q and v, rounded up.
 _HIDDEN_NUMBERS, _INTERMEDIATE_NUMBERS = 20, 5
 _SHARE_OF_FREE = 0.4
+_SHARE_FOR_CACHE = 0.25  # a cache that grows is there twice for a moment
 _FEWEST = 256
 # More than this gains nothing: a CPU's products are as fast as they get, a GPU is full.
 _MOST = {"cpu": 2048, "cuda": 16384}
@@ -24,6 +25,16 @@ def auto_wave_tokens(model: PreTrainedModel) -> int:
     bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
     fits = int(_SHARE_OF_FREE * _free_bytes(model.device) / bytes_per_token)
     return max(_FEWEST, min(fits, _MOST.get(model.device.type, _MOST["cpu"])))
+
+
+def cached_tokens(model: PreTrainedModel) -> int:
+    """Tokens whose keys and values fit well into the memory that is free now, in generation."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * heads * width
+    bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
+    return int(_SHARE_FOR_CACHE * _free_bytes(model.device) / bytes_per_token)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -143,17 +143,22 @@ class StackedModel:
         return _by_client(per_label, correct, pack)
 
     @contextmanager
-    def as_client(self, row: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
-        """The plain model with one client's LoRA adapter in force, for generation."""
-        stacked = {name: t[None].to(self.device) for name, t in row.items()}
-        self.trunk.eval()  # the last training pass may have left attention's dropout on
-        with self._wave.through(stacked, (1,)), self._attention(packed=False):
-            yield self.model
+    def as_clients(self, parameters: Mapping[str, Tensor], units: Sequence[int]) -> Iterator[PreTrainedModel]:
+        """The plain model, with each client's adapter in force for its own rows of a batch; for generation.
 
-    def prompt(self, row: Mapping[str, Tensor]) -> Float[Tensor, "virtual width"] | None:
-        """A client's virtual tokens; None for LoRA."""
-        made = virtual_tokens({name: t[None] for name, t in row.items()})
-        return None if made is None else made[0].to(self.device)
+        Virtual tokens are not put in: see `virtual_tokens`.
+
+        Args:
+            parameters: ``{name: tensor[clients, *shape]}`` on the model's device; empty: the frozen base.
+            units: Rows of each client, client by client.
+        """
+        self.trunk.eval()  # the last training pass may have left attention's dropout on
+        with (
+            self._wave.through(parameters, tuple(units)),
+            self._attention(packed=False),
+            rotating(self._rotary),
+        ):
+            yield self.model
 
     def save(self, row: Mapping[str, Tensor], folder: Path) -> None:
         """Write one client's adapter as an ordinary PEFT adapter folder."""

@@ -1,4 +1,4 @@
-"""How good an adapter is: loss and token accuracy on given answers, and answers that it writes itself."""
+"""How good an adapter is on sequences with known labels: loss, accuracy, and the classes it predicts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from fedloom.client.local import passes
-from fedloom.data.answers import extract_number, same_number
 from fedloom.data.encode import Tokens
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Batch
@@ -83,83 +81,3 @@ def _batches(sequences: Sequence[Tokens]) -> list[Batch]:
     # Of like length side by side: fewer pads, where there are pads.
     ordered = sorted(sequences, key=lambda s: len(s.ids))
     return [Batch(ordered[i : i + 8], 1.0) for i in range(0, len(ordered), 8)]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What an adapter wrote.
-
-    Attributes:
-        texts: The model's output per prompt.
-        right: Whether the final number of each is the expected one.
-        without_number: Outputs in which no number was found.
-    """
-
-    texts: list[str]
-    right: list[bool]
-    without_number: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers."""
-        return sum(self.right) / len(self.right)
-
-
-@torch.no_grad()
-def answer(
-    model: StackedModel,
-    row: Row,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    expected: Sequence[str],
-    *,
-    end: int,
-    max_new_tokens: int,
-    batch_size: int = 32,
-) -> Answers:
-    """Let one adapter answer, greedily, and compare final numbers.
-
-    Args:
-        model: The frozen base with stacked adapters.
-        row: The adapter.
-        tokenizer: The model's.
-        prompts: Token ids of the prompts.
-        expected: The final number of each answer.
-        end: The token that ends an answer.
-        max_new_tokens: Longest answer, in tokens.
-        batch_size: Prompts at a time.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        group = order[start : start + batch_size]
-        written = _generate(model, row, [prompts[i] for i in group], end, max_new_tokens)
-        for i, text in zip(group, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
-            texts[i] = text
-    numbers = [extract_number(text) for text in texts]
-    right = [same_number(number, wanted) for number, wanted in zip(numbers, expected, strict=True)]
-    return Answers(texts, right, sum(number is None for number in numbers))
-
-
-def _generate(
-    model: StackedModel, row: Row, prompts: Sequence[Sequence[int]], end: int, max_new_tokens: int
-) -> torch.Tensor:
-    """Greedy continuations, ``[prompts, new tokens]``; prompts are padded on the left."""
-    longest = max(map(len, prompts))
-    pad = model.layout.pad_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    virtual = model.prompt(row)
-    if virtual is not None:
-        embedded = model.model.get_input_embeddings()(ids)
-        before = virtual.to(embedded.dtype).expand(len(prompts), -1, -1)
-        inputs = {
-            "inputs_embeds": torch.cat([before, embedded], 1),
-            "attention_mask": torch.cat([mask.new_ones(before.shape[:2]), mask], 1),
-        }
-    with model.as_client(row) as plain:
-        written = plain.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end, pad_token_id=pad
-        )
-    return written if virtual is not None else written[:, longest:]

@@ -1,0 +1,122 @@
+"""Problems that adapters answer in their own words, judged by the final number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from fedloom.config import UserError
+from fedloom.data.answers import extract_number, same_number
+from fedloom.data.encode import Tokens
+from fedloom.data.templates import end_of_answer
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.stacked import StackedModel
+from fedloom.observe.generate import generate
+
+BATCH_SIZE = 16
+"""Prompts per pass and adapter, where nobody says otherwise."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What an adapter is asked.
+
+    Attributes:
+        prompts: Token ids of the prompts.
+        expected: The final number of each right answer.
+        max_new_tokens: Longest answer, in tokens.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    expected: Sequence[str]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an adapter wrote.
+
+    Attributes:
+        texts: The output per prompt.
+        numbers: The final number of each output; None where there is none.
+        right: Whether it is the expected one.
+    """
+
+    texts: list[str]
+    numbers: list[str | None]
+    right: list[bool]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(self.right) / len(self.right)
+
+
+def questions_of(sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase, limit: int) -> Questions:
+    """The first problems of encoded ones, without those whose answer has no number.
+
+    An answer may be twice as long as the longest that is given.
+
+    Args:
+        sequences: Prompts with their answers.
+        tokenizer: The model's.
+        limit: How many problems at most.
+
+    Raises:
+        UserError: No answer has a number.
+    """
+    given = [s.ids[s.answer_start :] for s in sequences]
+    finals = [extract_number(text) for text in tokenizer.batch_decode(given, skip_special_tokens=True)]
+    chosen = [i for i, final in enumerate(finals) if final is not None][:limit]
+    if not chosen:
+        raise UserError(
+            "eval_generate_every: no answer of the validation data has a number to compare with; leave it out"
+        )
+    return Questions(
+        prompts=[sequences[i].ids[: sequences[i].answer_start] for i in chosen],
+        expected=[str(finals[i]) for i in chosen],
+        max_new_tokens=2 * max(len(given[i]) for i in chosen),
+    )
+
+
+def answer(
+    model: StackedModel,
+    bank: AdapterBank,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Questions],
+    *,
+    batch_size: int = BATCH_SIZE,
+    used: Row | None = None,
+) -> list[Answers]:
+    """Let adapters answer, greedily, many in one pass, and compare final numbers.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        bank: The adapters; with no tensors, the base itself answers.
+        tokenizer: The model's.
+        questions: For each adapter what it is asked.
+        batch_size: Prompts per pass and adapter.
+        used: Adapter parameters that are the same for all and not in the bank.
+    """
+    written = generate(
+        model,
+        bank,
+        [own.prompts for own in questions],
+        end=end_of_answer(tokenizer),
+        max_new_tokens=max(own.max_new_tokens for own in questions),
+        batch_size=batch_size,
+        used=used,
+    )
+    return [
+        _judged(tokenizer.batch_decode(texts, skip_special_tokens=True), own.expected)
+        for texts, own in zip(written, questions, strict=True)
+    ]
+
+
+def _judged(texts: list[str], expected: Sequence[str]) -> Answers:
+    numbers = [extract_number(text) for text in texts]
+    return Answers(
+        texts, numbers, [same_number(n, wanted) for n, wanted in zip(numbers, expected, strict=True)]
+    )
