@@ -16,7 +16,9 @@ def check(config: EvalConfig) -> None:
     for one, other in (("model_name", "model_checkpoint"), ("data_name", "dataset_type")):
         first, second = getattr(config, one), getattr(config, other)
         if first and second and first != second:
-            raise UserError(f"{other}: {second} is another name of {one}, which is {first}; give one of the two")
+            raise UserError(
+                f"{other}: {second} is another name of {one}, which is {first}; give one of the two"
+            )
     if config.adapter is not None and not config.adapter_paths:
         raise UserError(f"adapter: {config.adapter!r} names no folder; give folders with commas between")
     if config.all_checkpoints and not config.adapter_paths:

@@ -6,17 +6,6 @@ from typing import Literal
 from fedloom.config import Hardware
 from fedloom.options import option
 
-TaskName = Literal[
-    "gsm8k",
-    "camel-ai/math",
-    "ChilleD/SVAMP",
-    "ChilleD/MultiArith",
-    "arithmetic",
-    "sst2",
-    "qnli",
-    "mnli",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvalModel:
@@ -30,8 +19,8 @@ class EvalModel:
     model_checkpoint: str | None = option(None, "another name of model_name")
     adapter: str | None = option(
         None,
-        "what to judge, with commas between: a PEFT adapter folder, a checkpoint of peers (all of them), or a "
-        "run's folder (its newest checkpoint); none: the model without an adapter",
+        "what to judge, with commas between: a PEFT adapter folder, a checkpoint of peers (all of them), or "
+        "a run's folder (its newest checkpoint); none: the model without an adapter",
     )
     all_checkpoints: bool = option(False, "every checkpoint of the runs in adapter, not the newest alone")
     token: str | None = option(
@@ -44,10 +33,32 @@ class EvalModel:
 class EvalData:
     """Data."""
 
-    data_name: TaskName | None = option(
-        None, "task; arithmetic comes with the package; none: that of the adapter's run"
-    )
-    dataset_type: TaskName | None = option(None, "another name of data_name")
+    data_name: (
+        Literal[
+            "gsm8k",
+            "camel-ai/math",
+            "ChilleD/SVAMP",
+            "ChilleD/MultiArith",
+            "arithmetic",
+            "sst2",
+            "qnli",
+            "mnli",
+        ]
+        | None
+    ) = option(None, "task; arithmetic comes with the package; none: that of the adapter's run")
+    dataset_type: (
+        Literal[
+            "gsm8k",
+            "camel-ai/math",
+            "ChilleD/SVAMP",
+            "ChilleD/MultiArith",
+            "arithmetic",
+            "sst2",
+            "qnli",
+            "mnli",
+        ]
+        | None
+    ) = option(None, "another name of data_name")
     data_dir: str | None = option(
         None, "local copy with the fields of the hub's data set; none: that of the adapter's run, or the hub"
     )
@@ -55,7 +66,8 @@ class EvalData:
     limit: int | None = option(None, "only the first so many examples", minimum=1)
     seed: int | None = option(
         None,
-        "decides what is held out where the data set has no such split; none: that of the adapter's run, or 3407",
+        "decides what is held out where the data set has no such split; none: that of the adapter's run, "
+        "or 3407",
         minimum=0,
     )
 
@@ -81,7 +93,7 @@ class EvalConfig(EvalModel, EvalData, EvalAnswers, Hardware):
         return self.model_name or self.model_checkpoint
 
     @property
-    def task(self) -> TaskName | None:
+    def task(self) -> str | None:
         """The task as given, under either name."""
         return self.data_name or self.dataset_type
 

@@ -162,10 +162,10 @@ def test_a_base_models_own_dropout_is_on_in_training_and_off_in_evaluation(kind,
 @pytest.mark.parametrize("kind", BASE_DROPOUT)
 def test_generation_and_evaluation_after_training_know_no_dropout(kind):
     model = make_stacked(*classifier(kind), DATA)
-    row, ids = start_bank(model, 1).row(0), torch.tensor([[3, 7, 9, 20, 30, 40]])
+    bank, ids = start_bank(model, 1), torch.tensor([[3, 7, 9, 20, 30, 40]])
 
     def logits():
-        with model.as_client(row) as plain, torch.no_grad():
+        with model.as_clients(bank.tensors, [1]) as plain, torch.no_grad():
             return plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
     before = logits()

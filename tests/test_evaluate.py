@@ -1,4 +1,4 @@
-"""Validation and answers against plain transformers and PEFT."""
+"""Validation and predictions against plain transformers and PEFT."""
 
 import random
 
@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, PromptEncoderConfig, PromptTuningConfig
-from tiny import tiny_llama, tiny_tokenizer
+from tiny import tiny_bert, tiny_llama
 
 from fedloom.data.encode import Tokens
+from fedloom.model.bank import AdapterBank
 from fedloom.model.layout import shared_prefix
 from fedloom.model.stacked import StackedModel
-from fedloom.observe.evaluate import answer, validate
+from fedloom.observe.evaluate import predict_rows, validate
 
 ADAPTERS = {
     "lora": lambda: LoraConfig(task_type="CAUSAL_LM", r=4),
@@ -38,9 +39,9 @@ def stacked(request):
     return model
 
 
-def trained(row):
+def trained(row, seed=4):
     """Some other adapter: each number moved a little, so that LoRA's B is not zero."""
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed)
     return {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in row.items()}
 
 
@@ -65,30 +66,35 @@ def test_validation_is_the_mean_over_answer_tokens(stacked, tmp_path):
         assert result.accuracy == pytest.approx(sum(right) / len(right))
 
 
-def test_answers_are_those_of_generate_one_by_one(stacked, tmp_path):
-    row, tokenizer = trained(stacked.initial), tiny_tokenizer()
-    plain = with_peft(stacked, row, tmp_path)
-    prompts = [s.ids[: s.answer_start] for s in sequences()]
-    got = answer(
-        stacked, row, tokenizer, prompts, ["1"] * len(prompts), end=2, max_new_tokens=8, batch_size=4
-    )
-    for prompt, text in zip(prompts, got.texts, strict=True):
-        ids = torch.tensor([prompt])
-        written = plain.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=8,
-            do_sample=False,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-        skipped = len(prompt) if written.shape[1] > 8 else 0
-        assert text == tokenizer.decode(written[0, skipped:], skip_special_tokens=True)
+def texts(count):
+    """What BERT reads first must differ, for the classes to differ."""
+    return [Tokens(s.ids[3:], len(s.ids) - 3, 0) for s in sequences(count)]
 
 
-def test_only_the_right_number_is_right(stacked):
-    tokenizer = tiny_tokenizer()
-    prompts = [s.ids[: s.answer_start] for s in sequences()]
-    got = answer(stacked, stacked.initial, tokenizer, prompts, ["1"] * 9, end=2, max_new_tokens=6)
-    assert len(got.texts) == len(got.right) == 9
-    assert got.accuracy == sum(got.right) / 9
+@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
+def test_predicted_classes_are_those_of_peft(build, tmp_path):
+    config = LoraConfig(task_type="SEQ_CLS", r=4)
+    model = StackedModel(build(num_labels=3, vocab_size=320), config, seed=2)
+    rows = [trained(model.initial, seed) for seed in (4, 5)]
+    asked = texts(20)
+    for wave_tokens in (1, 1000):
+        got = predict_rows(model, AdapterBank.stack(rows), [asked, asked[:7]], wave_tokens)
+        assert [len(own) for own in got] == [20, 7]
+        for k, row in enumerate(rows):
+            model.save(row, tmp_path / str(k))
+            base = build(num_labels=3, vocab_size=320)
+            plain = PeftModel.from_pretrained(base, tmp_path / str(k)).eval()
+            with torch.no_grad():
+                expected = [int(plain(torch.tensor([s.ids])).logits.argmax()) for s in asked]
+            assert len(set(expected)) > 1
+            assert got[k] == expected[: len(got[k])]
+
+
+def test_without_an_adapter_the_base_predicts():
+    asked = texts(12)
+    base = tiny_bert(num_labels=3, vocab_size=320)
+    with torch.no_grad():
+        expected = [int(base(torch.tensor([s.ids])).logits.argmax()) for s in asked]
+    model = StackedModel(tiny_bert(num_labels=3, vocab_size=320), None, seed=0)
+    assert len(set(expected)) > 1
+    assert predict_rows(model, AdapterBank({}), [asked], 1000) == [expected]

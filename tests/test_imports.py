@@ -12,7 +12,17 @@ import fedloom
 ROOT = Path(fedloom.__file__).parent
 # Each level may use itself and what stands before it.
 LEVELS = [
-    {"startup", "options", "config", "config_peers", "config_eval", "checks", "checks_peers", "checks_eval", "parsing"},
+    {
+        "startup",
+        "options",
+        "config",
+        "config_peers",
+        "config_eval",
+        "checks",
+        "checks_peers",
+        "checks_eval",
+        "parsing",
+    },
     {"data"},
     {"model"},
     {"client"},
@@ -22,7 +32,7 @@ LEVELS = [
     {"build"},
     {"rounds", "peer_rounds", "loop"},
     {"build_peers"},
-    {"run", "dfl", "view", "show_topology", "evaluation"},
+    {"run", "dfl", "view", "show_topology", "evaluation", "evaluation_plan"},
     {"split"},
     {"demo"},
     {"cli"},

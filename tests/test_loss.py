@@ -109,7 +109,7 @@ def test_half_precision_logits_are_summed_in_float32():
 def test_class_losses_train_the_head_too():
     logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 1, 2, 1, 0])
-    losses, correct = class_losses(logits, targets)
+    losses, predicted = class_losses(logits, targets)
     torch.testing.assert_close(losses, F.cross_entropy(logits, targets, reduction="none"))
-    assert torch.equal(correct, logits.argmax(-1) == targets)
+    assert torch.equal(predicted, logits.argmax(-1))
     assert torch.autograd.grad(losses.sum(), logits)[0].abs().min() > 0

@@ -11,6 +11,7 @@ from tiny import tiny_bert, tiny_bloom, tiny_distilbert, tiny_gpt2, tiny_llama, 
 
 from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import sgd
+from fedloom.model.adapters.prompts import virtual_tokens
 from fedloom.model.packing import build_pack
 from fedloom.model.stacked import StackedModel
 
@@ -113,27 +114,29 @@ def test_a_saved_row_is_an_ordinary_peft_adapter(peft, kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_as_client_is_the_plain_model_with_one_adapter(kind, tmp_path):
+def test_in_a_batch_each_clients_rows_go_through_its_own_adapter(kind, tmp_path):
     base = BASES[kind]()
     model, bank = trained(base, lora(kind))
     # Two rows, of which one has two pads.
     ids = torch.tensor(
         [[3, 7, 9, 20, 30, 40], [3, 7, 9, 50, base.config.pad_token_id, base.config.pad_token_id]]
     )
-    inputs = {"input_ids": ids, "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
-    found = []
-    for k in (0, 1):
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    # The first client has both rows, the second the second alone.
+    with model.as_clients(bank.tensors, [2, 1]) as plain, torch.no_grad():
+        found = plain(input_ids=ids[[0, 1, 1]], attention_mask=mask[[0, 1, 1]]).logits
+        assert type(plain) is type(base)
+    for k, rows in ((0, [0, 1]), (1, [1])):
         model.save(bank.row(k), tmp_path / str(k))
         loaded = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / str(k))).eval()
-        with model.as_client(bank.row(k)) as plain, torch.no_grad():
-            found.append(plain(**inputs).logits)
-            assert type(plain) is type(base)
+        own = found[:2] if k == 0 else found[2:]
         with torch.no_grad():
-            torch.testing.assert_close(found[k], loaded(**inputs).logits, rtol=1e-4, atol=1e-4)
-    assert (found[0] - found[1]).abs().max() > 1e-2
+            expected = loaded(input_ids=ids[rows], attention_mask=mask[rows]).logits
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+    assert (found[1] - found[2]).abs().max() > 1e-2
 
 
-def test_as_client_generates(tmp_path):
+def test_transformers_own_loop_generates_with_an_adapter(tmp_path):
     base = tiny_llama()
     model, bank = trained(base, lora("llama"))
     model.save(bank.row(1), tmp_path)
@@ -145,7 +148,7 @@ def test_as_client_generates(tmp_path):
         "do_sample": False,
         "pad_token_id": 0,
     }
-    with model.as_client(bank.row(1)) as plain:
+    with model.as_clients(bank.rows([1]).tensors, [1]) as plain:
         ours = plain.generate(ids, **options)
     assert torch.equal(ours, loaded.generate(input_ids=ids, **options))
 
@@ -154,17 +157,12 @@ def test_as_client_generates(tmp_path):
 def test_a_clients_prompt_before_the_plain_model_gives_the_same_loss(peft):
     base = tiny_llama()
     model, bank = trained(base, adapter(peft, "llama"))
-    prompt, (s, *_) = model.prompt(bank.row(1)), DATA[0][0][0]
+    (prompt,), (s, *_) = virtual_tokens(bank.rows([1]).tensors), DATA[0][0][0]
     embedded = base.get_input_embeddings()(torch.tensor(s.ids))
     with torch.no_grad():
         logits = base(inputs_embeds=torch.cat([prompt, embedded])[None]).logits[0, model.layout.virtual :]
     by_hand = F.cross_entropy(logits[s.answer_start - 1 : -1], torch.tensor(s.ids[s.answer_start :]))
     assert stacked_loss(model, bank.row(1), 1, [s]) == pytest.approx(float(by_hand), rel=1e-4)
-
-
-def test_lora_has_no_prompt():
-    model = make_stacked(tiny_llama(num_hidden_layers=1), lora("llama"))
-    assert model.prompt(model.initial) is None
 
 
 @pytest.mark.parametrize("kind", ["llama", "roberta", "bert", "bloom"])

@@ -73,7 +73,7 @@ def token_losses(
 
 def class_losses(
     logits: Float[Tensor, "labels classes"], targets: Int[Tensor, " labels"]
-) -> tuple[Float[Tensor, " labels"], Bool[Tensor, " labels"]]:
-    """Cross entropy of each sequence's class, through autograd: the head trains too."""
+) -> tuple[Float[Tensor, " labels"], Int[Tensor, " labels"]]:
+    """Cross entropy of each sequence's class, through autograd (the head trains too); the likeliest class."""
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(scores, targets, reduction="none"), logits.argmax(-1) == targets
+    return F.cross_entropy(scores, targets, reduction="none"), logits.argmax(-1)

@@ -42,11 +42,13 @@ class Losses:
         loss: The client's own weighted sum over its labels; differentiable.
         correct: Labels predicted right.
         labels: Labels in the pass.
+        predicted: The likeliest class per label, client by client; None in language modelling.
     """
 
     loss: Float[Tensor, " clients"]
     correct: Int[Tensor, " clients"]
     labels: Int[Tensor, " clients"]
+    predicted: Int[Tensor, " every"] | None
 
 
 class Adapted(NamedTuple):
@@ -64,16 +66,18 @@ class StackedModel:
         model: The base; its adapted layers have been replaced by stacked ones.
         layout: How the model takes its tokens; give it to `build_pack`.
         initial: The adapter that everybody starts from, as PEFT initialises it, at least float32.
-        config: The adapter's PEFT configuration.
+        config: The adapter's PEFT configuration; None without an adapter.
         adapted: For each transformer layer with LoRA, by its number, its adapted projections.
     """
 
-    def __init__(self, model: PreTrainedModel, config: PeftConfig, *, seed: int, packed: bool | None = None):
+    def __init__(
+        self, model: PreTrainedModel, config: PeftConfig | None, *, seed: int, packed: bool | None = None
+    ):
         """Put stacked adapters into ``model``.
 
         Args:
             model: Frozen base, a causal LM or a sequence classifier.
-            config: Which adapter, where, how large; LoRA's dropout included.
+            config: Which adapter, where, how large; LoRA's dropout included; None: the base alone.
             seed: Of the initial adapter.
             packed: Lay sequences end to end; None: where a trial shows that the architecture allows it.
         """
@@ -92,7 +96,7 @@ class StackedModel:
             classify=not model.can_generate(),
             pad_id=model.config.pad_token_id or 0,
         )
-        self.initial, virtual = inject(model, config, self._wave, seed)
+        self.initial, virtual = inject(model, config, self._wave, seed) if config else ({}, 0)
         layers_name, layers = decoder_layers(model)
         self.adapted = _by_layer(model, layers_name)
         if packed is None:
@@ -135,12 +139,14 @@ class StackedModel:
         selected = hidden.reshape(-1, hidden.shape[-1]).index_select(0, pack.sources)
         head_draws = draws.for_labels(pack.run_labels) if draws else None
         with self._wave.through(parameters, pack.label_units, head_draws):
+            predicted = None
             if self.layout.classify:
-                per_label, correct = class_losses(self._head(selected), pack.targets)
+                per_label, predicted = class_losses(self._head(selected), pack.targets)
+                correct = predicted == pack.targets
             else:
                 vocabulary = self.model.config.get_text_config().vocab_size
                 per_label, correct = token_losses(selected, pack.targets, self._head, vocabulary)
-        return _by_client(per_label, correct, pack)
+        return _by_client(per_label, correct, predicted, pack)
 
     @contextmanager
     def as_clients(self, parameters: Mapping[str, Tensor], units: Sequence[int]) -> Iterator[PreTrainedModel]:
@@ -162,6 +168,7 @@ class StackedModel:
 
     def save(self, row: Mapping[str, Tensor], folder: Path) -> None:
         """Write one client's adapter as an ordinary PEFT adapter folder."""
+        assert self.config is not None, "the base alone has no adapter to save"
         folder.mkdir(parents=True, exist_ok=True)
         config = copy(self.config)
         config.inference_mode = True
@@ -229,7 +236,7 @@ class StackedModel:
                 replace_module(self.model, name, StackedDropout(module.p, self._wave))
 
 
-def _by_client(per_label: Tensor, correct: Tensor, pack: Pack) -> Losses:
+def _by_client(per_label: Tensor, correct: Tensor, predicted: Tensor | None, pack: Pack) -> Losses:
     clients = len(pack.label_units)
     weighted = per_label * pack.weights.to(per_label.dtype)
     zeros = torch.zeros(clients, dtype=per_label.dtype, device=per_label.device)
@@ -238,6 +245,7 @@ def _by_client(per_label: Tensor, correct: Tensor, pack: Pack) -> Losses:
         loss=zeros.index_add(0, pack.label_clients, weighted),
         correct=counts.index_add(0, pack.label_clients, correct.long()),
         labels=torch.tensor(pack.label_units, device=per_label.device),
+        predicted=predicted,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from fedloom.data.encode import Tokens
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Batch
 from fedloom.model.packing import build_pack
-from fedloom.model.stacked import StackedModel
+from fedloom.model.stacked import Losses, StackedModel
 
 # Without a graph to keep, a pass holds one layer's activations: it may be larger than in training.
 _PASS_FACTOR = 4
@@ -60,14 +60,9 @@ def validate_rows(
         wave_tokens: Tokens per pass in training.
         used: Adapter parameters that are the same for all and not in the bank.
     """
-    losses = torch.zeros(bank.clients, dtype=torch.float64)
-    correct, labels = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(2))
-    work = [_batches(own) for own in sequences]
-    for first, clients in passes(work, model.layout, _PASS_FACTOR * wave_tokens):
-        rows = slice(first, first + len(clients))
-        own = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
-        shared = {name: t.to(model.device).expand(len(clients), *t.shape) for name, t in (used or {}).items()}
-        out = model.losses(own | shared, build_pack(clients, model.layout))
+    losses = torch.zeros(len(sequences), dtype=torch.float64)
+    correct, labels = (torch.zeros(len(sequences), dtype=torch.long) for _ in range(2))
+    for rows, out in _passes(model, bank, sequences, wave_tokens, used):
         losses[rows] += out.loss.cpu().double()
         correct[rows] += out.correct.cpu()
         labels[rows] += out.labels.cpu()
@@ -77,7 +72,51 @@ def validate_rows(
     ]
 
 
+@torch.no_grad()
+def predict_rows(
+    model: StackedModel, bank: AdapterBank, sequences: Sequence[Sequence[Tokens]], wave_tokens: int
+) -> list[list[int]]:
+    """The class that each adapter predicts for each of its sequences, many in one pass.
+
+    Args:
+        model: The frozen classifier with stacked adapters.
+        bank: The adapters; with no tensors, the base itself predicts.
+        sequences: For each adapter what to classify.
+        wave_tokens: Tokens per pass in training.
+    """
+    by_length: list[list[int]] = [[] for _ in sequences]
+    for rows, out in _passes(model, bank, sequences, wave_tokens, None):
+        assert out.predicted is not None, "a language model predicts no classes"
+        pieces = out.predicted.cpu().split(out.labels.tolist())
+        for own, piece in zip(by_length[rows], pieces, strict=True):
+            own += piece.tolist()
+    return [
+        [found for _, found in sorted(zip(_by_length(own), classes, strict=True))]
+        for own, classes in zip(sequences, by_length, strict=True)
+    ]
+
+
+def _passes(
+    model: StackedModel,
+    bank: AdapterBank,
+    sequences: Sequence[Sequence[Tokens]],
+    wave_tokens: int,
+    used: Row | None,
+) -> Iterator[tuple[slice, Losses]]:
+    """Run every adapter's sequences; yields the adapters of a pass, and what the pass says of each."""
+    work = [_batches(own) for own in sequences]
+    for first, clients in passes(work, model.layout, _PASS_FACTOR * wave_tokens):
+        rows = slice(first, first + len(clients))
+        own = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
+        shared = {name: t.to(model.device).expand(len(clients), *t.shape) for name, t in (used or {}).items()}
+        yield rows, model.losses(own | shared, build_pack(clients, model.layout))
+
+
 def _batches(sequences: Sequence[Tokens]) -> list[Batch]:
-    # Of like length side by side: fewer pads, where there are pads.
-    ordered = sorted(sequences, key=lambda s: len(s.ids))
+    ordered = [sequences[i] for i in _by_length(sequences)]
     return [Batch(ordered[i : i + 8], 1.0) for i in range(0, len(ordered), 8)]
+
+
+def _by_length(sequences: Sequence[Tokens]) -> list[int]:
+    """Sequences of like length side by side: fewer pads, where there are pads."""
+    return sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 _LONGEST_LIST = 64
+_ANSWERS = "val_answer_accuracy"
 
 
 class MetricsLog:
@@ -99,10 +100,14 @@ def summary(rows: Sequence[Mapping[str, Any]], *, wall_seconds: float) -> dict[s
         rows: The rows of all rounds, as `read_rows` returns them.
         wall_seconds: Wall clock time of the run.
     """
+    answered = [_ANSWERS] if any(_ANSWERS in row for row in rows) else []
     return {
         "rounds": max((row["round"] for row in rows), default=0),
-        "final": {name: _last(rows, name) for name in ("train_loss", "val_accuracy", "val_loss")},
-        "best": {"val_accuracy": _best(rows, "val_accuracy", 1), "val_loss": _best(rows, "val_loss", -1)},
+        "final": {name: _last(rows, name) for name in ("train_loss", "val_accuracy", "val_loss", *answered)},
+        "best": {
+            **{name: _best(rows, name, 1) for name in ("val_accuracy", *answered)},
+            "val_loss": _best(rows, "val_loss", -1),
+        },
         "totals": {
             name: sum(row.get(name) or 0 for row in rows)
             for name in ("bytes_up", "bytes_down", "tokens", "seconds", "eval_seconds")

@@ -1,0 +1,237 @@
+"""`fedloom eval`: how good a model is without an adapter, or with each of several."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftConfig
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from fedloom.build import device_name, quieten, versions
+from fedloom.config import UserError
+from fedloom.config_eval import EvalConfig
+from fedloom.data.encode import Tokens, encode_prompts
+from fedloom.data.encode_classes import encode_classes
+from fedloom.data.example import Example
+from fedloom.data.sources import load_splits
+from fedloom.data.templates import prompt_renderer
+from fedloom.evaluation_plan import Plan, make_plan
+from fedloom.model.adapters.prompts import as_saved
+from fedloom.model.bank import AdapterBank
+from fedloom.model.base import BaseModel, check_quantize, load_base, resolve_device
+from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.stacked import StackedModel
+from fedloom.observe.answering import Questions, answer
+from fedloom.observe.evaluate import predict_rows
+from fedloom.observe.saved_adapters import SavedAdapter, check_row, read_row, same_function
+from fedloom.observe.scores import class_scores, wilson_interval
+from fedloom.observe.verdict import Verdict, results_table, write_results
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The examples to judge by.
+
+    Attributes:
+        examples: As the data set has them.
+        texts: What the model reads of each.
+        prompts: Token ids of the texts, where the model writes answers.
+        sequences: Encoded texts, where it predicts classes.
+    """
+
+    examples: list[Example]
+    texts: list[str]
+    prompts: list[list[int]]
+    sequences: list[Tokens]
+
+
+def run_eval(config: EvalConfig) -> list[Verdict]:
+    """`fedloom eval`: judge, print a table, and leave eval.json and predictions.jsonl.
+
+    Raises:
+        UserError: A mistake of the user; nearly all are found before weights are read.
+    """
+    quieten()
+    check_quantize(config.quantize, resolve_device(config.device))
+    plan = make_plan(config)
+    console = Console()
+    examples = _examples(config, plan)
+    if plan.taken:
+        console.print(f"taken from the run: {plan.taken}", highlight=False, markup=False, soft_wrap=True)
+    began = time.perf_counter()
+    verdicts: list[Verdict] = []
+    for group in _groups(plan) or [[]]:
+        asked: list[Asked] = []
+        base = _load(config, plan, examples, asked)
+        verdicts += _judge(config, plan, base, group, asked[0])
+    order = [adapter.name for adapter, _ in plan.adapters]
+    verdicts.sort(key=lambda verdict: order.index(verdict.name) if order else 0)
+    facts = {
+        "task": plan.task.name,
+        "split": config.split,
+        "model": plan.model_name,
+        "examples": len(examples),
+        "seed": plan.seed,
+        "max_new_tokens": None if plan.classify else config.max_new_tokens,
+        "device": device_name(base.model.device),
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+        "versions": versions(),
+        "seconds": time.perf_counter() - began,
+    }
+    write_results(plan.output, facts, verdicts)
+    console.print(results_table(facts, verdicts))
+    console.print(f"written to {plan.output}", highlight=False, markup=False, soft_wrap=True)
+    return verdicts
+
+
+def _examples(config: EvalConfig, plan: Plan) -> list[Example]:
+    """The examples of the split; of problems, those whose answer is a number."""
+    splits = load_splits(plan.task, data_dir=plan.data_dir, seed=plan.seed, token=config.token)
+    examples: list[Example] = getattr(splits, config.split)
+    if not plan.classify:
+        examples = [example for example in examples if example.final]
+    if not examples:
+        raise UserError(
+            f"split: no example of {config.split} can be judged: none of its answers is a number; choose "
+            "another"
+        )
+    return examples[: config.limit]
+
+
+def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[Asked]) -> BaseModel:
+    """The model; `asked` gets the examples as it reads them, before its weights are read."""
+
+    def encode(tokenizer: PreTrainedTokenizerBase) -> None:
+        asked.append(_encode(plan, examples, tokenizer))
+
+    return load_base(
+        plan.model_name,
+        device=config.device,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        token=config.token,
+        trust_remote_code=config.trust_remote_code,
+        num_labels=plan.task.num_labels if plan.classify else None,
+        with_tokenizer=encode,
+    )
+
+
+def _encode(plan: Plan, examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> Asked:
+    if plan.classify:
+        sequences, _ = encode_classes(examples, tokenizer, plan.task.label_names, plan.max_length)
+        texts = ["\n".join(example.pair or (example.question,)) for example in examples]
+        return Asked(examples, texts, [], sequences)
+    render = prompt_renderer(plan.model_name, tokenizer, plan.task.instruction)
+    texts = [render(example.question) for example in examples]
+    return Asked(examples, texts, encode_prompts(texts, tokenizer), [])
+
+
+Group = Sequence[tuple[SavedAdapter, PeftConfig]]
+
+
+def _groups(plan: Plan) -> list[Group]:
+    """Adapters that can run in one pass, together."""
+    groups: dict[str, list[tuple[SavedAdapter, PeftConfig]]] = {}
+    for adapter, peft in plan.adapters:
+        groups.setdefault(same_function(peft), []).append((adapter, peft))
+    return list(groups.values())
+
+
+def _judge(config: EvalConfig, plan: Plan, base: BaseModel, group: Group, asked: Asked) -> list[Verdict]:
+    """The verdict on each adapter of a group, or on the base where there is none."""
+    began = time.perf_counter()
+    model = StackedModel(base.model, group[0][1] if group else None, seed=plan.seed)
+    bank = _bank(model, [adapter for adapter, _ in group])
+    count = max(1, len(group))
+    if plan.classify:
+        tokens = auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens
+        judged = _classes(plan, asked, predict_rows(model, bank, [asked.sequences] * count, tokens))
+    else:
+        judged = _answers(config, model, bank, base.tokenizer, asked, count)
+    seconds = (time.perf_counter() - began) / count
+    names: list[tuple[str, str | None]] = [(adapter.name, str(adapter.folder)) for adapter, _ in group] or [
+        ("base", None)
+    ]
+    return [
+        Verdict(name, folder, scores | {"seconds": seconds}, predictions)
+        for (name, folder), (scores, predictions) in zip(names, judged, strict=True)
+    ]
+
+
+def _bank(model: StackedModel, adapters: Sequence[SavedAdapter]) -> AdapterBank:
+    """The adapters' tensors, each of which must fit the model."""
+    rows = []
+    for adapter in adapters:
+        row = read_row(adapter.folder)
+        check_row(row, as_saved(model.initial), adapter.folder)
+        rows.append(row)
+    return AdapterBank.stack(rows) if rows else AdapterBank({})
+
+
+Judged = tuple[dict[str, Any], list[dict[str, Any]]]
+"""An adapter's scores, and its predictions."""
+
+
+def _answers(
+    config: EvalConfig,
+    model: StackedModel,
+    bank: AdapterBank,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Asked,
+    count: int,
+) -> list[Judged]:
+    _check_room(config, model, asked)
+    expected = [example.final for example in asked.examples]
+    questions = Questions(asked.prompts, expected, config.max_new_tokens)
+    every = answer(model, bank, tokenizer, [questions] * count, batch_size=config.batch_size)
+    return [
+        (
+            _accuracy(answers.right) | {"without_number": answers.numbers.count(None)},
+            _predictions(asked.texts, answers.texts, answers.numbers, expected, answers.right),
+        )
+        for answers in every
+    ]
+
+
+def _check_room(config: EvalConfig, model: StackedModel, asked: Asked) -> None:
+    room = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    needed = max(map(len, asked.prompts)) + model.layout.virtual + config.max_new_tokens
+    if room is not None and needed > room:
+        raise UserError(
+            f"max_new_tokens: {config.max_new_tokens} behind the longest prompt make {needed} tokens, and "
+            f"the model reads {room}; lower it"
+        )
+
+
+def _classes(plan: Plan, asked: Asked, every: Sequence[Sequence[int]]) -> list[Judged]:
+    names = plan.task.label_names
+    expected = [sequence.label for sequence in asked.sequences]
+    judged = []
+    for predicted in every:
+        right = [a == b for a, b in zip(predicted, expected, strict=True)]
+        f1, matthews = class_scores(expected, predicted, len(names))
+        words, wanted = ([names[number] for number in numbers] for numbers in (predicted, expected))
+        scores = _accuracy(right) | {"f1": f1, "matthews": matthews}
+        judged.append((scores, _predictions(asked.texts, words, words, wanted, right)))
+    return judged
+
+
+def _accuracy(right: Sequence[bool]) -> dict[str, Any]:
+    low, high = wilson_interval(sum(right), len(right))
+    return {"accuracy": sum(right) / len(right), "low": low, "high": high, "n": len(right)}
+
+
+def _predictions(
+    prompts: Sequence[str],
+    outputs: Sequence[str],
+    extracted: Sequence[str | None],
+    expected: Sequence[str],
+    right: Sequence[bool],
+) -> list[dict[str, Any]]:
+    keys = ("prompt", "output", "extracted", "expected", "right")
+    columns = (prompts, outputs, extracted, expected, right)
+    return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -1,0 +1,88 @@
+"""What `fedloom eval` leaves and shows: eval.json, predictions.jsonl, a table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fedloom.config import UserError
+from fedloom.observe.atomic import write_atomically
+
+EVAL_FILE = "eval.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out for one adapter.
+
+    Attributes:
+        name: The adapter's; "base" for the model without one.
+        folder: Where it lies.
+        scores: accuracy, low, high, n, seconds; without_number of answers; f1 and matthews of classes.
+        predictions: For each example prompt, output, extracted, expected, right.
+    """
+
+    name: str
+    folder: str | None
+    scores: Mapping[str, Any]
+    predictions: Sequence[Mapping[str, Any]]
+
+
+def write_results(folder: Path, facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> None:
+    """Write both files into a folder; those of an earlier evaluation are replaced.
+
+    Args:
+        folder: Made where it is missing.
+        facts: What all verdicts have in common.
+        verdicts: One for each adapter.
+
+    Raises:
+        UserError: The folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be made ({error.strerror}); choose another --output_path"
+        ) from None
+    lines = [
+        json.dumps({"adapter": verdict.name, **prediction}, ensure_ascii=False) + "\n"
+        for verdict in verdicts
+        for prediction in verdict.predictions
+    ]
+    write_atomically(folder / PREDICTIONS_FILE, "".join(lines))
+    adapters = [{"name": v.name, "folder": v.folder, **v.scores} for v in verdicts]
+    content = json.dumps({**facts, "adapters": adapters}, indent=2)
+    write_atomically(folder / EVAL_FILE, content + "\n")
+
+
+def results_table(facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> Table:
+    """The verdicts as a table for the terminal, with their mean where there are several."""
+    classes = "f1" in verdicts[0].scores
+    columns = ("F1", "Matthews") if classes else ("no number",)
+    title = f"{facts['model']} on {facts['task']}, {facts['examples']} of split {facts['split']}"
+    table = Table(title=title)
+    table.add_column("adapter", overflow="fold")
+    for column in ("right", "95 % interval", *columns):
+        table.add_column(column, justify="right")
+    for verdict in verdicts:
+        scores = verdict.scores
+        extra = (
+            [f"{scores['f1']:.3f}", f"{scores['matthews']:.3f}"]
+            if classes
+            else [str(scores["without_number"])]
+        )
+        interval = f"{scores['low']:.1%} – {scores['high']:.1%}"
+        table.add_row(verdict.name, f"{scores['accuracy']:.1%}", interval, *extra)
+    if len(verdicts) > 1:
+        mean = statistics.mean(verdict.scores["accuracy"] for verdict in verdicts)
+        table.add_section()
+        table.add_row("mean", f"{mean:.1%}")
+    return table
