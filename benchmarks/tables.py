@@ -19,6 +19,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         "peers": peers_table,
         "peers-scale": scale_table,
         "consensus": consensus_table,
+        "evaluate": _evaluate_table,
     }
     return "\n".join([*tables[result["kind"]](result), "", *_origin(result)]) + "\n"
 
@@ -136,6 +137,43 @@ def _policies_table(result: dict[str, Any]) -> list[str]:
         f"Means over the seeds {', '.join(map(str, before))} (smallest{DASH}largest), {every[0]['rounds']} "
         f"rounds each. Answers right before training: {percent_of(before.values())}."
     )
+    return [*table(head, rows), "", note]
+
+
+def _evaluate_table(result: dict[str, Any]) -> list[str]:
+    settings, rows = result["settings"], []
+    names = {
+        "peft": "PEFT and `generate`, one after another",
+        "alone": "fedloom, one after another",
+        "stacked": f"**fedloom, {settings['adapters']} in one pass**",
+    }
+    for name, seconds in result["seconds"].items():
+        spread = f"{min(seconds):.3g}{DASH}{max(seconds):.3g}"
+        ratios = [
+            statistics.median(own / other for own, other in zip(seconds, result["seconds"][of], strict=True))
+            for of in ("peft", "alone")
+        ]
+        median = statistics.median(seconds)
+        speed = f"{result['tokens_written'] / median:.0f}"
+        rows.append([names[name], f"{median:.3g} ({spread})", speed, *map(times, ratios)])
+    different = result["different"]
+    agreement = (
+        f"Of the answers in one pass {different['alone']} differ from those alone, "
+        f"{different['peft']} from PEFT's."
+        if any(different.values())
+        else "All answers are equal, token by token."
+    )
+    asked = (
+        f"{settings['adapters']} adapters (LoRA r 16) answer {settings['prompts']} problems each, "
+        f"{settings['batch_size']} prompts per pass and adapter, at most {settings['max_new_tokens']} new tokens"
+    )
+    note = (
+        f"{settings['model']} in {settings['dtype']}, {settings['data_name']}: {asked}; "
+        f"{result['prompt_tokens']} tokens of prompts per adapter, {result['tokens_written']} tokens written by "
+        f"all, the longest answer has {result['longest_answer']}. Medians of {len(seconds)} turns "
+        f"(smallest{DASH}largest), ratios within each. {agreement}"
+    )
+    head = ["all answers", "seconds", "tokens written/s", "of PEFT's time", "of one after another"]
     return [*table(head, rows), "", note]
 
 

@@ -76,7 +76,7 @@ class EvalData:
 class EvalAnswers:
     """Answers and output."""
 
-    batch_size: int = option(16, "prompts per pass and adapter; all adapters go into one pass", minimum=1)
+    batch_size: int = option(8, "prompts per pass and adapter; all adapters go into one pass", minimum=1)
     max_new_tokens: int = option(256, "longest answer in tokens", minimum=1)
     output_path: str | None = option(
         None, "folder for eval.json and predictions.jsonl; none: eval in the run's folder, or ./eval"

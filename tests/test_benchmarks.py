@@ -25,10 +25,10 @@ def module(monkeypatch):
     return importlib.import_module
 
 
-def run(*arguments, status=0):
+def run(*arguments, status=0, script="round.py"):
     # Two contenders take turns on tiny products: more threads than one only get in each other's way.
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "round.py"), *map(str, arguments)],
+        [sys.executable, str(BENCHMARKS / script), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=240,
@@ -156,3 +156,14 @@ def test_a_page_that_is_not_up_to_date_is_found(module, tmp_path, capsys):
     assert render.main(check) == 0
     assert "| 4 | 10 | 1.00 GiB |  |" in page.read_text()
     assert page.read_text().startswith("a\n") and page.read_text().endswith("b\n")
+
+
+def test_adapters_in_one_pass_are_measured_against_one_after_another(model, module, tmp_path):
+    out = tmp_path / "evaluate.json"
+    words = ("--model", model, "--adapters", 3, "--prompts", 5, "--batch_size", 2, "--max_new_tokens", 8)
+    done = run(*words, "--repeats", 1, "--device", "cpu", "--out", out, script="evaluate.py")
+    result = json.loads(out.read_text())
+    assert result["answers"] == 15 and result["different"] == {"alone": 0, "peft": 0}
+    assert result["of_alone"] == result["seconds"]["stacked"][0] / result["seconds"]["alone"][0]
+    assert done.stdout == module("tables").as_markdown(result) + "\n"
+    assert str(model) not in out.read_text()

@@ -9,7 +9,7 @@ from fedloom.cli import main
 
 
 def problems(count, offset):
-    rows = [{"question": f"What is {i + offset} + 1?", "answer": f"#### {i % 3}"} for i in range(count)]
+    rows = [{"question": f"What is {i + offset} + 1?", "answer": f"#### {i % 2}"} for i in range(count)]
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -93,11 +93,12 @@ def test_peers_answer_each_for_itself(model, data, tmp_path):
 
 
 def test_what_a_run_says_is_what_eval_finds(model, data, tmp_path):
-    every = ("--eval_generate_every", "4")
-    assert fed(model, data, tmp_path / "fed", *every, "--max_steps", "4") == 0
-    assert dfl(model, data, tmp_path / "dfl", *every) == 0
-    assert judged(tmp_path / "fed", 64) == [rows(tmp_path / "fed")[-1]["val_answer_accuracy"]]
-    assert judged(tmp_path / "dfl", 64) == rows(tmp_path / "dfl")[-1]["peer_val_answer_accuracy"]
+    learns = ("--eval_generate_every", "20", "--lr", "0.02", "--target_modules", "all-linear")
+    assert fed(model, data, tmp_path / "fed", *learns, "--max_steps", "12") == 0
+    assert dfl(model, data, tmp_path / "dfl", *learns, "--num_rounds", "8") == 0
+    (server,), peers = judged(tmp_path / "fed", 64), judged(tmp_path / "dfl", 64)
+    assert server == rows(tmp_path / "fed")[-1]["val_answer_accuracy"] > 0
+    assert peers == rows(tmp_path / "dfl")[-1]["peer_val_answer_accuracy"] and max(peers) > 0
 
 
 def test_a_classifier_writes_no_answers(tmp_path, capsys):

@@ -67,8 +67,7 @@ def results_table(facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> Tabl
     """The verdicts as a table for the terminal, with their mean where there are several."""
     classes = "f1" in verdicts[0].scores
     columns = ("F1", "Matthews") if classes else ("no number",)
-    title = f"{facts['model']} on {facts['task']}, {facts['examples']} of split {facts['split']}"
-    table = Table(title=title)
+    table = Table(title=f"{facts['task']}, {facts['examples']} examples of {facts['split']}")
     table.add_column("adapter", overflow="fold")
     for column in ("right", "95 % interval", *columns):
         table.add_column(column, justify="right")
