@@ -43,9 +43,7 @@ def consensus(result: dict[str, Any]) -> Figure:
         left.plot(rounds, errors.mean(0), LINES[way], color=colour, label=f"{graph}, {way}", linewidth=1.4)
         left.fill_between(rounds, errors.min(0), errors.max(0), color=colour, alpha=0.12, linewidth=0)
     left.set(xlabel="round", ylabel="consensus error after mixing", ylim=(0, None))
-    left.legend(
-        fontsize=7, ncols=len(graphs), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0)
-    )
+    left.legend(fontsize=7, ncols=len(graphs), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     _accuracies(right, cases, graphs)
     return figure
 

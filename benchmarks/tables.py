@@ -165,12 +165,13 @@ def _evaluate_table(result: dict[str, Any]) -> list[str]:
     )
     asked = (
         f"{settings['adapters']} adapters (LoRA r 16) answer {settings['prompts']} problems each, "
-        f"{settings['batch_size']} prompts per pass and adapter, at most {settings['max_new_tokens']} new tokens"
+        f"{settings['batch_size']} prompts per pass and adapter, at most {settings['max_new_tokens']} new "
+        "tokens"
     )
     note = (
         f"{settings['model']} in {settings['dtype']}, {settings['data_name']}: {asked}; "
-        f"{result['prompt_tokens']} tokens of prompts per adapter, {result['tokens_written']} tokens written by "
-        f"all, the longest answer has {result['longest_answer']}. Medians of {len(seconds)} turns "
+        f"{result['prompt_tokens']} tokens of prompts per adapter, {result['tokens_written']} tokens written "
+        f"by all, the longest answer has {result['longest_answer']}. Medians of {len(seconds)} turns "
         f"(smallest{DASH}largest), ratios within each. {agreement}"
     )
     head = ["all answers", "seconds", "tokens written/s", "of PEFT's time", "of one after another"]

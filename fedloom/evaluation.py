@@ -62,6 +62,7 @@ def run_eval(config: EvalConfig) -> list[Verdict]:
     examples = _examples(config, plan)
     if plan.taken:
         console.print(f"taken from the run: {plan.taken}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Judging {max(1, len(plan.adapters))} × {len(examples)} examples of {plan.task.name} …")
     began = time.perf_counter()
     verdicts: list[Verdict] = []
     for group in _groups(plan) or [[]]:

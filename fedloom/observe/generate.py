@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from fedloom.model.adapters.prompts import virtual_tokens
 from fedloom.model.bank import AdapterBank, Row
@@ -58,6 +57,8 @@ def generate(
     """
     written: list[list[list[int]]] = [[[] for _ in own] for own in prompts]
     room = cached_tokens(model.model)
+    if model.layout.virtual and _exceeds_window(model, [p for own in prompts for p in own], max_new_tokens):
+        batch_size, room = 1, 0  # no pads between virtual tokens and a prompt
     for first, chosen in _passes(prompts, batch_size, max_new_tokens, room):
         rows = slice(first, first + len(chosen))
         parameters = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
@@ -155,10 +156,8 @@ class _Pass:
 
     def _shared(self, max_new_tokens: int) -> int:
         """Tokens that all prompts begin with; each keeps one of its own, to be answered."""
-        window = _window(self.model.model)
-        longest = max(map(len, self.prompts))
         # The pads behind shared tokens would push these out of a window too early.
-        if window is not None and longest + max_new_tokens > window:
+        if _exceeds_window(self.model, self.prompts, max_new_tokens):
             return 0
         most = min(map(len, self.prompts)) - 1
         first = self.prompts[0]
@@ -198,8 +197,9 @@ class _Pass:
         return out.logits[:, -1].argmax(-1)
 
 
-def _window(model: PreTrainedModel) -> int | None:
-    """How many tokens back the model's shortest attention sees; None: all."""
-    config = model.config.get_text_config()
-    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return min((size for size in sizes if size), default=None)
+def _exceeds_window(model: StackedModel, prompts: Sequence[Prompt], max_new_tokens: int) -> bool:
+    """Whether some of the model's layers cannot see all of a prompt and its answer."""
+    config = model.model.config.get_text_config()
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    longest = model.layout.virtual + max(map(len, prompts)) + max_new_tokens
+    return any(window is not None and longest > window for window in windows)
