@@ -5,8 +5,8 @@ it is asked for, so that `--help` and a mistyped flag answer without loading tor
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedloom.checks_peers import check as check_dfl
 from fedloom.config import DemoConfig, FedConfig, UserError
 from fedloom.config_eval import EvalConfig
 from fedloom.config_peers import DflConfig, SplitConfig, TopologyConfig, ViewConfig
+from fedloom.config_report import ReportConfig
 from fedloom.options import did_you_mean
 from fedloom.parsing import help_text, parse
 from fedloom.startup import prepare_process
@@ -28,7 +29,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 class Command:
     """One command: what it does in a line, its options, how they are judged, and what runs.
 
-    `first` is the option that a first word without dashes gives, where there is one.
+    `first` is the option that a first word without dashes gives, where there is one; an option of several
+    words takes all that follow. `short` are the flags of one letter, with the options that they stand for.
     """
 
     summary: str
@@ -36,6 +38,7 @@ class Command:
     check: Callable[[Any], None]
     run: Callable[[Any], None]
     first: str | None = None
+    short: Mapping[str, str] = field(default_factory=dict)
 
 
 def _fed(config: FedConfig) -> None:
@@ -74,6 +77,12 @@ def _eval(config: EvalConfig) -> None:
     run_eval(config)
 
 
+def _report(config: ReportConfig) -> None:
+    from fedloom.report import run_report
+
+    run_report(**asdict(config))
+
+
 def _demo(config: DemoConfig) -> None:
     from fedloom.demo import run_demo
 
@@ -94,6 +103,14 @@ COMMANDS: dict[str, Command] = {
     ),
     "eval": Command(
         "Judge a model, or adapters: answers right, or classes right.", EvalConfig, check_eval, _eval
+    ),
+    "report": Command(
+        "Show runs and compare them, on one page: fedloom report RUN [RUN ...] -o report.html",
+        ReportConfig,
+        check_rules,
+        _report,
+        "runs",
+        {"-o": "--output"},
     ),
     "demo": Command(
         "Watch a small model learn arithmetic in minutes, offline.", DemoConfig, check_values, _demo
@@ -145,6 +162,7 @@ def read_config(command: Command, words: Sequence[str], prog: str) -> Any:
     """
     if command.first and words and not words[0].startswith("-"):
         words = [f"--{command.first}", *words]
+    words = [command.short.get(word, word) for word in words]
     config = parse(command.config_class, words, prog=prog)
     command.check(config)
     return config

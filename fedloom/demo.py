@@ -16,7 +16,7 @@ from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.answering import Answers, Questions, answer
 from fedloom.observe.checkpoint import latest_checkpoint, prepare_run_folder, write_run_config
 from fedloom.observe.metrics import read_rows
-from fedloom.run import drive
+from fedloom.run import drive, write_held
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MODEL = "smollm2-135m"
@@ -59,6 +59,7 @@ def run_demo(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: str
     console.print(f"[bold]fedloom demo[/]: {MODEL}, 4 clients with their own word problems, FedAdam + LoRA")
     config, parts = build(wanted)
     write_run_config(folder, config, versions(), device_name(parts.model.device))
+    write_held(folder, parts)
     console.print(f"Answering {TEST_PROBLEMS} problems that no client has …")
     before = answer_unseen(parts, parts.model.initial)
     console.print(f"{before.accuracy:.0%} right. Training {rounds} rounds …")

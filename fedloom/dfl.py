@@ -18,6 +18,7 @@ from fedloom.federation.peers import PeerState
 from fedloom.loop import Pace, Regime
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
+from fedloom.observe.clients import write_clients
 from fedloom.observe.record import RunRecord, read_run
 from fedloom.peer_rounds import PeerParts, Standing, answered, averaged, evaluated, play_round, start
 
@@ -33,6 +34,7 @@ def run_dfl(config: DflConfig) -> RunRecord:
     checkpoint = open_run(folder, config)
     resolved, parts = build(config)
     write_run_config(folder, resolved, versions(), device_name(parts.model.device))
+    write_clients(folder, parts.train, parts.peers, parts.validation)
     with _logging_to(folder / config.log_path):
         drive(resolved, parts, folder, checkpoint)
     return read_run(folder)

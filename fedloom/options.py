@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+WORDS = tuple[str, ...]
+"""The type of an option that takes several words."""
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", WORDS: "words"}
 
 
 def option(
@@ -75,7 +78,7 @@ class Option:
 
     @property
     def plain_types(self) -> tuple[type, ...]:
-        """Its types beside `None` and words: `int`, `float`, `str` or `bool`."""
+        """Its types beside `None` and choices: `int`, `float`, `str`, `bool` or `WORDS`."""
         return tuple(kind for kind in self._types if kind in _TYPE_NAMES)
 
     @property
@@ -96,7 +99,7 @@ class Option:
         """The default as one would type it; `none` where there is no value."""
         if isinstance(self.default, bool):
             return str(self.default).lower()
-        return "none" if self.default is None else str(self.default)
+        return "none" if self.default in (None, ()) else str(self.default)
 
     def allows(self, value: object) -> bool:
         """Whether `value` keeps the rule."""
@@ -113,6 +116,8 @@ class Option:
             ):
                 return False
             return self._within_bounds(value)
+        if isinstance(value, tuple):
+            return WORDS in self.plain_types and all(isinstance(word, str) for word in value)
         return isinstance(value, str) and str in self.plain_types
 
     def _within_bounds(self, value: int | float) -> bool:

@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from fedloom.config import UserError
-from fedloom.options import Option, did_you_mean, options
+from fedloom.options import WORDS, Option, did_you_mean, options
 
 RUN_CONFIG = "config.yaml"
 """Name of the file in a run's folder that holds its options."""
@@ -129,14 +129,17 @@ def _build_parser(
     groups = {option.group: parser.add_argument_group(option.group) for option in by_name.values()}
     for option in by_name.values():
         choices = f" {{{', '.join(option.choices)}}}" if option.choices and not option.plain_types else ""
-        switch: dict[str, Any] = {"nargs": "?", "const": True} if option.annotation is bool else {}
+        special: dict[str, Any] = {"type": option.annotation}
+        if option.annotation is bool:
+            special |= {"nargs": "?", "const": True}
+        elif option.annotation == WORDS:
+            special = {"type": str, "nargs": "+"}
         groups[option.group].add_argument(
             f"--{option.name}",
-            type=option.annotation,
             default=option.default,
             help=f"{option.help}{choices} (default: {option.default_text})".replace("%", "%%"),
-            metavar="true|false" if switch else "VALUE",
-            **switch,
+            metavar="true|false" if option.annotation is bool else "VALUE",
+            **special,
         )
     return parser
 

@@ -18,6 +18,7 @@ from fedloom.loop import Pace, Regime
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.answering import answer
 from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
+from fedloom.observe.clients import write_clients
 from fedloom.observe.evaluate import validate
 from fedloom.observe.record import RunRecord, read_run
 from fedloom.rounds import Progressed, play_round
@@ -34,8 +35,15 @@ def run_fed(config: FedConfig) -> RunRecord:
     checkpoint = open_run(folder, config)
     resolved, parts = build(config)
     write_run_config(folder, resolved, versions(), device_name(parts.model.device))
+    write_held(folder, parts)
     drive(resolved, parts, folder, checkpoint)
     return read_run(folder)
+
+
+def write_held(folder: Path, parts: Parts) -> None:
+    """Write down who holds what."""
+    data = parts.data
+    write_clients(folder, data.train, data.clients, [data.validation], server=len(data.server))
 
 
 def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None = None) -> Progressed:

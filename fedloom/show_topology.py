@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
-from jaxtyping import Float64
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from fedloom.config import UserError
-from fedloom.federation.graphs import Edges, parse_name, sides
+from fedloom.federation.positions import positions
 from fedloom.federation.topology import (
     DENSE_LIMIT,
     Topology,
@@ -31,7 +29,6 @@ PICTURES = (".png", ".svg")
 _MOST_DEGREES = 32
 _MOST_COLUMNS = 8
 _MOST_LABELS = 64
-_MOST_SPRINGS = 300
 _RANDOM_ROUNDS = 3
 _NEVER = 1e-12
 
@@ -118,7 +115,7 @@ def draw(topology: Topology, seed: int, gap: float | None) -> Figure:
 
     rounds = (topology.exact_after or _RANDOM_ROUNDS) if topology.varies else 1
     edges = [mixing(topology, number, seed).edges for number in range(rounds)]
-    at = _positions(topology, np.concatenate(edges), seed)
+    at = positions(topology, np.concatenate(edges), seed)
     size = 7.0
     figure = Figure(figsize=(size, size), layout="constrained")
     FigureCanvasAgg(figure)
@@ -144,25 +141,6 @@ def draw(topology: Topology, seed: int, gap: float | None) -> Figure:
     if topology.varies:
         figure.legend(loc="outside lower center", ncols=5, frameon=False)
     return figure
-
-
-def _positions(topology: Topology, edges: Edges, seed: int) -> Float64[np.ndarray, "peers 2"]:
-    """Where each peer stands: on a circle, unless the graph has a clearer shape."""
-    kind, _ = parse_name(topology.name)
-    graph = nx.empty_graph(topology.peers)
-    graph.add_edges_from(edges.tolist())
-    if kind == "star":
-        places = nx.shell_layout(graph, [[0], list(range(1, topology.peers))])
-    elif kind == "line":
-        places = nx.spiral_layout(graph, equidistant=True)
-    elif kind == "grid":
-        _, columns = sides(topology.peers)
-        places = {peer: np.array([peer % columns, -(peer // columns)]) for peer in graph}
-    elif kind in ("torus", "hypercube", "file") and topology.peers <= _MOST_SPRINGS:
-        places = nx.spring_layout(graph, seed=seed % 2**32)
-    else:
-        places = nx.circular_layout(graph)
-    return np.array([places[peer] for peer in range(topology.peers)], dtype=np.float64)
 
 
 def _check_drawable(path: Path) -> None:

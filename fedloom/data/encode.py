@@ -23,12 +23,14 @@ class Tokens(NamedTuple):
         label: The class of the sequence, for classification; -1 for language modelling.
         segment_start: Where the second text begins whose tokens have ``token_type_ids`` of 1; None where the
             tokenizer makes no such difference.
+        kind: `Example.label`, for those who count what a client holds; training does not look at it.
     """
 
     ids: list[int]
     answer_start: int
     label: int
     segment_start: int | None = None
+    kind: str = ""
 
 
 def encode(
@@ -64,7 +66,7 @@ def encode(
     )
     kept = []
     shortest = 0
-    for ids, text, whole in zip(prompt_ids, texts, whole_ids, strict=True):
+    for example, ids, text, whole in zip(examples, prompt_ids, texts, whole_ids, strict=True):
         # Generation starts from the prompt's own tokens, so training must too. The answer then is the rest of
         # the whole text's tokens, unless a token of these lies across the border: then it is tokenised alone.
         joins = whole[: len(ids)] == ids
@@ -72,7 +74,7 @@ def encode(
         length = len(ids) + len(answer) + 1
         shortest = min(shortest or length, length)
         if length <= max_length:
-            kept.append(Tokens([*ids, *answer, end], len(ids), -1))
+            kept.append(Tokens([*ids, *answer, end], len(ids), -1, kind=example.label))
     if not kept:
         raise UserError(
             f"max_length is {max_length}, and none of the {len(examples)} examples is that short "

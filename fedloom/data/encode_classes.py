@@ -63,7 +63,7 @@ def encode_classes(
             "example out."
         )
     sequences = [
-        Tokens(ids, len(ids), numbers[example.label], second)
+        Tokens(ids, len(ids), numbers[example.label], second, kind=example.label)
         for example, (ids, second) in zip(examples, rows, strict=True)
     ]
     return sequences, len(long)

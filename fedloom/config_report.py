@@ -1,0 +1,19 @@
+"""The options of the page that shows runs; see `fedloom.config`."""
+
+from dataclasses import dataclass
+
+from fedloom.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Report."""
+
+    runs: tuple[str, ...] = option(
+        (), "folders of runs, <out_dir>/<exp_name>; may stand first, without --runs"
+    )
+    output: str = option("report.html", "page to write; -o is short for it")
+
+    def __post_init__(self) -> None:
+        # The parser gives a list.
+        object.__setattr__(self, "runs", tuple(self.runs))

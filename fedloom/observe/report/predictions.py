@@ -1,0 +1,145 @@
+"""What `fedloom eval` left in a run's folder: its numbers, and what the model answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedloom.config import UserError
+from fedloom.observe.report.curves import is_number
+from fedloom.observe.report.markup import Markup, join, tag
+from fedloom.observe.report.read import EVAL_FILE, PREDICTIONS_FILE, Run
+from fedloom.observe.report.tables import table
+
+OF_EACH = 3
+"""Examples of right answers, and of wrong ones."""
+LONGEST = 1200
+"""Letters of a prompt or an output."""
+MOST_ADAPTERS = 16
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answer to one prompt.
+
+    Attributes:
+        prompt, output: What it read and wrote.
+        extracted: What was read off the output; empty where it holds no answer.
+        expected: What would be right.
+        right: Whether it is.
+    """
+
+    prompt: str
+    output: str
+    extracted: str
+    expected: str
+    right: bool
+
+
+def judged(run: Run) -> Markup:
+    """The numbers and the examples of one run; nothing where nobody judged it."""
+    found = list(_by_adapter(run).items())
+    parts = [_numbers(run), *(_examples(*of_one, unfolded=of_one is found[0]) for of_one in found)]
+    if not any(parts):
+        return Markup("")
+    return tag("article", tag("h3", run.name), *parts, class_="judged")
+
+
+def _numbers(run: Run) -> Markup:
+    records = list(_records(run.judged, ""))
+    if not records:
+        return Markup("")
+    names = list(dict.fromkeys(name for _, numbers in records for name in numbers))
+    rows = [
+        (adapter or "all", *(numbers.get(name, "–") for name in names))
+        for adapter, numbers in records[:MOST_ADAPTERS]
+    ]
+    heads = ("Adapter", *(name.replace("_", " ") for name in names))
+    more = f", the first {MOST_ADAPTERS} of {len(records)}" if len(records) > MOST_ADAPTERS else ""
+    return table(heads, rows, f"Numbers of {EVAL_FILE}{more}", class_="numbers")
+
+
+def _records(content: Mapping[str, Any], name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every mapping in eval.json that speaks of an accuracy, with its name and its numbers as text."""
+    if is_number(content.get("accuracy")):
+        numbers = {key: _text(key, value) for key, value in content.items()}
+        yield str(content.get("adapter") or name), {key: text for key, text in numbers.items() if text}
+    for key, value in content.items():
+        inside = value if isinstance(value, list) else [value]
+        for item in inside:
+            if isinstance(item, Mapping):
+                yield from _records(item, "" if isinstance(value, list) else str(key))
+
+
+def _text(key: str, value: object) -> str:
+    if isinstance(value, list) and len(value) == 2 and all(map(is_number, value)):
+        return " to ".join(_text(key, end) for end in value)
+    if isinstance(value, bool) or not is_number(value):
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def _by_adapter(run: Run) -> dict[str, list[Prediction]]:
+    """The first right and the first wrong answers of each adapter, the file read line by line."""
+    path = run.folder / PREDICTIONS_FILE
+    found: dict[str, list[Prediction]] = {}
+    if not path.is_file():
+        return found
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                adapter, made = str(row["adapter"] or "base model"), _prediction(row)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"runs: {path}, line {number} is not as `fedloom eval` wrote it "
+                    f"({type(error).__name__}: {error}); judge the run again, or remove the file"
+                ) from None
+            if adapter not in found and len(found) == MOST_ADAPTERS:
+                continue
+            kept = found.setdefault(adapter, [])
+            if sum(made.right == other.right for other in kept) < OF_EACH:
+                kept.append(made)
+    return found
+
+
+def _prediction(row: Mapping[str, Any]) -> Prediction:
+    extracted = row["extracted"]
+    return Prediction(
+        prompt=str(row["prompt"]),
+        output=str(row["output"]),
+        extracted="" if extracted is None else str(extracted),
+        expected=str(row["expected"]),
+        right=bool(row["right"]),
+    )
+
+
+def _examples(adapter: str, predictions: list[Prediction], *, unfolded: bool) -> Markup:
+    ordered = sorted(predictions, key=lambda one: one.right)
+    return tag(
+        "details",
+        tag("summary", f"Answers of {adapter}: the first wrong and the first right ones"),
+        tag("div", *(_card(one) for one in ordered), class_="cards"),
+        open=unfolded,
+    )
+
+
+def _card(one: Prediction) -> Markup:
+    word = "right" if one.right else "wrong"
+    read = one.extracted or "nothing that could be read as an answer"
+    return tag(
+        "section",
+        tag("h4", tag("span", "✓ " if one.right else "✗ ", aria_hidden="true"), word, class_=word),
+        tag("p", "Prompt", class_="what"),
+        tag("pre", _short(one.prompt)),
+        tag("p", "Output", class_="what"),
+        tag("pre", _short(one.output)),
+        tag("p", join("Read off: ", tag("b", read), ". Expected: ", tag("b", one.expected), ".")),
+        class_=f"card {word}",
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

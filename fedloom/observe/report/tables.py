@@ -1,0 +1,136 @@
+"""The tables of the page: what was run, with which options, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fedloom.observe.report.groups import IGNORED, Group
+from fedloom.observe.report.markup import Markup, join, tag
+from fedloom.observe.report.read import Run
+from fedloom.observe.report.results import Cell, results
+
+
+def table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str, class_: str | None = None
+) -> Markup:
+    """A table whose first column heads the rows; on a narrow page each row becomes a block of its own."""
+    head = tag("tr", *(tag("th", text, scope="col") for text in heads))
+    body = [
+        tag(
+            "tr",
+            tag("th", row[0], scope="row"),
+            *(tag("td", cell, data_label=head) for head, cell in zip(heads[1:], row[1:], strict=True)),
+        )
+        for row in rows
+    ]
+    return tag(
+        "table",
+        tag("caption", caption),
+        tag("thead", head),
+        tag("tbody", *body),
+        class_=f"stacks {class_ or ''}".strip(),
+    )
+
+
+def glance(groups: Sequence[Group]) -> Markup:
+    """Who is who: a row per group."""
+    heads = ("Run", "Command", "Model", "Data", "Method", "Clients", "Rounds", "Seed", "State")
+    rows = [
+        (
+            group.label,
+            f"fedloom {group.first.command}",
+            group.first.model,
+            group.first.data,
+            _method(group.first),
+            str(group.first.options.get("num_clients") or group.first.options.get("client_num")),
+            _distinct(str(run.rounds) for run in group.runs),
+            ", ".join(group.seeds),
+            _state(group),
+        )
+        for group in groups
+    ]
+    return table(heads, rows, "The runs on this page")
+
+
+def _method(run: Run) -> str:
+    options = run.options
+    if run.command == "dfl":
+        return f"{options['training_type']} on {options['name']}"
+    if options["train_mode"] == "local":
+        return f"local, {options['peft']}"
+    return f"{options['train_mode']}, {options['fed_alg']}, {options['peft']}"
+
+
+def _state(group: Group) -> Markup:
+    if group.finished:
+        return tag("span", "finished", class_="done")
+    open_ = [run.name for run in group.runs if not run.finished]
+    which = "" if len(group.runs) == 1 else f": {', '.join(open_)}"
+    return tag("strong", f"not finished{which}", class_="open")
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
+
+
+def finals(groups: Sequence[Group]) -> Markup:
+    """What came out: a row per group, the best marked."""
+    found = results(groups)
+    rows = [
+        (group.label, *(_shown(cells[place]) for cells in found.values()))
+        for place, group in enumerate(groups)
+    ]
+    return table(("Run", *found), rows, "Where the runs ended", class_="numbers")
+
+
+def _shown(cell: Cell) -> Markup:
+    parts: list[str] = [cell.text]
+    if cell.best:
+        parts = [tag("strong", cell.text), tag("span", "best", class_="best")]
+    if cell.spread:
+        parts.append(tag("span", cell.spread, class_="spread"))
+    return tag("span", *parts, class_="value")
+
+
+def differing(groups: Sequence[Group]) -> Markup:
+    """The options that differ among the groups that have them; nothing where none do."""
+    names = dict.fromkeys(name for group in groups for name in group.first.options if name not in IGNORED)
+    rows = [
+        (name, *(option(group.first, name) for group in groups))
+        for name in names
+        if len({option(group.first, name) for group in groups if name in group.first.options}) > 1
+    ]
+    if not rows:
+        return Markup("")
+    return table(("Option", *(group.label for group in groups)), rows, "Options that differ")
+
+
+def option(run: Run, name: str) -> str:
+    """A run's option as one would type it; a dash where its command has no such option."""
+    if name not in run.options:
+        return "–"
+    value = run.options[name]
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)
+
+
+def folded(groups: Sequence[Group]) -> Markup:
+    """All options, versions and devices, closed until somebody opens them."""
+    return join(*(_all_options(run) for group in groups for run in group.runs))
+
+
+def _all_options(run: Run) -> Markup:
+    versions = {"folder": str(run.folder), "device": run.device or "–", **run.versions}
+    return tag(
+        "details",
+        tag("summary", f"{run.name}, seed {run.seed}: all options, versions and device"),
+        _pairs({name: option(run, name) for name in run.options}),
+        tag("h4", "Versions and device"),
+        _pairs(versions),
+    )
+
+
+def _pairs(pairs: Mapping[str, str]) -> Markup:
+    lines = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs.items()]
+    return tag("dl", *lines, class_="pairs")

@@ -1,0 +1,54 @@
+"""`fedloom report`: one self-contained page that shows runs and compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.filesize import decimal
+
+from fedloom.config import UserError
+from fedloom.observe.atomic import write_atomically
+from fedloom.observe.report.groups import group_runs
+from fedloom.observe.report.page import page
+from fedloom.observe.report.read import read_runs
+
+
+def run_report(*, runs: Sequence[str], output: str) -> None:
+    """Write the page.
+
+    Args:
+        runs: Folders of runs, finished or not.
+        output: The page to write.
+
+    Raises:
+        UserError: A folder is no run, plotly is missing, or the page cannot be written there.
+    """
+    path = Path(output)
+    if path.is_dir():
+        raise UserError(f"output: {path} is a folder; name a file in it, such as {path / 'report.html'}")
+    if not path.parent.is_dir():
+        raise UserError(f"output: there is no folder {path.parent}; make it, or choose another place")
+    script = plotly_script()
+    groups = group_runs(read_runs(runs))
+    try:
+        write_atomically(path, page(groups, script))
+    except OSError as error:
+        raise UserError(f"output: cannot write {path}: {error.strerror}; choose another place") from None
+    console = Console()
+    said = f"Page: {path} ({decimal(path.stat().st_size)})"
+    console.print(said, markup=False, soft_wrap=True)
+
+
+def plotly_script() -> str:
+    """Plotly's JavaScript, which the page brings along.
+
+    Raises:
+        UserError: Plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise UserError("report: plotly is missing; pip install 'fedloom[report]'") from None
+    return str(get_plotlyjs())
