@@ -13,7 +13,3 @@ class ReportConfig:
         (), "folders of runs, <out_dir>/<exp_name>; may stand first, without --runs"
     )
     output: str = option("report.html", "page to write; -o is short for it")
-
-    def __post_init__(self) -> None:
-        # The parser gives a list.
-        object.__setattr__(self, "runs", tuple(self.runs))

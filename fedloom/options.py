@@ -77,7 +77,7 @@ class Option:
         return NoneType in self._types
 
     @property
-    def plain_types(self) -> tuple[type, ...]:
+    def plain_types(self) -> tuple[Any, ...]:
         """Its types beside `None` and choices: `int`, `float`, `str`, `bool` or `WORDS`."""
         return tuple(kind for kind in self._types if kind in _TYPE_NAMES)
 

@@ -61,6 +61,8 @@ def parse(config_class: type[C], argv: Sequence[str], *, prog: str) -> C:
         # The place where the run lies now is the one that counts, not where it lay when it began.
         place = {name: values[name] for name in ("out_dir", "exp_name")}
         values |= saved | given | place
+    # Several words come as a list, which a frozen config cannot keep frozen.
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if "token" in values:
         values["token"] = values["token"] or os.environ.get("HF_TOKEN") or None
     return config_class(**values)

@@ -39,12 +39,12 @@ class Band:
 
 def cumulative(rows: Sequence[Row], *names: str) -> list[float]:
     """The sum of these metrics until each row, that row included; what is missing counts nothing."""
-    return list(accumulate(sum(row.get(name) or 0 for name in names) for row in rows))
+    return list(accumulate(float(sum(row.get(name) or 0 for name in names)) for row in rows))
 
 
 def values(rows: Sequence[Row], name: str) -> list[float]:
     """A metric in all rows that have it, with a finite number."""
-    return [row[name] for row in rows if is_number(row.get(name))]
+    return [float(row[name]) for row in rows if is_number(row.get(name))]
 
 
 def is_number(value: object) -> bool:
@@ -63,7 +63,9 @@ def band(group: Group, name: str) -> Band | None:
         sent = cumulative(run.rows, "bytes_up", "bytes_down")
         spent = cumulative(run.rows, "seconds")
         at = zip(run.rows, sent, spent, strict=True)
-        points.append({row["round"]: (b, s, row[name]) for row, b, s in at if is_number(row.get(name))})
+        points.append(
+            {row["round"]: (b, s, float(row[name])) for row, b, s in at if is_number(row.get(name))}
+        )
     shared = sorted(set.intersection(*(set(of_run) for of_run in points)))
     if not shared:
         return None

@@ -80,7 +80,7 @@ def curves(
         traces,
         layout,
         entries,
-        _note(groups, [group for _, group, _ in shown], name),
+        _note(groups, name),
         axes=AXES,
     )
 
@@ -93,11 +93,16 @@ def _with_seeds(group: Group) -> str:
     return f"{group.label} ({len(group.runs)} seeds)" if len(group.runs) > 1 else group.label
 
 
-def _note(groups: Sequence[Group], shown: Sequence[Group], name: str) -> str:
-    said = []
-    if any(len(group.runs) > 1 for group in shown):
-        said.append("Lines of several seeds are means, their bands reach from the lowest to the highest.")
+def _note(groups: Sequence[Group], name: str) -> str:
     longest = max(len(values(run.rows, name)) for group in groups for run in group.runs)
-    if longest > MOST_POINTS:
-        said.append(f"A point is the mean of up to {stride(longest)} rounds.")
+    return f"A point is the mean of up to {stride(longest)} rounds." if longest > MOST_POINTS else ""
+
+
+def how_to_read(groups: Sequence[Group]) -> str:
+    """What one has to know of the curves of these groups."""
+    said = []
+    if any(len(group.runs) > 1 for group in groups):
+        said.append("Lines of several seeds are means, their bands reach from the lowest to the highest.")
+    if len({(group.first.model, group.first.data) for group in groups}) > 1:
+        said.append("Losses and accuracies on different data, or of different models, do not compare.")
     return " ".join(said)

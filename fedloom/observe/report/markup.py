@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-SHORT = ("meta", "br", "line", "path", "circle")
+NEVER_CLOSED = ("meta",)
 
 
 class Markup(str):
@@ -28,7 +28,7 @@ def tag(name: str, *children: str, **attributes: str | bool | None) -> Markup:
         if value is not None and value is not False
     )
     opening = f"<{name}{told}>"
-    return Markup(opening if name in SHORT else f"{opening}{join(*children)}</{name}>")
+    return Markup(opening if name in NEVER_CLOSED else f"{opening}{join(*children)}</{name}>")
 
 
 def join(*children: str) -> Markup:

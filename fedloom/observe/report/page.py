@@ -12,7 +12,7 @@ from fedloom.observe.report.figure import DASHES, MARKERS, Entry, Figure, compac
 from fedloom.observe.report.groups import Group
 from fedloom.observe.report.holdings import holdings
 from fedloom.observe.report.layers import layer_figures
-from fedloom.observe.report.learning import AXES, consensus_figure, learning_figures
+from fedloom.observe.report.learning import AXES, consensus_figure, how_to_read, learning_figures
 from fedloom.observe.report.markup import Markup, join, tag
 from fedloom.observe.report.peers import accuracies, graph
 from fedloom.observe.report.predictions import judged
@@ -98,10 +98,15 @@ def _sections(groups: Sequence[Group]) -> list[Section]:
         )
 
     learning = drawn(learning_figures(groups))
+    notes = [
+        tag("p", said, class_=f"note {where}".strip())
+        for said, where in ((how_to_read(groups), ""), (_ZOOM, "with-mouse"))
+        if said
+    ]
     return [
         Section("runs", "What was run", join(glance(groups), differing(groups))),
         Section("results", "Results", join(finals(groups), tag("p", _BEST, class_="note"))),
-        Section("learning", "Learning", join(_switch(), learning) if learning else Markup("")),
+        Section("learning", "Learning", join(_switch(), learning, *notes) if learning else Markup("")),
         Section("peers", "Peers", per_run(accuracies, graph, before=[consensus_figure(groups)])),
         Section("layers", "Layers", per_run(layer_figures)),
         Section("data", "Data", per_run(holdings)),
@@ -110,6 +115,7 @@ def _sections(groups: Sequence[Group]) -> list[Section]:
     ]
 
 
+_ZOOM = "Drag across a figure to look closer, double-click to go back; names in a legend hide and show."
 _BEST = (
     "“best” marks the best mean among finished runs of the same model and data; of several seeds the mean "
     "stands above its range, from the lowest to the highest."

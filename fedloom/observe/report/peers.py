@@ -56,11 +56,11 @@ def _lines(rows: Sequence[Row], rounds: list[int], peers: int) -> tuple[list[Tra
 
 
 def _bands(rows: Sequence[Row], rounds: list[int]) -> tuple[list[Trace], list[Entry]]:
-    found = [sorted(value for value in row["peer_val_accuracy"] if is_number(value)) for row in rows]
+    found = [sorted(float(value) for value in row["peer_val_accuracy"] if is_number(value)) for row in rows]
     kept = [(number, rising) for number, rising in zip(rounds, found, strict=True) if rising]
     x = [number for number, _ in kept]
     low, first, middle, third, high = (
-        [quantile(rising, share) for _, rising in kept] for share in (0, 0.25, 0.5, 0.75, 1)
+        [quantile(rising, share) for _, rising in kept] for share in (0.0, 0.25, 0.5, 0.75, 1.0)
     )
     own = look(0)
     traces = [area(x, low, high, own, 0.15), area(x, first, third, own, 0.35)]

@@ -37,7 +37,7 @@ class Cell:
 
     Attributes:
         text: The mean over runs; a dash where there is no number.
-        spread: From the lowest to the highest of several runs; empty for one.
+        spread: From the lowest to the highest of several runs; empty where they read the same.
         best: Whether no comparable group has a better mean, and some has a worse one.
     """
 
@@ -134,8 +134,8 @@ def results(groups: Sequence[Group]) -> dict[str, list[Cell]]:
 def _cell(metric: Metric, numbers: list[float] | None, best: bool) -> Cell:
     if not numbers:
         return Cell("–")
-    spread = f"{metric.text(min(numbers))} to {metric.text(max(numbers))}" if len(numbers) > 1 else ""
-    return Cell(metric.text(mean(numbers)), spread, best)
+    low, high = metric.text(min(numbers)), metric.text(max(numbers))
+    return Cell(metric.text(mean(numbers)), f"{low} to {high}" if low != high else "", best)
 
 
 def _best(groups: Sequence[Group], means: Sequence[float | None], better: int) -> set[int]:

@@ -1,0 +1,418 @@
+"""What the page of `fedloom report` says: groups, bands, bests, sections, and what a user's mistakes get."""
+
+import builtins
+import json
+import re
+from importlib.resources import files
+from itertools import pairwise
+
+import pytest
+from runs import leave_predictions, leave_run, rows_of
+
+from fedloom.cli import main
+from fedloom.observe.report.curves import MOST_POINTS, band, cumulative, quantile
+from fedloom.observe.report.figure import COLOURS, compact, look
+from fedloom.observe.report.groups import group_runs
+from fedloom.observe.report.holdings import holdings
+from fedloom.observe.report.layers import MOST_COLUMNS, layer_figures
+from fedloom.observe.report.learning import consensus_figure, learning_figures
+from fedloom.observe.report.page import page
+from fedloom.observe.report.peers import accuracies, graph
+from fedloom.observe.report.read import read_run, read_runs
+from fedloom.observe.report.results import duration, results
+from fedloom.observe.report.tables import differing
+
+
+def grouped(*folders):
+    return group_runs(read_runs([str(folder) for folder in folders]))
+
+
+# Groups.
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path):
+    for seed in (1, 2, 3):
+        leave_run(tmp_path / f"slow-seed{seed}", rows_of([3, 2]), seed=seed, wave_tokens=100 * seed)
+        leave_run(tmp_path / f"fast-{seed}", rows_of([3, 2]), seed=seed, lr=0.1)
+    slow, fast = grouped(*sorted(tmp_path.iterdir(), reverse=True))
+    assert (slow.label, slow.seeds) == ("slow", ["3", "2", "1"])
+    assert (fast.label, fast.seeds) == ("fast", ["3", "2", "1"])
+
+
+def test_repetitions_with_one_seed_stay_apart(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        leave_run(tmp_path / name, rows_of([3, 2]), seed=seed)
+    assert [group.label for group in grouped(*sorted(tmp_path.iterdir()))] == ["a", "b", "c"]
+
+
+def test_names_without_a_common_beginning_and_names_used_twice_are_told_apart(tmp_path):
+    left = leave_run(tmp_path / "here" / "twin", rows_of([3, 2]), lr=0.1)
+    right = leave_run(tmp_path / "there" / "twin", rows_of([3, 2]), lr=0.2)
+    one = leave_run(tmp_path / "one", rows_of([3, 2]), seed=1)
+    two = leave_run(tmp_path / "two", rows_of([3, 2]), seed=2)
+    labels = [group.label for group in grouped(left, right, one, two)]
+    assert labels == [f"twin ({left})", f"twin ({right})", "one and 1 more"]
+
+
+# Curves.
+
+
+def test_bytes_and_seconds_add_up_round_by_round():
+    rows = [{"round": 0}, {"round": 1, "bytes_up": 3, "bytes_down": 4}, {"round": 2, "bytes_up": 5}]
+    assert cumulative(rows, "bytes_up", "bytes_down") == [0, 7, 12]
+    assert cumulative(rows, "seconds") == [0, 0, 0]
+
+
+def test_a_band_is_mean_lowest_and_highest_of_the_rounds_that_all_have(tmp_path):
+    leave_run(tmp_path / "s1", rows_of([4, 3, 1]), seed=1)
+    leave_run(tmp_path / "s2", rows_of([2, 1]), seed=2)
+    (group,) = grouped(tmp_path / "s1", tmp_path / "s2")
+    found = band(group, "val_loss")
+    assert (found.rounds, found.mean, found.low, found.high) == ([0, 1], [3, 2], [2, 1], [4, 3])
+    assert (found.bytes, found.seconds) == ([0, 15], [0, 2])
+    assert band(group, "consensus_error") is None
+
+
+def test_a_long_curve_is_thinned_to_means(tmp_path):
+    run = leave_run(tmp_path / "long", rows_of([float(n) for n in range(2 * MOST_POINTS)]))
+    (group,) = grouped(run)
+    found = band(group, "val_loss")
+    assert len(found.mean) == MOST_POINTS and found.mean[:2] == [0.5, 2.5] and found.rounds[0] == 0.5
+    assert "A point is the mean of up to 2 rounds." in learning_figures([group])[0].note
+
+
+def test_a_number_that_was_not_finite_leaves_a_gap(tmp_path):
+    rows = rows_of([4, 3, 2])
+    rows[1]["val_loss"] = None
+    (group,) = grouped(leave_run(tmp_path / "a", rows))
+    assert band(group, "val_loss").rounds == [0, 2]
+
+
+def test_quantiles_lie_between_neighbours():
+    assert [quantile([1.0, 2.0, 4.0], share) for share in (0.0, 0.25, 0.5, 1.0)] == [1, 1.5, 2, 4]
+
+
+def test_consensus_error_has_a_logarithmic_axis_where_it_spans_decades(tmp_path):
+    even = leave_run(tmp_path / "a", rows_of([3, 2], consensus_error=[None, 0.5]), name="ring")
+    steep = rows_of([3, 2, 1, 1], consensus_error=[None, 1.0, 1e-3, 0.0])
+    steep_run = leave_run(tmp_path / "b", steep, name="ring", lr=0.5)
+    assert "type" not in consensus_figure(grouped(even)).layout["yaxis"]
+    figure = consensus_figure(grouped(steep_run))
+    assert figure.layout["yaxis"]["type"] == "log" and figure.traces[-1]["y"] == [1.0, 1e-3, None]
+
+
+# Results.
+
+
+def test_the_best_is_marked_among_finished_runs_of_one_model_and_data(tmp_path):
+    folders = [
+        leave_run(tmp_path / "good", rows_of([3, 1, 2])),
+        leave_run(tmp_path / "bad", rows_of([3, 2.5]), lr=0.1),
+        leave_run(tmp_path / "open", rows_of([3, 0.5]), lr=0.2, finished=False),
+        leave_run(tmp_path / "other-data", rows_of([0.1, 0.1]), data_name="arithmetic"),
+    ]
+    table = results(grouped(*folders))
+    assert [cell.text for cell in table["Validation loss, final"]] == ["2", "2.5", "0.5", "0.1"]
+    assert [cell.best for cell in table["Validation loss, final"]] == [True, False, False, False]
+    assert [cell.text for cell in table["Validation loss, best"]] == ["1", "2.5", "0.5", "0.1"]
+    assert [cell.text for cell in table["Accuracy, best"]] == ["75.0%", "37.5%", "87.5%", "97.5%"]
+    assert [cell.best for cell in table["Bytes sent"]] == [False, True, False, False]
+    assert table["Bytes sent"][0].text == "30 bytes" and table["Peak memory"][2].text == "–"
+    assert not any(cell.best for cell in table["Tokens"] + table["Peak memory"]), (
+        "no better or worse, or equal"
+    )
+    assert "Consensus error" not in table and "Answers right" not in table
+
+
+def test_several_seeds_are_a_mean_and_a_range(tmp_path):
+    for seed, loss in ((1, 1.0), (2, 2.0)):
+        leave_run(tmp_path / f"s{seed}", rows_of([3, loss]), seed=seed)
+    (cell,) = results(grouped(tmp_path / "s1", tmp_path / "s2"))["Validation loss, final"]
+    assert (cell.text, cell.spread, cell.best) == ("1.5", "1 to 2", False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.25, "4.25 s"), (59.96, "60 s"), (61.0, "1 min 1 s"), (7260.0, "2 h 1 min")]
+)
+def test_durations_read_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_options_that_differ_stand_in_front(tmp_path):
+    fed = [leave_run(tmp_path / f"f{lr}", rows_of([3, 2]), lr=lr, seed=int(lr * 10)) for lr in (0.1, 0.2)]
+    table = differing(grouped(*fed))
+    assert re.findall(r'<th scope="row">(\w+)</th>', table) == ["lr"]
+    peers = leave_run(tmp_path / "peers", rows_of([3, 2]), name="ring", lr=0.1)
+    table = differing(grouped(*fed, peers))
+    named = re.findall(r'<th scope="row">(\w+)</th>', table)
+    assert "lr" in named and "fed_alg" not in named, (
+        "an option that one command alone has differs from nothing"
+    )
+    assert differing(grouped(fed[0])) == ""
+
+
+# Figures.
+
+
+def test_no_two_of_the_first_looks_are_the_same():
+    looks = [look(number) for number in range(4 * COLOURS)]
+    assert len(set(looks)) == len(looks)
+    assert all(a.dash != b.dash and a.colour != b.colour for a, b in pairwise(looks))
+
+
+def test_peers_have_lines_and_many_peers_have_bands(tmp_path):
+    few = rows_of([3, 2], peer_val_accuracy=[[0.1] * 30, [0.2] * 29 + [None]])
+    many = rows_of([3, 2], peer_val_accuracy=[[n / 100 for n in range(101)], [0.5] * 101])
+    (lines,) = accuracies(read_run(leave_run(tmp_path / "few", few, name="ring", num_clients=30)))
+    assert len(lines.traces) == 30 and lines.traces[29]["y"] == [0.1, None]
+    (bands,) = accuracies(read_run(leave_run(tmp_path / "many", many, name="ring", num_clients=101)))
+    outer, inner, median = bands.traces
+    assert (outer["y"], median["y"]) == ([1.0, 0.5, 0.5, 0.0], [0.5, 0.5])
+    assert inner["y"] == pytest.approx([0.75, 0.5, 0.5, 0.25])
+
+
+def test_layers_show_scores_of_the_rounds_highest_and_selections(tmp_path):
+    rows = rows_of([3, 2, 1])
+    rows[1] |= {"layer_scores": [1.0, 4.0, None], "selected_layers": [1]}
+    rows[2] |= {"layer_scores": [2.0, 1.0, None], "selected_layers": [0]}
+    scores, selected = layer_figures(read_run(leave_run(tmp_path / "a", rows)))
+    assert scores.traces[0]["z"] == [[0.25, 1.0], [1.0, 0.5], [None, None]]
+    assert selected.traces[0]["z"] == [[0, 1], [1, 0], [0, 0]]
+    assert "2 of 3 layers were selected at least once" in selected.note
+    long = [{"round": n, "selected_layers": [n % 5]} for n in range(1, 2 * MOST_COLUMNS)]
+    (only,) = layer_figures(read_run(leave_run(tmp_path / "b", long)))
+    assert len(only.traces[0]["z"][0]) == MOST_COLUMNS and "rounds are shown" in only.note
+
+
+def test_the_rarest_of_many_labels_are_joined(tmp_path):
+    labels = {f"label {n}": [n, 1] for n in range(12)}
+    clients = {"examples": [66, 12], "labels": labels, "validation": [5], "server": 3}
+    (figure,) = holdings(read_run(leave_run(tmp_path / "a", rows_of([3, 2]), clients=clients)))
+    assert len(figure.traces) == COLOURS and figure.legend[-1].label == "others"
+    assert [sum(trace["y"][0] for trace in figure.traces), figure.traces[0]["y"]] == [66, [11, 1]]
+    assert "The server keeps 3" in figure.note
+
+
+@pytest.mark.parametrize(
+    ("name", "peers", "traces", "told"),
+    [
+        ("ring", 5, 2, "5 peers, 5 links, 2 for a peer. Spectral gap"),
+        ("one_peer_exponential", 8, 4, "repeats after 3 rounds"),
+        ("random_pairs", 5, 4, "is shown for its first 3 rounds"),
+        ("complete", 100, 1, "too many links to draw"),
+    ],
+)
+def test_the_graph_is_drawn_and_told(tmp_path, name, peers, traces, told):
+    run = read_run(leave_run(tmp_path / "a", rows_of([3, 2]), name=name, num_clients=peers))
+    (figure,) = graph(run)
+    assert len(figure.traces) == traces and told in figure.note
+
+
+def test_a_graph_whose_file_is_gone_is_left_out(tmp_path):
+    run = leave_run(tmp_path / "a", rows_of([3, 2]), name="file:gone.txt", num_clients=3)
+    assert graph(read_run(run)) == []
+
+
+def test_every_figure_is_one_that_plotly_takes(tmp_path):
+    go = pytest.importorskip("plotly.graph_objects")
+    clients = {"examples": [2, 1], "labels": {"a": [2, 1], "b": [0, 0]}, "validation": [5], "server": 0}
+    more = {"peer_val_accuracy": [[0.1, 0.2], [0.2, 0.3]], "consensus_error": [None, 1.0]}
+    for seed in (1, 2):
+        rows = rows_of([3, 2], **more, layer_scores=[None, [1.0, 2.0]], selected_layers=[None, [1]])
+        leave_run(tmp_path / f"s{seed}", rows, name="ring", num_clients=2, seed=seed, clients=clients)
+    groups = grouped(tmp_path / "s1", tmp_path / "s2")
+    run = groups[0].first
+    figures = [*learning_figures(groups), consensus_figure(groups)]
+    figures += [*accuracies(run), *graph(run), *layer_figures(run), *holdings(run)]
+    assert len(figures) == 9
+    for figure in figures:
+        plain = [
+            trace | ({"x": trace["x"]["rounds"]} if isinstance(trace["x"], dict) else {})
+            for trace in figure.traces
+        ]
+        # A token is no colour until the page puts one in its place.
+        text = re.sub(r"@\w+(/[\d.]+)?", "#000000", json.dumps({"data": plain, "layout": figure.layout}))
+        go.Figure(json.loads(text))
+
+
+def test_numbers_are_as_short_as_a_screen_shows_them():
+    assert compact({"a": [1 / 3, 2.0, float("nan"), None, "x", 123456789]}) == {
+        "a": [0.333333, 2, None, None, "x", 123456789]
+    }
+
+
+# The page.
+
+SCRIPT = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def suspicious(tmp_path):
+    """A run whose name and whose model's outputs are HTML."""
+    run = leave_run(tmp_path / "run", rows_of([3, 2]), exp_name=f"{SCRIPT}<b>&amp;")
+    answer = {
+        "prompt": SCRIPT,
+        "output": f"\ud800{SCRIPT}",
+        "extracted": None,
+        "expected": "<i>4",
+        "right": False,
+    }
+    numbers = {"results": [{"adapter": SCRIPT, "accuracy": 0.5, "interval": [0.25, 0.75], "examples": 2}]}
+    leave_predictions(run, [{"adapter": SCRIPT, **answer}], numbers)
+    return run
+
+
+def test_what_runs_wrote_is_never_html(suspicious):
+    html = page(grouped(suspicious), "")
+    html.encode("utf-8")
+    scripts = re.findall(r"<script[^>]*>", html)
+    assert scripts == re.findall(r'<script(?: type="application/json" data-of="[\w-]+")?>', html)
+    assert "<script>alert" not in html and "<b>&amp;" not in html and "<i>4" not in html
+    assert html.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") >= 6
+    figures = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', html)
+    names = {trace["name"] for text in figures for trace in json.loads(text)["data"] if "name" in trace}
+    assert names == {"&lt;script&gt;alert('x')&lt;/script&gt;&lt;b&gt;&amp;amp;"}, (
+        "plotly reads HTML in names"
+    )
+
+
+def test_answers_show_their_numbers_and_the_first_wrong_and_right_ones(tmp_path):
+    run = leave_run(tmp_path / "run", rows_of([3, 2]))
+    rows = [
+        {
+            "adapter": "",
+            "prompt": f"sum {n}",
+            "output": f"{n}!",
+            "extracted": f"{n}",
+            "expected": "1",
+            "right": n == 1,
+        }
+        for n in range(9)
+    ]
+    leave_predictions(run, rows, {"base": {"accuracy": 1 / 9, "interval": [0.0, 0.4], "examples": 9}})
+    html = page(grouped(run), "")
+    assert "<h2>Answers</h2>" in html and "0.000 to 0.400" in html and ">0.111<" in html
+    assert re.findall(r"sum \d", html) == ["sum 0", "sum 2", "sum 3", "sum 1"]
+    assert html.count('class="card wrong"') == 3 and html.count('class="card right"') == 1
+
+
+def test_sections_without_data_do_not_appear(tmp_path):
+    html = page(grouped(leave_run(tmp_path / "a", rows_of([3, 2]))), "")
+    assert re.findall(r"<h2>(.*?)</h2>", html) == ["What was run", "Results", "Learning", "All options"]
+    assert "not finished" not in html
+
+
+def test_a_run_that_goes_on_is_said_to_be_unfinished(tmp_path):
+    html = page(grouped(leave_run(tmp_path / "a", rows_of([3, 2]), finished=False)), "")
+    assert "not finished" in html
+
+
+def test_a_thousand_peers_and_many_rounds_make_a_small_page(tmp_path):
+    peers, rounds = 1000, 256
+    accuracy = [[((n * 37 + peer) % 100) / 100 for peer in range(peers)] for n in range(rounds)]
+    rows = rows_of([3.0] * rounds, peer_val_accuracy=accuracy, consensus_error=[0.1 / 3] * rounds)
+    clients = {
+        "examples": [8] * peers,
+        "labels": {"a": [3] * peers, "b": [5] * peers},
+        "validation": [9],
+        "server": 0,
+    }
+    run = leave_run(tmp_path / "a", rows, name="random_regular:d=4", num_clients=peers, clients=clients)
+    assert len(page(grouped(run), "")) < 300_000
+
+
+def _contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_stand_out_from_the_page_in_light_and_dark():
+    css = files("fedloom.observe.report").joinpath("page.css").read_text()
+    themes = [dict(re.findall(r"--(\w+): (#\w{6});", part)) for part in css.split("@media screen")[:2]]
+    assert [len(theme) for theme in themes] == [17, 17]
+    for theme in themes:
+        for name, least in [(f"c{n}", 3.0) for n in range(COLOURS)] + [
+            (name, 4.5) for name in ("ink", "muted", "accent", "good", "bad")
+        ]:
+            for ground in ("surface", "page"):
+                # Lines need 3 to 1, text 4.5 to 1 (WCAG 2.1); only text stands on the page itself.
+                if least == 4.5 or ground == "surface":
+                    assert _contrast(theme[name], theme[ground]) >= least, (name, ground)
+
+
+# The command.
+
+
+@pytest.fixture
+def report(capsys):
+    """Runs `fedloom report`; returns the exit status, and what it said on stdout and on stderr."""
+    pytest.importorskip("plotly")
+
+    def run(*words):
+        status = main(["report", *map(str, words)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_writes_one_page_with_plotly_once(report, tmp_path):
+    for name in ("a", "b"):
+        leave_run(tmp_path / name, rows_of([3, 2]), lr=0.1 + ord(name))
+    status, out, _ = report(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "page.html")
+    assert status == 0 and f"{tmp_path}/page.html" in out
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert html.count("plotly.js v") == 1 and len(html) < 6_000_000
+    assert not re.search(r'(?:src|href)="(?!#)', html), "nothing is fetched"
+
+
+def test_mistakes_are_told(report, tmp_path):
+    good = leave_run(tmp_path / "runs" / "good", rows_of([3, 2]))
+    empty = leave_run(tmp_path / "runs" / "empty", rows_of([3]))
+    (empty / "metrics.jsonl").write_text("")
+    broken = leave_run(tmp_path / "runs" / "broken", rows_of([3]))
+    (broken / "summary.json").write_text("{")
+    torn = leave_run(tmp_path / "runs" / "torn", rows_of([3]))
+    (torn / "metrics.jsonl").write_text("{}}\n")
+    for words, parts in [
+        ([], ["runs: none given", "runs/demo"]),
+        ([tmp_path / "nothing"], ["nothing is not the folder of a run", "does not exist", "fedloom dfl"]),
+        ([tmp_path / "runs"], ["no config.yaml", "the runs in it are", str(good)]),
+        ([empty], ["metrics.jsonl has no rows", "wait for its first round"]),
+        ([broken], ["summary.json is not as a run wrote it"]),
+        ([torn], ["metrics.jsonl is not as a run wrote it"]),
+        ([good, f"{good}/"], ["is given twice"]),
+        ([good, "-o", tmp_path / "no" / "page.html"], ["there is no folder", "make it"]),
+        ([good, "-o", tmp_path], ["is a folder", "report.html"]),
+        ([good, "--outptu", "x"], ["unknown flag --outptu", "--output"]),
+    ]:
+        status, out, err = report(*words)
+        assert status == 2 and out == "" and err.startswith("fedloom: error: ") and err.count("\n") == 1, (
+            words
+        )
+        assert all(part in err for part in parts), err
+
+
+def test_predictions_that_are_none_are_named(report, tmp_path):
+    run = leave_run(tmp_path / "a", rows_of([3, 2]))
+    leave_predictions(run, [{"adapter": "x"}], {})
+    status, _, err = report(run, "-o", tmp_path / "page.html")
+    assert status == 2 and "predictions.jsonl, line 1 is not as `fedloom eval` wrote it" in err
+
+
+def test_without_plotly_the_extra_is_named(report, tmp_path, monkeypatch):
+    run = leave_run(tmp_path / "a", rows_of([3, 2]))
+    real = builtins.__import__
+
+    def missing(name, *rest, **more):
+        if name.startswith("plotly"):
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    status, _, err = report(run, "-o", tmp_path / "page.html")
+    assert status == 2 and "pip install 'fedloom[report]'" in err

@@ -1,0 +1,176 @@
+"""The page of `fedloom report` in a browser: drawn, quiet, and fit for a phone and for the dark."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from browser import browser, colour_scheme, resize, screenshot, why_no_browser
+from runs import leave_predictions
+from tiny import save_tiny_bert, save_tiny_llama
+
+from fedloom.cli import main
+
+pytest.importorskip("plotly")
+pytest.importorskip("selenium")
+pytestmark = pytest.mark.skipif(why_no_browser() is not None, reason=why_no_browser() or "")
+
+ARTEFACTS = Path(__file__).parent.parent / "build" / "report"
+WIDTHS = {"desktop": 1280, "phone": 360}
+
+
+def run(command: str, out_dir: Path, name: str, *flags: str) -> Path:
+    common = f"--out_dir {out_dir} --exp_name {name} --dtype float32 --report_to none --wave_tokens 600"
+    assert main([*command.split(), *common.split(), *flags]) == 0
+    return out_dir / name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Real runs of tiny models: peers with three seeds, gradient priority, one judged."""
+    folder = tmp_path_factory.mktemp("runs")
+    problems = folder / "problems"
+    problems.mkdir()
+    for part, count in (("train", 40), ("validation", 6), ("test", 2)):
+        rows = [
+            {"question": f"{part[0]} {i} and {i % 7}?", "answer": f"{i} + {i % 7}\n#### {i}"}
+            for i in range(count)
+        ]
+        (problems / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sentences = folder / "sentences"
+    sentences.mkdir()
+    for part, count in (("train", 60), ("validation", 8)):
+        rows = [{"sentence": f"good or bad {i}", "label": i % 2} for i in range(count)]
+        (sentences / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    llama = save_tiny_llama(folder / "llama")
+    bert = save_tiny_bert(folder / "bert")
+    fed = f"fed --model_name {llama} --data_name gsm8k --data_dir {problems} --client_num 4 --max_steps 4"
+    fed += " --client_num_per_step 2 --client_batch_per_step 2 --val_steps 2 --lora_r 2 --client_lr 0.05"
+    fed += " --max_layer_num 1 --min_layer_num 0"
+    dfl = f"dfl --model_checkpoint {bert} --data_dir {sentences} --name link3 --num_rounds 3 --local_steps 1"
+    dfl += " --batch_size 4 --lr 0.01 --partition dirichlet"
+    made = [run(fed, folder / "runs", "a-run-with-a-name-that-is-much-too-long-for-any-legend-on-a-phone")]
+    made.append(run(fed, folder / "runs", "plain", "--train_mode", "fed"))
+    made += [run(dfl, folder / "runs", f"peers-{seed}", "--seed", str(seed)) for seed in (1, 2, 3)]
+    answer = {"adapter": "round-000004", "prompt": "1 and 1?", "output": "#### 2 " * 40, "expected": "2"}
+    answers = [answer | {"extracted": "2", "right": True}, answer | {"extracted": None, "right": False}]
+    leave_predictions(
+        made[0], answers, {"round-000004": {"accuracy": 0.5, "interval": [0.1, 0.9], "examples": 2}}
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    assert main(["report", *map(str, runs), "-o", str(path)]) == 0
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+def opened(driver, page, width, scheme="light"):
+    resize(driver, width, 900)
+    colour_scheme(driver, scheme)
+    driver.get_log("browser")
+    driver.get_log("performance")
+    driver.get(page)
+    driver.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    # What is folded is drawn when it unfolds, which the page hears of a moment later.
+    driver.set_script_timeout(30)
+    driver.execute_async_script("setTimeout(() => requestAnimationFrame(arguments[0]), 300)")
+
+
+def undrawn(driver):
+    """Titles of figures without anything in them."""
+    return driver.execute_script(
+        """const marks = '.scatterlayer .trace, .barlayer .trace, .heatmaplayer .hm';
+        return [...document.querySelectorAll('figure')]
+          .filter((one) => !one.querySelector('.main-svg') || !one.querySelector(marks)
+                           || one.querySelector('.main-svg').getBoundingClientRect().width < 200)
+          .map((one) => one.querySelector('h3').textContent);"""
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", WIDTHS)
+def test_the_page_is_drawn_fits_and_is_quiet(driver, page, size, scheme):
+    opened(driver, page, WIDTHS[size], scheme)
+    screenshot(driver, ARTEFACTS / f"{size}-{scheme}.png")
+    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
+    assert driver.execute_script("return document.querySelectorAll('figure').length") >= 15
+    assert undrawn(driver) == []
+    root = "return document.documentElement"
+    assert driver.execute_script(f"{root}.scrollWidth") <= WIDTHS[size]
+    assert (
+        driver.execute_script(
+            """return [...document.querySelectorAll('main *')].filter((one) =>
+             !one.closest('.plot') && one.getBoundingClientRect().right > innerWidth + 0.5).length"""
+        )
+        == 0
+    )
+
+
+def test_nothing_is_asked_of_the_network(driver, page):
+    opened(driver, page, 1280)
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert page in asked, "the log sees requests"
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert driver.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_the_page_follows_from_light_to_dark(driver, page):
+    look = "const s = getComputedStyle(document.body); return [s.backgroundColor, " + (
+        "document.querySelector('.plot .scatterlayer .js-line').style.stroke, "
+        "document.querySelector('.plot .xtick text').style.fill]"
+    )
+    opened(driver, page, 1280, "light")
+    light = driver.execute_script(look)
+    colour_scheme(driver, "dark")
+    driver.execute_async_script("setTimeout(arguments[0], 500)")
+    dark = driver.execute_script(look)
+    assert all(before != after for before, after in zip(light, dark, strict=True)), (light, dark)
+
+
+def test_the_switch_changes_the_axis_and_a_legend_hides_a_run(driver, page):
+    opened(driver, page, 1280)
+    title = "return document.querySelector('#figure-1 .xtitle').textContent"
+    lines = "return document.querySelectorAll('#figure-1 .scatterlayer .trace').length"
+    assert driver.execute_script(title) == "rounds"
+    driver.execute_script("document.querySelector('[data-axis=bytes]').click()")
+    assert driver.execute_script(title) == "bytes sent, up and down"
+    assert (
+        driver.execute_script("return document.querySelector('#figure-1 .xtick:last-child').textContent")[-1]
+        == "B"
+    )
+    before = driver.execute_script(lines)
+    driver.execute_script("document.querySelector('[data-shows=figure-1]').click()")
+    assert driver.execute_script(lines) == before - 1
+
+
+def test_it_prints_in_light_colours_on_paper_wide_figures(driver, page):
+    opened(driver, page, 1280, "dark")
+    made = driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
+    assert len(made["data"]) > 10_000
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    driver.execute_async_script("setTimeout(arguments[0], 500)")
+    widths = (
+        "return [...document.querySelectorAll('.main-svg')].map((one) => one.getBoundingClientRect().width)"
+    )
+    assert max(driver.execute_script(widths)) <= 660
+    assert (
+        driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        == "rgb(255, 255, 255)"
+    )
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
+
+
+def test_screenshots_are_kept():
+    made = [ARTEFACTS / f"{size}-{scheme}.png" for size in WIDTHS for scheme in ("light", "dark")]
+    assert all(os.path.getsize(path) > 10_000 for path in made)
