@@ -233,7 +233,7 @@ def encoded(examples, tokenizer=None, names=("negative", "positive"), max_length
 
 def test_a_text_gets_the_tokenizers_special_tokens_and_its_class():
     ((tokens,), cut) = encoded(texts(["a b"]))
-    assert tokens == ([1, 4, 5, 2], 4, 1, None)
+    assert tokens == ([1, 4, 5, 2], 4, 1, None, "positive")
     assert cut == 0
     ((tokens,), _) = encoded(texts(["a b"], label="negative"))
     assert tokens.label == 0

@@ -17,8 +17,11 @@ Trace = dict[str, Any]
 COLOURS = 8
 DASHES = ("solid", "dash", "dot", "dashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up")
+MOST_NAMES = 3
 FEW_POINTS = 40
 """Up to which each point of a line gets a mark."""
+FEW_ROUNDS = 8
+"""Up to which each round gets a mark on its axis."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,14 @@ class Figure:
     """What is drawn and told.
 
     Attributes:
-        title: Its heading.
+        title: Its heading, without the runs.
         about: What can be seen, for those who cannot see it.
         traces: As plotly takes them. An `x` that is a mapping has a list for each of `axes`.
         layout: As plotly takes it, beside what page.js gives every figure.
         legend: What stands below; empty where nothing needs a name.
         note: A sentence or two below the figure.
         height: In CSS pixels.
+        runs: The names of the runs whose figure it is; empty where the legend names them.
         axes: The x axes to choose from, by name, as plotly takes an axis.
     """
 
@@ -81,7 +85,16 @@ class Figure:
     legend: list[Entry] = field(default_factory=list)
     note: str = ""
     height: int = 320
+    runs: tuple[str, ...] = ()
     axes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def heading(self) -> str:
+        """The title, and the first runs."""
+        if not self.runs:
+            return self.title
+        more = f" and {len(self.runs) - MOST_NAMES} more" if len(self.runs) > MOST_NAMES else ""
+        return f"{self.title}: {', '.join(self.runs[:MOST_NAMES])}{more}"
 
 
 def line(name: str, x: object, y: Sequence[float | None], look: Look, unit: str = ".4~g") -> Trace:
@@ -116,6 +129,16 @@ def area(x: Any, low: Sequence[float], high: Sequence[float], look: Look, opacit
         "line": {"color": f"{look.colour}/0", "width": 0},
         "hoverinfo": "skip",
     }
+
+
+def rounds_axis(last: float | int) -> dict[str, Any]:
+    """The axis of rounds; where they are few it has no marks between two."""
+    return {"title": {"text": "rounds"}} | ({"dtick": 1} if last <= FEW_ROUNDS else {})
+
+
+def share_axis() -> dict[str, Any]:
+    """The axis of a share, in percent, which goes no further than a share can."""
+    return {"tickformat": ",.0%", "autorangeoptions": {"clipmin": -0.01, "clipmax": 1.01}}
 
 
 def shown(text: str, longest: int = 60) -> str:

@@ -42,7 +42,7 @@ def holdings(run: Run) -> list[Figure]:
     told = f"{len(examples)} clients hold {_range(examples)} examples each, {sum(examples):,} in all."
     return [
         Figure(
-            f"{'Labels' if labels else 'Examples'} per client: {run.name}",
+            f"{'Labels' if labels else 'Examples'} per client",
             f"{told} Labels: {', '.join(labels) or 'none'}.",
             traces,
             {
@@ -53,6 +53,7 @@ def holdings(run: Run) -> list[Figure]:
             },
             [Entry(label, look(place), [place], filled=True) for place, label in enumerate(labels)],
             f"{told} {_kept(run)}",
+            runs=(run.name,),
         )
     ]
 

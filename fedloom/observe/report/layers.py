@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.observe.report.curves import Row
-from fedloom.observe.report.figure import Figure
+from fedloom.observe.report.figure import Figure, rounds_axis
 from fedloom.observe.report.read import Run
 
 MOST_COLUMNS = 160
@@ -44,12 +44,13 @@ def _scores(run: Run, rows: Sequence[Row]) -> Figure:
     }
     named = ", ".join(map(str, highest))
     return Figure(
-        f"Layer scores: {run.name}",
+        "Layer scores",
         f"Scores of {layers} layers in {len(shown)} rounds. Highest on average: layers {named}.",
         [trace],
-        _layout(),
+        _layout(layers, rows[-1]["round"]),
         note=f"A layer's score, of the round's highest. Highest on average: layers {named}.{_left_out(rows)}",
         height=_height(layers),
+        runs=(run.name,),
     )
 
 
@@ -69,12 +70,13 @@ def _selections(run: Run, rows: Sequence[Row], layers: int | None) -> Figure:
     often = ", ".join(f"{layer} ({count / len(rows):.0%})" for layer, count in counts.most_common(3))
     told = f"{len(counts)} of {layers} layers were selected at least once, most often {often} of the rounds."
     return Figure(
-        f"Selected layers: {run.name}",
+        "Selected layers",
         f"Layers selected in {len(shown)} rounds. {told}",
         [trace],
-        _layout(),
+        _layout(layers, rows[-1]["round"]),
         note=told + _left_out(rows),
         height=_height(layers),
+        runs=(run.name,),
     )
 
 
@@ -89,11 +91,10 @@ def _heat(rows: Sequence[Row], z: list[list[Any]]) -> dict[str, Any]:
     }
 
 
-def _layout() -> dict[str, Any]:
-    return {
-        "xaxis": {"title": {"text": "rounds"}, "showgrid": False},
-        "yaxis": {"title": {"text": "layer"}, "autorange": "reversed", "showgrid": False, "zeroline": False},
-    }
+def _layout(layers: int, last_round: int) -> dict[str, Any]:
+    plain = {"showgrid": False, "zeroline": False}
+    downwards = {"title": {"text": "layer"}, "autorange": "reversed", "dtick": 1 if layers <= 12 else 5}
+    return {"xaxis": rounds_axis(last_round) | plain, "yaxis": downwards | plain}
 
 
 def _height(layers: int) -> int:

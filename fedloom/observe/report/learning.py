@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedloom.observe.report.curves import MOST_POINTS, Band, band, stride, values
-from fedloom.observe.report.figure import Entry, Figure, Trace, area, line, look
+from fedloom.observe.report.figure import Entry, Figure, Trace, area, line, look, rounds_axis, share_axis
 from fedloom.observe.report.groups import Group
 
-AXES: dict[str, dict[str, Any]] = {
-    "rounds": {"title": {"text": "rounds"}},
+AXES = ("rounds", "bytes", "seconds")
+_UNITS: dict[str, dict[str, Any]] = {
     "bytes": {"title": {"text": "bytes sent, up and down"}, "tickformat": "~s", "ticksuffix": "B"},
     "seconds": {"title": {"text": "seconds of training and averaging"}},
 }
@@ -67,7 +67,7 @@ def curves(
         entries.append(Entry(_with_seeds(group), own, list(range(first, len(traces)))))
     if not shown:
         return None
-    layout: dict[str, Any] = {"yaxis": {"tickformat": ",.0%"} if share else {}}
+    layout: dict[str, Any] = {"yaxis": share_axis() if share else {}}
     if logarithmic:
         layout["yaxis"] |= {"type": "log", "dtick": 1, "exponentformat": "power"}
     last = "; ".join(
@@ -81,7 +81,7 @@ def curves(
         layout,
         entries,
         _note(groups, name),
-        axes=AXES,
+        axes={"rounds": rounds_axis(max(found.rounds[-1] for _, _, found in shown)), **_UNITS},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import count
 
@@ -89,13 +89,12 @@ def _sections(groups: Sequence[Group]) -> list[Section]:
 
     def per_run(*makers: Callable[[Run], list[Figure]], before: Sequence[Figure | None] = ()) -> Markup:
         """The first run of each group in sight, its other seeds folded; equal figures once."""
-        first = _once([figure for make in makers for group in groups for figure in make(group.first)])
+        firsts = [figure for make in makers for group in groups for figure in make(group.first)]
         others = [run for group in groups for run in group.runs[1:]]
-        every = _once([*first, *(figure for make in makers for run in others for figure in make(run))])
-        more = drawn(every[len(first) :])
-        return join(
-            drawn([*before, *first]), tag("details", tag("summary", "Other seeds"), more) if more else ""
-        )
+        shown = len(_once(firsts))
+        every = _once([*firsts, *(figure for make in makers for run in others for figure in make(run))])
+        first, more = drawn([*before, *every[:shown]]), drawn(every[shown:])
+        return join(first, tag("details", tag("summary", "Other seeds"), more) if more else "")
 
     learning = drawn(learning_figures(groups))
     notes = [
@@ -123,11 +122,15 @@ _BEST = (
 
 
 def _once(figures: Sequence[Figure]) -> list[Figure]:
-    """Each figure once, whatever run it is called after: seeds often share graph and data."""
+    """Figures that show the same become one that names all their runs: seeds often share graph and data."""
     kept: list[Figure] = []
     for figure in figures:
-        if not any(figure.traces == other.traces for other in kept):
+        place = next((n for n, other in enumerate(kept) if other.traces == figure.traces), None)
+        if place is None:
             kept.append(figure)
+        else:
+            runs = dict.fromkeys([*kept[place].runs, *figure.runs])
+            kept[place] = replace(kept[place], runs=tuple(runs))
     return kept
 
 
@@ -145,7 +148,7 @@ def _figure(figure: Figure, number: int) -> Markup:
     text = json.dumps(compact(drawn), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return tag(
         "figure",
-        tag("h3", figure.title, id=f"{ident}-title"),
+        tag("h3", figure.heading, id=f"{ident}-title"),
         tag(
             "div",
             class_="plot",

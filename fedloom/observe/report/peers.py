@@ -11,7 +11,17 @@ from fedloom.config import UserError
 from fedloom.federation.positions import positions
 from fedloom.federation.topology import Topology, build_topology, mixing, spectral_gap
 from fedloom.observe.report.curves import Row, is_number, quantile
-from fedloom.observe.report.figure import Entry, Figure, Look, Trace, area, line, look
+from fedloom.observe.report.figure import (
+    Entry,
+    Figure,
+    Look,
+    Trace,
+    area,
+    line,
+    look,
+    rounds_axis,
+    share_axis,
+)
 from fedloom.observe.report.read import Run
 
 MOST_LINES = 30
@@ -36,12 +46,13 @@ def accuracies(run: Run) -> list[Figure]:
     ends = f" At the end they are between {last[0]:.1%} and {last[-1]:.1%}." if last else ""
     return [
         Figure(
-            f"Peers' accuracy: {run.name}",
+            "Peers' accuracy",
             f"Validation accuracy of {peers} peers over {len(rounds)} evaluations.{ends}",
             traces,
-            {"xaxis": {"title": {"text": "rounds"}}, "yaxis": {"tickformat": ",.0%"}},
+            {"xaxis": rounds_axis(rounds[-1]), "yaxis": share_axis()},
             entries,
             f"{peers} peers.{ends}",
+            runs=(run.name,),
         )
     ]
 
@@ -95,7 +106,7 @@ def graph(run: Run) -> list[Figure]:
     limits = {"visible": False, "fixedrange": True}
     return [
         Figure(
-            f"Graph: {name}, {peers} peers",
+            f"Graph {name}, {peers} peers",
             told,
             traces,
             {
@@ -106,6 +117,7 @@ def graph(run: Run) -> list[Figure]:
             entries,
             told + ("" if drawn else " There are too many links to draw."),
             height=360,
+            runs=(run.name,),
         )
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from fedloom.observe.report.groups import IGNORED, Group
@@ -9,27 +10,44 @@ from fedloom.observe.report.markup import Markup, join, tag
 from fedloom.observe.report.read import Run
 from fedloom.observe.report.results import Cell, results
 
+LONGEST_WORD = 16
+"""Letters of a word that is never broken."""
+
 
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str, class_: str | None = None
 ) -> Markup:
-    """A table whose first column heads the rows; on a narrow page each row becomes a block of its own."""
+    """A table whose first column heads the rows; on a narrow page each row becomes a block of its own.
+
+    Where even so it is wider than the page, it alone scrolls.
+    """
     head = tag("tr", *(tag("th", text, scope="col") for text in heads))
     body = [
         tag(
             "tr",
             tag("th", row[0], scope="row"),
-            *(tag("td", cell, data_label=head) for head, cell in zip(heads[1:], row[1:], strict=True)),
+            *(
+                tag("td", cell, data_label=head, class_=_breaks(cell))
+                for head, cell in zip(heads[1:], row[1:], strict=True)
+            ),
         )
         for row in rows
     ]
-    return tag(
+    made = tag(
         "table",
         tag("caption", caption),
         tag("thead", head),
         tag("tbody", *body),
         class_=f"stacks {class_ or ''}".strip(),
     )
+    return tag("div", made, class_="scrolls", tabindex="0", role="region", aria_label=caption)
+
+
+def _breaks(cell: str) -> str | None:
+    """Long paths and names may break anywhere; what is short may not, or columns would shrink to letters."""
+    if isinstance(cell, Markup):
+        return None
+    return "breaks" if max(map(len, re.split(r"[\s-]", cell))) > LONGEST_WORD else None
 
 
 def glance(groups: Sequence[Group]) -> Markup:
@@ -84,9 +102,9 @@ def finals(groups: Sequence[Group]) -> Markup:
 
 
 def _shown(cell: Cell) -> Markup:
-    parts: list[str] = [cell.text]
+    parts = [tag("strong" if cell.best else "span", cell.text, class_="number")]
     if cell.best:
-        parts = [tag("strong", cell.text), tag("span", "best", class_="best")]
+        parts += [Markup(" "), tag("span", "best", class_="best")]
     if cell.spread:
         parts.append(tag("span", cell.spread, class_="spread"))
     return tag("span", *parts, class_="value")
@@ -95,14 +113,20 @@ def _shown(cell: Cell) -> Markup:
 def differing(groups: Sequence[Group]) -> Markup:
     """The options that differ among the groups that have them; nothing where none do."""
     names = dict.fromkeys(name for group in groups for name in group.first.options if name not in IGNORED)
-    rows = [
-        (name, *(option(group.first, name) for group in groups))
+    told = [
+        name
         for name in names
         if len({option(group.first, name) for group in groups if name in group.first.options}) > 1
     ]
-    if not rows:
+    if not told:
         return Markup("")
-    return table(("Option", *(group.label for group in groups)), rows, "Options that differ")
+    title = "Options that differ"
+    # The shorter way across the page.
+    if len(groups) <= len(told):
+        rows = [(name, *(option(group.first, name) for group in groups)) for name in told]
+        return table(("Option", *(group.label for group in groups)), rows, title)
+    rows = [(group.label, *(option(group.first, name) for name in told)) for group in groups]
+    return table(("Run", *told), rows, title)
 
 
 def option(run: Run, name: str) -> str:
