@@ -1,8 +1,9 @@
 """The page of `fedloom report` in a browser: drawn, quiet, and fit for a phone and for the dark."""
 
 import json
-import os
+import re
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 from browser import browser, colour_scheme, resize, screenshot, why_no_browser
@@ -96,24 +97,34 @@ def undrawn(driver):
     )
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+def seen(driver):
+    """A few colours: of the page, of a line, of an axis."""
+    return driver.execute_script(
+        """const line = document.querySelector('.plot .scatterlayer .js-line');
+        const tick = document.querySelector('.plot .xtick text');
+        return [getComputedStyle(document.body).backgroundColor, line.style.stroke, tick.style.fill];"""
+    )
+
+
 @pytest.mark.parametrize("size", WIDTHS)
-def test_the_page_is_drawn_fits_and_is_quiet(driver, page, size, scheme):
-    opened(driver, page, WIDTHS[size], scheme)
-    screenshot(driver, ARTEFACTS / f"{size}-{scheme}.png")
-    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+def test_the_page_is_drawn_fits_is_quiet_and_follows_into_the_dark(driver, page, size):
+    opened(driver, page, WIDTHS[size])
+    screenshot(driver, ARTEFACTS / f"{size}-light.png")
     assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
     assert driver.execute_script("return document.querySelectorAll('figure').length") >= 15
     assert undrawn(driver) == []
-    root = "return document.documentElement"
-    assert driver.execute_script(f"{root}.scrollWidth") <= WIDTHS[size]
-    assert (
-        driver.execute_script(
-            """return [...document.querySelectorAll('main *')].filter((one) =>
-             !one.closest('.plot') && one.getBoundingClientRect().right > innerWidth + 0.5).length"""
-        )
-        == 0
-    )
+    wider = """return [...document.querySelectorAll('main *')].filter((one) =>
+        !one.closest('.plot') && one.getBoundingClientRect().right > innerWidth + 0.5).length"""
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= WIDTHS[size]
+    assert driver.execute_script(wider) == 0
+    light = seen(driver)
+    colour_scheme(driver, "dark")
+    driver.execute_async_script("setTimeout(arguments[0], 500)")
+    assert all(before != after for before, after in zip(light, seen(driver), strict=True))
+    screenshot(driver, ARTEFACTS / f"{size}-dark.png")
+    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    made = [ARTEFACTS / f"{size}-{scheme}.png" for scheme in ("light", "dark")]
+    assert all(path.stat().st_size > 10_000 for path in made)
 
 
 def test_nothing_is_asked_of_the_network(driver, page):
@@ -125,17 +136,13 @@ def test_nothing_is_asked_of_the_network(driver, page):
     assert driver.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
-def test_the_page_follows_from_light_to_dark(driver, page):
-    look = "const s = getComputedStyle(document.body); return [s.backgroundColor, " + (
-        "document.querySelector('.plot .scatterlayer .js-line').style.stroke, "
-        "document.querySelector('.plot .xtick text').style.fill]"
-    )
-    opened(driver, page, 1280, "light")
-    light = driver.execute_script(look)
-    colour_scheme(driver, "dark")
-    driver.execute_async_script("setTimeout(arguments[0], 500)")
-    dark = driver.execute_script(look)
-    assert all(before != after for before, after in zip(light, dark, strict=True)), (light, dark)
+def test_a_figure_left_empty_and_a_request_would_be_noticed(driver, page, tmp_path):
+    html = Path(urlparse(page).path).read_text(encoding="utf-8")
+    spoilt = re.sub(r'(data-of="figure-1">\{"data":)\[.*?\](,"layout")', r"\1[]\2", html, count=1)
+    (tmp_path / "spoilt.html").write_text(spoilt + '<img src="http://localhost:9/x.png" alt="">')
+    opened(driver, (tmp_path / "spoilt.html").as_uri(), 1280)
+    assert undrawn(driver) == ["Validation loss"]
+    assert any("Content Security Policy" in entry["message"] for entry in driver.get_log("browser"))
 
 
 def test_the_switch_changes_the_axis_and_a_legend_hides_a_run(driver, page):
@@ -169,8 +176,3 @@ def test_it_prints_in_light_colours_on_paper_wide_figures(driver, page):
         == "rgb(255, 255, 255)"
     )
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
-
-
-def test_screenshots_are_kept():
-    made = [ARTEFACTS / f"{size}-{scheme}.png" for size in WIDTHS for scheme in ("light", "dark")]
-    assert all(os.path.getsize(path) > 10_000 for path in made)

@@ -7,6 +7,8 @@ from fedloom.observe.report.read import Run
 
 OTHERS = "others"
 STRIPED = "/"
+FEW_CLIENTS = 12
+"""Clients up to which each has its number on the axis."""
 MOST_GAPS = 80
 """Clients up to which there is a gap between two bars."""
 
@@ -17,7 +19,7 @@ def holdings(run: Run) -> list[Figure]:
         return []
     examples: list[int] = run.clients["examples"]
     labels = _frequent(run.clients["labels"])
-    numbers = [str(client + 1) for client in range(len(examples))]
+    numbers = [client + 1 for client in range(len(examples))]
     traces = [
         {
             "type": "bar",
@@ -39,6 +41,7 @@ def holdings(run: Run) -> list[Figure]:
         }
         for place, (label, counts) in enumerate((labels or {"examples": examples}).items())
     ]
+    one_by_one = {"dtick": 1} if len(examples) <= FEW_CLIENTS else {}
     told = f"{len(examples)} clients hold {_range(examples)} examples each, {sum(examples):,} in all."
     return [
         Figure(
@@ -48,7 +51,7 @@ def holdings(run: Run) -> list[Figure]:
             {
                 "barmode": "stack",
                 "bargap": 0.15 if len(examples) <= MOST_GAPS else 0,
-                "xaxis": {"title": {"text": "client"}, "type": "category", "nticks": 20, "showgrid": False},
+                "xaxis": {"title": {"text": "client"}, "showgrid": False, "zeroline": False} | one_by_one,
                 "yaxis": {"title": {"text": "examples"}},
             },
             [Entry(label, look(place), [place], filled=True) for place, label in enumerate(labels)],

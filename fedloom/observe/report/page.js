@@ -48,7 +48,7 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family, color: "@ink", size: 13 },
-      hoverlabel: { bgcolor: "@surface", bordercolor: "@muted", font: { color: "@ink", family } },
+      hoverlabel: { namelength: 30, bgcolor: "@surface", bordercolor: "@muted", font: { color: "@ink", family } },
       margin: { l: 48, r: 14, t: 12, b: 44 },
       showlegend: false,
       hovermode: "closest",
