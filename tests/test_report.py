@@ -52,7 +52,7 @@ def test_names_without_a_common_beginning_and_names_used_twice_are_told_apart(tm
     one = leave_run(tmp_path / "one", rows_of([3, 2]), seed=1)
     two = leave_run(tmp_path / "two", rows_of([3, 2]), seed=2)
     labels = [group.label for group in grouped(left, right, one, two)]
-    assert labels == [f"twin ({left})", f"twin ({right})", "one and 1 more"]
+    assert labels == ["twin (here/twin)", "twin (there/twin)", "one and 1 more"]
 
 
 # Curves.
@@ -385,6 +385,10 @@ def test_mistakes_are_told(report, tmp_path):
     (broken / "summary.json").write_text("{")
     torn = leave_run(tmp_path / "runs" / "torn", rows_of([3]))
     (torn / "metrics.jsonl").write_text("{}}\n")
+    strange = leave_run(tmp_path / "runs" / "strange", [{"round": 1}])
+    (strange / "config.yaml").write_text("a: 1\n")
+    roundless = leave_run(tmp_path / "runs" / "roundless", [{"round": 1}])
+    (roundless / "metrics.jsonl").write_text('{"val_loss": 1}\n')
     for words, parts in [
         ([], ["runs: none given", "runs/demo"]),
         ([tmp_path / "nothing"], ["nothing is not the folder of a run", "does not exist", "fedloom dfl"]),
@@ -392,6 +396,8 @@ def test_mistakes_are_told(report, tmp_path):
         ([empty], ["metrics.jsonl has no rows", "wait for its first round"]),
         ([broken], ["summary.json is not as a run wrote it"]),
         ([torn], ["metrics.jsonl is not as a run wrote it"]),
+        ([strange], ["config.yaml is not as a run wrote it", "are missing"]),
+        ([roundless], ["metrics.jsonl is not as a run wrote it", "no round"]),
         ([good, f"{good}/"], ["is given twice"]),
         ([good, "-o", tmp_path / "no" / "page.html"], ["there is no folder", "make it"]),
         ([good, "-o", tmp_path], ["is a folder", "report.html"]),

@@ -161,18 +161,19 @@ def test_the_switch_changes_the_axis_and_a_legend_hides_a_run(driver, page):
     assert driver.execute_script(lines) == before - 1
 
 
-def test_it_prints_in_light_colours_on_paper_wide_figures(driver, page):
-    opened(driver, page, 1280, "dark")
-    made = driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
-    assert len(made["data"]) > 10_000
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    driver.execute_async_script("setTimeout(arguments[0], 500)")
-    widths = (
-        "return [...document.querySelectorAll('.main-svg')].map((one) => one.getBoundingClientRect().width)"
+def test_it_prints_in_light_colours_with_figures_as_wide_as_paper(driver, page):
+    opened(driver, page, 1280)
+    light, width = seen(driver), "document.querySelector('.main-svg').getBoundingClientRect().width"
+    before = driver.execute_script(f"return {width}")
+    colour_scheme(driver, "dark")
+    driver.execute_script(
+        f"""matchMedia('print').addEventListener('change', (event) => {{
+          const line = document.querySelector('.plot .scatterlayer .js-line').style.stroke;
+          if (event.matches) window.printed = [line, {width}];
+        }});"""
     )
-    assert max(driver.execute_script(widths)) <= 660
-    assert (
-        driver.execute_script("return getComputedStyle(document.body).backgroundColor")
-        == "rgb(255, 255, 255)"
-    )
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
+    driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
+    line, printed_width = driver.execute_script("return window.printed")
+    assert line == light[1] and before < printed_width < 8.27 * 96
+    assert driver.execute_script(f"return {width}") == before, "afterwards all is as it was"
+    assert seen(driver) != light

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from os.path import commonpath
 
 from fedloom.observe.report.read import Run
 
@@ -76,9 +77,11 @@ def _label(runs: Sequence[Run]) -> str:
 
 
 def _distinct(labels: list[str], parts: Sequence[Sequence[Run]]) -> list[str]:
-    """Say where a run lies when its name alone is not enough."""
+    """Say where a run lies, behind what all folders begin with, when its name alone is not enough."""
     common = Counter(labels)
+    folders = [part[0].folder.resolve() for part in parts]
+    above = commonpath(folder.parent for folder in folders)
     return [
-        label if common[label] == 1 else f"{label} ({part[0].folder})"
+        label if common[label] == 1 else f"{label} ({part[0].folder.resolve().relative_to(above)})"
         for label, part in zip(labels, parts, strict=True)
     ]

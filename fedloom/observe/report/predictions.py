@@ -41,7 +41,7 @@ class Prediction:
 def judged(run: Run) -> Markup:
     """The numbers and the examples of one run; nothing where nobody judged it."""
     found = list(_by_adapter(run).items())
-    parts = [_numbers(run), *(_examples(*of_one, unfolded=of_one is found[0]) for of_one in found)]
+    parts = [_numbers(run), *(_examples(*of_one, unfolded=of_one is found[-1]) for of_one in found)]
     if not any(parts):
         return Markup("")
     return tag("article", tag("h3", run.name), *parts, class_="judged")

@@ -17,6 +17,11 @@ from fedloom.parsing import RUN_CONFIG, RUN_RECORD
 
 EVAL_FILE = "eval/eval.json"
 PREDICTIONS_FILE = "eval/predictions.jsonl"
+_TELLING = (
+    {"model_name", "data_name", "train_mode", "client_num", "seed"},
+    {"model_checkpoint", "dataset_type", "training_type", "name", "num_clients", "seed"},
+)
+"""Options without which nobody can tell what was run: of `fed`, and of `dfl`."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +111,14 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"runs: {folder} is not the folder of a run (it {held}){_runs_inside(folder)}")
     options = _read(folder / RUN_CONFIG)
     record = options.pop(RUN_RECORD, None) or {}
+    if not any(names <= options.keys() for names in _TELLING):
+        raise _damaged(folder / RUN_CONFIG, "the options of `fedloom fed` or `fedloom dfl` are missing")
     try:
         rows = read_rows(folder)
     except ValueError as error:
         raise _damaged(folder / METRICS_FILE, error) from None
+    if not all(isinstance(row, dict) and "round" in row for row in rows):
+        raise _damaged(folder / METRICS_FILE, "a row has no round")
     if not rows:
         raise UserError(
             f"runs: {folder / METRICS_FILE} has no rows, the run has done nothing yet; "

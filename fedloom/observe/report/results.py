@@ -38,7 +38,7 @@ class Cell:
     Attributes:
         text: The mean over runs; a dash where there is no number.
         spread: From the lowest to the highest of several runs; empty where they read the same.
-        best: Whether no comparable group has a better mean, and some has a worse one.
+        best: Whether no comparable group has a better mean, and at least half have a worse one.
     """
 
     text: str
@@ -139,7 +139,7 @@ def _cell(metric: Metric, numbers: list[float] | None, best: bool) -> Cell:
 
 
 def _best(groups: Sequence[Group], means: Sequence[float | None], better: int) -> set[int]:
-    """The places of the best, several if they are equal; nobody where all are."""
+    """The places of the best, several if they are equal; nobody where more than half are."""
     comparable: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for place, (group, value) in enumerate(zip(groups, means, strict=True)):
         if value is not None and group.finished:
@@ -148,6 +148,6 @@ def _best(groups: Sequence[Group], means: Sequence[float | None], better: int) -
     for numbers in comparable.values():
         top = max(better * value for _, value in numbers)
         winners = {place for place, value in numbers if better * value == top}
-        if len(winners) < len(numbers):
+        if 2 * len(winners) <= len(numbers):
             best |= winners
     return best

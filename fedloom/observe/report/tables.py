@@ -136,6 +136,8 @@ def option(run: Run, name: str) -> str:
     value = run.options[name]
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return "none" if value is None else str(value)
 
 
