@@ -132,6 +132,20 @@ def test_several_seeds_are_a_mean_and_a_range(tmp_path):
     assert (cell.text, cell.spread, cell.best) == ("1.5", "1 to 2", False)
 
 
+def test_what_eval_found_is_that_of_the_last_round_judged(tmp_path):
+    run = leave_run(tmp_path / "a", rows_of([3, 2]))
+    accuracies = {
+        "base": 0.9,
+        "a/round-000002/peer-0001": 0.2,
+        "a/round-000002/peer-0002": 0.4,
+        "a/round-000001": 1,
+    }
+    adapters = [{"name": name, "accuracy": accuracy} for name, accuracy in accuracies.items()]
+    leave_predictions(run, [], {"task": "t", "split": "test", "examples": 9, "adapters": adapters})
+    (cell,) = results(grouped(run))["Right, fedloom eval"]
+    assert cell.text == "30.0%"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(4.25, "4.25 s"), (59.96, "60 s"), (61.0, "1 min 1 s"), (7260.0, "2 h 1 min")]
 )
@@ -253,6 +267,16 @@ def test_figures_that_show_the_same_name_all_their_runs(tmp_path):
 SCRIPT = "<script>alert('x')</script>"
 
 
+def verdict(name, **scores):
+    """What stands in eval.json for one adapter."""
+    return {
+        "task": "t",
+        "split": "test",
+        "examples": 9,
+        "adapters": [{"name": name, "folder": None, **scores}],
+    }
+
+
 @pytest.fixture
 def suspicious(tmp_path):
     """A run whose name and whose model's outputs are HTML."""
@@ -264,8 +288,7 @@ def suspicious(tmp_path):
         "expected": "<i>4",
         "right": False,
     }
-    numbers = {"results": [{"adapter": SCRIPT, "accuracy": 0.5, "interval": [0.25, 0.75], "examples": 2}]}
-    leave_predictions(run, [{"adapter": SCRIPT, **answer}], numbers)
+    leave_predictions(run, [{"adapter": SCRIPT, **answer}], verdict(SCRIPT, accuracy=0.5, low=0.2, high=0.8))
     return run
 
 
@@ -287,7 +310,7 @@ def test_answers_show_their_numbers_and_the_first_wrong_and_right_ones(tmp_path)
     run = leave_run(tmp_path / "run", rows_of([3, 2]))
     rows = [
         {
-            "adapter": "",
+            "adapter": "run/round-000001",
             "prompt": f"sum {n}",
             "output": f"{n}!",
             "extracted": f"{n}",
@@ -296,9 +319,11 @@ def test_answers_show_their_numbers_and_the_first_wrong_and_right_ones(tmp_path)
         }
         for n in range(9)
     ]
-    leave_predictions(run, rows, {"base": {"accuracy": 1 / 9, "interval": [0.0, 0.4], "examples": 9}})
+    scores = {"accuracy": 1 / 9, "low": 0.02, "high": 0.435, "without_number": 3}
+    leave_predictions(run, rows, verdict("run/round-000001", **scores))
     html = page(grouped(run), "")
-    assert "<h2>Answers</h2>" in html and "0.000 to 0.400" in html and ">0.111<" in html
+    assert "<h2>Answers</h2>" in html and "2.0% to 43.5%" in html and ">11.1%<" in html
+    assert ">No number</th>" in html and ">F1</th>" not in html
     assert re.findall(r"sum \d", html) == ["sum 0", "sum 2", "sum 3", "sum 1"]
     assert html.count('class="card wrong"') == 3 and html.count('class="card right"') == 1
 
@@ -394,10 +419,10 @@ def test_mistakes_are_told(report, tmp_path):
         ([tmp_path / "nothing"], ["nothing is not the folder of a run", "does not exist", "fedloom dfl"]),
         ([tmp_path / "runs"], ["no config.yaml", "the runs in it are", str(good)]),
         ([empty], ["metrics.jsonl has no rows", "wait for its first round"]),
-        ([broken], ["summary.json is not as a run wrote it"]),
-        ([torn], ["metrics.jsonl is not as a run wrote it"]),
-        ([strange], ["config.yaml is not as a run wrote it", "are missing"]),
-        ([roundless], ["metrics.jsonl is not as a run wrote it", "no round"]),
+        ([broken], ["summary.json is not as fedloom wrote it"]),
+        ([torn], ["metrics.jsonl is not as fedloom wrote it"]),
+        ([strange], ["config.yaml is not as fedloom wrote it", "are missing"]),
+        ([roundless], ["metrics.jsonl is not as fedloom wrote it", "no round"]),
         ([good, f"{good}/"], ["is given twice"]),
         ([good, "-o", tmp_path / "no" / "page.html"], ["there is no folder", "make it"]),
         ([good, "-o", tmp_path], ["is a folder", "report.html"]),
@@ -412,7 +437,10 @@ def test_mistakes_are_told(report, tmp_path):
 
 def test_predictions_that_are_none_are_named(report, tmp_path):
     run = leave_run(tmp_path / "a", rows_of([3, 2]))
-    leave_predictions(run, [{"adapter": "x"}], {})
+    leave_predictions(run, [{"adapter": "x"}], {"adapters": [{}]})
+    status, _, err = report(run, "-o", tmp_path / "page.html")
+    assert status == 2 and "eval.json is not as fedloom wrote it (a task" in err
+    (run / "eval" / "eval.json").unlink()
     status, _, err = report(run, "-o", tmp_path / "page.html")
     assert status == 2 and "predictions.jsonl, line 1 is not as `fedloom eval` wrote it" in err
 

@@ -55,9 +55,10 @@ def runs(tmp_path_factory):
     made += [run(dfl, folder / "runs", f"peers-{seed}", "--seed", str(seed)) for seed in (1, 2, 3)]
     answer = {"adapter": "round-000004", "prompt": "1 and 1?", "output": "#### 2 " * 40, "expected": "2"}
     answers = [answer | {"extracted": "2", "right": True}, answer | {"extracted": None, "right": False}]
-    leave_predictions(
-        made[0], answers, {"round-000004": {"accuracy": 0.5, "interval": [0.1, 0.9], "examples": 2}}
-    )
+    scores = {"accuracy": 0.5, "low": 0.1, "high": 0.9, "without_number": 1}
+    adapters = [{"name": "long/round-000004", "folder": None, **scores}]
+    numbers = {"task": "gsm8k", "split": "test", "examples": 2, "adapters": adapters}
+    leave_predictions(made[0], answers, numbers)
     return made
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fedloom.config import UserError
-from fedloom.observe.report.curves import is_number
 from fedloom.observe.report.markup import Markup, join, tag
-from fedloom.observe.report.read import EVAL_FILE, PREDICTIONS_FILE, Run
+from fedloom.observe.report.read import PREDICTIONS_FILE, Run
 from fedloom.observe.report.tables import table
 
 OF_EACH = 3
@@ -48,37 +47,29 @@ def judged(run: Run) -> Markup:
 
 
 def _numbers(run: Run) -> Markup:
-    records = list(_records(run.judged, ""))
-    if not records:
+    adapters: list[dict[str, Any]] = run.judged.get("adapters", [])
+    if not adapters:
         return Markup("")
-    names = list(dict.fromkeys(name for _, numbers in records for name in numbers))
+    columns = {
+        title: text for title, (name, text) in _SCORES.items() if any(name in scores for scores in adapters)
+    }
     rows = [
-        (adapter or "all", *(numbers.get(name, "–") for name in names))
-        for adapter, numbers in records[:MOST_ADAPTERS]
+        (scores["name"], *(text(scores) for text in columns.values())) for scores in adapters[:MOST_ADAPTERS]
     ]
-    heads = ("Adapter", *(name.replace("_", " ") for name in names))
-    more = f", the first {MOST_ADAPTERS} of {len(records)}" if len(records) > MOST_ADAPTERS else ""
-    return table(heads, rows, f"Numbers of {EVAL_FILE}{more}", class_="numbers")
+    judged_on = f"{run.judged['examples']:,} examples of {run.judged['task']}, {run.judged['split']} split"
+    more = f", the first {MOST_ADAPTERS} of {len(adapters)}" if len(adapters) > MOST_ADAPTERS else ""
+    caption = f"Judged by fedloom eval on {judged_on}{more}"
+    return table(("Adapter", *columns), rows, caption, class_="numbers")
 
 
-def _records(content: Mapping[str, Any], name: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Every mapping in eval.json that speaks of an accuracy, with its name and its numbers as text."""
-    if is_number(content.get("accuracy")):
-        numbers = {key: _text(key, value) for key, value in content.items()}
-        yield str(content.get("adapter") or name), {key: text for key, text in numbers.items() if text}
-    for key, value in content.items():
-        inside = value if isinstance(value, list) else [value]
-        for item in inside:
-            if isinstance(item, Mapping):
-                yield from _records(item, "" if isinstance(value, list) else str(key))
-
-
-def _text(key: str, value: object) -> str:
-    if isinstance(value, list) and len(value) == 2 and all(map(is_number, value)):
-        return " to ".join(_text(key, end) for end in value)
-    if isinstance(value, bool) or not is_number(value):
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+_SCORES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "Right": ("accuracy", lambda scores: f"{scores['accuracy']:.1%}"),
+    "95 % interval": ("low", lambda scores: f"{scores['low']:.1%} to {scores['high']:.1%}"),
+    "No number": ("without_number", lambda scores: f"{scores['without_number']:,}"),
+    "F1": ("f1", lambda scores: f"{scores['f1']:.3f}"),
+    "Matthews": ("matthews", lambda scores: f"{scores['matthews']:.3f}"),
+}
+"""Heading of a column, the name that shows whether there is one, and its text."""
 
 
 def _by_adapter(run: Run) -> dict[str, list[Prediction]]:
@@ -91,7 +82,7 @@ def _by_adapter(run: Run) -> dict[str, list[Prediction]]:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                adapter, made = str(row["adapter"] or "base model"), _prediction(row)
+                adapter, made = str(row["adapter"]), _prediction(row)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"runs: {path}, line {number} is not as `fedloom eval` wrote it "

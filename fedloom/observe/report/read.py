@@ -132,8 +132,18 @@ def read_run(folder: Path) -> Run:
         rows=rows,
         summary=_read(folder / SUMMARY_FILE),
         clients=_read(folder / CLIENTS_FILE),
-        judged=_read(folder / EVAL_FILE),
+        judged=_judged(folder / EVAL_FILE),
     )
+
+
+def _judged(path: Path) -> dict[str, Any]:
+    content = _read(path)
+    if content and not (
+        {"task", "split", "examples", "adapters"} <= content.keys()
+        and all({"name", "accuracy"} <= adapter.keys() for adapter in content["adapters"])
+    ):
+        raise _damaged(path, "a task, a split, or an adapter's name or accuracy is missing")
+    return content
 
 
 def _runs_inside(folder: Path) -> str:
@@ -160,4 +170,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, why: object) -> UserError:
     first_line = str(why).split("\n")[0]
-    return UserError(f"runs: {path} is not as a run wrote it ({first_line}); mend it, or leave the run out")
+    return UserError(f"runs: {path} is not as fedloom wrote it ({first_line}); mend it, or leave the run out")

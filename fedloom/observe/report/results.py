@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,6 +71,15 @@ def _of_summary(name: str) -> OfRun:
     return lambda run: run.summary.get(name)
 
 
+def _judged(run: Run) -> float | None:
+    """The accuracy that `fedloom eval` found for the last round judged, the mean over its peers."""
+    by_round: dict[str, list[float]] = {}
+    for adapter in run.judged.get("adapters", []):
+        if found := re.search(r"/round-(\d+)", adapter["name"]):
+            by_round.setdefault(found[1], []).append(float(adapter["accuracy"]))
+    return mean(by_round[max(by_round)]) if by_round else None
+
+
 def duration(seconds: float) -> str:
     """A time as people say it: `48.2 s`, `12 min 5 s`, `3 h 20 min`."""
     if seconds < 60:
@@ -105,6 +115,7 @@ METRICS = (
     Metric("Accuracy, final", _last("val_accuracy"), _share, 1),
     Metric("Accuracy, best", _highest("val_accuracy"), _share, 1),
     Metric("Answers right", _last("val_answer_accuracy"), _share, 1),
+    Metric("Right, fedloom eval", _judged, _share, 1),
     Metric("Consensus error", _last("consensus_error"), _number, -1),
     Metric("Bytes sent", _sum("bytes_up", "bytes_down"), _bytes, -1),
     Metric("Tokens", _sum("tokens"), _count, 0),
