@@ -44,13 +44,13 @@ class Command:
 def _fed(config: FedConfig) -> None:
     from fedloom.run import run_fed
 
-    run_fed(config)
+    print(f"Adapter: {run_fed(config).checkpoint}")
 
 
 def _dfl(config: DflConfig) -> None:
     from fedloom.dfl import run_dfl
 
-    run_dfl(config)
+    print(f"Adapters, one per peer: {run_dfl(config).checkpoint}")
 
 
 def _split(config: SplitConfig) -> None:

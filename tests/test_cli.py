@@ -16,17 +16,25 @@ def received(monkeypatch):
     """Put a stand-in in the engine's place; return the list of configs it was called with."""
     configs: list[FedConfig] = []
     engine = types.ModuleType("fedloom.run")
-    engine.run_fed = configs.append
+
+    def run_fed(config):
+        configs.append(config)
+        return types.SimpleNamespace(checkpoint="runs/test/checkpoints/round-000001")
+
+    engine.run_fed = run_fed
     monkeypatch.setitem(sys.modules, "fedloom.run", engine)
     return configs
 
 
-def test_fed_hands_the_parsed_options_to_the_engine(received, tmp_path):
+def test_fed_hands_the_parsed_options_to_the_engine_and_says_where_the_adapter_lies(
+    received, tmp_path, capsys
+):
     (tmp_path / "my.yaml").write_text("client_num: 12\nbatch_size: 3\n")
     argv = ["fed", "--train-mode", "fed", "--config", str(tmp_path / "my.yaml"), "--client-num", "8"]
     assert main(argv) == 0
     [config] = received
     assert (config.train_mode, config.client_num, config.batch_size) == ("fed", 8, 3)
+    assert capsys.readouterr().out == "Adapter: runs/test/checkpoints/round-000001\n"
 
 
 @pytest.mark.parametrize(
