@@ -54,5 +54,5 @@ def _priority(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     right, all_right = (mean(runs, "answer_accuracy") for runs in (ours, every))
     return [
         ("bytes with gradient priority", f"{share:.2f} ×", "those of all layers"),
-        ("answers right with it, 3 seeds", f"{right:.0%}", f"{all_right:.0%} with all layers"),
+        (f"answers right with it, {len(ours)} seeds", f"{right:.0%}", f"{all_right:.0%} with all layers"),
     ]
