@@ -74,11 +74,9 @@ def make_plan(config: EvalConfig) -> Plan:
         return taken[name]
 
     of_runs = list(runs.values())
-    task = TASKS[_known(choose("data_name", config.task, of_runs), "data_name", adapters)]
+    task = TASKS[_known("data_name", choose("data_name", config.task, of_runs))]
     same_task = [run for run in of_runs if run["data_name"] == task.name]
-    model_name = _known(
-        choose("model_name", config.model, of_runs) or _base_of(adapters), "model_name", adapters
-    )
+    model_name = _known("model_name", choose("model_name", config.model, of_runs) or _base_of(adapters))
     data_dir = choose("data_dir", config.data_dir, same_task)
     seed = choose("seed", config.seed, of_runs)
     check_model_name(model_name, config.token)
@@ -101,7 +99,7 @@ def make_plan(config: EvalConfig) -> Plan:
     )
 
 
-def _known(value: str | None, name: str, adapters: Sequence[Any]) -> str:
+def _known(name: str, value: str | None) -> str:
     if value is None:
         raise UserError(f"{name}: no adapter given is of a run that says which; give --{name}")
     return value

@@ -51,6 +51,8 @@ DEFAULTS = {
     "max_length": 512,
     "prox_mu": 0.01,
     "patience": 3,
+    "eval_generate_every": 0,
+    "eval_generate_limit": 64,
     "clip_norm": 0.0,
     "report_to": "tensorboard",
     "wave_tokens": "auto",

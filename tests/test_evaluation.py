@@ -170,6 +170,8 @@ def test_peers_are_judged_side_by_side(dfl_run, reviews, tmp_path):
     result, rows = evaluate(tmp_path, "--adapter", dfl_run, "--split", "validation")
     names = [f"peers/round-000002/peer-{peer:04d}" for peer in (1, 2, 3)]
     assert [each["name"] for each in result["adapters"]] == names
+    checkpoint = dfl_run / "checkpoints" / "round-000002"
+    assert evaluate(tmp_path / "again", "--adapter", checkpoint, "--split", "validation")[1] == rows
     tokenizer = AutoTokenizer.from_pretrained(model)
     for each in result["adapters"]:
         base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from fedloom.config import UserError
+from fedloom.data.tasks import TASKS
 from fedloom.options import did_you_mean
 from fedloom.parsing import RUN_CONFIG
 
@@ -113,7 +114,7 @@ def options_of_run(run: Path) -> dict[str, Any]:
     """What a run's config.yaml says of its model and data, under the names of `fedloom eval`.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: The file cannot be read, or names an unknown task.
     """
     try:
         content = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
@@ -121,9 +122,12 @@ def options_of_run(run: Path) -> dict[str, Any]:
         raise UserError(f"{run / RUN_CONFIG}: cannot be read ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise UserError(f"{run / RUN_CONFIG}: must hold lines of the form `option: value`")
+    task = content.get("data_name") or content.get("dataset_type")
+    if task is not None and task not in TASKS:
+        raise UserError(f"{run / RUN_CONFIG}: data_name {task} is no task{did_you_mean(task, TASKS)}")
     return {
         "model_name": content.get("model_name") or content.get("model_checkpoint"),
-        "data_name": content.get("data_name") or content.get("dataset_type"),
+        "data_name": task,
         **{name: content.get(name) for name in ("data_dir", "seed", "max_length")},
     }
 
