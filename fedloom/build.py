@@ -155,7 +155,7 @@ def _encode(config: FedConfig, task: Task, splits: Splits, tokenizer: PreTrained
     server, clients = _deal(config, len(train))
     questions = None
     if config.eval_generate_every:
-        questions = questions_of(validation, tokenizer, config.eval_generate_limit)
+        questions = questions_of(validation, tokenizer, config.eval_generate_limit, texts=task.brought)
     return Encoded(train, validation, clients, server, render, questions)
 
 

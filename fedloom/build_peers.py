@@ -86,7 +86,7 @@ def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
 
     def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
         train, validation = _encode(config, task, held, tokenizer, classify)
-        encoded.append((train, validation, _questions(config, tokenizer, validation)))
+        encoded.append((train, validation, _questions(config, task, tokenizer, validation)))
 
     base = load_base(
         config.model_checkpoint,
@@ -212,12 +212,14 @@ def _for_each(own: Sequence[T], peers: int) -> Sequence[T]:
 
 
 def _questions(
-    config: DflConfig, tokenizer: PreTrainedTokenizerBase, validation: list[list[Tokens]]
+    config: DflConfig, task: Task, tokenizer: PreTrainedTokenizerBase, validation: list[list[Tokens]]
 ) -> list[Questions]:
     """What each peer answers itself, or what all do; none where nobody is asked."""
     if not config.eval_generate_every:
         return []
-    return [questions_of(own, tokenizer, config.eval_generate_limit) for own in validation]
+    return [
+        questions_of(own, tokenizer, config.eval_generate_limit, texts=task.brought) for own in validation
+    ]
 
 
 def _optimiser(config: DflConfig) -> Optimiser:

@@ -40,12 +40,17 @@ class EvalData:
             "ChilleD/SVAMP",
             "ChilleD/MultiArith",
             "arithmetic",
+            "qa",
             "sst2",
             "qnli",
             "mnli",
         ]
         | None
-    ) = option(None, "task; arithmetic comes with the package; none: that of the adapter's run")
+    ) = option(
+        None,
+        "task; arithmetic comes with the package, qa is your own questions and answers in data_dir; none: "
+        "that of the adapter's run",
+    )
     dataset_type: (
         Literal[
             "gsm8k",
@@ -53,6 +58,7 @@ class EvalData:
             "ChilleD/SVAMP",
             "ChilleD/MultiArith",
             "arithmetic",
+            "qa",
             "sst2",
             "qnli",
             "mnli",

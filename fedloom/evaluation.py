@@ -90,10 +90,10 @@ def run_eval(config: EvalConfig) -> list[Verdict]:
 
 
 def _examples(config: EvalConfig, plan: Plan) -> list[Example]:
-    """The examples of the split; of problems, those whose answer is a number."""
+    """The examples of the split; of a math task, those whose answer is a number."""
     splits = load_splits(plan.task, data_dir=plan.data_dir, seed=plan.seed, token=config.token)
     examples: list[Example] = getattr(splits, config.split)
-    if not plan.classify:
+    if not plan.classify and not plan.task.brought:
         examples = [example for example in examples if example.final]
     if not examples:
         raise UserError(
@@ -186,7 +186,7 @@ def _answers(
     count: int,
 ) -> list[Judged]:
     _check_room(config, model, asked)
-    expected = [example.final for example in asked.examples]
+    expected = [example.final or example.answer for example in asked.examples]
     questions = Questions(asked.prompts, expected, config.max_new_tokens)
     every = answer(model, bank, tokenizer, [questions] * count, batch_size=config.batch_size)
     return [

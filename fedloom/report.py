@@ -10,9 +10,9 @@ from rich.filesize import decimal
 
 from fedloom.config import UserError
 from fedloom.observe.atomic import write_atomically
+from fedloom.observe.record import read_runs
 from fedloom.observe.report.groups import group_runs
 from fedloom.observe.report.page import page
-from fedloom.observe.report.read import read_runs
 
 
 def run_report(*, runs: Sequence[str], output: str) -> None:

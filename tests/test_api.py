@@ -83,7 +83,7 @@ def test_a_run_of_peers_in_a_handful_of_lines(tmp_path):
 def test_a_mistake_is_an_exception(tmp_path):
     with pytest.raises(UserError, match="client_num_per_step"):
         run_fed(FedConfig(train_mode="fed", client_num=2, out_dir=str(tmp_path)))
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not the folder of a run"):
         read_run(tmp_path)
 
 

@@ -10,6 +10,7 @@ import pytest
 from runs import leave_predictions, leave_run, rows_of
 
 from fedloom.cli import main
+from fedloom.observe.record import read_run, read_runs
 from fedloom.observe.report.curves import MOST_POINTS, band, cumulative, quantile
 from fedloom.observe.report.figure import COLOURS, compact, look
 from fedloom.observe.report.groups import group_runs
@@ -18,7 +19,6 @@ from fedloom.observe.report.layers import MOST_COLUMNS, layer_figures
 from fedloom.observe.report.learning import consensus_figure, learning_figures
 from fedloom.observe.report.page import page
 from fedloom.observe.report.peers import accuracies, graph
-from fedloom.observe.report.read import read_run, read_runs
 from fedloom.observe.report.results import duration, results
 from fedloom.observe.report.tables import differing
 from fedloom.report import plotly_script

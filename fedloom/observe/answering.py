@@ -1,4 +1,4 @@
-"""Problems that adapters answer in their own words, judged by the final number."""
+"""Problems that adapters answer in their own words, judged by the final number, or by the text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from fedloom.config import UserError
-from fedloom.data.answers import extract_number, same_number
+from fedloom.data.answers import extract_number, same_answer
 from fedloom.data.encode import Tokens
 from fedloom.data.templates import end_of_answer
 from fedloom.model.bank import AdapterBank, Row
@@ -25,7 +25,7 @@ class Questions:
 
     Attributes:
         prompts: Token ids of the prompts.
-        expected: The final number of each right answer.
+        expected: The final number of each right answer; the whole of one that has none.
         max_new_tokens: Longest answer, in tokens.
     """
 
@@ -41,7 +41,7 @@ class Answers:
     Attributes:
         texts: The output per prompt.
         numbers: The final number of each output; None where there is none.
-        right: Whether it is the expected one.
+        right: Whether it answers as expected; see `same_answer`.
     """
 
     texts: list[str]
@@ -54,8 +54,10 @@ class Answers:
         return sum(self.right) / len(self.right)
 
 
-def questions_of(sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase, limit: int) -> Questions:
-    """The first problems of encoded ones, without those whose answer has no number.
+def questions_of(
+    sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase, limit: int, *, texts: bool
+) -> Questions:
+    """The first problems of encoded ones.
 
     An answer may be twice as long as the longest that is given.
 
@@ -63,20 +65,22 @@ def questions_of(sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase
         sequences: Prompts with their answers.
         tokenizer: The model's.
         limit: How many problems at most.
+        texts: An answer without a number counts, too, by its text; else its problem is left out.
 
     Raises:
         UserError: No answer has a number.
     """
     given = [s.ids[s.answer_start :] for s in sequences]
-    finals = [extract_number(text) for text in tokenizer.batch_decode(given, skip_special_tokens=True)]
-    chosen = [i for i, final in enumerate(finals) if final is not None][:limit]
+    answers = tokenizer.batch_decode(given, skip_special_tokens=True)
+    finals = [extract_number(text) or (text if texts else "") for text in answers]
+    chosen = [i for i, final in enumerate(finals) if final][:limit]
     if not chosen:
         raise UserError(
             "eval_generate_every: no answer of the validation data has a number to compare with; leave it out"
         )
     return Questions(
         prompts=[sequences[i].ids[: sequences[i].answer_start] for i in chosen],
-        expected=[str(finals[i]) for i in chosen],
+        expected=[finals[i] for i in chosen],
         max_new_tokens=2 * max(len(given[i]) for i in chosen),
     )
 
@@ -90,7 +94,7 @@ def answer(
     batch_size: int = BATCH_SIZE,
     used: Row | None = None,
 ) -> list[Answers]:
-    """Let adapters answer, greedily, many in one pass, and compare final numbers.
+    """Let adapters answer, greedily, many in one pass, and compare with what was expected.
 
     Args:
         model: The frozen base with stacked adapters.
@@ -116,7 +120,5 @@ def answer(
 
 
 def _judged(texts: list[str], expected: Sequence[str]) -> Answers:
-    numbers = [extract_number(text) for text in texts]
-    return Answers(
-        texts, numbers, [same_number(n, wanted) for n, wanted in zip(numbers, expected, strict=True)]
-    )
+    right = [same_answer(wanted, text) for wanted, text in zip(expected, texts, strict=True)]
+    return Answers(texts, [extract_number(text) for text in texts], right)

@@ -1,8 +1,9 @@
-"""A run's folder, read back: what was run, what came out, and where the adapters lie."""
+"""A run's folder, read back as it stands: finished or not, judged or not."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,17 @@ import yaml
 
 from fedloom.config import UserError
 from fedloom.observe.checkpoint import latest_checkpoint
-from fedloom.observe.metrics import SUMMARY_FILE, read_rows
+from fedloom.observe.clients import CLIENTS_FILE
+from fedloom.observe.metrics import METRICS_FILE, SUMMARY_FILE, read_rows
 from fedloom.parsing import RUN_CONFIG, RUN_RECORD
+
+EVAL_FILE = "eval/eval.json"
+PREDICTIONS_FILE = "eval/predictions.jsonl"
+_TELLING = (
+    {"model_name", "data_name", "train_mode", "client_num", "seed"},
+    {"model_checkpoint", "dataset_type", "training_type", "name", "num_clients", "seed"},
+)
+"""Options without which nobody can tell what was run: of `fed`, and of `dfl`."""
 
 
 @dataclass(frozen=True)
@@ -20,41 +30,158 @@ class RunRecord:
     """What a run has left so far.
 
     Attributes:
-        folder: The run's folder.
-        options: Every option as resolved, by name.
-        rows: The rows of metrics.jsonl, one per round, the first of round 0: before training.
-        summary: The content of summary.json; empty until the run has ended.
-        checkpoint: The newest checkpoint, a PEFT adapter; of peers a folder with ``peer-0001``, …, one for
-            each. None before the first.
+        folder: Where it lies.
+        options: All of its options, as `config.yaml` has them.
+        device: What it ran on.
+        versions: Version by package name.
+        rows: Its metrics, a row per round; at least one.
+        summary: `summary.json`; empty where the run has not come to its end.
+        clients: `clients.json`: who holds what; empty for a run that did not write it.
+        judged: `eval/eval.json`; empty where `fedloom eval` has not judged the run.
     """
 
     folder: Path
     options: dict[str, Any]
+    device: str
+    versions: dict[str, str]
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
-    checkpoint: Path | None
+    clients: dict[str, Any]
+    judged: dict[str, Any]
 
     def column(self, name: str) -> list[tuple[int, Any]]:
         """(round, value) of the rounds that have this metric, for a table or a plot."""
         return [(row["round"], row[name]) for row in self.rows if row.get(name) is not None]
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest checkpoint, a PEFT adapter; None before the first.
 
-def read_run(folder: str | Path) -> RunRecord:
-    """Read a run's folder, of a run that has ended or of one that still goes on.
+        Of peers it is a folder with ``peer-0001``, …, one for each.
+        """
+        return latest_checkpoint(self.folder)
+
+    @property
+    def name(self) -> str:
+        """As the user called it."""
+        return str(self.options.get("exp_name", self.folder.name))
+
+    @property
+    def seed(self) -> Any:
+        """Of every random choice of the run."""
+        return self.options.get("seed")
+
+    @property
+    def command(self) -> str:
+        """`fed` or `dfl`."""
+        return "dfl" if "model_checkpoint" in self.options else "fed"
+
+    @property
+    def model(self) -> str:
+        """The model, whatever the command calls the option."""
+        return str(self.options.get("model_checkpoint") or self.options.get("model_name"))
+
+    @property
+    def data(self) -> str:
+        """The data set, whatever the command calls the option."""
+        return str(self.options.get("dataset_type") or self.options.get("data_name"))
+
+    @property
+    def rounds(self) -> int:
+        """Rounds done."""
+        return int(self.rows[-1]["round"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end; a run that was resumed since has not."""
+        return self.summary.get("rounds") == self.rounds
+
+
+def read_runs(folders: Sequence[str]) -> list[RunRecord]:
+    """Read the runs in `folders`, in their order.
 
     Raises:
-        UserError: The folder holds no run.
+        UserError: None are given, one is given twice, or is not a run with at least one row of metrics.
+    """
+    if not folders:
+        raise UserError("runs: none given; name the folders of runs, such as runs/demo")
+    paths = [Path(folder) for folder in folders]
+    resolved = [path.resolve() for path in paths]
+    for number, path in enumerate(paths):
+        if resolved[number] in resolved[:number]:
+            raise UserError(f"runs: {path} is given twice; leave one of them out")
+    return [read_run(path) for path in paths]
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read one run, one that has ended or one that still goes on.
+
+    Raises:
+        UserError: The folder is no run, has no metrics yet, or a file in it is damaged.
     """
     folder = Path(folder)
     if not (folder / RUN_CONFIG).is_file():
-        raise UserError(f"{folder}: holds no run (no {RUN_CONFIG}); give the folder out_dir/exp_name of one")
-    options = yaml.safe_load((folder / RUN_CONFIG).read_text(encoding="utf-8"))
-    options.pop(RUN_RECORD, None)
-    summary = folder / SUMMARY_FILE
+        held = "holds no config.yaml" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} is not the folder of a run (it {held}){_runs_inside(folder)}")
+    options = _read(folder / RUN_CONFIG)
+    record = options.pop(RUN_RECORD, None) or {}
+    if not any(names <= options.keys() for names in _TELLING):
+        raise _damaged(folder / RUN_CONFIG, "the options of `fedloom fed` or `fedloom dfl` are missing")
+    try:
+        rows = read_rows(folder)
+    except ValueError as error:
+        raise _damaged(folder / METRICS_FILE, error) from None
+    if not all(isinstance(row, dict) and "round" in row for row in rows):
+        raise _damaged(folder / METRICS_FILE, "a row has no round")
+    if not rows:
+        raise UserError(
+            f"{folder / METRICS_FILE} has no rows, the run has done nothing yet; "
+            "leave it out, or wait for its first round"
+        )
     return RunRecord(
         folder=folder,
         options=options,
-        rows=read_rows(folder),
-        summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {},
-        checkpoint=latest_checkpoint(folder),
+        device=str(record.get("device", "")),
+        versions=record.get("versions", {}),
+        rows=rows,
+        summary=_read(folder / SUMMARY_FILE),
+        clients=_read(folder / CLIENTS_FILE),
+        judged=_judged(folder / EVAL_FILE),
     )
+
+
+def _judged(path: Path) -> dict[str, Any]:
+    content = _read(path)
+    if content and not (
+        {"task", "split", "examples", "adapters"} <= content.keys()
+        and all({"name", "accuracy"} <= adapter.keys() for adapter in content["adapters"])
+    ):
+        raise _damaged(path, "a task, a split, or an adapter's name or accuracy is missing")
+    return content
+
+
+def _runs_inside(folder: Path) -> str:
+    """Name the runs in a folder of runs, which is easily mistaken for one."""
+    inside = sorted(str(path.parent) for path in folder.glob(f"*/{RUN_CONFIG}"))
+    if not inside:
+        return "; give what `fedloom fed` or `fedloom dfl` wrote, <out_dir>/<exp_name>"
+    return f"; the runs in it are {' '.join(inside[:8])}{' ...' if len(inside) > 8 else ''}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file with one mapping, JSON or YAML; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(content, dict):
+        raise _damaged(path, "it holds no mapping of names")
+    return content
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    first_line = str(why).split("\n")[0]
+    return UserError(f"{path} is not as fedloom wrote it ({first_line}); mend it, or leave the run out")

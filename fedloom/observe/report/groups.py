@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from os.path import commonpath
 
-from fedloom.observe.report.read import Run
+from fedloom.observe.record import RunRecord
 
 IGNORED = frozenset({"exp_name", "out_dir", "seed", "wave_tokens", "report_to", "log_path"})
 """Options that may differ between runs of one group: names, places, the seed, and what changes only speed."""
@@ -26,10 +26,10 @@ class Group:
     """
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
 
     @property
-    def first(self) -> Run:
+    def first(self) -> RunRecord:
         """The run that speaks for what all have in common."""
         return self.runs[0]
 
@@ -44,16 +44,16 @@ class Group:
         return [str(run.seed) for run in self.runs]
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     """Join the runs that differ only in their seed, in the order of each group's first run.
 
     Runs with the same options and the same seed are repetitions; they stay apart, and so do all runs that
     have the same options as they.
     """
-    alike: dict[str, list[Run]] = {}
+    alike: dict[str, list[RunRecord]] = {}
     for run in runs:
         alike.setdefault(_without_seed(run), []).append(run)
-    parts: list[tuple[Run, ...]] = []
+    parts: list[tuple[RunRecord, ...]] = []
     for joined in alike.values():
         repeated = len({run.seed for run in joined}) < len(joined)
         parts += [(run,) for run in joined] if repeated else [tuple(joined)]
@@ -62,12 +62,12 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     return [Group(label, part) for label, part in zip(labels, parts, strict=True)]
 
 
-def _without_seed(run: Run) -> str:
+def _without_seed(run: RunRecord) -> str:
     options = {name: value for name, value in run.options.items() if name not in IGNORED}
     return json.dumps([run.command, options], sort_keys=True, default=str)
 
 
-def _label(runs: Sequence[Run]) -> str:
+def _label(runs: Sequence[RunRecord]) -> str:
     """The name, or what the names of all seeds begin with."""
     if len(runs) == 1:
         return runs[0].name
@@ -76,7 +76,7 @@ def _label(runs: Sequence[Run]) -> str:
     return re.sub(r"[-_. ]*(seed|s)?[-_. =]*$", "", shared) or f"{runs[0].name} and {len(runs) - 1} more"
 
 
-def _distinct(labels: list[str], parts: Sequence[Sequence[Run]]) -> list[str]:
+def _distinct(labels: list[str], parts: Sequence[Sequence[RunRecord]]) -> list[str]:
     """Say where a run lies, behind what all folders begin with, when its name alone is not enough."""
     common = Counter(labels)
     folders = [part[0].folder.resolve() for part in parts]

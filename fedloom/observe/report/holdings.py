@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fedloom.observe.record import RunRecord
 from fedloom.observe.report.figure import COLOURS, Entry, Figure, look, shown
-from fedloom.observe.report.read import Run
 
 OTHERS = "others"
 STRIPED = "/"
@@ -13,7 +13,7 @@ MOST_GAPS = 80
 """Clients up to which there is a gap between two bars."""
 
 
-def holdings(run: Run) -> list[Figure]:
+def holdings(run: RunRecord) -> list[Figure]:
     """A stacked bar per client; nothing where the run did not write down who holds what."""
     if not run.clients:
         return []
@@ -76,7 +76,7 @@ def _range(numbers: list[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _kept(run: Run) -> str:
+def _kept(run: RunRecord) -> str:
     sizes: list[int] = run.clients["validation"]
     own = " of each client's own" if len(sizes) > 1 else ""
     said = f"Validation is on {_range(sizes)} others{own}."

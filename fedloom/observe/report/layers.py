@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from fedloom.observe.record import RunRecord
 from fedloom.observe.report.curves import Row
 from fedloom.observe.report.figure import Figure, rounds_axis
-from fedloom.observe.report.read import Run
 
 MOST_COLUMNS = 160
 """Rounds of a heat map; of more, as many are shown at even distances."""
 
 
-def layer_figures(run: Run) -> list[Figure]:
+def layer_figures(run: RunRecord) -> list[Figure]:
     """A heat map of scores and one of selections, where the run has them."""
     rows = [row for row in run.rows if row.get("selected_layers") is not None]
     scored = [row for row in rows if row.get("layer_scores")]
@@ -28,7 +28,7 @@ def layer_figures(run: Run) -> list[Figure]:
     return figures
 
 
-def _scores(run: Run, rows: Sequence[Row]) -> Figure:
+def _scores(run: RunRecord, rows: Sequence[Row]) -> Figure:
     shown = _evenly(rows)
     relative = [_relative(row["layer_scores"]) for row in shown]
     layers = len(relative[0])
@@ -54,7 +54,7 @@ def _scores(run: Run, rows: Sequence[Row]) -> Figure:
     )
 
 
-def _selections(run: Run, rows: Sequence[Row], layers: int | None) -> Figure:
+def _selections(run: RunRecord, rows: Sequence[Row], layers: int | None) -> Figure:
     counts = Counter(layer for row in rows for layer in row["selected_layers"])
     layers = layers or max(counts, default=0) + 1
     shown = _evenly(rows)

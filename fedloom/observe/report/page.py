@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import count
 
+from fedloom.observe.record import RunRecord
 from fedloom.observe.report.figure import DASHES, MARKERS, Entry, Figure, compact
 from fedloom.observe.report.groups import Group
 from fedloom.observe.report.holdings import holdings
@@ -16,7 +17,6 @@ from fedloom.observe.report.learning import AXES, consensus_figure, how_to_read,
 from fedloom.observe.report.markup import Markup, join, tag
 from fedloom.observe.report.peers import accuracies, graph
 from fedloom.observe.report.predictions import judged
-from fedloom.observe.report.read import Run
 from fedloom.observe.report.tables import differing, finals, folded, glance
 
 # Nothing may be fetched, whatever stands on the page.
@@ -87,7 +87,7 @@ def _sections(groups: Sequence[Group]) -> list[Section]:
         made = [_figure(one, next(numbers)) for one in figures if one is not None]
         return tag("div", *made, class_="figures") if made else Markup("")
 
-    def per_run(*makers: Callable[[Run], list[Figure]], before: Sequence[Figure | None] = ()) -> Markup:
+    def per_run(*makers: Callable[[RunRecord], list[Figure]], before: Sequence[Figure | None] = ()) -> Markup:
         """The first run of each group in sight, its other seeds folded; equal figures once."""
         firsts = [figure for make in makers for group in groups for figure in make(group.first)]
         others = [run for group in groups for run in group.runs[1:]]

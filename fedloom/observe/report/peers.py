@@ -10,6 +10,7 @@ import numpy as np
 from fedloom.config import UserError
 from fedloom.federation.positions import positions
 from fedloom.federation.topology import Topology, build_topology, mixing, spectral_gap
+from fedloom.observe.record import RunRecord
 from fedloom.observe.report.curves import Row, is_number, quantile
 from fedloom.observe.report.figure import (
     Entry,
@@ -22,7 +23,6 @@ from fedloom.observe.report.figure import (
     rounds_axis,
     share_axis,
 )
-from fedloom.observe.report.read import Run
 
 MOST_LINES = 30
 """Peers up to which each has a line of its own; of more, quantiles are shown."""
@@ -34,7 +34,7 @@ RANDOM_ROUNDS = 3
 GREY = Look("@muted", "solid", "circle")
 
 
-def accuracies(run: Run) -> list[Figure]:
+def accuracies(run: RunRecord) -> list[Figure]:
     """Each peer's accuracy over rounds, or its quantiles over peers; nothing without peers."""
     rows = [row for row in run.rows if row.get("peer_val_accuracy")]
     if not rows:
@@ -83,7 +83,7 @@ def _bands(rows: Sequence[Row], rounds: list[int]) -> tuple[list[Trace], list[En
     ]
 
 
-def graph(run: Run) -> list[Figure]:
+def graph(run: RunRecord) -> list[Figure]:
     """The graph that the run's options name; nothing without peers, or where its file is no longer there."""
     if run.command != "dfl":
         return []

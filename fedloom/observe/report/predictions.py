@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedloom.config import UserError
+from fedloom.observe.record import PREDICTIONS_FILE, RunRecord
 from fedloom.observe.report.markup import Markup, join, tag
-from fedloom.observe.report.read import PREDICTIONS_FILE, Run
 from fedloom.observe.report.tables import table
 
 OF_EACH = 3
@@ -37,7 +37,7 @@ class Prediction:
     right: bool
 
 
-def judged(run: Run) -> Markup:
+def judged(run: RunRecord) -> Markup:
     """The numbers and the examples of one run; nothing where nobody judged it."""
     found = list(_by_adapter(run).items())
     parts = [_numbers(run), *(_examples(*of_one, unfolded=of_one is found[-1]) for of_one in found)]
@@ -46,7 +46,7 @@ def judged(run: Run) -> Markup:
     return tag("article", tag("h3", run.name), *parts, class_="judged")
 
 
-def _numbers(run: Run) -> Markup:
+def _numbers(run: RunRecord) -> Markup:
     adapters: list[dict[str, Any]] = run.judged.get("adapters", [])
     if not adapters:
         return Markup("")
@@ -72,7 +72,7 @@ _SCORES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 """Heading of a column, the name that shows whether there is one, and its text."""
 
 
-def _by_adapter(run: Run) -> dict[str, list[Prediction]]:
+def _by_adapter(run: RunRecord) -> dict[str, list[Prediction]]:
     """The first right and the first wrong answers of each adapter, the file read line by line."""
     path = run.folder / PREDICTIONS_FILE
     found: dict[str, list[Prediction]] = {}

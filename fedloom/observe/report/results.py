@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from rich.filesize import decimal
 
+from fedloom.observe.record import RunRecord
 from fedloom.observe.report.curves import mean, over_runs, values
 from fedloom.observe.report.groups import Group
-from fedloom.observe.report.read import Run
 
-OfRun = Callable[[Run], float | None]
+OfRun = Callable[[RunRecord], float | None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _highest(name: str) -> OfRun:
 
 
 def _sum(*names: str) -> OfRun:
-    def total(run: Run) -> float | None:
+    def total(run: RunRecord) -> float | None:
         found = [value for name in names for value in values(run.rows, name)]
         return sum(found) if found else None
 
@@ -71,7 +71,7 @@ def _of_summary(name: str) -> OfRun:
     return lambda run: run.summary.get(name)
 
 
-def _judged(run: Run) -> float | None:
+def _judged(run: RunRecord) -> float | None:
     """The accuracy that `fedloom eval` found for the last round judged, the mean over its peers."""
     by_round: dict[str, list[float]] = {}
     for adapter in run.judged.get("adapters", []):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from fedloom.observe.record import RunRecord
 from fedloom.observe.report.groups import IGNORED, Group
 from fedloom.observe.report.markup import Markup, join, tag
-from fedloom.observe.report.read import Run
 from fedloom.observe.report.results import Cell, results
 
 LONGEST_WORD = 16
@@ -70,7 +70,7 @@ def glance(groups: Sequence[Group]) -> Markup:
     return table(heads, rows, "The runs on this page")
 
 
-def _method(run: Run) -> str:
+def _method(run: RunRecord) -> str:
     options = run.options
     if run.command == "dfl":
         return f"{options['training_type']} on {options['name']}"
@@ -129,7 +129,7 @@ def differing(groups: Sequence[Group]) -> Markup:
     return table(("Run", *told), rows, title)
 
 
-def option(run: Run, name: str) -> str:
+def option(run: RunRecord, name: str) -> str:
     """A run's option as one would type it; a dash where its command has no such option."""
     if name not in run.options:
         return "–"
@@ -146,7 +146,7 @@ def folded(groups: Sequence[Group]) -> Markup:
     return join(*(_all_options(run) for group in groups for run in group.runs))
 
 
-def _all_options(run: Run) -> Markup:
+def _all_options(run: RunRecord) -> Markup:
     versions = {"folder": str(run.folder), "device": run.device or "–", **run.versions}
     return tag(
         "details",
