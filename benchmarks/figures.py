@@ -45,6 +45,7 @@ def consensus(result: dict[str, Any]) -> Figure:
     left.set(xlabel="round", ylabel="consensus error after mixing", ylim=(0, None))
     left.legend(fontsize=7, ncols=len(graphs), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     _accuracies(right, cases, graphs)
+    right.legend(fontsize=7, frameon=False)
     return figure
 
 
@@ -60,7 +61,6 @@ def _accuracies(axes: Axes, cases: Runs, graphs: list[str]) -> None:
             axes.scatter(points, values, 26, marker=marker, facecolors=filled, edgecolors=colour, label=label)
     axes.set_xticks(range(len(graphs)), graphs)
     axes.set(ylabel="accuracy, mean of peers, %")
-    axes.legend(fontsize=7, frameon=False)
 
 
 def peers_scale(result: dict[str, Any]) -> Figure:

@@ -83,7 +83,8 @@ def _consensus_notes(by_case: dict[tuple[str, str], list[dict[str, Any]]]) -> st
             way: statistics.mean(run["consensus_error"][-1] for run in by_case[graph, way])
             for way in ("LoRA", "DFL-LoRA")
         }
-        ratios.append(f"{graph} {last['LoRA'] / last['DFL-LoRA']:.1f}")
+        # Where everybody averages with everybody, nobody is apart.
+        ratios += [f"{graph} {last['LoRA'] / last['DFL-LoRA']:.2f}"] if last["DFL-LoRA"] else []
     return (
         f"minilm, sst2: {settings['num_clients']} peers, {settings['partition']} {settings['alpha']}, "
         f"{settings['num_rounds']} rounds of {settings['local_steps']} batches of {settings['batch_size']}, "

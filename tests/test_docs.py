@@ -1,6 +1,7 @@
 """The pages say what the program does: flags, commands, code, configs, tables. Their links lead somewhere."""
 
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -38,7 +39,7 @@ def test_the_page_of_flags_is_the_programs():
 
 @pytest.mark.parametrize("command, words", COMMAND_LINES)
 def test_every_command_of_the_pages_parses(command, words):
-    read_config(COMMANDS[command], words.replace("\\\n", " ").split(), prog="fedloom")
+    read_config(COMMANDS[command], shlex.split(words, comments=True), prog="fedloom")
 
 
 def test_the_readme_shows_commands():
