@@ -18,7 +18,7 @@ from fedloom.checks import check
 from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import Optimiser, adam, sgd
 from fedloom.client.work import Schedule
-from fedloom.config import FedConfig, Run
+from fedloom.config import FedConfig, Run, UserError
 from fedloom.data.encode import Tokens, encode
 from fedloom.data.example import Splits
 from fedloom.data.partition import iid, with_server
@@ -35,6 +35,7 @@ from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
 from fedloom.observe.answering import Questions, questions_of
+from fedloom.runtimes.group import ALONE, Group
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Parts:
     """What a run is made of; see the fields' own types.
 
     `focus` and `server_schedule`, how much of its own data the server looks at per round, are those of
-    gradient priority; `focus` is None without it.
+    gradient priority; `focus` is None without it. `group` are the processes that the clients are dealt over.
     """
 
     model: StackedModel
@@ -79,10 +80,15 @@ class Parts:
     server_optimiser: Optimiser
     server_schedule: Schedule
     focus: Focus | None
+    group: Group = ALONE
 
 
-def build(config: FedConfig) -> tuple[FedConfig, Parts]:
+def build(config: FedConfig, group: Group = ALONE) -> tuple[FedConfig, Parts]:
     """Make the parts of a run, cheap and fallible things first.
+
+    Args:
+        config: What the user wants.
+        group: The run's processes.
 
     Returns:
         The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
@@ -91,6 +97,11 @@ def build(config: FedConfig) -> tuple[FedConfig, Parts]:
         UserError: A mistake of the user, before any weights are read.
     """
     check(config)
+    if group.size > 1 and config.train_mode == "local":
+        raise UserError(
+            f"train_mode: local trains one model, which cannot be dealt over {group.size} ranks; "
+            "leave torchrun out, or choose fed or fedGradFocus"
+        )
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     task = TASKS[config.data_name]
@@ -108,7 +119,9 @@ def build(config: FedConfig) -> tuple[FedConfig, Parts]:
     resolved = replace(
         config,
         dtype=cast(Any, str(base.model.dtype).removeprefix("torch.")),
-        wave_tokens=auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens,
+        wave_tokens=auto_wave_tokens(base.model, group.sharing)
+        if config.wave_tokens == "auto"
+        else config.wave_tokens,
     )
     return resolved, Parts(
         model=model,
@@ -122,6 +135,7 @@ def build(config: FedConfig) -> tuple[FedConfig, Parts]:
             config.server_batches, config.batch_size, epochs=1, accumulate=config.server_batches
         ),
         focus=_focus(config, model) if config.train_mode == "fedGradFocus" else None,
+        group=group,
     )
 
 

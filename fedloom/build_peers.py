@@ -42,6 +42,7 @@ from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
 from fedloom.observe.answering import Questions, questions_of
 from fedloom.peer_rounds import PeerParts
+from fedloom.runtimes.group import ALONE, Group
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,12 @@ class Held:
     validation: list[list[Example]]
 
 
-def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
+def build(config: DflConfig, group: Group = ALONE) -> tuple[DflConfig, PeerParts]:
     """Make the parts of a run, cheap and fallible things first.
+
+    Args:
+        config: What the user wants.
+        group: The run's processes.
 
     Returns:
         The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
@@ -66,6 +71,11 @@ def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
         UserError: A mistake of the user, before any weights are read.
     """
     check(config)
+    if config.num_clients < group.size:
+        raise UserError(
+            f"num_clients: {config.num_clients} peers cannot be dealt over {group.size} ranks, "
+            "at least one each; raise num_clients or start fewer ranks"
+        )
     quieten()
     assert config.model_checkpoint is not None
     check_quantize(config.quantize, resolve_device(config.device))
@@ -100,7 +110,9 @@ def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
     )
     ((train, validation, questions),) = encoded
     model = _stack(config, base, [*train, *validation])
-    wave_tokens = auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens
+    wave_tokens = config.wave_tokens
+    if wave_tokens == "auto":
+        wave_tokens = auto_wave_tokens(base.model, group.sharing)
     dtype = cast(Any, str(base.model.dtype).removeprefix("torch."))
     optimiser = _optimiser(config)
     ends = np.cumsum([len(own) for own in train])
@@ -124,6 +136,7 @@ def build(config: DflConfig) -> tuple[DflConfig, PeerParts]:
         ),
         judged=config.eval_point,
         seed=config.seed,
+        group=group,
     )
 
 

@@ -20,6 +20,7 @@ from fedloom.config_report import ReportConfig
 from fedloom.options import did_you_mean
 from fedloom.parsing import help_text, parse
 from fedloom.startup import prepare_process
+from fedloom.torchrun import place, tells
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -44,13 +45,17 @@ class Command:
 def _fed(config: FedConfig) -> None:
     from fedloom.run import run_fed
 
-    print(f"Adapter: {run_fed(config).checkpoint}")
+    run = run_fed(config)
+    if place().leads:
+        print(f"Adapter: {run.checkpoint}")
 
 
 def _dfl(config: DflConfig) -> None:
     from fedloom.dfl import run_dfl
 
-    print(f"Adapters, one per peer: {run_dfl(config).checkpoint}")
+    run = run_dfl(config)
+    if place().leads:
+        print(f"Adapters, one per peer: {run.checkpoint}")
 
 
 def _split(config: SplitConfig) -> None:
@@ -133,10 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _dispatch(words[0], words[1:])
     except UserError as error:
-        print(f"fedloom: error: {error}", file=sys.stderr)
+        if tells(error):
+            print(f"fedloom: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("fedloom: interrupted", file=sys.stderr)
+        if place().leads:
+            print("fedloom: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from fedloom import loop
 from fedloom.build import device_name, run_folder, versions
 from fedloom.build_peers import build
 from fedloom.config_peers import DflConfig
 from fedloom.federation.peers import PeerState
+from fedloom.launch import build_together, open_together, processes, recall
 from fedloom.loop import Pace, Regime
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
+from fedloom.observe.checkpoint import load_state, save_checkpoint, write_run_config
 from fedloom.observe.clients import write_clients
-from fedloom.observe.record import RunRecord, read_run
-from fedloom.peer_rounds import PeerParts, Standing, answered, averaged, evaluated, play_round, start
+from fedloom.observe.record import RunRecord
+from fedloom.peer_evaluation import answered, averaged, evaluated
+from fedloom.peer_rounds import PeerParts, Standing, play_round, start
 
 
 def run_dfl(config: DflConfig) -> RunRecord:
@@ -30,14 +30,17 @@ def run_dfl(config: DflConfig) -> RunRecord:
         UserError: A mistake of the user, or a run whose numbers are no longer finite.
         KeyboardInterrupt: After a checkpoint was left.
     """
-    folder = run_folder(config)
-    checkpoint = open_run(folder, config)
-    resolved, parts = build(config)
-    write_run_config(folder, resolved, versions(), device_name(parts.model.device))
-    write_clients(folder, parts.train, parts.peers, parts.validation)
-    with _logging_to(folder / config.log_path):
-        drive(resolved, parts, folder, checkpoint)
-    return read_run(folder)
+    with processes(config.device) as group:
+        folder = run_folder(config)
+        checkpoint = open_together(folder, config, group)
+        resolved, parts = build_together(build, config, group)
+        with ExitStack() as open_files:
+            if group.rank == 0:
+                write_run_config(folder, resolved, versions(), device_name(parts.model.device))
+                write_clients(folder, parts.train, parts.peers, parts.validation)
+                open_files.enter_context(_logging_to(folder / config.log_path))
+            drive(resolved, parts, folder, checkpoint)
+        return recall(folder, group)
 
 
 def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | None = None) -> Standing:
@@ -51,13 +54,14 @@ def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | 
     """
     regime = Regime(
         start=partial(start, parts),
-        restore=partial(_restore, device=parts.model.device),
+        restore=partial(_restore, parts),
         rounds_done=lambda now: now.peers.round,
         play=partial(play_round, parts),
         validate=partial(evaluated, parts),
         answer=partial(answered, parts),
         stops=lambda now: None,
         save=partial(_save, parts),
+        saves_alone=False,
         at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))},
         advice="Lower lr, or set clip_norm, under another exp_name",
     )
@@ -68,22 +72,28 @@ def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | 
         save_every=config.save_every,
         report_to=config.report_to,
     )
-    return loop.drive(regime, pace, folder, checkpoint)
+    return loop.drive(regime, pace, folder, checkpoint, parts.group)
 
 
 def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
     """Leave a checkpoint: a PEFT adapter folder per peer, and the state."""
     if now.peers.round == 0:
         return
-    bank = now.peers.bank
+    own = {f"adapter.{name}": t for name, t in now.peers.bank.tensors.items()}
+    own |= {f"optimiser.{name}": t for name, t in now.peers.optimiser.items()}
+    counts = [len(block) for block in parts.blocks]
+    tensors = {name: t for name, rows in own.items() if (t := parts.group.collect(rows, counts)) is not None}
+    if parts.group.rank != 0:
+        return
+    bank = AdapterBank(
+        {name.removeprefix("adapter."): t for name, t in tensors.items() if name.startswith("adapter.")}
+    )
     used = {name: t.detach() for name, t in parts.used.items()}
 
     def write_adapters(path: Path) -> None:
         for peer in range(bank.clients):
             parts.model.save(used | bank.row(peer), path / f"peer-{peer + 1:04d}")
 
-    tensors = {f"adapter.{name}": t for name, t in bank.tensors.items()}
-    tensors |= {f"optimiser.{name}": t for name, t in now.peers.optimiser.items()}
     save_checkpoint(
         folder,
         now.peers.round,
@@ -93,12 +103,14 @@ def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
     )
 
 
-def _restore(checkpoint: Path, device: torch.device) -> Standing:
+def _restore(parts: PeerParts, checkpoint: Path) -> Standing:
+    """The standing of a checkpoint; a process takes the rows of its own peers."""
+    here, device = parts.here, parts.model.device
     tensors, state = load_state(checkpoint)
     groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
     for name, t in tensors.items():
         group, _, rest = name.partition(".")
-        groups[group][rest] = t.to(device)
+        groups[group][rest] = t[here.start : here.stop].clone().to(device)
     peers = PeerState(state["round"], AdapterBank(groups["adapter"]), groups["optimiser"])
     return Standing(peers, state["drawn"])
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -13,6 +14,8 @@ from fedloom.federation.server import Diverged
 from fedloom.observe.checkpoint import latest_checkpoint
 from fedloom.observe.metrics import MetricsLog, read_rows, summary, write_summary
 from fedloom.observe.progress import Progress
+from fedloom.runtimes.group import ALONE, Group
+from fedloom.torchrun import RankLost
 
 S = TypeVar("S")
 Metrics = dict[str, Any]
@@ -31,6 +34,7 @@ class Regime(Generic[S]):
         answer: ``(standing, row) -> row with the metrics of answers that the model writes itself``.
         stops: Why no further round is played, or None.
         save: Leaves a checkpoint in a run's folder, unless there is one of this round.
+        saves_alone: Whether rank 0 has all that a checkpoint holds; else all ranks save together.
         at_end: Further content of summary.json.
         advice: What to do after a divergence, in a sentence.
     """
@@ -43,6 +47,7 @@ class Regime(Generic[S]):
     answer: Callable[[S, Metrics], Metrics]
     stops: Callable[[S], str | None]
     save: Callable[[Path, S], None]
+    saves_alone: bool
     at_end: Callable[[S], Metrics]
     advice: str
 
@@ -74,7 +79,17 @@ class Pace:
         return self.answer_every > 0 and (round_ % self.answer_every == 0 or round_ == self.rounds)
 
 
-def drive(regime: Regime[S], pace: Pace, folder: Path, checkpoint: Path | None = None) -> S:
+@dataclass(frozen=True)
+class _Voice:
+    """Where metrics and words go: on rank 0 to files and the terminal, on others nowhere."""
+
+    write: Callable[[Metrics], None]
+    say: Callable[[str], None]
+
+
+def drive(
+    regime: Regime[S], pace: Pace, folder: Path, checkpoint: Path | None = None, group: Group = ALONE
+) -> S:
     """Play rounds until there have been enough, or validation says stop.
 
     Args:
@@ -82,48 +97,80 @@ def drive(regime: Regime[S], pace: Pace, folder: Path, checkpoint: Path | None =
         pace: How many.
         folder: The run's folder.
         checkpoint: Where to go on from; None starts from the beginning.
+        group: The run's processes; rank 0 alone writes.
 
     Raises:
         UserError: Nothing finite came of a round; the last good standing has been saved.
+        RankLost: Another process has died; the last checkpoint stands.
         KeyboardInterrupt: After a checkpoint was left.
     """
     began = time.monotonic()
-    now = regime.start() if checkpoint is None else regime.restore(checkpoint)
+    now = group.together(lambda: regime.start() if checkpoint is None else regime.restore(checkpoint))
     done = regime.rounds_done
-    rows = [row for row in read_rows(folder) if checkpoint and row["round"] <= done(now)]
-    sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
-    with (
-        MetricsLog(folder, pace.report_to, done(now) if checkpoint else None) as metrics,
-        Progress(pace.rounds, done=done(now), bytes_sent=sent) as progress,
-    ):
+    with _voice(pace, folder, done(now) if checkpoint else None, group) as voice:
         try:
             if checkpoint is None:
                 now, row = regime.validate(now, {"round": 0})
-                metrics.write(regime.answer(now, row) if pace.answers(0) else row)
+                voice.write(regime.answer(now, row) if pace.answers(0) else row)
             while done(now) < pace.rounds and not regime.stops(now):
+                group.between_rounds()
                 now, row = regime.play(now)
                 if pace.validates(done(now)):
                     now, row = regime.validate(now, row)
                 if pace.answers(done(now)):
                     row = regime.answer(now, row)
-                metrics.write(row)
-                progress.update(row)
+                voice.write(row)
                 if done(now) % pace.save_every == 0:
                     regime.save(folder, now)
             if reason := regime.stops(now):
-                progress.say(f"stopped: {reason}")
+                voice.say(f"stopped: {reason}")
+        except RankLost as lost:
+            if regime.saves_alone:
+                regime.save(folder, now)
+            raise RankLost(f"round {done(now) + 1}: {lost}; {_how_to_go_on(folder)}", lost.tells) from lost
         except KeyboardInterrupt:
-            progress.say(f"interrupted after round {done(now)}; --resume goes on from there")
+            voice.say(f"interrupted after round {done(now)}; --resume goes on from there")
+            regime.save(folder, now)
             raise
         except Diverged as error:
             regime.save(folder, now)
             raise UserError(f"{error}; {_kept(folder)}. {regime.advice}") from error
-        finally:
-            # Also when interrupted: `now` is always the standing after a whole round.
-            regime.save(folder, now)
-    content = summary(read_rows(folder), wall_seconds=time.monotonic() - began)
-    write_summary(folder, content | regime.at_end(now))
+        except Exception:
+            # `now` is always the standing after a whole round; other ranks may be elsewhere.
+            if group.size == 1 or regime.saves_alone:
+                regime.save(folder, now)
+            raise
+        regime.save(folder, now)
+    at_end = regime.at_end(now)
+    if group.rank == 0:
+        content = summary(read_rows(folder), wall_seconds=time.monotonic() - began)
+        write_summary(folder, content | at_end)
     return now
+
+
+@contextmanager
+def _voice(pace: Pace, folder: Path, resumed: int | None, group: Group) -> Iterator[_Voice]:
+    """A rank's voice; ``resumed`` are the rounds of the checkpoint that the run goes on from, if any."""
+    if group.rank != 0:
+        yield _Voice(write=lambda row: None, say=lambda words: None)
+        return
+    rows = [row for row in read_rows(folder) if resumed is not None and row["round"] <= resumed]
+    sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
+    with (
+        MetricsLog(folder, pace.report_to, resumed) as metrics,
+        Progress(pace.rounds, done=resumed or 0, bytes_sent=sent) as progress,
+    ):
+
+        def write(row: Metrics) -> None:
+            metrics.write(row)
+            if row["round"] > 0:
+                progress.update(row)
+
+        yield _Voice(write, progress.say)
+
+
+def _how_to_go_on(folder: Path) -> str:
+    return f"{_kept(folder)}. Start the run again with --resume, with any number of ranks"
 
 
 def _kept(folder: Path) -> str:

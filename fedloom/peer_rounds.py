@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -25,8 +25,10 @@ from fedloom.federation.peers import PeerReport, PeerState, Trained, peer_round
 from fedloom.federation.server import Diverged
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
-from fedloom.observe.answering import Questions, answer
-from fedloom.observe.evaluate import Validation, validate_rows
+from fedloom.observe.answering import Questions
+from fedloom.runtimes.dealing import blocks
+from fedloom.runtimes.gathering import rows_heard
+from fedloom.runtimes.group import ALONE, Group, moved_since
 from fedloom.runtimes.in_process import train_peers
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class PeerParts:
         mixing: The graph, round by round.
         judged: Which adapters of a round are evaluated: those after mixing, or those before it.
         seed: The run's.
+        group: The processes that the peers are dealt over.
     """
 
     model: StackedModel
@@ -72,11 +75,29 @@ class PeerParts:
     mixing: Mixing
     judged: Literal["after", "before"]
     seed: int
+    group: Group = ALONE
+
+    @cached_property
+    def blocks(self) -> list[range]:
+        """The peers of each process, by the tokens of a round."""
+        return blocks([self._tokens(peer) for peer in range(len(self.peers))], self.group.size)
+
+    @property
+    def here(self) -> range:
+        """The peers of this process."""
+        return self.blocks[self.group.rank]
+
+    def _tokens(self, peer: int) -> int:
+        schedule, own = self.schedules[peer], self.peers[peer]
+        of_a_pass = sum(len(self.train[i].ids) for i in own)
+        return of_a_pass * schedule.batches * schedule.batch_size // max(len(own), 1)
 
 
 @dataclass(frozen=True)
 class Standing:
     """Where a run stands between two rounds; all but `before_mixing` goes into a checkpoint.
+
+    A process has the rows of its own peers; the counts are those of all.
 
     Attributes:
         peers: The peers' state.
@@ -92,7 +113,7 @@ class Standing:
 def start(parts: PeerParts) -> Standing:
     """Everybody's first adapter: the same A, B and head."""
     row = {name: t for name, t in parts.model.initial.items() if name not in parts.used}
-    bank = AdapterBank.repeat(row, len(parts.peers))
+    bank = AdapterBank.repeat(row, len(parts.here))
     return Standing(PeerState(0, bank, parts.optimiser.init(bank)), [0] * len(parts.peers))
 
 
@@ -105,17 +126,23 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
     began = time.perf_counter()
 
     def train(state: PeerState, who: Bool[Tensor, " peers"]) -> Trained:
-        return train_peers(parts.model, state, _work(parts, now, who), parts.rules, parts.used)
+        work = _work(parts, now, who)
+        return train_peers(parts.model, state, work, parts.rules, parts.used, parts.here.start)
 
-    mixed = now.peers.bank.tensors.keys() - parts.own
-    peers, report = peer_round(now.peers, train, parts.mixing(now.peers.round), mixed)
-    for peer in report.left_out:
+    sent, mixed = parts.group.sent, now.peers.bank.tensors.keys() - parts.own
+    fetch = partial(rows_heard, parts.group, parts.blocks)
+    peers, report = peer_round(
+        now.peers, train, parts.mixing(now.peers.round), mixed, here=parts.here, fetch=fetch
+    )
+    moved = moved_since(parts.group, sent)
+    told = _told(parts.group, report)
+    for peer in told["peers_left_out"]:
         log.warning(
             "round %d: peer %d goes on from where it was, its loss or update is not finite",
             peers.round,
             peer + 1,
         )
-    if report.left_out and len(report.left_out) == int(report.active.sum()):
+    if told["peers_left_out"] and len(told["peers_left_out"]) == int(report.active.sum()):
         raise Diverged(f"round {peers.round}: the loss or update of every peer is not finite")
     drawn = [
         count + (schedule.batches if takes_part else 0)
@@ -123,13 +150,13 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
             now.drawn, parts.schedules, report.active.tolist(), strict=True
         )
     ]
-    row = _row(peers.round, report) | {"seconds": time.perf_counter() - began}
+    row = _row(peers.round, report, told) | moved | {"seconds": time.perf_counter() - began}
     after = Standing(peers, drawn, report.trained.bank if parts.judged == "before" else None)
     return after, row | _apart(parts, after)
 
 
 def _work(parts: PeerParts, now: Standing, who: Bool[Tensor, " peers"]) -> Iterator[ClientWork]:
-    for peer in who.nonzero()[:, 0].tolist():
+    for peer in (parts.here.start + who.nonzero()[:, 0]).tolist():
         yield plan_work(
             parts.train,
             parts.peers[peer],
@@ -142,28 +169,41 @@ def _work(parts: PeerParts, now: Standing, who: Bool[Tensor, " peers"]) -> Itera
         )
 
 
-def _row(round_: int, report: PeerReport) -> dict[str, Any]:
+def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:
+    """What the peers of all processes say of their training, a number per peer; and who was left out."""
     trained = report.trained
-    seen = ~trained.loss.isnan()
-    labels = int(trained.labels.sum())
+    own = {
+        "loss": trained.loss.tolist(),
+        "correct": trained.correct.tolist(),
+        "labels": trained.labels.tolist(),
+        "tokens": trained.tokens.tolist(),
+        "peers_left_out": report.left_out,
+    }
+    everyone = group.gather(own)
+    return {name: [value for process in everyone for value in process[name]] for name in own}
+
+
+def _row(round_: int, report: PeerReport, told: dict[str, list[Any]]) -> dict[str, Any]:
+    seen = [loss for loss in told["loss"] if not math.isnan(loss)]
+    labels = sum(told["labels"])
     return {
         "round": round_,
-        "train_loss": float(trained.loss[seen].mean()) if bool(seen.any()) else math.nan,
-        "train_accuracy": int(trained.correct.sum()) / labels if labels else math.nan,
-        "peer_train_loss": trained.loss.tolist(),
+        "train_loss": sum(seen) / len(seen) if seen else math.nan,
+        "train_accuracy": sum(told["correct"]) / labels if labels else math.nan,
+        "peer_train_loss": told["loss"],
         "peers_out": (~report.active).nonzero()[:, 0].tolist(),
-        "peers_left_out": report.left_out,
+        "peers_left_out": told["peers_left_out"],
         # What one sends another receives.
         "bytes_up": report.bytes_sent,
         "bytes_down": report.bytes_sent,
-        "tokens": int(trained.tokens.sum()),
+        "tokens": sum(told["tokens"]),
     }
 
 
 def _apart(parts: PeerParts, now: Standing) -> dict[str, Any]:
     """How far the peers are apart."""
     began = time.perf_counter()
-    apart = consensus(_judged(parts, now), parts.used, parts.modules)
+    apart = consensus(judged(parts, now), parts.used, parts.modules, len(parts.peers), parts.group.sum)
     return {
         "consensus_error": apart.error,
         "consensus_error_relative": apart.relative,
@@ -171,76 +211,8 @@ def _apart(parts: PeerParts, now: Standing) -> dict[str, Any]:
     }
 
 
-def _judged(parts: PeerParts, now: Standing) -> AdapterBank:
+def judged(parts: PeerParts, now: Standing) -> AdapterBank:
+    """The adapters that a round is judged by, of the peers of this process."""
     if parts.judged == "before" and now.before_mixing is not None:
         return now.before_mixing
     return now.peers.bank
-
-
-def evaluated(parts: PeerParts, now: Standing, row: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
-    """Every peer's loss and accuracy."""
-    began = time.perf_counter()
-    results = _first(parts, now) if now.peers.round == 0 else _all(parts, now)
-    accuracies = [result.accuracy for result in results]
-    found = {
-        "val_loss": _mean(result.loss for result in results),
-        "val_accuracy": _mean(accuracies),
-        "val_accuracy_min": min(accuracies),
-        "val_accuracy_max": max(accuracies),
-        "peer_val_accuracy": accuracies,
-        "peer_val_loss": [result.loss for result in results],
-        "eval_seconds": row.get("eval_seconds", 0.0) + time.perf_counter() - began,
-    }
-    log.info(
-        "round %d: train loss %.4f, validation accuracy %.4f (%.4f to %.4f), consensus error %.4g",
-        row["round"],
-        row.get("train_loss", math.nan),
-        found["val_accuracy"],
-        min(accuracies),
-        max(accuracies),
-        row.get("consensus_error", 0.0),
-    )
-    return now, row | found
-
-
-def _all(parts: PeerParts, now: Standing) -> list[Validation]:
-    bank = _judged(parts, now)
-    return validate_rows(parts.model, bank, parts.validation, parts.rules.wave_tokens, parts.used)
-
-
-def _first(parts: PeerParts, now: Standing) -> list[Validation]:
-    """Before the first round all adapters are the same: each list of sequences is judged once."""
-    distinct = {id(own): own for own in parts.validation}
-    bank = AdapterBank.repeat(now.peers.bank.row(0), len(distinct))
-    sequences = list(distinct.values())
-    results = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.used)
-    by_list = dict(zip(distinct, results, strict=True))
-    return [by_list[id(own)] for own in parts.validation]
-
-
-def answered(parts: PeerParts, now: Standing, row: dict[str, Any]) -> dict[str, Any]:
-    """Let every peer answer some of its validation problems."""
-    began = time.perf_counter()
-    results = answer(parts.model, _judged(parts, now), parts.tokenizer, parts.questions, used=parts.used)
-    accuracies = [result.accuracy for result in results]
-    return row | {
-        "val_answer_accuracy": _mean(accuracies),
-        "peer_val_answer_accuracy": accuracies,
-        "eval_seconds": row.get("eval_seconds", 0.0) + time.perf_counter() - began,
-    }
-
-
-def averaged(parts: PeerParts, now: Standing) -> Validation:
-    """How good the mean of all peers' adapters is, on the validation data of all."""
-    bank = now.peers.bank
-    mean = bank.mean(torch.ones(bank.clients, dtype=torch.float64, device=bank.device))
-    distinct = list({id(own): own for own in parts.validation}.values())
-    sequences = [tokens for own in distinct for tokens in own]
-    return validate_rows(
-        parts.model, AdapterBank.repeat(mean, 1), [sequences], parts.rules.wave_tokens, parts.used
-    )[0]
-
-
-def _mean(values: Iterable[float]) -> float:
-    every = list(values)
-    return sum(every) / len(every)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fedloom.build import Parts
@@ -19,6 +20,9 @@ from fedloom.federation.central import central_round
 from fedloom.federation.focus import FocusReport, focused_round
 from fedloom.federation.server import RoundReport, ServerState, federated_round, sample_clients
 from fedloom.model.bank import AdapterBank, Row
+from fedloom.runtimes.dealing import share_of, share_of_step
+from fedloom.runtimes.gathering import sum_of_gradients, sum_over_ranks
+from fedloom.runtimes.group import moved_since
 from fedloom.runtimes.in_process import run_clients
 
 log = logging.getLogger(__name__)
@@ -50,13 +54,17 @@ def play_round(config: FedConfig, parts: Parts, now: Progressed) -> tuple[Progre
         Diverged: Nothing finite came of it.
     """
     began = time.perf_counter()
+    sent = parts.group.sent
     server, report, focus = _round(config, parts, now)
+    # Ranks on unlike processors may round the server's step differently: rank 0's counts.
+    server = replace(server, adapter=parts.group.copy(server.adapter))
     drawn = list(now.drawn)
     for client in [0] if config.train_mode == "local" else report.clients:
         drawn[client] += parts.schedule.batches
     for client in report.left_out:
         log.warning("round %d: client %d left out, its loss or update is not finite", server.round, client)
-    row = _row(server.round, report) | _focus_row(focus) | {"seconds": time.perf_counter() - began}
+    row = _row(server.round, report) | _focus_row(focus) | moved_since(parts.group, sent)
+    row |= {"seconds": time.perf_counter() - began}
     return replace(now, server=server, drawn=drawn), row
 
 
@@ -67,16 +75,16 @@ def _round(
         return *central_round(now.server, _CentralTraining(config, parts, now)), None
     clients = sample_clients(config.seed, now.server.round, config.client_num, config.client_num_per_step)
     train = _ClientTraining(config, parts, now)
-    lr, optimiser = config.client_lr, parts.server_optimiser
+    lr, optimiser, reduce = config.client_lr, parts.server_optimiser, partial(sum_over_ranks, parts.group)
     if parts.focus is None:
-        return *federated_round(now.server, clients, train, lr, optimiser), None
+        return *federated_round(now.server, clients, train, lr, optimiser, reduce=reduce), None
     own = _ServerTraining(config, parts)
-    return focused_round(now.server, clients, train, own, parts.focus, lr, optimiser)
+    return focused_round(now.server, clients, train, own, parts.focus, lr, optimiser, reduce)
 
 
 @dataclass(frozen=True)
 class _ClientTraining:
-    """`federation.server.Train`: the sampled clients, in this process."""
+    """`federation.server.Train`: this process's share of the sampled clients."""
 
     config: FedConfig
     parts: Parts
@@ -86,12 +94,17 @@ class _ClientTraining:
         self, round_: int, clients: Sequence[int], trained: Row, used: Row
     ) -> Iterable[ClientUpdate]:
         work = [_work(self.config, self.parts, self.now, client) for client in clients]
-        return run_clients(self.parts.model, trained, work, self.parts.rules, used)
+        model, group = self.parts.model, self.parts.group
+        own = share_of(work, model.layout, group.rank, group.size)
+        return run_clients(model, trained, own, self.parts.rules, used)
 
 
 @dataclass(frozen=True)
 class _ServerTraining:
-    """`federation.focus.ServerGradient`: the mean over the server's next batches, without dropout."""
+    """`federation.focus.ServerGradient`: the mean over the server's next batches, without dropout.
+
+    Each process takes a share of the batches: none waits for the server.
+    """
 
     config: FedConfig
     parts: Parts
@@ -109,8 +122,10 @@ class _ServerTraining:
             drawn=round_ * schedule.batches,
         )
         bank, rules = AdapterBank.repeat(adapter, 1), replace(parts.rules, dropout_seed=None)
-        gradient, report = step_gradients(parts.model, bank, work.steps, rules)
-        return gradient.row(0), float(report.loss[0])
+        (step,) = work.steps
+        own = share_of_step(step, parts.model.layout, parts.group.rank, parts.group.size)
+        gradient, report = step_gradients(parts.model, bank, [own], rules)
+        return sum_of_gradients(parts.group, gradient.row(0), float(report.loss[0]))
 
 
 @dataclass(frozen=True)

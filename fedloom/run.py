@@ -14,13 +14,14 @@ from fedloom import loop
 from fedloom.build import Parts, build, device_name, run_folder, versions
 from fedloom.config import FedConfig
 from fedloom.federation.server import ServerState, initial_state
+from fedloom.launch import build_together, open_together, processes, recall
 from fedloom.loop import Pace, Regime
-from fedloom.model.bank import AdapterBank, Row
-from fedloom.observe.answering import answer
-from fedloom.observe.checkpoint import load_state, open_run, save_checkpoint, write_run_config
+from fedloom.model.bank import Row
+from fedloom.observe.answering import share_right
+from fedloom.observe.checkpoint import load_state, save_checkpoint, write_run_config
 from fedloom.observe.clients import write_clients
 from fedloom.observe.evaluate import validate
-from fedloom.observe.record import RunRecord, read_run
+from fedloom.observe.record import RunRecord
 from fedloom.rounds import Progressed, play_round
 
 
@@ -31,13 +32,15 @@ def run_fed(config: FedConfig) -> RunRecord:
         UserError: A mistake of the user, or a run whose numbers are no longer finite.
         KeyboardInterrupt: After a checkpoint was left.
     """
-    folder = run_folder(config)
-    checkpoint = open_run(folder, config)
-    resolved, parts = build(config)
-    write_run_config(folder, resolved, versions(), device_name(parts.model.device))
-    write_held(folder, parts)
-    drive(resolved, parts, folder, checkpoint)
-    return read_run(folder)
+    with processes(config.device) as group:
+        folder = run_folder(config)
+        checkpoint = open_together(folder, config, group)
+        resolved, parts = build_together(build, config, group)
+        if group.rank == 0:
+            write_run_config(folder, resolved, versions(), device_name(parts.model.device))
+            write_held(folder, parts)
+        drive(resolved, parts, folder, checkpoint)
+        return recall(folder, group)
 
 
 def write_held(folder: Path, parts: Parts) -> None:
@@ -66,6 +69,7 @@ def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None
         answer=partial(_answered, parts),
         stops=partial(_reason_to_stop, config),
         save=partial(_save, parts),
+        saves_alone=True,
         at_end=lambda now: {},
         advice="Lower client_lr or lr, or set clip_norm, under another exp_name",
     )
@@ -77,7 +81,7 @@ def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None
         save_every=config.val_steps,
         report_to=config.report_to,
     )
-    return loop.drive(regime, pace, folder, checkpoint)
+    return loop.drive(regime, pace, folder, checkpoint, parts.group)
 
 
 def _reason_to_stop(config: FedConfig, now: Progressed) -> str | None:
@@ -89,7 +93,9 @@ def _reason_to_stop(config: FedConfig, now: Progressed) -> str | None:
 def _validated(parts: Parts, now: Progressed, row: dict[str, Any]) -> tuple[Progressed, dict[str, Any]]:
     """Validate the server's adapter; accuracy that has not risen is counted."""
     began = time.perf_counter()
-    result = validate(parts.model, now.server.adapter, parts.data.validation, parts.rules.wave_tokens)
+    result = validate(
+        parts.model, now.server.adapter, parts.data.validation, parts.rules.wave_tokens, parts.group
+    )
     rose = now.accuracy is None or result.accuracy > now.accuracy
     now = replace(now, accuracy=result.accuracy, not_risen=0 if rose else now.not_risen + 1)
     seconds = time.perf_counter() - began
@@ -100,15 +106,14 @@ def _answered(parts: Parts, now: Progressed, row: dict[str, Any]) -> dict[str, A
     """Let the server's adapter answer some validation problems."""
     began = time.perf_counter()
     assert parts.data.questions is not None
-    bank = AdapterBank.repeat(now.server.adapter, 1)
-    (answers,) = answer(parts.model, bank, parts.tokenizer, [parts.data.questions])
+    right = share_right(parts.model, now.server.adapter, parts.tokenizer, parts.data.questions, parts.group)
     seconds = row.get("eval_seconds", 0.0) + time.perf_counter() - began
-    return row | {"val_answer_accuracy": answers.accuracy, "eval_seconds": seconds}
+    return row | {"val_answer_accuracy": right, "eval_seconds": seconds}
 
 
 def _save(parts: Parts, folder: Path, now: Progressed) -> None:
     """Leave a checkpoint; where there is one of this round already, nothing is done."""
-    if now.server.round == 0:
+    if now.server.round == 0 or parts.group.rank != 0:
         return
     tensors = {f"adapter.{name}": t for name, t in now.server.adapter.items()}
     tensors |= {f"optimiser.{name}": t for name, t in now.server.optimiser.items()}

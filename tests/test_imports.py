@@ -14,6 +14,7 @@ ROOT = Path(fedloom.__file__).parent
 LEVELS = [
     {
         "startup",
+        "torchrun",
         "options",
         "config",
         "config_peers",
@@ -32,6 +33,7 @@ LEVELS = [
     {"observe"},
     {"build"},
     {"rounds", "peer_rounds", "loop"},
+    {"peer_evaluation", "launch"},
     {"build_peers"},
     {"run", "dfl", "view", "show_topology", "evaluation", "report", "evaluation_plan"},
     {"split"},

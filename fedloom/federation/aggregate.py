@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,25 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Some clients' answers, added up.
+
+    Attributes:
+        total: Σ_k n_k (before − after_k) over those that count.
+        kept: Updates that count, without their adapters.
+        left_out: Clients whose loss or update was not finite.
+    """
+
+    total: Row
+    kept: list[ClientUpdate]
+    left_out: list[int]
+
+
+Reduce = Callable[[Sums], Sums]
+"""``what was added up here -> what was added up everywhere``: where clients run is the runtime's business."""
+
+
+@dataclass(frozen=True)
 class Aggregate:
     """The clients' answers, added up.
 
@@ -54,7 +73,9 @@ class Aggregate:
     left_out: list[int]
 
 
-def aggregate(before: Row, updates: Iterable[ClientUpdate], client_lr: float) -> Aggregate:
+def aggregate(
+    before: Row, updates: Iterable[ClientUpdate], client_lr: float, reduce: Reduce = lambda here: here
+) -> Aggregate:
     """The mean over clients, weighted by examples, of (before - after) / client_lr.
 
     For one local SGD step this is the mean gradient, hence its name (Reddi et al., 2021,
@@ -66,7 +87,17 @@ def aggregate(before: Row, updates: Iterable[ClientUpdate], client_lr: float) ->
         before: The adapter that every client started from.
         updates: The clients' answers; one whose loss or parameters are not finite is left out.
         client_lr: The clients' learning rate.
+        reduce: Adds what other processes have added up; by default there are none.
     """
+    sums = reduce(add_up(before, updates))
+    if not sums.kept:
+        return Aggregate(None, sums.kept, sums.left_out)
+    scale = 1.0 / (sum(update.examples for update in sums.kept) * client_lr)
+    return Aggregate({name: t.mul_(scale) for name, t in sums.total.items()}, sums.kept, sums.left_out)
+
+
+def add_up(before: Row, updates: Iterable[ClientUpdate]) -> Sums:
+    """The sum over clients of (before - after), each times its examples, in the order in which they come."""
     total = {name: torch.zeros_like(t) for name, t in before.items()}
     kept: list[ClientUpdate] = []
     left_out: list[int] = []
@@ -77,7 +108,4 @@ def aggregate(before: Row, updates: Iterable[ClientUpdate], client_lr: float) ->
         for name, t in total.items():
             t.add_(before[name] - update.adapter[name], alpha=update.examples)
         kept.append(ClientUpdate(**{**vars(update), "adapter": {}}))
-    if not kept:
-        return Aggregate(None, kept, left_out)
-    scale = 1.0 / (sum(update.examples for update in kept) * client_lr)
-    return Aggregate({name: t.mul_(scale) for name, t in total.items()}, kept, left_out)
+    return Sums(total, kept, left_out)

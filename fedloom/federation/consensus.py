@@ -8,7 +8,7 @@ their 2r x 2r Gram matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fedloom.model.bank import AdapterBank, Row
+
+Total = Callable[[Row], Row]
+"""``sums over the peers that are here -> sums over all peers``."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,42 @@ class Consensus:
 
 
 @torch.no_grad()
-def consensus(bank: AdapterBank, used: Row, modules: Sequence[str]) -> Consensus:
+def consensus(
+    bank: AdapterBank,
+    used: Row,
+    modules: Sequence[str],
+    peers: int | None = None,
+    total: Total = lambda here: here,
+) -> Consensus:
     """The consensus error of peers' adapters.
 
     Args:
         bank: A row per peer.
         used: Parameters that all peers share and nobody trains; with DFL-LoRA every A.
         modules: PEFT's names of the adapted modules, without ``.lora_A.weight``.
+        peers: How many there are, where others are elsewhere; None: these are all.
+        total: Adds the sums of the others. No row is asked for: summed are each module's factors that differ,
+            and where both do, also their product.
     """
+    count = bank.clients if peers is None else peers
     error = torch.zeros(bank.clients, dtype=torch.float64)
     size = 0.0
     for module in modules:
         A, B = (_stacked(bank, used, f"{module}.lora_{factor}.weight") for factor in "AB")
-        error += _distances(A, B).cpu()
-        size += _norm_of_mean(A, B)
-    mean = float(error.mean())
+        one_A = f"{module}.lora_A.weight" not in bank.tensors
+        sums = {"B": B.sum(0)} if one_A else {"A": A.sum(0), "B": B.sum(0)}
+        if not one_A and count > bank.clients:
+            sums["BA"] = _sum_of_products(A, B)
+        sums = total(sums)
+        mean_A, mean_B = A[0] if one_A else sums["A"] / count, sums["B"] / count
+        error += _distances(A, B, mean_A, mean_B).cpu()
+        if one_A:
+            size += float(_product_norms(mean_B[None], mean_A[None])[0])
+        elif "BA" in sums:
+            size += float(torch.linalg.matrix_norm(sums["BA"])) / count
+        else:
+            size += _norm_of_mean(A, B)
+    mean = float(total({"error": error.sum()})["error"]) / count
     return Consensus(mean, mean / size if size else float("nan"))
 
 
@@ -57,10 +81,12 @@ def _stacked(bank: AdapterBank, used: Row, name: str) -> Float64[Tensor, "peers 
 
 
 def _distances(
-    A: Float[Tensor, "peers rank d_in"], B: Float[Tensor, "peers d_out rank"]
+    A: Float[Tensor, "peers rank d_in"],
+    B: Float[Tensor, "peers d_out rank"],
+    mean_A: Float[Tensor, "rank d_in"],
+    mean_B: Float[Tensor, "d_out rank"],
 ) -> Float[Tensor, " peers"]:
     """‖B_i A_i − B̄ Ā‖_F of every peer."""
-    mean_A, mean_B = A.mean(0), B.mean(0)
     # B_i A_i − B̄ Ā = (B_i − B̄) A_i + B̄ (A_i − Ā): nothing large cancels when peers are close.
     left = torch.cat([B - mean_B, mean_B.expand_as(B)], 2)
     right = torch.cat([A, A - mean_A], 1)
@@ -78,9 +104,22 @@ def _product_norms(
 def _norm_of_mean(A: Float[Tensor, "peers rank d_in"], B: Float[Tensor, "peers d_out rank"]) -> float:
     """‖mean_i(B_i A_i)‖_F: the sum of products is one product of all factors side by side."""
     peers, rank, d_in = A.shape
-    left = B.transpose(0, 1).reshape(B.shape[1], peers * rank)
-    right = A.reshape(peers * rank, d_in)
+    left, right = _side_by_side(A, B)
     if peers * rank > min(left.shape[0], d_in):
         # Of many peers the Gram matrices are the larger thing: the mean is one d_out x d_in, of no peer.
         return float(torch.linalg.matrix_norm(left @ right)) / peers
     return float(_product_norms(left[None], right[None])[0]) / peers
+
+
+def _sum_of_products(
+    A: Float[Tensor, "peers rank d_in"], B: Float[Tensor, "peers d_out rank"]
+) -> Float[Tensor, "d_out d_in"]:
+    left, right = _side_by_side(A, B)
+    return left @ right
+
+
+def _side_by_side(
+    A: Float[Tensor, "peers rank d_in"], B: Float[Tensor, "peers d_out rank"]
+) -> tuple[Float[Tensor, "d_out all_ranks"], Float[Tensor, "all_ranks d_in"]]:
+    """Factors of Σ_i B_i A_i."""
+    return B.transpose(0, 1).flatten(1), A.flatten(0, 1)

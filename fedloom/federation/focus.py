@@ -26,6 +26,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fedloom.client.optimisers import Optimiser
+from fedloom.federation.aggregate import Reduce
 from fedloom.federation.priority import Projection, layer_scores, select_layers
 from fedloom.federation.server import Diverged, RoundReport, ServerState, Train, federated_round
 from fedloom.model.bank import Row
@@ -96,6 +97,7 @@ def focused_round(
     focus: Focus,
     client_lr: float,
     optimiser: Optimiser,
+    reduce: Reduce = lambda here: here,
 ) -> tuple[ServerState, RoundReport, FocusReport]:
     """One round in which clients train and send the selected layers.
 
@@ -107,6 +109,7 @@ def focused_round(
         focus: How layers are chosen.
         client_lr: The clients' learning rate.
         optimiser: The server's.
+        reduce: As in `federated_round`.
 
     Raises:
         Diverged: The server's own gradient is not finite, or no client came back with finite numbers.
@@ -132,6 +135,7 @@ def focused_round(
         optimiser,
         sent=state.adapter.keys() - unselected,
         elsewhere=elsewhere if focus.server_grad_scale else None,
+        reduce=reduce,
     )
     telling = focus.selection_bytes * len(report.clients)
     report = replace(report, bytes_down=report.bytes_down + telling)

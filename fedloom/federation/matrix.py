@@ -81,6 +81,24 @@ class RoundMixing:
         matrix[rows, columns] = weights
         return matrix
 
+    def heard_by(self, peers: range) -> Int64[np.ndarray, " heard"]:
+        """Whose adapters some peers need for their new ones, in ascending order; they are among them."""
+        rows, columns, _ = self.entries
+        return np.unique(columns[(rows >= peers.start) & (rows < peers.stop)])
+
+    def rows(self, peers: range) -> torch.Tensor:
+        """The rows of some peers, as a tensor ``[peers, those that they hear]``; see `heard_by`."""
+        import torch
+
+        if len(peers) == self.peers:
+            return self.tensor()
+        rows, columns, weights = self.entries
+        here = (rows >= peers.start) & (rows < peers.stop)
+        heard = self.heard_by(peers)
+        matrix = np.zeros((len(peers), len(heard)))
+        matrix[rows[here] - peers.start, np.searchsorted(heard, columns[here])] = weights[here]
+        return torch.from_numpy(matrix)
+
     def tensor(self) -> torch.Tensor:
         """The matrix as a tensor ``[peers, peers]``, float64, CPU: `sparse`, or dense where that is faster.
 

@@ -36,7 +36,8 @@ class PeerState:
 
     Attributes:
         round: Rounds done.
-        bank: Their adapters, a row per peer; with DFL-LoRA without A.
+        bank: Their adapters, a row per peer; with DFL-LoRA without A. Where peers are dealt over processes,
+            these are the peers of this one.
         optimiser: Their optimisers' state, which lasts across rounds and is never mixed.
     """
 
@@ -68,14 +69,19 @@ Train = Callable[[PeerState, Bool[Tensor, " peers"]], Trained]
 train keeps its row and its optimiser's state."""
 
 
+Fetch = Callable[[AdapterBank, RoundMixing], AdapterBank]
+"""``(rows of the peers that are here, the matrix) -> rows of all whom they hear``, by their numbers."""
+
+
 @dataclass(frozen=True)
 class PeerReport:
     """What a round says of itself.
 
     Attributes:
-        trained: What local training made of all peers, before mixing.
-        active: Who took part.
-        left_out: Peers whose loss or update was not finite; they go on from where they were.
+        trained: What local training made of the peers that are here, before mixing.
+        active: Who took part, of all.
+        left_out: Peers, of those that are here, whose loss or update was not finite; they go on from where
+            they were.
         bytes_sent: Over all directed links of the round.
     """
 
@@ -86,7 +92,13 @@ class PeerReport:
 
 
 def peer_round(
-    state: PeerState, train: Train, mixing: RoundMixing, mixed: Collection[str]
+    state: PeerState,
+    train: Train,
+    mixing: RoundMixing,
+    mixed: Collection[str],
+    *,
+    here: range | None = None,
+    fetch: Fetch = lambda bank, mixing: bank,
 ) -> tuple[PeerState, PeerReport]:
     """One round of decentralised training.
 
@@ -95,26 +107,41 @@ def peer_round(
         train: Trains them.
         mixing: The round's matrix, and who takes part; it is checked.
         mixed: Names of the parameters that are sent and averaged; the others stay with their peer.
+        here: The peers of ``state``; None is all.
+        fetch: Gets the rows of those whom they hear and who are elsewhere.
 
     Raises:
         ValueError: The matrix is not symmetric and doubly stochastic.
     """
     check_mixing(mixing)
+    here = range(mixing.peers) if here is None else here
     active = torch.tensor(mixing.active)
-    trained, left_out = _finite_only(state, train(state, active))
-    bank = mix(trained.bank, mixing.tensor(), mixed)
+    trained, left_out = _finite_only(state, train(state, active[here.start : here.stop]))
+    bank = mix(trained.bank, mixing.rows(here), mixed, lambda own: fetch(own, mixing))
     sent = bytes_of({name: t[0] for name, t in bank.tensors.items() if name in mixed})
+    left_out = [here.start + peer for peer in left_out]
     report = PeerReport(trained, active, left_out, bytes_per_round(sent, mixing.directed_edges))
     return PeerState(state.round + 1, bank, trained.optimiser), report
 
 
-def mix(bank: AdapterBank, mixing: Float[Tensor, "peers peers"], mixed: Collection[str]) -> AdapterBank:
+def mix(
+    bank: AdapterBank,
+    mixing: Float[Tensor, "peers heard"],
+    mixed: Collection[str],
+    heard: Callable[[AdapterBank], AdapterBank] = lambda own: own,
+) -> AdapterBank:
     """``W @ bank`` for the parameters named in ``mixed``: one product over the first axis.
 
-    The mean over peers stays what it was, because the columns of W sum to one.
+    The mean over all peers stays what it was, because the columns of W sum to one.
+
+    Args:
+        bank: The peers' rows.
+        mixing: Their rows of W.
+        mixed: Names of the parameters that are averaged.
+        heard: Makes the rows of those whom they hear, W's columns, of their own; by default they are these.
     """
-    sent = AdapterBank({name: t for name, t in bank.tensors.items() if name in mixed})
-    return AdapterBank(bank.tensors | (mixing @ sent).tensors)
+    own = AdapterBank({name: t for name, t in bank.tensors.items() if name in mixed})
+    return AdapterBank(bank.tensors | (mixing @ heard(own)).tensors)
 
 
 def _finite_only(before: PeerState, trained: Trained) -> tuple[Trained, list[int]]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from fedloom.client.optimisers import Optimiser, State, step_some
 from fedloom.data.randomness import numpy_rng
-from fedloom.federation.aggregate import Aggregate, ClientUpdate, aggregate
+from fedloom.federation.aggregate import Aggregate, ClientUpdate, Reduce, aggregate
 from fedloom.model.bank import AdapterBank, Row, bytes_of
 
 Train = Callable[[int, Sequence[int], Row, Row], Iterable[ClientUpdate]]
@@ -88,6 +88,7 @@ def federated_round(
     *,
     sent: Collection[str] | None = None,
     elsewhere: Row | None = None,
+    reduce: Reduce = lambda here: here,
 ) -> tuple[ServerState, RoundReport]:
     """One round of FedAvg, FedAdam or FedProx.
 
@@ -101,6 +102,7 @@ def federated_round(
             clients do nothing.
         elsewhere: A gradient for parameters that are not sent. One that has neither keeps its value, its
             moments and its step count.
+        reduce: Where ``train`` gives the updates of a part of the clients: adds those of the others.
 
     Raises:
         Diverged: No client came back with finite numbers.
@@ -109,7 +111,7 @@ def federated_round(
     used = {name: t for name, t in state.adapter.items() if name not in trained}
     result = Aggregate({}, [], [])
     if trained:
-        result = aggregate(trained, train(state.round, clients, trained, used), client_lr)
+        result = aggregate(trained, train(state.round, clients, trained, used), client_lr, reduce)
     if result.pseudo_gradient is None:
         raise Diverged(f"round {state.round + 1}: the loss or update of every client is not finite")
     gradient = result.pseudo_gradient | (elsewhere or {})

@@ -16,14 +16,20 @@ _FEWEST = 256
 _MOST = {"cpu": 2048, "cuda": 16384}
 
 
-def auto_wave_tokens(model: PreTrainedModel) -> int:
-    """Tokens per pass for which the activations of training fit well into the memory that is free now."""
+def auto_wave_tokens(model: PreTrainedModel, sharing: int = 1) -> int:
+    """Tokens per pass for which the activations of training fit well into the memory that is free now.
+
+    Args:
+        model: The base model.
+        sharing: Processes on this machine that will train; those on a CPU share its memory.
+    """
     config = model.config.get_text_config()
     hidden = config.hidden_size
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     numbers = config.num_hidden_layers * (_HIDDEN_NUMBERS * hidden + _INTERMEDIATE_NUMBERS * intermediate)
     bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
-    fits = int(_SHARE_OF_FREE * _free_bytes(model.device) / bytes_per_token)
+    free = _free_bytes(model.device) / (1 if model.device.type == "cuda" else sharing)
+    fits = int(_SHARE_OF_FREE * free / bytes_per_token)
     return max(_FEWEST, min(fits, _MOST.get(model.device.type, _MOST["cpu"])))
 
 

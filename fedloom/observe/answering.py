@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +14,7 @@ from fedloom.data.templates import end_of_answer
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
 from fedloom.observe.generate import generate
+from fedloom.runtimes.group import Group
 
 BATCH_SIZE = 16
 """Prompts per pass and adapter, where nobody says otherwise."""
@@ -117,6 +118,27 @@ def answer(
         _judged(tokenizer.batch_decode(texts, skip_special_tokens=True), own.expected)
         for texts, own in zip(written, questions, strict=True)
     ]
+
+
+def share_right(
+    model: StackedModel, row: Row, tokenizer: PreTrainedTokenizerBase, questions: Questions, group: Group
+) -> float:
+    """Share of right answers of one adapter; each process of a group answers some of the questions.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        row: The adapter, the same everywhere.
+        tokenizer: The model's.
+        questions: What it is asked.
+        group: The run's processes.
+    """
+    some = slice(group.rank, None, group.size)
+    own = replace(questions, prompts=questions.prompts[some], expected=questions.expected[some])
+    right = 0
+    if own.prompts:
+        (answers,) = answer(model, AdapterBank.repeat(row, 1), tokenizer, [own])
+        right = sum(answers.right)
+    return sum(group.gather(right)) / len(questions.prompts)
 
 
 def _judged(texts: list[str], expected: Sequence[str]) -> Answers:

@@ -13,6 +13,7 @@ from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Batch
 from fedloom.model.packing import build_pack
 from fedloom.model.stacked import Losses, StackedModel
+from fedloom.runtimes.group import ALONE, Group
 
 # Without a graph to keep, a pass holds one layer's activations: it may be larger than in training.
 _PASS_FACTOR = 4
@@ -31,7 +32,9 @@ class Validation:
     accuracy: float
 
 
-def validate(model: StackedModel, row: Row, sequences: Sequence[Tokens], wave_tokens: int) -> Validation:
+def validate(
+    model: StackedModel, row: Row, sequences: Sequence[Tokens], wave_tokens: int, group: Group = ALONE
+) -> Validation:
     """Loss and accuracy of one adapter on sequences with known answers.
 
     Args:
@@ -39,8 +42,10 @@ def validate(model: StackedModel, row: Row, sequences: Sequence[Tokens], wave_to
         row: The adapter.
         sequences: What to judge it by.
         wave_tokens: Tokens per pass in training.
+        group: As in `validate_rows`.
     """
-    return validate_rows(model, AdapterBank.repeat(row, 1), [sequences], wave_tokens)[0]
+    bank = AdapterBank.repeat(row, 1)
+    return validate_rows(model, bank, [sequences], wave_tokens, group=group)[0]
 
 
 @torch.no_grad()
@@ -50,6 +55,7 @@ def validate_rows(
     sequences: Sequence[Sequence[Tokens]],
     wave_tokens: int,
     used: Row | None = None,
+    group: Group = ALONE,
 ) -> list[Validation]:
     """Loss and accuracy of several adapters, many in one pass.
 
@@ -59,17 +65,28 @@ def validate_rows(
         sequences: For each adapter what to judge it by.
         wave_tokens: Tokens per pass in training.
         used: Adapter parameters that are the same for all and not in the bank.
+        group: Processes that hold the same adapters; each judges a share of the sequences, and all return the
+            result of all.
     """
     losses = torch.zeros(len(sequences), dtype=torch.float64)
     correct, labels = (torch.zeros(len(sequences), dtype=torch.long) for _ in range(2))
-    for rows, out in _passes(model, bank, sequences, wave_tokens, used):
+    share = [_share(own, group) for own in sequences]
+    for rows, out in _passes(model, bank, share, wave_tokens, used):
         losses[rows] += out.loss.cpu().double()
         correct[rows] += out.correct.cpu()
         labels[rows] += out.labels.cpu()
+    found = group.sum({"losses": losses, "correct": correct, "labels": labels})
     return [
         Validation(float(loss) / int(n), int(right) / int(n))
-        for loss, right, n in zip(losses, correct, labels, strict=True)
+        for loss, right, n in zip(found["losses"], found["correct"], found["labels"], strict=True)
     ]
+
+
+def _share(sequences: Sequence[Tokens], group: Group) -> Sequence[Tokens]:
+    """Of sequences by length every n-th: shares of like work."""
+    if group.size == 1:
+        return sequences
+    return [sequences[i] for i in _by_length(sequences)[group.rank :: group.size]]
 
 
 @torch.no_grad()

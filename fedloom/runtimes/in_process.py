@@ -49,7 +49,12 @@ def run_clients(
 
 
 def train_peers(
-    model: StackedModel, state: PeerState, work: Iterable[ClientWork], rules: LocalRules, used: Row
+    model: StackedModel,
+    state: PeerState,
+    work: Iterable[ClientWork],
+    rules: LocalRules,
+    used: Row,
+    first: int = 0,
 ) -> Trained:
     """Train peers, each from its own row, wave by wave.
 
@@ -59,13 +64,14 @@ def train_peers(
         work: What each peer that trains does.
         rules: How peers train.
         used: Adapter parameters that nobody trains, the same for all.
+        first: The number of the peer in the first row.
     """
     bank = state.bank.map(torch.clone)
     optimiser = {key: t.clone() for key, t in state.optimiser.items()}
     loss = torch.full((bank.clients,), torch.nan, dtype=torch.float64)
     correct, labels, tokens = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(3))
     for wave in waves(work, model.layout, rules.wave_tokens):
-        rows = torch.tensor([peer.client for peer in wave])
+        rows = torch.tensor([peer.client - first for peer in wave])
         here = rows.to(bank.device)
         own = {key: t.index_select(0, here) for key, t in optimiser.items()}
         steps = [peer.steps for peer in wave]

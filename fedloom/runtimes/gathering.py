@@ -1,0 +1,81 @@
+"""What ranks trained, brought together: sums of updates, and the rows that peers of other ranks need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from fedloom.config import UserError
+from fedloom.federation.aggregate import ClientUpdate, Sums
+from fedloom.federation.matrix import RoundMixing
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.runtimes.group import Group
+
+
+def sum_over_ranks(group: Group, here: Sums) -> Sums:
+    """The sums of all ranks; who counted, in the order of the clients.
+
+    Raises:
+        UserError: Ranks have trained different parameters.
+    """
+    if group.size == 1:
+        return here
+    trained = sorted(here.total)
+    if any(names != trained for names in group.gather(trained)):
+        raise UserError(
+            "the ranks have selected different layers, because their processors round differently; "
+            "run all ranks on machines of one kind, with the same versions"
+        )
+    kept = [ClientUpdate(**u) for rank in group.gather([asdict(u) for u in here.kept]) for u in rank]
+    left_out = [client for rank in group.gather(here.left_out) for client in rank]
+    return Sums(group.sum(here.total), sorted(kept, key=lambda update: update.client), sorted(left_out))
+
+
+def sum_of_gradients(group: Group, here: Row, loss: float) -> tuple[Row, float]:
+    """The sums over ranks of what each has of a gradient and of its loss."""
+    return group.sum(here), sum(group.gather(loss))
+
+
+def rows_heard(group: Group, blocks: Sequence[range], here: AdapterBank, mixing: RoundMixing) -> AdapterBank:
+    """The rows of those that this rank's peers hear in a round, in ascending order.
+
+    From each rank come the rows that a peer of this one hears, each once, in one message.
+
+    Args:
+        group: The run's processes.
+        blocks: The peers of each rank.
+        here: Rows of this rank's peers; only what is mixed.
+        mixing: The round's matrix.
+    """
+    if group.size == 1:
+        return here
+    own = blocks[group.rank]
+    flat = torch.cat([t.flatten(1) for t in here.tensors.values()], 1)
+    outgoing, incoming = {}, {}
+    for rank, block in enumerate(blocks):
+        wanted = _of(own, mixing.heard_by(block))
+        if rank != group.rank and len(wanted):
+            outgoing[rank] = flat.index_select(0, torch.from_numpy(wanted - own.start).to(flat.device))
+        needed = _of(block, mixing.heard_by(own))
+        if rank != group.rank and len(needed):
+            incoming[rank] = flat.new_empty(len(needed), flat.shape[1])
+    group.exchange(outgoing, incoming)
+    # Blocks follow each other as ranks do, so their rows in this order are ascending.
+    heard = torch.cat(
+        [flat if rank == group.rank else incoming[rank] for rank in sorted([*incoming, group.rank])]
+    )
+    pieces = heard.split([t[0].numel() for t in here.tensors.values()], 1)
+    return AdapterBank(
+        {
+            name: piece.reshape(-1, *t.shape[1:])
+            for (name, t), piece in zip(here.tensors.items(), pieces, strict=True)
+        }
+    )
+
+
+def _of(block: range, peers: np.ndarray) -> np.ndarray:
+    """Those of some peers that a block holds."""
+    return peers[(peers >= block.start) & (peers < block.stop)]
