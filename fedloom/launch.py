@@ -31,7 +31,7 @@ def processes(device: str) -> Iterator[Group]:
     if here.size == 1:
         yield ALONE
         return
-    from fedloom.runtimes.distributed import joined
+    from fedloom.runtimes.meeting import joined
 
     with joined(here, device) as ranks:
         yield ranks
