@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny_llama
+from tiny import save_tiny_bert, save_tiny_llama
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -167,3 +167,18 @@ def test_adapters_in_one_pass_are_measured_against_one_after_another(model, modu
     assert result["of_alone"] == result["seconds"]["stacked"][0] / result["seconds"]["alone"][0]
     assert done.stdout == module("tables").as_markdown(result) + "\n"
     assert str(model) not in out.read_text()
+
+
+def test_ranks_are_measured_against_one_process(model, module, tmp_path):
+    out = tmp_path / "ranks.json"
+    encoder = save_tiny_bert(tmp_path / "encoder")
+    words = ("--fed_model", model, "--dfl_model", encoder, "--clients", 2, "--peers", 2, "--rounds", 2)
+    run(*words, "--repeats", 1, "--out", out, script="ranks.py")
+    result = json.loads(out.read_text())
+    for found in result["runs"].values():
+        (turn,) = found["turns"]
+        assert turn["ranks"]["tokens"] == turn["process"]["tokens"]
+        assert turn["ranks"]["val_loss"] == pytest.approx(turn["process"]["val_loss"], rel=1e-5)
+        assert found["round_seconds_ratio"] > 0
+    assert str(tmp_path) not in out.read_text()
+    assert "two ranks, one thread each" in module("tables").as_markdown(result)
