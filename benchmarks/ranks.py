@@ -40,7 +40,8 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     )
     dfl = (
         f"dfl --model_checkpoint {options.dfl_model} --dataset_type arithmetic --name ring "
-        f"--num_clients {peers} --local_steps 8 --num_rounds {rounds} --eval_every {rounds} --save_every {rounds}"
+        f"--num_clients {peers} --local_steps 8 "
+        f"--num_rounds {rounds} --eval_every {rounds} --save_every {rounds}"
     )
     return {name: f"{words} {common}".split() for name, words in (("fed", fed), ("dfl", dfl))}
 

@@ -26,8 +26,8 @@ def ranks_table(result: dict[str, Any]) -> list[str]:
     note = (
         f"Embedded arithmetic in {settings['dtype']}: {settings['fed_model']}, {settings['clients']} clients "
         f"× 8 batches; {settings['dfl_model']}, {settings['peers']} peers on a ring × 8 batches. Medians of "
-        f"{turns} turns (smallest{DASH}largest), ratios within each. A round is the median of its run's, the first "
-        "left out; loading is not in it."
+        f"{turns} turns (smallest{DASH}largest), ratios within each. A round is the median of its run's, the "
+        "first left out; loading is not in it."
     )
     head = ["run", "", "seconds per round", "of one process", "seconds of validation", "of one process"]
     return [*table(head, rows), "", note]
