@@ -32,15 +32,15 @@ CONTENDERS = {
 def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     """The runs that are compared, on embedded data."""
     common = f"--dtype {options.dtype} --device cpu --report_to none"
-    rounds, peers, clients = options.rounds, options.peers, options.clients
+    rounds, peers, clients, batches = options.rounds, options.peers, options.clients, options.batches
     fed = (
         f"fed --model_name {options.fed_model} --data_name arithmetic --train_mode fed "
-        f"--client_num {2 * clients} --client_num_per_step {clients} --client_batch_per_step 8 "
+        f"--client_num {2 * clients} --client_num_per_step {clients} --client_batch_per_step {batches} "
         f"--max_steps {rounds} --val_steps {rounds}"
     )
     dfl = (
         f"dfl --model_checkpoint {options.dfl_model} --dataset_type arithmetic --name ring "
-        f"--num_clients {peers} --local_steps 8 "
+        f"--num_clients {peers} --local_steps {batches} --batch_size 8 "
         f"--num_rounds {rounds} --eval_every {rounds} --save_every {rounds}"
     )
     return {name: f"{words} {common}".split() for name, words in (("fed", fed), ("dfl", dfl))}
@@ -87,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--peers", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", required=True, type=Path)
@@ -103,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         "settings": {
             "fed_model": _name(options.fed_model),
             "dfl_model": _name(options.dfl_model),
-            **{name: getattr(options, name) for name in ("dtype", "clients", "peers")},
+            **{name: getattr(options, name) for name in ("dtype", "clients", "peers", "batches")},
         },
         "machine": describe_machine(torch.device("cpu")),
         "versions": versions(),

@@ -25,9 +25,9 @@ def ranks_table(result: dict[str, Any]) -> list[str]:
     turns = len(next(iter(result["runs"].values()))["turns"])
     note = (
         f"Embedded arithmetic in {settings['dtype']}: {settings['fed_model']}, {settings['clients']} clients "
-        f"× 8 batches; {settings['dfl_model']}, {settings['peers']} peers on a ring × 8 batches. Medians of "
-        f"{turns} turns (smallest{DASH}largest), ratios within each. A round is the median of its run's, the "
-        "first left out; loading is not in it."
+        f"× {settings['batches']} batches of 2; {settings['dfl_model']}, {settings['peers']} peers on a ring "
+        f"× {settings['batches']} batches of 8. Medians of {turns} turns (smallest{DASH}largest), "
+        "ratios within each. A round is the median of its run's, the first left out; loading is not in it."
     )
     head = ["run", "", "seconds per round", "of one process", "seconds of validation", "of one process"]
     return [*table(head, rows), "", note]

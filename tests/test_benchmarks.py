@@ -172,7 +172,20 @@ def test_adapters_in_one_pass_are_measured_against_one_after_another(model, modu
 def test_ranks_are_measured_against_one_process(model, module, tmp_path):
     out = tmp_path / "ranks.json"
     encoder = save_tiny_bert(tmp_path / "encoder")
-    words = ("--fed_model", model, "--dfl_model", encoder, "--clients", 2, "--peers", 2, "--rounds", 2)
+    words = (
+        "--fed_model",
+        model,
+        "--dfl_model",
+        encoder,
+        "--clients",
+        2,
+        "--peers",
+        2,
+        "--batches",
+        1,
+        "--rounds",
+        2,
+    )
     run(*words, "--repeats", 1, "--out", out, script="ranks.py")
     result = json.loads(out.read_text())
     for found in result["runs"].values():
