@@ -82,13 +82,16 @@ def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
     own = {f"adapter.{name}": t for name, t in now.peers.bank.tensors.items()}
     own |= {f"optimiser.{name}": t for name, t in now.peers.optimiser.items()}
     counts = [len(block) for block in parts.blocks]
-    tensors = {name: t for name, rows in own.items() if (t := parts.group.collect(rows, counts)) is not None}
+    # One after another to the CPU: a GPU need not hold the rows of all.
+    tensors = {
+        name: t.cpu() for name, rows in own.items() if (t := parts.group.collect(rows, counts)) is not None
+    }
     if parts.group.rank != 0:
         return
     bank = AdapterBank(
         {name.removeprefix("adapter."): t for name, t in tensors.items() if name.startswith("adapter.")}
     )
-    used = {name: t.detach() for name, t in parts.used.items()}
+    used = {name: t.detach().cpu() for name, t in parts.used.items()}
 
     def write_adapters(path: Path) -> None:
         for peer in range(bank.clients):

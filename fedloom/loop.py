@@ -114,12 +114,13 @@ def drive(
                 voice.write(regime.answer(now, row) if pace.answers(0) else row)
             while done(now) < pace.rounds and not regime.stops(now):
                 group.between_rounds()
-                now, row = regime.play(now)
-                if pace.validates(done(now)):
-                    now, row = regime.validate(now, row)
-                if pace.answers(done(now)):
-                    row = regime.answer(now, row)
+                after, row = regime.play(now)
+                if pace.validates(done(after)):
+                    after, row = regime.validate(after, row)
+                if pace.answers(done(after)):
+                    row = regime.answer(after, row)
                 voice.write(row)
+                now = after  # not before its row is written: a checkpoint has all rows up to its round
                 if done(now) % pace.save_every == 0:
                     regime.save(folder, now)
             if reason := regime.stops(now):

@@ -319,3 +319,11 @@ def test_a_place_is_read_from_torchruns_environment():
     assert place({}) == place({"RANK": "1"}) == Place(0, 1, 0, 1)
     with pytest.raises(UserError, match="RANK=4, WORLD_SIZE=4"):
         place(torchrun | {"RANK": "4"})
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mistyped_flag_is_told_by_one_rank_of_a_machine(rank, monkeypatch, capsys):
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    assert main(["fed", "--clients", "3"]) == 2
+    assert ("unknown" in capsys.readouterr().err) == (rank == 0)
