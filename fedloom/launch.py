@@ -69,10 +69,5 @@ def build_together(build: Callable[[C, Group], tuple[C, P]], config: C, group: G
 
 def recall(folder: Path, group: Group) -> RunRecord:
     """What the run has left, read by rank 0, whose folder it is."""
-    plain: dict[str, Any] = {}
-    if group.rank == 0:
-        plain = vars(read_run(folder))
-        plain |= {"folder": str(folder), "checkpoint": plain["checkpoint"] and str(plain["checkpoint"])}
-    plain = group.share(plain)
-    checkpoint = plain["checkpoint"] and Path(plain["checkpoint"])
-    return RunRecord(**{**plain, "folder": folder, "checkpoint": checkpoint})
+    own = vars(read_run(folder)) | {"folder": None} if group.rank == 0 else None
+    return RunRecord(**{**group.share(own or {}), "folder": folder})
