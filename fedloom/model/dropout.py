@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedloom.data.randomness import torch_rng
+from fedloom.data.randomness import numpy_rng, torch_rng
 
 _LEVELS = 1 << 16
 
@@ -36,7 +37,7 @@ class Draws:
         real: Tensor | None,
         device: torch.device,
     ):
-        self.generators = [torch_rng(seed, "dropout", *key, device=str(device)) for key in keys]
+        self.generators = [_generator(seed, key, device) for key in keys]
         self.tokens, self.real, self.device = tuple(tokens), real, device
 
     def for_labels(self, labels: Sequence[int]) -> Draws:
@@ -60,10 +61,25 @@ class Draws:
         of the rounded one: the mean is exact.
         """
         threshold = round(probability * _LEVELS)
-        pieces = []
-        for count, generator in zip(counts, self.generators, strict=True):
-            words = torch.empty(-(-count // 4), dtype=torch.int64, device=self.device)
-            words.random_(-(1 << 63), None, generator=generator)
-            pieces.append(words.view(torch.int16)[:count])
-        keep = torch.cat(pieces) >= threshold - _LEVELS // 2
-        return keep.to(dtype).mul_(_LEVELS / (_LEVELS - threshold))
+        keep = torch.empty(sum(counts), dtype=dtype, device=self.device)
+        for piece, generator in zip(keep.split(list(counts)), self.generators, strict=True):
+            bits = _words(generator, -(-len(piece) // 4), self.device).view(torch.int16)
+            torch.ge(bits[: len(piece)], threshold - _LEVELS // 2, out=piece)
+        return keep.mul_(_LEVELS / (_LEVELS - threshold))
+
+
+def _generator(
+    seed: int, key: tuple[int, ...], device: torch.device
+) -> torch.Generator | np.random.BitGenerator:
+    """On a CPU NumPy's, which is twice as fast as torch's there."""
+    if device.type == "cpu":
+        return numpy_rng(seed, "dropout", *key).bit_generator
+    return torch_rng(seed, "dropout", *key, device=device)
+
+
+def _words(generator: torch.Generator | np.random.BitGenerator, count: int, device: torch.device) -> Tensor:
+    """``count`` times 64 random bits."""
+    if isinstance(generator, torch.Generator):
+        words = torch.empty(count, dtype=torch.int64, device=device)
+        return words.random_(-(1 << 63), None, generator=generator)
+    return torch.from_numpy(generator.random_raw(count).view(np.int64))
