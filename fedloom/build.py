@@ -2,65 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from fedloom.build_data import EVERYBODYS, Encoded, Holdings, encode_data
 from fedloom.checks import check
 from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import Optimiser, adam, sgd
 from fedloom.client.work import Schedule
 from fedloom.config import FedConfig, Run, UserError
-from fedloom.data.encode import Tokens, encode
 from fedloom.data.example import Splits
-from fedloom.data.partition import iid, with_server
 from fedloom.data.randomness import derive_seed
-from fedloom.data.sources import load_splits
-from fedloom.data.tasks import TASKS, Task
-from fedloom.data.templates import Renderer, prompt_renderer
+from fedloom.data.tasks import TASKS
 from fedloom.federation.focus import Focus
 from fedloom.federation.priority import Projection
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.base import BaseModel, check_model_name, check_quantize, load_base, resolve_device
-from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
-from fedloom.observe.answering import Questions, questions_of
 from fedloom.runtimes.group import ALONE, Group
-
-log = logging.getLogger(__name__)
 
 ADAMW_WEIGHT_DECAY = 0.01
 """Of the server's AdamW; torch's default, which FedGPL uses."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A data set as token ids.
-
-    Attributes:
-        train, validation: Sequences to train on and to validate on.
-        clients: For each client the indices of its training sequences.
-        server: The indices of the training sequences that the server keeps; no client has them.
-        render: Makes the prompt of a question.
-        questions: The validation problems that the model answers itself; None where it is never asked.
-    """
-
-    train: list[Tokens]
-    validation: list[Tokens]
-    clients: list[np.ndarray]
-    server: np.ndarray
-    render: Renderer
-    questions: Questions | None
 
 
 @dataclass(frozen=True)
@@ -83,12 +54,15 @@ class Parts:
     group: Group = ALONE
 
 
-def build(config: FedConfig, group: Group = ALONE) -> tuple[FedConfig, Parts]:
+def build(
+    config: FedConfig, group: Group = ALONE, holdings: Holdings = EVERYBODYS
+) -> tuple[FedConfig, Parts]:
     """Make the parts of a run, cheap and fallible things first.
 
     Args:
         config: What the user wants.
         group: The run's processes.
+        holdings: Whose data this process has; all clients' where they live in it.
 
     Returns:
         The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
@@ -105,13 +79,13 @@ def build(config: FedConfig, group: Group = ALONE) -> tuple[FedConfig, Parts]:
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     task = TASKS[config.data_name]
-    splits = load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
-    _deal(config, len(splits.train))  # too many clients: say so now
+    splits = holdings.load(config, task)
+    holdings.deal(config, len(splits.train))  # too many clients: say so now
     check_model_name(config.model_name, config.token)
     encoded: list[Encoded] = []
 
     def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
-        encoded.append(_encode(config, task, splits, tokenizer))
+        encoded.append(encode_data(config, task, splits, holdings.deal, tokenizer))
 
     base = _load(config, encode_first)
     (data,) = encoded
@@ -151,37 +125,6 @@ def _load(config: FedConfig, with_tokenizer: Callable[[PreTrainedTokenizerBase],
     )
 
 
-def _encode(config: FedConfig, task: Task, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    render = prompt_renderer(config.model_name, tokenizer, task.instruction)
-    sequences = []
-    for name, examples in (("training", splits.train), ("validation", splits.validation)):
-        kept, dropped = encode(examples, tokenizer, render, config.max_length)
-        if dropped:
-            log.warning(
-                "%d of %d %s examples are longer than max_length %d and left out",
-                dropped,
-                len(examples),
-                name,
-                config.max_length,
-            )
-        sequences.append(kept)
-    train, validation = sequences
-    server, clients = _deal(config, len(train))
-    questions = None
-    if config.eval_generate_every:
-        questions = questions_of(validation, tokenizer, config.eval_generate_limit, texts=task.brought)
-    return Encoded(train, validation, clients, server, render, questions)
-
-
-def _deal(config: FedConfig, examples: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Who has which training examples: the server's, and each client's."""
-    if config.train_mode == "fedGradFocus":
-        own = max(config.batch_size, round(config.server_data_fraction * examples))
-        return with_server(examples, config.client_num, own, config.seed)
-    clients = 1 if config.train_mode == "local" else config.client_num
-    return np.empty(0, dtype=np.int64), iid(examples, clients, config.seed)
-
-
 def _stack(config: FedConfig, base: BaseModel, data: Encoded) -> StackedModel:
     if config.peft == "lora":
         adapter = choice.lora(
@@ -197,7 +140,7 @@ def _stack(config: FedConfig, base: BaseModel, data: Encoded) -> StackedModel:
     adapter.base_model_name_or_path = base.name
     # PEFT draws from torch's generator, which takes 64 bits; ours have a purpose.
     model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
-    model.share_prefix(shared_prefix([*data.train, *data.validation]))
+    model.share_prefix(data.prefix)
     return model
 
 

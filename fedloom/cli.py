@@ -12,9 +12,11 @@ from typing import Any
 
 from fedloom.checks import check, check_rules, check_values
 from fedloom.checks_eval import check as check_eval
+from fedloom.checks_flower import check as check_flower
 from fedloom.checks_peers import check as check_dfl
 from fedloom.config import DemoConfig, FedConfig, UserError
 from fedloom.config_eval import EvalConfig
+from fedloom.config_flower import FlowerConfig
 from fedloom.config_peers import DflConfig, SplitConfig, TopologyConfig, ViewConfig
 from fedloom.config_report import ReportConfig
 from fedloom.options import did_you_mean
@@ -58,6 +60,13 @@ def _dfl(config: DflConfig) -> None:
         print(f"Adapters, one per peer: {run.checkpoint}")
 
 
+def _flower(config: FlowerConfig) -> None:
+    from fedloom.flower.app_folder import write_app
+
+    folder = write_app(config)
+    print(f"App: {folder}. Start it with: flwr run {folder}")
+
+
 def _split(config: SplitConfig) -> None:
     from fedloom.split import run_split
 
@@ -97,6 +106,13 @@ def _demo(config: DemoConfig) -> None:
 COMMANDS: dict[str, Command] = {
     "fed": Command("Fine-tune one model across many clients, with a server.", FedConfig, check, _fed),
     "dfl": Command("Fine-tune across peers on a graph, without a server.", DflConfig, check_dfl, _dfl),
+    "flower": Command(
+        "Write an app that runs a federation over Flower: fedloom flower CONFIG.yaml --output_path FOLDER",
+        FlowerConfig,
+        check_flower,
+        _flower,
+        "config",
+    ),
     "split": Command("Divide a data set into clients' folders.", SplitConfig, check_rules, _split),
     "view": Command("Show who has how many of which label.", ViewConfig, check_rules, _view, "folder"),
     "topology": Command(

@@ -149,7 +149,6 @@ def options(config_class: type) -> list[Option]:
     A heading is the first line of the docstring of the group: the base class that declares the option, or
     the class itself when it has no groups.
     """
-    groups = [base for base in config_class.__bases__ if dataclasses.is_dataclass(base)] or [config_class]
     return [
         Option(
             name=field.name,
@@ -158,10 +157,16 @@ def options(config_class: type) -> list[Option]:
             group=(group.__doc__ or "").splitlines()[0].rstrip("."),
             **field.metadata,
         )
-        for group in groups
+        for group in _groups(config_class)
         for annotations in [get_type_hints(group)]
         for field in dataclasses.fields(group)
     ]
+
+
+def _groups(config_class: type) -> list[type]:
+    """The classes that declare options; a group may itself be made of groups."""
+    bases = [base for base in config_class.__bases__ if dataclasses.is_dataclass(base)]
+    return [group for base in bases for group in _groups(base)] or [config_class]
 
 
 def as_markdown(config_class: type) -> str:

@@ -18,7 +18,7 @@ from fedloom.config import FedConfig
 from fedloom.federation.aggregate import ClientUpdate
 from fedloom.federation.central import central_round
 from fedloom.federation.focus import FocusReport, focused_round
-from fedloom.federation.server import RoundReport, ServerState, federated_round, sample_clients
+from fedloom.federation.server import RoundReport, ServerState, Train, federated_round, sample_clients
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.runtimes.dealing import share_of, share_of_step
 from fedloom.runtimes.gathering import sum_of_gradients, sum_over_ranks
@@ -47,15 +47,36 @@ class Progressed:
     not_risen: int = 0
 
 
-def play_round(config: FedConfig, parts: Parts, now: Progressed) -> tuple[Progressed, dict[str, Any]]:
+@dataclass(frozen=True)
+class Afar:
+    """Clients that live outside of this run's processes.
+
+    Attributes:
+        clients: Those that can be reached, in ascending order; a round's are sampled from them.
+        train: Lets them train.
+    """
+
+    clients: Sequence[int]
+    train: Train
+
+
+def play_round(
+    config: FedConfig, parts: Parts, now: Progressed, afar: Afar | None = None
+) -> tuple[Progressed, dict[str, Any]]:
     """One round: the new standing, and its row of metrics.
+
+    Args:
+        config: As `build` returned it.
+        parts: What the run is made of.
+        now: The standing before the round.
+        afar: Where the clients are; None: in this run's processes.
 
     Raises:
         Diverged: Nothing finite came of it.
     """
     began = time.perf_counter()
     sent = parts.group.sent
-    server, report, focus = _round(config, parts, now)
+    server, report, focus = _round(config, parts, now, afar)
     # Ranks on unlike processors may round the server's step differently: rank 0's counts.
     server = replace(server, adapter=parts.group.copy(server.adapter))
     drawn = list(now.drawn)
@@ -69,12 +90,14 @@ def play_round(config: FedConfig, parts: Parts, now: Progressed) -> tuple[Progre
 
 
 def _round(
-    config: FedConfig, parts: Parts, now: Progressed
+    config: FedConfig, parts: Parts, now: Progressed, afar: Afar | None
 ) -> tuple[ServerState, RoundReport, FocusReport | None]:
     if config.train_mode == "local":
         return *central_round(now.server, _CentralTraining(config, parts, now)), None
-    clients = sample_clients(config.seed, now.server.round, config.client_num, config.client_num_per_step)
-    train = _ClientTraining(config, parts, now)
+    there = range(config.client_num) if afar is None else afar.clients
+    wanted = min(config.client_num_per_step, len(there))
+    clients = [there[i] for i in sample_clients(config.seed, now.server.round, len(there), wanted)]
+    train = _ClientTraining(config, parts, now) if afar is None else afar.train
     lr, optimiser, reduce = config.client_lr, parts.server_optimiser, partial(sum_over_ranks, parts.group)
     if parts.focus is None:
         return *federated_round(now.server, clients, train, lr, optimiser, reduce=reduce), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,13 @@ def write_held(folder: Path, parts: Parts) -> None:
     write_clients(folder, data.train, data.clients, [data.validation], server=len(data.server))
 
 
-def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None = None) -> Progressed:
+Play = Callable[[Progressed], tuple[Progressed, dict[str, Any]]]
+"""A round: ``standing -> (new standing, its row of metrics)``."""
+
+
+def drive(
+    config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None = None, play: Play | None = None
+) -> Progressed:
     """Run rounds until there have been `max_steps`, or validation says stop.
 
     Args:
@@ -57,6 +64,7 @@ def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None
         parts: What the run is made of.
         folder: The run's folder.
         checkpoint: Where to go on from; None starts from the beginning.
+        play: Plays a round; None: with clients in this run's processes.
     """
     regime = Regime(
         start=lambda: Progressed(
@@ -64,7 +72,7 @@ def drive(config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None
         ),
         restore=partial(_restore, device=parts.model.device),
         rounds_done=lambda now: now.server.round,
-        play=partial(play_round, config, parts),
+        play=play or partial(play_round, config, parts),
         validate=partial(_validated, parts),
         answer=partial(_answered, parts),
         stops=partial(_reason_to_stop, config),

@@ -1,0 +1,48 @@
+"""The options of `fedloom flower`; see `fedloom.config`."""
+
+from dataclasses import dataclass, fields
+
+from fedloom.config import FedConfig
+from fedloom.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverFlower:
+    """Flower."""
+
+    client_data: str | None = option(
+        None,
+        "where clients keep their own training data: node (the path that each SuperNode's data-path gives), or "
+        "a path with {i} for the client's number from 1; none: the data set, split as in fedloom fed",
+    )
+    min_clients: int | None = option(
+        None,
+        "clients that must be there for a round to begin; default client_num_per_step",
+        minimum=1,
+        free=True,
+    )
+    join_timeout: float = option(
+        300.0,
+        "seconds to wait for all clients before the first round, and later where there are too few",
+        above=0,
+        free=True,
+    )
+    round_timeout: float = option(
+        600.0, "seconds after which a round ends without the clients that have not answered", above=0, free=True
+    )
+    output_path: str = option("flower-app", "folder to write, new or empty", free=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowerConfig(FedConfig, OverFlower):
+    """All options of `fedloom flower`, by their flat names."""
+
+    @property
+    def clients_needed(self) -> int:
+        """`min_clients`, or its default."""
+        return self.client_num_per_step if self.min_clients is None else self.min_clients
+
+    @property
+    def of_the_run(self) -> FedConfig:
+        """The options of the run itself, which `fedloom fed` has too."""
+        return FedConfig(**{field.name: getattr(self, field.name) for field in fields(FedConfig)})

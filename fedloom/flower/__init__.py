@@ -1,0 +1,1 @@
+"""`fedloom flower` and the two apps that it writes a folder for."""

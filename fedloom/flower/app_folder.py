@@ -1,0 +1,90 @@
+"""`fedloom flower`: write a folder that `flwr run` starts."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedloom.checks_flower import NODE
+from fedloom.config import UserError
+from fedloom.config_flower import FlowerConfig
+from fedloom.flower.run_config import to_run_config
+
+_PROJECT = """\
+# Written by `fedloom flower`. Start it with `flwr run .`; fedloom itself must be installed on every machine.
+[project]
+name = {name}
+version = "1.0.0"
+description = "A federation of fedloom over Flower"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedloom"
+
+[tool.flwr.app.components]
+serverapp = "{package}.server_app:app"
+clientapp = "{package}.client_app:app"
+
+# The options of `fedloom flower --help`. Change them here, or for one run: flwr run . --run-config "max_steps=3"
+[tool.flwr.app.config]
+{options}
+"""
+_MODULE = '''\
+"""The {part}: fedloom's."""
+
+from fedloom.flower.{module} import app as {name}
+
+app = {name}
+'''
+_PACKAGE = "federation"
+
+
+def write_app(config: FlowerConfig) -> Path:
+    """Write the folder of an app, with the options as its run config.
+
+    Paths that exist here become absolute, since Flower's processes run elsewhere.
+
+    Raises:
+        UserError: There is something in the way.
+    """
+    folder = Path(config.output_path)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(
+            f"output_path: '{folder}' is there already; give a folder that does not exist yet, or remove what "
+            "is there"
+        )
+    name = re.sub(r"[^a-z0-9]+", "-", config.exp_name.lower()).strip("-") or "federation"
+    listed = "\n".join(f"{key} = {_toml(value)}" for key, value in to_run_config(_settled(config)).items())
+    files = {
+        "pyproject.toml": _PROJECT.format(name=_toml(f"fedloom-{name}"), package=_PACKAGE, options=listed),
+        f"{_PACKAGE}/__init__.py": '"""Flower\'s two apps."""\n',
+        f"{_PACKAGE}/server_app.py": _MODULE.format(part="ServerApp", module="server", name="server_app"),
+        f"{_PACKAGE}/client_app.py": _MODULE.format(part="ClientApp", module="client", name="client_app"),
+    }
+    try:
+        for path, content in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"output_path: '{folder}' cannot be written ({error.strerror}); choose another") from None
+    return folder
+
+
+def _settled(config: FlowerConfig) -> FlowerConfig:
+    settled: dict[str, Any] = {"out_dir": str(Path(config.out_dir).absolute())}
+    for name in ("model_name", "data_dir"):
+        value = getattr(config, name)
+        if value is not None and Path(value).exists():
+            settled[name] = str(Path(value).absolute())
+    if config.client_data not in (None, NODE):
+        settled["client_data"] = str(Path(config.client_data).absolute())
+    return replace(config, **settled)
+
+
+def _toml(value: Any) -> str:
+    # JSON's words for text, numbers and truth are TOML's too.
+    return json.dumps(value, ensure_ascii=False)

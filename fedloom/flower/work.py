@@ -1,0 +1,127 @@
+"""What a client does: says who it is, and trains on its own data as `fedloom fed` lets it train in process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from fedloom.build import Parts, build
+from fedloom.build_data import EVERYBODYS, Encoded, Holdings, encode_data
+from fedloom.client.work import plan_work
+from fedloom.config import FedConfig, UserError
+from fedloom.config_flower import FlowerConfig
+from fedloom.data.example import Splits
+from fedloom.data.files import read_part
+from fedloom.data.sources import read_examples
+from fedloom.data.tasks import TASKS, Task
+from fedloom.flower.place import client_number, own_data
+from fedloom.flower.run_config import from_run_config
+from fedloom.model.bank import Row
+from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.request import Answer, Request
+from fedloom.runtimes.flower.rows import Unfit, chosen_by, digest, pack, unpack
+from fedloom.runtimes.in_process import run_clients
+
+
+@dataclass
+class _Standing:
+    """What stays in a process: the model, and the data of the clients that have asked."""
+
+    options: str
+    config: FedConfig
+    parts: Parts
+    data: dict[Path | None, Encoded] = field(default_factory=dict)
+
+
+_standing: _Standing | None = None
+
+
+def answer(request: Request) -> Answer:
+    """Answer the server.
+
+    A mistake of the user comes back as the fact ``mistake``, for the server to tell.
+    """
+    try:
+        config = from_run_config(request.options)
+        client = client_number(request.node, config.client_num)
+        path = own_data(request.node, config.client_data, client)
+        standing = _stand(json.dumps(request.options, sort_keys=True), config, path)
+        if request.kind == "query":
+            return Answer(Parcel({"client": client, "adapter": digest(standing.parts.model.initial)}))
+        return _trained(request, standing, client, path)
+    except (UserError, Unfit) as error:
+        return Answer(Parcel({"mistake": str(error)}))
+
+
+def _trained(request: Request, standing: _Standing, client: int, path: Path | None) -> Answer:
+    facts, model = request.parcel.facts, standing.parts.model
+    if facts["client"] != client:
+        raise Unfit(f"a message for client {facts['client'] + 1} came to client {client + 1}")
+    names = sorted(model.initial)
+    row = _brought_up_to_date(request, model.initial)
+    if row.keys() != model.initial.keys():
+        return Answer(Parcel({"lacks": True}))
+    chosen = chosen_by(facts["trained"], names)
+    trained = {name: row[name] for name in names if name in chosen}
+    used = {name: row[name] for name in names if name not in chosen}
+    data = standing.data[path]
+    model.share_prefix(data.prefix)
+    indices = data.clients[client] if path is None else np.arange(len(data.train))
+    work = plan_work(
+        data.train,
+        indices,
+        standing.parts.schedule,
+        model.layout,
+        seed=standing.config.seed,
+        client=client,
+        round_=facts["round"],
+        drawn=facts["drawn"],
+    )
+    (update,) = run_clients(model, trained, [work], standing.parts.rules, used)
+    said = {name: value for name, value in vars(update).items() if name != "adapter"}
+    return Answer(
+        Parcel({"round": facts["round"], **said}, pack(update.adapter)),
+        kept=Parcel({"word": facts["word"]}, pack(row)),
+    )
+
+
+def _brought_up_to_date(request: Request, like: Row) -> Row:
+    """The server's adapter: what this client has kept, and what has changed since; not all where it lacks some."""
+    device = next(iter(like.values())).device
+    news = unpack(request.parcel.tensors, like, device, all_of_it=False)
+    held = request.parcel.facts["held"]
+    if held is None:
+        return news
+    if request.kept.facts.get("word") != held:
+        return {}
+    return unpack(request.kept.tensors, like, device, all_of_it=False) | news
+
+
+def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Standing:
+    """The model and this client's data, as they are here already where they can be."""
+    global _standing
+    fed = replace(config.of_the_run, eval_generate_every=0)
+    if _standing is None or _standing.options != options:
+        _standing = None  # two models may be one too many
+        resolved, parts = build(fed, holdings=EVERYBODYS if path is None else _own(path))
+        _standing = _Standing(options, resolved, parts, {path: parts.data})
+    elif path not in _standing.data:
+        task, holdings = TASKS[fed.data_name], EVERYBODYS if path is None else _own(path)
+        splits = holdings.load(fed, task)
+        _standing.data[path] = encode_data(fed, task, splits, holdings.deal, _standing.parts.tokenizer)
+    return _standing
+
+
+def _own(path: Path) -> Holdings:
+    def load(config: FedConfig, task: Task) -> Splits:
+        rows = read_part(path, "train", option="client_data", names=task.split_names)
+        return Splits([made.example for made in read_examples(task, rows)], [], [])
+
+    return Holdings(load, _dealt_to_nobody)
+
+
+def _dealt_to_nobody(config: FedConfig, examples: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    return np.empty(0, dtype=np.int64), []

@@ -1,0 +1,58 @@
+"""Flower's two apps around functions that know nothing of Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedloom.runtimes.flower.messages import from_records, to_records
+from fedloom.runtimes.flower.request import Answer, Request
+
+Config = dict[str, Any]
+
+
+def make_server_app(serve: Callable[[Grid, Config], None]) -> ServerApp:
+    """A ServerApp of a function that takes the grid and the run config."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        serve(grid, dict(context.run_config))
+
+    return app
+
+
+def make_client_app(answer: Callable[[Request, int], Answer]) -> ClientApp:
+    """A ClientApp of a function that takes a request and the node's number.
+
+    What the client keeps between two messages lies in the context's state.
+    """
+    app = ClientApp()
+
+    def reply(message: Message, context: Context) -> Message:
+        request = Request(
+            kind=message.metadata.message_type,
+            options=dict(context.run_config),
+            node=dict(context.node_config),
+            parcel=from_records(message.content),
+            kept=from_records(context.state),
+        )
+        found = answer(request, context.node_id)
+        if found.kept is not None:
+            for name, record in to_records(found.kept).items():
+                context.state[name] = record
+        return Message(to_records(found.parcel), reply_to=message)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return reply(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return reply(message, context)
+
+    return app

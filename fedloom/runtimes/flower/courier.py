@@ -1,0 +1,178 @@
+"""`federation.server.Train` over Flower: what each client must be told, and what of its answer counts.
+
+Parameters that a round does not train are part of the model too. The server knows which version of each one a
+client holds, the round of its last change, and sends what has changed since. A client that holds something else
+(it was restarted) says so, and gets everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fedloom.config import UserError
+from fedloom.federation.aggregate import ClientUpdate
+from fedloom.model.bank import Row, bytes_of
+from fedloom.runtimes.flower.fleet import Fleet
+from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.rows import Unfit, mask_of, pack, unpack
+
+log = logging.getLogger(__name__)
+
+_COUNTS = ("examples", "correct", "labels", "tokens")
+
+
+@dataclass
+class Delivery:
+    """What a round has sent and got.
+
+    Attributes:
+        bytes_down, bytes_up: Of adapters, all clients together, with what says which parts train.
+        lost: Clients that did not answer, or with an error.
+        refused: Clients whose answer was not what was asked for.
+    """
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    lost: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a client holds: a word for it that the client knows too, and the version of each parameter."""
+
+    word: str
+    versions: dict[str, int]
+
+
+@dataclass
+class Courier:
+    """Carries rounds to the clients of a fleet.
+
+    Attributes:
+        fleet: The clients.
+        round_timeout: Seconds for a round's answers.
+    """
+
+    fleet: Fleet
+    round_timeout: float
+    _run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    _latest: Row = field(default_factory=dict)
+    _versions: dict[str, int] = field(default_factory=dict)
+    _held: dict[int, _Held] = field(default_factory=dict)
+
+    def train(
+        self,
+        round_: int,
+        clients: Sequence[int],
+        trained: Row,
+        used: Row,
+        drawn: Sequence[int],
+        delivery: Delivery,
+    ) -> Iterator[ClientUpdate]:
+        """Let clients train, and hand over their updates in the order of the clients.
+
+        Args:
+            round_: Rounds done.
+            clients: Who takes part; all are there.
+            trained: What they train and send back.
+            used: What they only use.
+            drawn: Batches that each client of the federation has drawn so far.
+            delivery: Is told what was sent, what came, and who did not answer.
+
+        Raises:
+            UserError: Nobody answered.
+        """
+        self._note_changes(round_, trained | used)
+        until = time.monotonic() + self.round_timeout
+        parcels = {k: self._parcel(round_, k, trained, drawn[k], delivery) for k in clients}
+        replies = self.fleet.ask(parcels, self.round_timeout)
+        if lacking := [k for k, reply in replies.parcels.items() if reply.facts.get("lacks")]:
+            for client in lacking:
+                self._held.pop(client, None)
+            again = {k: self._parcel(round_, k, trained, drawn[k], delivery) for k in lacking}
+            second = self.fleet.ask(again, max(until - time.monotonic(), 1.0))
+            replies.parcels.update(second.parcels)
+            replies.failures.update(second.failures)
+        for client, why in sorted(replies.failures.items()):
+            replies.parcels.pop(client, None)
+            self._held.pop(client, None)
+            delivery.lost.append(client)
+            log.warning("round %d goes on without client %d: %s", round_ + 1, client + 1, why)
+        if not replies.parcels:
+            reasons = "; ".join(sorted(set(replies.failures.values())))
+            raise UserError(f"round {round_ + 1}: no client answered ({reasons}); go on later with resume=true")
+        word = self._word(round_)
+        for client in sorted(replies.parcels):
+            reply = replies.parcels.pop(client)
+            try:
+                update = read_update(reply, client, round_, trained)
+            except Unfit as error:
+                self._held.pop(client, None)
+                delivery.refused.append(client)
+                delivery.bytes_up += len(reply.tensors)
+                log.warning("round %d: client %d's answer is refused: %s", round_ + 1, client + 1, error)
+                continue
+            delivery.bytes_up += bytes_of(update.adapter)
+            self._held[client] = _Held(word, dict(self._versions))
+            yield update
+
+    def _note_changes(self, round_: int, whole: Row) -> None:
+        for name, t in whole.items():
+            if name not in self._latest or not torch.equal(t, self._latest[name]):
+                self._versions[name] = round_
+        self._latest = {name: t.clone() for name, t in whole.items()}
+
+    def _word(self, round_: int) -> str:
+        return f"{self._run}-{round_}"
+
+    def _parcel(
+        self, round_: int, client: int, trained: Row, drawn: int, delivery: Delivery
+    ) -> Parcel:
+        held = self._held.get(client)
+        versions = held.versions if held else {}
+        news = {name: t for name, t in self._latest.items() if versions.get(name) != self._versions[name]}
+        mask = mask_of(sorted(self._latest), trained)
+        delivery.bytes_down += bytes_of(news) + len(mask) // 2
+        facts = {
+            "round": round_,
+            "client": client,
+            "drawn": drawn,
+            "trained": mask,
+            "held": held.word if held else None,
+            "word": self._word(round_),
+        }
+        return Parcel(facts, pack(news))
+
+
+def read_update(reply: Parcel, client: int, round_: int, trained: Row) -> ClientUpdate:
+    """A client's answer, judged. Whether its numbers are finite is for the aggregation to see.
+
+    Args:
+        reply: What came.
+        client, round_: Whose answer to what it should be.
+        trained: The parameters that were to be trained.
+
+    Raises:
+        Unfit: It is not what was asked for.
+    """
+    facts = reply.facts
+    for name, expected in (("client", client), ("round", round_)):
+        if facts.get(name) != expected:
+            raise Unfit(f"{name} is {facts.get(name)!r}, not {expected}")
+    for name in _COUNTS:
+        value = facts.get(name)
+        if type(value) is not int or not 0 <= value < 2**53 or (name == "examples" and value == 0):
+            raise Unfit(f"{name} is {value!r}, not a count")
+    if type(facts.get("loss")) not in (float, int):
+        raise Unfit(f"loss is {facts.get('loss')!r}, not a number")
+    device = next(iter(trained.values())).device
+    adapter = unpack(reply.tensors, trained, device, all_of_it=True)
+    counts = {name: facts[name] for name in _COUNTS}
+    return ClientUpdate(client=client, adapter=adapter, loss=float(facts["loss"]), **counts)

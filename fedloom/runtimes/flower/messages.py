@@ -1,0 +1,47 @@
+"""Parcels as Flower's records and messages."""
+
+from __future__ import annotations
+
+import json
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import InflatableObject
+
+from fedloom.runtimes.flower.parcel import Parcel
+
+_FACTS, _TENSORS = "fedloom", "fedloom-tensors"
+_STYPE = "safetensors"
+
+
+def to_records(parcel: Parcel) -> RecordDict:
+    """A parcel as records: one for the facts, one array of bytes for all tensors together."""
+    records = RecordDict({_FACTS: ConfigRecord({"json": json.dumps(parcel.facts)})})
+    if parcel.tensors:
+        # One array and not one per tensor: Flower moves every array in requests of its own.
+        array = Array(dtype="uint8", shape=(len(parcel.tensors),), stype=_STYPE, data=parcel.tensors)
+        records[_TENSORS] = ArrayRecord({"all": array})
+    return records
+
+
+def from_records(records: RecordDict) -> Parcel:
+    """The parcel that `to_records` made records of; an empty one where there is none.
+
+    Raises:
+        ValueError: The records are others.
+    """
+    if _FACTS not in records:
+        return Parcel()
+    try:
+        facts = json.loads(str(records.config_records[_FACTS]["json"]))
+        held = records.array_records.get(_TENSORS)
+        tensors = b"" if held is None else held["all"].data
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"not a message of fedloom ({error})") from None
+    if not isinstance(facts, dict):
+        raise ValueError("not a message of fedloom (its facts are no object)")
+    return Parcel(facts, tensors)
+
+
+def bytes_on_the_wire(thing: InflatableObject) -> int:
+    """Bytes of a message as Flower serialises it: metadata, records, arrays and their parts."""
+    return len(thing.deflate()) + sum(map(bytes_on_the_wire, (thing.children or {}).values()))

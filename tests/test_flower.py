@@ -1,0 +1,233 @@
+"""`fedloom flower`: the rounds of `fedloom fed` with clients behind Flower, on loopback with TLS and keys."""
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+import signal
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("flwr") is None:
+    pytest.skip("flwr is not installed", allow_module_level=True)
+
+import tomllib
+
+import torch
+from flower_loopback import Loopback, kill_tree, wait_until
+from safetensors.torch import load_file
+from tiny import save_tiny_llama
+
+import fedloom.rounds
+from fedloom.build import build
+from fedloom.cli import main
+from fedloom.config import FedConfig
+
+pytestmark = pytest.mark.deploy
+
+KILLED = 1  # client 2 as people count
+ROUNDS = 3
+# Only what trained changes, so that a client lacks now one layer, now another.
+FOCUS = {
+    "train_mode": "fedGradFocus",
+    "layer_policy": "random",
+    "max_layer_num": 2,
+    "min_layer_num": 0,
+    "server_data_fraction": 0.2,
+    "server_grad_scale": 0.0,
+}
+PLAIN = {"train_mode": "fed", "fed_alg": "FedAVG", "lr": 0.05}
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_llama(folder / "llama", num_hidden_layers=4)
+    for part, count in (("train", 40), ("validation", 8), ("test", 4)):
+        write(
+            folder / "pears" / f"{part}.jsonl",
+            [
+                {"question": f"Ann has {i} pears and finds {i % 7} {part[0]}.", "final_ans": i + i % 7}
+                for i in range(count)
+            ],
+        )
+    return folder
+
+
+def config_of(inputs, out_dir, name, **options):
+    return FedConfig(
+        **{
+            "exp_name": name,
+            "out_dir": str(out_dir),
+            "model_name": str(inputs / "llama"),
+            "data_name": "ChilleD/MultiArith",
+            "data_dir": str(inputs / "pears"),
+            "client_num": 3,
+            "client_num_per_step": 3,
+            "client_batch_per_step": 4,
+            "client_lr": 0.05,
+            "lr": 0.01,
+            "lora_r": 64,
+            "max_steps": ROUNDS,
+            "val_steps": 1,
+            "patience": 0,
+            "dtype": "float32",
+            "wave_tokens": 2000,
+            "report_to": "none",
+            **options,
+        }
+    )
+
+
+def flags(config, *more):
+    given = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    }
+    return [*(word for name, value in given.items() for word in (f"--{name}", str(value))), *more]
+
+
+def rows(folder):
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def adapter(folder, round_):
+    return load_file(folder / "checkpoints" / f"round-{round_:06d}" / "adapter_model.safetensors")
+
+
+def assert_same_adapters(ours, theirs, rounds=ROUNDS):
+    before = None
+    for round_ in range(1, rounds + 1):
+        mine, other = adapter(ours, round_), adapter(theirs, round_)
+        assert mine.keys() == other.keys()
+        for name in mine:
+            torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-6)
+        assert before is None or any(not torch.equal(mine[name], before[name]) for name in mine)
+        before = mine
+
+
+def train_in_process(config, lost_from=math.inf):
+    """`fedloom fed`, where from a round on a client's answer counts no longer."""
+    run = fedloom.rounds.run_clients
+
+    def lossy(model, trained, work, rules, used):
+        work = list(work)
+        late = [key[0] >= lost_from for client in work for key in [client.steps[0][0].key]]
+        for update, lost in zip(run(model, trained, work, rules, used), late, strict=True):
+            yield dataclasses.replace(update, loss=math.nan) if lost and update.client == KILLED else update
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fedloom.rounds, "run_clients", lossy)
+        assert main(["fed", *flags(config)]) == 0
+    return Path(config.out_dir) / config.exp_name
+
+
+def deal_out(config, inputs, folder):
+    """The data as `fedloom fed` splits them: a folder for the server and one for each client."""
+    _, parts = build(config)
+    given = [json.loads(line) for line in (inputs / "pears" / "train.jsonl").read_text().splitlines()]
+    assert len(given) == len(parts.data.train)
+    write(folder / "server" / "train.jsonl", [given[i] for i in parts.data.server])
+    shutil.copy(inputs / "pears" / "validation.jsonl", folder / "server")
+    shutil.copy(inputs / "pears" / "test.jsonl", folder / "server")
+    for client, indices in enumerate(parts.data.clients, start=1):
+        write(folder / f"client_{client}" / "train.jsonl", [given[i] for i in indices])
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    net = Loopback(tmp_path_factory.mktemp("loopback"))
+    try:
+        yield net
+    finally:
+        net.stop()
+
+
+@pytest.fixture(scope="module")
+def killed(inputs, net):
+    """Three rounds of gradient priority, each client with data of its own; one is killed in round 2."""
+    config = config_of(inputs, net.folder / "runs", "focus", **FOCUS)
+    deal_out(config, inputs, net.folder)
+    superlink = net.start_superlink()
+    theirs = dataclasses.replace(config, data_dir=str(net.folder / "server"))
+    options = ["--client_data", "node", "--round_timeout", "20", "--min_clients", "2", "--join_timeout", "100"]
+    assert main(["flower", *flags(theirs, *options, "--output_path", str(net.folder / "app"))]) == 0
+    keys = [net.new_key(f"key{client}") for client in (1, 2, 3)]
+    wait_until(lambda: "Uvicorn running" in net.said("superlink") or "startup complete" in net.said("superlink"), 40)
+    for key in keys:
+        net.flwr("supernode", "register", f"{key}.pub")
+    nodes = [
+        net.start_supernode(f"node{k}", f'client={k} data-path="client_{k}"', key=keys[k - 1]) for k in (1, 2, 3)
+    ]
+    strangers = {
+        "stranger": net.start_supernode("stranger", "client=1", key=net.new_key("unknown")),
+        "plaintext": net.start_supernode("plaintext", "client=1", tls=False),
+    }
+    net.flwr("run", "app")
+    folder = net.folder / "runs" / "focus"
+
+    def well():
+        return superlink.poll() is None and all(node.poll() is None for node in nodes)
+
+    wait_until(lambda: len(rows(folder)) > 1, 120, well)
+    nodes[KILLED].send_signal(signal.SIGKILL)
+    wait_until(lambda: (folder / "summary.json").exists(), 120, lambda: superlink.poll() is None)
+    reference = train_in_process(config_of(inputs, net.folder / "alone", "focus", **FOCUS), lost_from=1)
+    return folder, reference, strangers
+
+
+def test_a_round_ends_without_the_client_that_was_killed(killed):
+    after = rows(killed[0])[1:]
+    assert [row["clients"] for row in after] == [[0, 1, 2], [0, 1, 2], [0, 2]]
+    assert [row["clients_lost"] for row in after] == [[], [KILLED], []]
+    assert [row["clients_left_out"] for row in after] == [[], [KILLED], []]
+
+
+def test_clients_with_their_own_data_do_what_one_process_does(killed):
+    assert_same_adapters(*killed[:2])
+    for mine, other in zip(rows(killed[0]), rows(killed[1]), strict=True):
+        for name in {"val_loss", "val_accuracy", "train_loss", "tokens", "selected_layers"} & other.keys():
+            assert mine[name] == pytest.approx(other[name], rel=2e-6, abs=1e-6), name
+
+
+def test_bytes_of_the_metrics_are_those_of_the_messages(killed):
+    for row in rows(killed[0])[1:]:
+        for way in ("up", "down"):
+            assert row[f"bytes_{way}"] == pytest.approx(row[f"message_bytes_{way}"], rel=0.05), row
+
+
+def test_clients_get_what_has_changed_and_send_what_they_trained(killed):
+    after = rows(killed[0])[1:]
+    start = adapter(killed[0], 1)
+
+    def size(layers):
+        named = (f".layers.{layer}." for layer in layers)
+        return sum(t.numel() * 4 for part in named for name, t in start.items() if part in name)
+
+    first, second, third = (row["selected_layers"] for row in after)
+    mask = 2  # one bit for each of 16 parameters
+    everything = size(range(4))
+    assert [row["bytes_up"] for row in after] == [3 * size(first), 2 * size(second), 2 * size(third)]
+    assert [row["bytes_down"] for row in after] == [
+        3 * (everything + mask),
+        3 * (size(first) + mask),
+        2 * (size(second) + mask),
+    ]
+
+
+@pytest.mark.parametrize("who", ["stranger", "plaintext"])
+def test_a_supernode_without_a_known_key_or_without_tls_is_refused(killed, net, who):
+    process = killed[2][who]
+    wait_until(lambda: process.poll() is not None, 60)
+    assert process.returncode != 0
+    assert "SuperNode ID" not in net.said(who)

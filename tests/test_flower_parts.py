@@ -1,0 +1,309 @@
+"""The pieces behind `fedloom flower`, in one process: the folder it writes, client answers, the server's checks."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("flwr") is None:
+    pytest.skip("flwr is not installed", allow_module_level=True)
+
+import torch
+from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+from safetensors.torch import load_file, save
+from tiny import save_tiny_llama
+
+from fedloom.cli import main
+from fedloom.config import UserError
+from fedloom.flower.client import app as client_app
+from fedloom.flower.place import client_number, own_data
+from fedloom.flower.run_config import from_run_config
+from fedloom.flower.server import serve
+from fedloom.runtimes.flower.courier import read_update
+from fedloom.runtimes.flower.messages import from_records, to_records
+from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.resident import ask_resident
+from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
+
+HERE = Path(__file__).parent
+OPTIONS = (
+    "--client_num 3 --client_num_per_step 2 --client_batch_per_step 2 --client_lr 0.05 --lr 0.05 --lora_r 4 "
+    "--max_steps 3 --val_steps 1 --patience 0 --dtype float32 --wave_tokens 2000 --report_to none "
+    "--train_mode fed --fed_alg FedProx --round_timeout 2 --join_timeout 3"
+).split()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_llama(folder / "llama")
+    for part, count in (("train", 30), ("validation", 6), ("test", 4)):
+        pears = [{"question": f"{i} pears and {i % 7} {part[0]}?", "final_ans": 2 * i} for i in range(count)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pears))
+    return ["--model_name", str(folder / "llama"), "--data_name", "ChilleD/MultiArith", "--data_dir", str(folder)]
+
+
+def written(folder, *words):
+    """The run config of the app that `fedloom flower` writes."""
+    assert main(["flower", *words, "--output_path", str(folder)]) == 0
+    return tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+
+
+class Hand(Grid):
+    """A grid whose nodes are ClientApps in this process; a test may spoil what they answer."""
+
+    def __init__(self, run_config, configs, spoil=lambda node, reply: reply):
+        self.contexts = {
+            node: Context(1, node, config, RecordDict(), run_config) for node, config in enumerate(configs, 11)
+        }
+        self.spoil, self.waiting, self.count = spoil, [], 0
+        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+
+    def get_node_ids(self):
+        return list(self.contexts)
+
+    def get_nodes(self):
+        raise NotImplementedError
+
+    set_run = create_message = send_and_receive = run = get_nodes
+
+    def push_messages(self, messages):
+        for message in messages:
+            self.count += 1
+            message.metadata.__dict__["_message_id"] = str(self.count)
+            node = message.metadata.dst_node_id
+            reply = client_app(message, self.contexts[node])
+            if (reply := self.spoil(node, reply)) is not None:
+                self.waiting.append(reply)
+
+    def pull_messages(self, ids):
+        found = [m for m in self.waiting if m.metadata.reply_to_message_id in ids]
+        self.waiting = [m for m in self.waiting if m not in found]
+        return found
+
+
+def nodes(count=3):
+    return [{"partition-id": k, "num-partitions": count} for k in range(count)]
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_adapter(folder):
+    return load_file(max(folder.glob("checkpoints/*")) / "adapter_model.safetensors")
+
+
+def assert_close(mine, other):
+    assert mine.keys() == other.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-6)
+
+
+def test_a_plain_algorithm_is_that_of_one_process_also_after_resume(model, tmp_path):
+    run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path / "flower"))
+    assert main(["fed", *model, *OPTIONS[:-4], "--out_dir", str(tmp_path / "alone")]) == 0
+    serve(Hand(run_config, nodes()), {**run_config, "max_steps": 2})
+    serve(Hand(run_config, nodes()), {**run_config, "resume": True})
+    ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"
+    assert_close(last_adapter(ours), last_adapter(theirs))
+    assert [row["clients"] for row in rows(ours)[1:]] == [row["clients"] for row in rows(theirs)[1:]]
+    assert (ours / "clients.json").read_text() == (theirs / "clients.json").read_text()
+
+
+def test_a_client_that_lost_what_it_held_gets_everything(model, tmp_path):
+    words = [*model, *OPTIONS, "--train_mode", "fedGradFocus", "--max_layer_num", "1", "--min_layer_num", "0"]
+    words += ["--server_data_fraction", "0.2", "--server_grad_scale", "0", "--client_num_per_step", "3"]
+
+    def restarted(node, reply):
+        if node == 12 and from_records(reply.content).facts.get("round") == 0:
+            grid.contexts[12].state = RecordDict()
+        return reply
+
+    sent = {}
+    for name, spoil in (("calm", lambda node, reply: reply), ("lossy", restarted)):
+        run_config = written(tmp_path / f"{name}-app", *words, "--exp_name", name, "--out_dir", str(tmp_path))
+        grid = Hand(run_config, nodes(), spoil)
+        serve(grid, run_config)
+        after = rows(tmp_path / name)[1:]
+        assert [row["clients_left_out"] for row in after] == [[], [], []]
+        sent[name] = [row["bytes_down"] for row in after]
+    everything = sum(t.numel() * 4 for t in last_adapter(tmp_path / "calm").values()) + 1
+    first, second, third = sent["calm"]
+    assert (first, second < 3 * everything, third < 3 * everything) == (3 * everything, True, True)
+    assert sent["lossy"] == [first, second + everything, third]
+    assert_close(last_adapter(tmp_path / "lossy"), last_adapter(tmp_path / "calm"))
+
+
+def test_bad_answers_are_refused_and_the_round_goes_on(model, tmp_path):
+    run_config = written(tmp_path / "app", *model, *OPTIONS, "--client_num_per_step", "3", "--out_dir", str(tmp_path))
+
+    def spoil(node, reply):
+        parcel = from_records(reply.content)
+        round_ = parcel.facts.get("round")
+        if round_ == 0 and node == 11:
+            reply.content = to_records(dataclasses.replace(parcel, tensors=parcel.tensors[:-4]))
+        if round_ == 1 and node == 12:
+            row = {name: t * math.nan for name, t in load(parcel).items()}
+            reply.content = to_records(dataclasses.replace(parcel, tensors=save(row)))
+        if round_ == 2 and node == 13:
+            return None
+        return reply
+
+    serve(Hand(run_config, nodes(), spoil), run_config)
+    after = rows(tmp_path / "test")[1:]
+    assert [row["clients_left_out"] for row in after] == [[0], [1], [2]]
+    assert [row["clients_refused"] for row in after] == [[0], [], []]
+    assert [row["clients_lost"] for row in after] == [[], [], [2]]
+    assert all(t.isfinite().all() for t in last_adapter(tmp_path / "test").values())
+
+
+def load(parcel):
+    import safetensors.torch
+
+    return safetensors.torch.load(parcel.tensors)
+
+
+@pytest.mark.parametrize(
+    ("configs", "options", "mistake"),
+    [
+        ([{"client": 4}], {}, "client in the node config is 4; client_num is 3"),
+        ([{}], {}, "--node-config 'client=1'"),
+        ([{"client": 1}, {"client": 2}, {"partition-id": 1}], {}, "client 2 is claimed by two SuperNodes"),
+        (nodes(2), {}, "num-supernodes=3"),
+        ([{"client": 1, "data-path": "/nowhere"}], {"client_data": "node"}, "its data '/nowhere' do not exist"),
+        ([{"client": 1, "data-path": "/nowhere"}], {}, "client_data is none"),
+        ([{"client": 2}], {"client_data": "node"}, "client 2 has no data"),
+        ([{"client": 2}], {}, "1 clients are there after 3 seconds, and min_clients asks for 2"),
+    ],
+)
+def test_a_mistake_ends_the_run_before_it_begins(model, tmp_path, configs, options, mistake):
+    run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path)) | options
+    with pytest.raises(UserError) as told:
+        serve(Hand(run_config, configs), run_config)
+    assert mistake in str(told.value)
+    assert not (tmp_path / "test" / "config.yaml").exists()
+
+
+def test_when_nobody_answers_the_run_ends_and_can_go_on(model, tmp_path):
+    run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path))
+
+    def silent(node, reply):
+        return None if from_records(reply.content).facts.get("round") == 1 else reply
+
+    with pytest.raises(UserError, match=r"round 2: no client answered .no answer in 2 seconds"):
+        serve(Hand(run_config, nodes(), silent), run_config)
+    serve(Hand(run_config, nodes()), run_config | {"resume": True})
+    assert [row["round"] for row in rows(tmp_path / "test")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "mistake"),
+    [
+        ({"max_stepps": 3}, "unknown option max_stepps; did you mean max_steps?"),
+        ({"lr": "fast"}, "lr: fast is not a number"),
+        ({"train_mode": "local"}, "train_mode: local has no clients"),
+        ({"min_clients": 4, "client_num": 3, "client_num_per_step": 2}, "min_clients: 4 is more than client_num 3"),
+        ({"client_data": "data/same"}, "write {i}"),
+    ],
+)
+def test_a_run_config_is_judged(tmp_path, value, mistake):
+    run_config = written(tmp_path / "app")
+    with pytest.raises(UserError) as told:
+        from_run_config(run_config | value)
+    assert mistake in str(told.value)
+
+
+def test_the_app_has_every_option_and_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    (tmp_path / "federation.yaml").write_text("max_steps: 7\nexp_name: First Run\nclient_data: data/client_{i}\n")
+    words = ["flower", str(tmp_path / "federation.yaml"), "--lr", "0.25", "--output_path", str(tmp_path / "app")]
+    assert main(words) == 0
+    text = (tmp_path / "app" / "pyproject.toml").read_text()
+    assert "hf_secret" not in text
+    project = tomllib.loads(text)
+    app = project["tool"]["flwr"]["app"]
+    assert project["project"]["name"] == "fedloom-first-run"
+    assert (app["config"]["max_steps"], app["config"]["lr"]) == (7, 0.25)
+    assert app["config"]["client_data"].endswith("/data/client_{i}") and app["config"]["client_data"][0] == "/"
+    config = from_run_config(app["config"])
+    assert (config.max_steps, config.lr, config.data_dir, config.token) == (7, 0.25, None, "hf_secret")
+    assert main(words) == 2  # the folder is there already
+
+
+def test_who_a_node_is():
+    assert client_number({"client": 3}, 3) == 2
+    assert client_number({"partition-id": 0}, 3) == 0
+    assert own_data({"client": 1}, None, 0) is None
+
+
+def test_the_resident_answers_again_and_tells_what_failed(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
+    first, second = (ask_resident("flower_echo", [b"a", b""], node=1) for _ in range(2))
+    assert first[:2] == second[:2] == [b"a", b""]
+    assert first[2] == second[2]  # the same process
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        ask_resident("flower_echo", [b"fail"], node=1)
+    with pytest.raises(RuntimeError, match="has died"):
+        ask_resident("flower_echo", [b"die"], node=1)
+    time.sleep(0.5)  # until its socket is closed
+    assert ask_resident("flower_echo", [b"a"], node=1)[1] != first[2]
+
+
+LIKE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+GOOD = {"round": 1, "client": 0, "examples": 4, "loss": 1.5, "correct": 0, "labels": 9, "tokens": 40}
+
+
+@pytest.mark.parametrize(
+    ("facts", "tensors", "why"),
+    [
+        ({"round": 0}, pack(LIKE), "round is 0, not 1"),
+        ({"client": 2}, pack(LIKE), "client is 2, not 0"),
+        ({"examples": 0}, pack(LIKE), "examples is 0"),
+        ({"tokens": 2.5}, pack(LIKE), "tokens is 2.5"),
+        ({"labels": True}, pack(LIKE), "labels is True"),
+        ({"loss": None}, pack(LIKE), "loss is None"),
+        ({}, b"", "parameter a is missing"),
+        ({}, b"no tensors", "not a safetensors file"),
+        ({}, b"x" * 10_000, "more than the adapter's"),
+        ({}, pack({"a": LIKE["a"]}), "parameter b is missing"),
+        ({}, pack({**LIKE, "c": torch.zeros(4)}), "unknown parameter c"),
+        ({}, pack({"a": LIKE["a"].T, "b": LIKE["b"]}), "a is"),
+        ({}, pack({"a": LIKE["a"].double(), "b": LIKE["b"]}), "torch.float64"),
+    ],
+)
+def test_what_a_client_answers_is_judged(facts, tensors, why):
+    with pytest.raises(Unfit) as told:
+        read_update(Parcel({**GOOD, **facts}, tensors), 0, 1, LIKE)
+    assert why in str(told.value)
+
+
+def test_a_good_answer_is_read():
+    update = read_update(Parcel(GOOD, pack(LIKE)), 0, 1, LIKE)
+    assert (update.client, update.examples, update.loss) == (0, 4, 1.5)
+    assert update.adapter.keys() == LIKE.keys()
+
+
+def test_rows_and_masks_come_back():
+    assert unpack(pack(LIKE), LIKE, torch.device("cpu"), all_of_it=True).keys() == LIKE.keys()
+    assert unpack(b"", LIKE, torch.device("cpu"), all_of_it=False) == {}
+    names = [f"p{i:02}" for i in range(19)]
+    for chosen in (set(), {"p00"}, {"p18", "p07"}, set(names)):
+        assert chosen_by(mask_of(names, chosen), names) == chosen
+        assert len(mask_of(names, chosen)) == 6
+    with pytest.raises(Unfit):
+        chosen_by("ffffff", names)
+
+
+def test_strange_records_are_no_parcel():
+    with pytest.raises(ValueError, match="not a message of fedloom"):
+        from_records(RecordDict({"fedloom": ConfigRecord({"json": "{"})}))
+    assert from_records(to_records(Parcel({"a": [1]}, b"xyz"))) == Parcel({"a": [1]}, b"xyz")
