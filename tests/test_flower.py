@@ -156,24 +156,21 @@ def net(tmp_path_factory):
 @pytest.fixture(scope="module")
 def killed(inputs, net):
     """Three rounds of gradient priority, each client with data of its own; one is killed in round 2."""
+    superlink = net.start_superlink()
     config = config_of(inputs, net.folder / "runs", "focus", **FOCUS)
     deal_out(config, inputs, net.folder)
-    superlink = net.start_superlink()
     theirs = dataclasses.replace(config, data_dir=str(net.folder / "server"))
-    options = ["--client_data", "node", "--round_timeout", "20", "--min_clients", "2", "--join_timeout", "100"]
+    options = ["--client_data", "node", "--round_timeout", "25", "--min_clients", "2", "--join_timeout", "100"]
     assert main(["flower", *flags(theirs, *options, "--output_path", str(net.folder / "app"))]) == 0
     keys = [net.new_key(f"key{client}") for client in (1, 2, 3)]
-    wait_until(lambda: "Uvicorn running" in net.said("superlink") or "startup complete" in net.said("superlink"), 40)
+    wait_until(lambda: "startup complete" in net.said("superlink"), 60)
     for key in keys:
         net.flwr("supernode", "register", f"{key}.pub")
     nodes = [
         net.start_supernode(f"node{k}", f'client={k} data-path="client_{k}"', key=keys[k - 1]) for k in (1, 2, 3)
     ]
-    strangers = {
-        "stranger": net.start_supernode("stranger", "client=1", key=net.new_key("unknown")),
-        "plaintext": net.start_supernode("plaintext", "client=1", tls=False),
-    }
     net.flwr("run", "app")
+    reference = train_in_process(config_of(inputs, net.folder / "alone", "focus", **FOCUS), lost_from=1)
     folder = net.folder / "runs" / "focus"
 
     def well():
@@ -181,8 +178,11 @@ def killed(inputs, net):
 
     wait_until(lambda: len(rows(folder)) > 1, 120, well)
     nodes[KILLED].send_signal(signal.SIGKILL)
+    strangers = {
+        "stranger": net.start_supernode("stranger", "client=1", key=net.new_key("unknown")),
+        "plaintext": net.start_supernode("plaintext", "client=1", tls=False),
+    }
     wait_until(lambda: (folder / "summary.json").exists(), 120, lambda: superlink.poll() is None)
-    reference = train_in_process(config_of(inputs, net.folder / "alone", "focus", **FOCUS), lost_from=1)
     return folder, reference, strangers
 
 
@@ -230,4 +230,5 @@ def test_a_supernode_without_a_known_key_or_without_tls_is_refused(killed, net, 
     process = killed[2][who]
     wait_until(lambda: process.poll() is not None, 60)
     assert process.returncode != 0
+    assert "Failed to initialize the connection" in net.said(who)
     assert "SuperNode ID" not in net.said(who)
