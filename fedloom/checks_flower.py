@@ -27,6 +27,6 @@ def check(config: FlowerConfig) -> None:
         )
     if config.client_data not in (None, NODE) and "{i}" not in config.client_data:
         raise UserError(
-            f"client_data: '{config.client_data}' is the same for all clients; write {{i}} where the client's "
-            "number goes, such as data/client_{i}, or give node, or none"
+            f"client_data: '{config.client_data}' is the same for all clients; write {{i}} where the "
+            "client's number goes, such as data/client_{i}, or give node, or none"
         )

@@ -12,8 +12,8 @@ class OverFlower:
 
     client_data: str | None = option(
         None,
-        "where clients keep their own training data: node (the path that each SuperNode's data-path gives), or "
-        "a path with {i} for the client's number from 1; none: the data set, split as in fedloom fed",
+        "where clients keep their own training data: node (the path that each SuperNode's data-path gives), "
+        "or a path with {i} for the client's number from 1; none: the data set, split as in fedloom fed",
     )
     min_clients: int | None = option(
         None,
@@ -28,7 +28,10 @@ class OverFlower:
         free=True,
     )
     round_timeout: float = option(
-        600.0, "seconds after which a round ends without the clients that have not answered", above=0, free=True
+        600.0,
+        "seconds after which a round ends without the clients that have not answered",
+        above=0,
+        free=True,
     )
     output_path: str = option("flower-app", "folder to write, new or empty", free=True)
 

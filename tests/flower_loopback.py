@@ -1,5 +1,6 @@
 """Flower's processes on loopback, for tests: certificates, keys, a SuperLink and SuperNodes with TLS."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -48,18 +49,22 @@ class Loopback:
     def start(self, name, *words):
         with (self.folder / f"{name}.log").open("w") as said:
             process = subprocess.Popen(
-                [str(BIN / words[0]), *words[1:]], stdout=said, stderr=said, env=self.environment, cwd=self.folder
+                [str(BIN / words[0]), *words[1:]],
+                stdout=said,
+                stderr=said,
+                env=self.environment,
+                cwd=self.folder,
             )
         self.started.append(process)
         return process
 
     def start_superlink(self):
-        return self.start(
-            "superlink",
-            *"flower-superlink --enable-supernode-auth --disable-runtime-dependency-installation".split(),
-            *f"--host 127.0.0.1 --port {self.port} --ssl-ca-certfile ca.crt".split(),
-            *"--ssl-certfile server.pem --ssl-keyfile server.key".split(),
-        )
+        words = f"""
+            flower-superlink --enable-supernode-auth --disable-runtime-dependency-installation
+            --host 127.0.0.1 --port {self.port}
+            --ssl-ca-certfile ca.crt --ssl-certfile server.pem --ssl-keyfile server.key
+        """
+        return self.start("superlink", *words.split())
 
     def start_supernode(self, name, node_config, *, key=None, tls=True):
         words = f"flower-supernode --superlink 127.0.0.1:{self.port} --port {free_port()} --max-retries 2"
@@ -100,10 +105,8 @@ def kill_tree(process):
     except psutil.NoSuchProcess:
         tree = []
     for one in tree:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             one.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            pass
     process.wait(timeout=30)
 
 

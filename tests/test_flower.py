@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import shutil
 import signal
 from importlib.util import find_spec
@@ -14,10 +13,9 @@ import pytest
 if find_spec("flwr") is None:
     pytest.skip("flwr is not installed", allow_module_level=True)
 
-import tomllib
 
 import torch
-from flower_loopback import Loopback, kill_tree, wait_until
+from flower_loopback import Loopback, wait_until
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
@@ -160,14 +158,24 @@ def killed(inputs, net):
     config = config_of(inputs, net.folder / "runs", "focus", **FOCUS)
     deal_out(config, inputs, net.folder)
     theirs = dataclasses.replace(config, data_dir=str(net.folder / "server"))
-    options = ["--client_data", "node", "--round_timeout", "25", "--min_clients", "2", "--join_timeout", "100"]
+    options = [
+        "--client_data",
+        "node",
+        "--round_timeout",
+        "25",
+        "--min_clients",
+        "2",
+        "--join_timeout",
+        "100",
+    ]
     assert main(["flower", *flags(theirs, *options, "--output_path", str(net.folder / "app"))]) == 0
     keys = [net.new_key(f"key{client}") for client in (1, 2, 3)]
     wait_until(lambda: "startup complete" in net.said("superlink"), 60)
     for key in keys:
         net.flwr("supernode", "register", f"{key}.pub")
     nodes = [
-        net.start_supernode(f"node{k}", f'client={k} data-path="client_{k}"', key=keys[k - 1]) for k in (1, 2, 3)
+        net.start_supernode(f"node{k}", f'client={k} data-path="client_{k}"', key=keys[k - 1])
+        for k in (1, 2, 3)
     ]
     net.flwr("run", "app")
     reference = train_in_process(config_of(inputs, net.folder / "alone", "focus", **FOCUS), lost_from=1)

@@ -1,4 +1,4 @@
-"""The pieces behind `fedloom flower`, in one process: the folder it writes, client answers, the server's checks."""
+"""The pieces behind `fedloom flower`, in one process: its folder, clients' answers, the server's checks."""
 
 import dataclasses
 import json
@@ -34,11 +34,12 @@ from fedloom.runtimes.flower.resident import ask_resident
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
 
 HERE = Path(__file__).parent
-OPTIONS = (
-    "--client_num 3 --client_num_per_step 2 --client_batch_per_step 2 --client_lr 0.05 --lr 0.05 --lora_r 4 "
-    "--max_steps 3 --val_steps 1 --patience 0 --dtype float32 --wave_tokens 2000 --report_to none "
-    "--train_mode fed --fed_alg FedProx --round_timeout 2 --join_timeout 3"
-).split()
+RUN = """
+    --client_num 3 --client_num_per_step 2 --client_batch_per_step 2 --client_lr 0.05 --lr 0.05 --lora_r 4
+    --max_steps 3 --val_steps 1 --patience 0 --dtype float32 --wave_tokens 2000 --report_to none
+    --train_mode fed --fed_alg FedProx
+"""
+OPTIONS = [*RUN.split(), "--round_timeout", "2", "--join_timeout", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,14 @@ def model(tmp_path_factory):
     for part, count in (("train", 30), ("validation", 6), ("test", 4)):
         pears = [{"question": f"{i} pears and {i % 7} {part[0]}?", "final_ans": 2 * i} for i in range(count)]
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pears))
-    return ["--model_name", str(folder / "llama"), "--data_name", "ChilleD/MultiArith", "--data_dir", str(folder)]
+    return [
+        "--model_name",
+        str(folder / "llama"),
+        "--data_name",
+        "ChilleD/MultiArith",
+        "--data_dir",
+        str(folder),
+    ]
 
 
 def written(folder, *words):
@@ -62,7 +70,8 @@ class Hand(Grid):
 
     def __init__(self, run_config, configs, spoil=lambda node, reply: reply):
         self.contexts = {
-            node: Context(1, node, config, RecordDict(), run_config) for node, config in enumerate(configs, 11)
+            node: Context(1, node, config, RecordDict(), run_config)
+            for node, config in enumerate(configs, 11)
         }
         self.spoil, self.waiting, self.count = spoil, [], 0
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
@@ -110,7 +119,7 @@ def assert_close(mine, other):
 
 def test_a_plain_algorithm_is_that_of_one_process_also_after_resume(model, tmp_path):
     run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path / "flower"))
-    assert main(["fed", *model, *OPTIONS[:-4], "--out_dir", str(tmp_path / "alone")]) == 0
+    assert main(["fed", *model, *RUN.split(), "--out_dir", str(tmp_path / "alone")]) == 0
     serve(Hand(run_config, nodes()), {**run_config, "max_steps": 2})
     serve(Hand(run_config, nodes()), {**run_config, "resume": True})
     ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"
@@ -144,7 +153,9 @@ def test_a_client_that_lost_what_it_held_gets_everything(model, tmp_path):
 
 
 def test_bad_answers_are_refused_and_the_round_goes_on(model, tmp_path):
-    run_config = written(tmp_path / "app", *model, *OPTIONS, "--client_num_per_step", "3", "--out_dir", str(tmp_path))
+    run_config = written(
+        tmp_path / "app", *model, *OPTIONS, "--client_num_per_step", "3", "--out_dir", str(tmp_path)
+    )
 
     def spoil(node, reply):
         parcel = from_records(reply.content)
@@ -179,7 +190,11 @@ def load(parcel):
         ([{}], {}, "--node-config 'client=1'"),
         ([{"client": 1}, {"client": 2}, {"partition-id": 1}], {}, "client 2 is claimed by two SuperNodes"),
         (nodes(2), {}, "num-supernodes=3"),
-        ([{"client": 1, "data-path": "/nowhere"}], {"client_data": "node"}, "its data '/nowhere' do not exist"),
+        (
+            [{"client": 1, "data-path": "/nowhere"}],
+            {"client_data": "node"},
+            "its data '/nowhere' do not exist",
+        ),
         ([{"client": 1, "data-path": "/nowhere"}], {}, "client_data is none"),
         ([{"client": 2}], {"client_data": "node"}, "client 2 has no data"),
         ([{"client": 2}], {}, "1 clients are there after 3 seconds, and min_clients asks for 2"),
@@ -211,7 +226,10 @@ def test_when_nobody_answers_the_run_ends_and_can_go_on(model, tmp_path):
         ({"max_stepps": 3}, "unknown option max_stepps; did you mean max_steps?"),
         ({"lr": "fast"}, "lr: fast is not a number"),
         ({"train_mode": "local"}, "train_mode: local has no clients"),
-        ({"min_clients": 4, "client_num": 3, "client_num_per_step": 2}, "min_clients: 4 is more than client_num 3"),
+        (
+            {"min_clients": 4, "client_num": 3, "client_num_per_step": 2},
+            "min_clients: 4 is more than client_num 3",
+        ),
         ({"client_data": "data/same"}, "write {i}"),
     ],
 )
@@ -224,8 +242,17 @@ def test_a_run_config_is_judged(tmp_path, value, mistake):
 
 def test_the_app_has_every_option_and_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    (tmp_path / "federation.yaml").write_text("max_steps: 7\nexp_name: First Run\nclient_data: data/client_{i}\n")
-    words = ["flower", str(tmp_path / "federation.yaml"), "--lr", "0.25", "--output_path", str(tmp_path / "app")]
+    (tmp_path / "federation.yaml").write_text(
+        "max_steps: 7\nexp_name: First Run\nclient_data: data/client_{i}\n"
+    )
+    words = [
+        "flower",
+        str(tmp_path / "federation.yaml"),
+        "--lr",
+        "0.25",
+        "--output_path",
+        str(tmp_path / "app"),
+    ]
     assert main(words) == 0
     text = (tmp_path / "app" / "pyproject.toml").read_text()
     assert "hf_secret" not in text
@@ -233,7 +260,9 @@ def test_the_app_has_every_option_and_no_secret(tmp_path, monkeypatch):
     app = project["tool"]["flwr"]["app"]
     assert project["project"]["name"] == "fedloom-first-run"
     assert (app["config"]["max_steps"], app["config"]["lr"]) == (7, 0.25)
-    assert app["config"]["client_data"].endswith("/data/client_{i}") and app["config"]["client_data"][0] == "/"
+    assert (
+        app["config"]["client_data"].endswith("/data/client_{i}") and app["config"]["client_data"][0] == "/"
+    )
     config = from_run_config(app["config"])
     assert (config.max_steps, config.lr, config.data_dir, config.token) == (7, 0.25, None, "hf_secret")
     assert main(words) == 2  # the folder is there already

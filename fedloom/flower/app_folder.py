@@ -29,7 +29,7 @@ publisher = "fedloom"
 serverapp = "{package}.server_app:app"
 clientapp = "{package}.client_app:app"
 
-# The options of `fedloom flower --help`. Change them here, or for one run: flwr run . --run-config "max_steps=3"
+# The options of `fedloom flower --help`. To change one for one run: flwr run . --run-config "max_steps=3"
 [tool.flwr.app.config]
 {options}
 """
@@ -54,8 +54,8 @@ def write_app(config: FlowerConfig) -> Path:
     folder = Path(config.output_path)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(
-            f"output_path: '{folder}' is there already; give a folder that does not exist yet, or remove what "
-            "is there"
+            f"output_path: '{folder}' is there already; give a folder that does not exist yet, or remove "
+            "what is there"
         )
     name = re.sub(r"[^a-z0-9]+", "-", config.exp_name.lower()).strip("-") or "federation"
     listed = "\n".join(f"{key} = {_toml(value)}" for key, value in to_run_config(_settled(config)).items())
@@ -70,7 +70,9 @@ def write_app(config: FlowerConfig) -> Path:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(content, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"output_path: '{folder}' cannot be written ({error.strerror}); choose another") from None
+        raise UserError(
+            f"output_path: '{folder}' cannot be written ({error.strerror}); choose another"
+        ) from None
     return folder
 
 

@@ -19,8 +19,8 @@ def client_number(node: Mapping[str, Any], client_num: int) -> int:
     partitions = node.get("num-partitions", client_num)
     if partitions != client_num:
         raise UserError(
-            f"num-partitions is {partitions}, but client_num is {client_num}; they must agree: in a simulation "
-            f"add --federation-config 'num-supernodes={client_num}', or set client_num={partitions}"
+            f"num-partitions is {partitions}, but client_num is {client_num}; they must agree: in a "
+            f"simulation add --federation-config 'num-supernodes={client_num}', or set client_num={partitions}"
         )
     for name, first in (("client", 1), ("partition-id", 0)):
         if name in node:
@@ -46,8 +46,8 @@ def own_data(node: Mapping[str, Any], client_data: str | None, client: int) -> P
     if client_data is None:
         if given is not None:
             raise UserError(
-                f"client {client + 1} has a data-path, but client_data is none, so its data would not be used; "
-                "set client_data=node, or leave data-path out of the node config"
+                f"client {client + 1} has a data-path, but client_data is none, so its data would not be "
+                "used; set client_data=node, or leave data-path out of the node config"
             )
         return None
     if given is not None:

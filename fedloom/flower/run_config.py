@@ -36,7 +36,7 @@ def from_run_config(values: Mapping[str, Any]) -> FlowerConfig:
     for name in values:
         if name not in known:
             raise UserError(f"run config: unknown option {name}{did_you_mean(name, known)}")
-    given = {
+    given: dict[str, Any] = {
         name: None if value == _NONE and known[name].nullable else value for name, value in values.items()
     }
     for name, value in given.items():

@@ -43,7 +43,9 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
     fleet = Fleet(grid, Parcel(), partial(_admit, digest(parts.model.initial)), wanted.join_timeout)
     fleet.wait_for(wanted.client_num, wanted.clients_needed, strict=True)
     _write_down(folder, config, parts, wanted)
-    federation = _Federation(config, parts, fleet, Courier(fleet, wanted.round_timeout), wanted.clients_needed)
+    federation = _Federation(
+        config, parts, fleet, Courier(fleet, wanted.round_timeout), wanted.clients_needed
+    )
     drive(config, parts, folder, checkpoint, federation.play)
     print(f"Adapter: {latest_checkpoint(folder)}")
 
@@ -97,7 +99,9 @@ def _as_before(config: FlowerConfig, folder: Path) -> FlowerConfig:
     """What `auto` turned out to be when the run began."""
     path = folder / RUN_CONFIG
     saved = read_options(path, FedConfig) if path.is_file() else {}
-    auto = {name: saved[name] for name in ("dtype", "wave_tokens") if getattr(config, name) == "auto" and saved}
+    auto = {
+        name: saved[name] for name in ("dtype", "wave_tokens") if getattr(config, name) == "auto" and saved
+    }
     return replace(config, **auto)
 
 

@@ -1,4 +1,4 @@
-"""What a client does: says who it is, and trains on its own data as `fedloom fed` lets it train in process."""
+"""What a client does: it says who it is, and trains on its own data as it would in `fedloom fed`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _trained(request: Request, standing: _Standing, client: int, path: Path | No
 
 
 def _brought_up_to_date(request: Request, like: Row) -> Row:
-    """The server's adapter: what this client has kept, and what has changed since; not all where it lacks some."""
+    """The server's adapter: what was kept, and what has changed since; not all of it where some is lost."""
     device = next(iter(like.values())).device
     news = unpack(request.parcel.tensors, like, device, all_of_it=False)
     held = request.parcel.facts["held"]

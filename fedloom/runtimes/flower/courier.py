@@ -1,8 +1,8 @@
 """`federation.server.Train` over Flower: what each client must be told, and what of its answer counts.
 
-Parameters that a round does not train are part of the model too. The server knows which version of each one a
-client holds, the round of its last change, and sends what has changed since. A client that holds something else
-(it was restarted) says so, and gets everything.
+Parameters that a round does not train are part of the model too. The server knows which version of each one
+a client holds, the round of its last change, and sends what has changed since. A client that holds something
+else (it was restarted) says so, and gets everything.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class Courier:
             log.warning("round %d goes on without client %d: %s", round_ + 1, client + 1, why)
         if not replies.parcels:
             reasons = "; ".join(sorted(set(replies.failures.values())))
-            raise UserError(f"round {round_ + 1}: no client answered ({reasons}); go on later with resume=true")
+            raise UserError(
+                f"round {round_ + 1}: no client answered ({reasons}); go on later with resume=true"
+            )
         word = self._word(round_)
         for client in sorted(replies.parcels):
             reply = replies.parcels.pop(client)
@@ -132,9 +134,7 @@ class Courier:
     def _word(self, round_: int) -> str:
         return f"{self._run}-{round_}"
 
-    def _parcel(
-        self, round_: int, client: int, trained: Row, drawn: int, delivery: Delivery
-    ) -> Parcel:
+    def _parcel(self, round_: int, client: int, trained: Row, drawn: int, delivery: Delivery) -> Parcel:
         held = self._held.get(client)
         versions = held.versions if held else {}
         news = {name: t for name, t in self._latest.items() if versions.get(name) != self._versions[name]}
@@ -156,7 +156,8 @@ def read_update(reply: Parcel, client: int, round_: int, trained: Row) -> Client
 
     Args:
         reply: What came.
-        client, round_: Whose answer to what it should be.
+        client: Whose answer it should be.
+        round_: Which round's.
         trained: The parameters that were to be trained.
 
     Raises:

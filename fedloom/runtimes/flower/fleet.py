@@ -93,8 +93,8 @@ class Fleet:
             raise UserError(f"SuperNodes that cannot take part:{reasons}")
         if len(self._nodes) < at_least:
             raise UserError(
-                f"{len(self._nodes)} clients are there after {self.patience:g} seconds, and min_clients asks for "
-                f"{at_least}; start more SuperNodes, raise join_timeout or lower min_clients{reasons}"
+                f"{len(self._nodes)} clients are there after {self.patience:g} seconds, and min_clients asks "
+                f"for {at_least}; start more SuperNodes, raise join_timeout or lower min_clients{reasons}"
             )
 
     def look(self) -> None:
@@ -145,7 +145,7 @@ class Fleet:
 
     def _take(self, client: int, message: Message, replies: Replies) -> None:
         if message.has_error():
-            replies.failures[client] = message.error.reason
+            replies.failures[client] = message.error.reason or "an error without a reason"
             return
         try:
             parcel = from_records(message.content)
@@ -185,6 +185,8 @@ class Fleet:
     def _pull(self, waiting: Mapping[str, object]) -> list[Message]:
         if not waiting:
             return []
-        found = [m for m in self.grid.pull_messages(list(waiting)) if m.metadata.reply_to_message_id in waiting]
+        found = [
+            m for m in self.grid.pull_messages(list(waiting)) if m.metadata.reply_to_message_id in waiting
+        ]
         self.traffic.up += sum(map(bytes_on_the_wire, found))
         return found

@@ -66,7 +66,11 @@ class Answer:
     def pieces(self) -> list[bytes]:
         """As bytes."""
         plain = {"facts": self.parcel.facts, "kept": None if self.kept is None else self.kept.facts}
-        return [json.dumps(plain).encode(), self.parcel.tensors, b"" if self.kept is None else self.kept.tensors]
+        return [
+            json.dumps(plain).encode(),
+            self.parcel.tensors,
+            b"" if self.kept is None else self.kept.tensors,
+        ]
 
     @classmethod
     def of(cls, pieces: list[bytes]) -> Answer:

@@ -1,9 +1,10 @@
 """A process that stays while Flower's come and go.
 
-Outside of a simulation Flower starts a process for every message. Loading torch and a model each time would
-take longer than many a round, so that process hands the message to a resident one, which keeps the model. They
-talk over a Unix socket in a folder that only this user can enter. The resident ends with the SuperNode that it
-serves, and after a while without a message, so that it does not hold a GPU for a run that is over.
+Outside of a simulation Flower starts a process for every message. Loading torch and a model each time
+would take longer than many a round, so that process hands the message to a resident one, which keeps the
+model. They talk over a Unix socket in a folder that only this user can enter. The resident ends with the
+SuperNode that it serves, and after a while without a message, so that it does not hold a GPU for a run that
+is over.
 """
 
 from __future__ import annotations

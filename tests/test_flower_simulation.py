@@ -1,0 +1,96 @@
+"""`flwr run` of the app that `fedloom flower` writes, in Flower's simulation; it needs flwr[simulation]."""
+
+import json
+import os
+import subprocess
+from importlib.util import find_spec
+
+import psutil
+import pytest
+
+if find_spec("flwr") is None or find_spec("ray") is None:
+    pytest.skip("flwr[simulation] is not installed", allow_module_level=True)
+
+import torch
+from flower_loopback import BIN, ROOT, free_port, kill_tree
+from safetensors.torch import load_file
+from tiny import save_tiny_llama
+
+from fedloom.cli import main
+
+pytestmark = pytest.mark.deploy
+
+OPTIONS = """
+    --data_name arithmetic --train_mode fed --fed_alg FedAVG --client_num 3 --client_num_per_step 2
+    --client_batch_per_step 4 --client_lr 0.05 --lr 0.05 --lora_r 4 --max_steps 3 --val_steps 3 --patience 0
+    --dtype float32 --wave_tokens 2000 --report_to none
+"""
+
+
+@pytest.fixture
+def flwr(tmp_path):
+    """Runs `flwr`; the SuperLink that it leaves running is ended."""
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    }
+
+    def run(*words):
+        done = subprocess.run(
+            [str(BIN / "flwr"), *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        return done.stdout + done.stderr
+
+    yield run
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {}).get("FLWR_HOME") == environment["FLWR_HOME"]:
+            kill_tree(process)
+
+
+def test_the_simulation_does_what_one_process_does(flwr, tmp_path):
+    words = [
+        "--model_name",
+        str(save_tiny_llama(tmp_path / "llama")),
+        *OPTIONS.split(),
+        "--max_length",
+        "250",
+    ]
+    assert main(["fed", *words, "--out_dir", str(tmp_path / "alone")]) == 0
+    flower = [
+        "--out_dir",
+        str(tmp_path / "flower"),
+        "--output_path",
+        str(tmp_path / "app"),
+        "--max_steps",
+        "9",
+    ]
+    assert main(["flower", *words, *flower]) == 0
+    said = flwr(
+        *("run", "app", "--federation-config", "num-supernodes=3", "--run-config", "max_steps=3", "--stream")
+    )
+    assert "Adapter: " in said, said
+    ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"
+    mine, other = (
+        load_file(run / "checkpoints" / "round-000003" / "adapter_model.safetensors")
+        for run in (ours, theirs)
+    )
+    assert mine.keys() == other.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-6)
+    sampled = [
+        [json.loads(line).get("clients") for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (ours, theirs)
+    ]
+    assert sampled[0] == sampled[1]
