@@ -19,8 +19,8 @@ def client_number(node: Mapping[str, Any], client_num: int) -> int:
     partitions = node.get("num-partitions", client_num)
     if partitions != client_num:
         raise UserError(
-            f"num-partitions is {partitions}, but client_num is {client_num}; they must agree: in a "
-            f"simulation add --federation-config 'num-supernodes={client_num}', or set client_num={partitions}"
+            f"num-partitions is {partitions}, but client_num is {client_num}; set client_num={partitions}, "
+            f"or in a simulation add --federation-config 'num-supernodes={client_num}'"
         )
     for name, first in (("client", 1), ("partition-id", 0)):
         if name in node:

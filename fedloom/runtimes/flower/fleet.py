@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedloom.config import UserError
@@ -21,6 +22,13 @@ from fedloom.runtimes.flower.parcel import Parcel
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 0.3
+_NO_ANSWER = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
+"""What Flower says of a node that is gone or was ended; other errors are the app's own."""
 
 
 @dataclass
@@ -83,9 +91,10 @@ class Fleet:
         """
         until = time.monotonic() + self.patience
         self.look()
-        while len(self._nodes) < wanted and time.monotonic() < until:
-            if strict and self._refused:
-                break
+        told = None
+        while len(self._nodes) < wanted and time.monotonic() < until and not (strict and self._refused):
+            if told != (told := len(self._nodes)):
+                log.warning("waiting for clients: %d of %d are there", told, wanted)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             self.look()
         reasons = "".join(f"\n- {reason}" for reason in sorted(set(self._refused.values())))
@@ -101,7 +110,9 @@ class Fleet:
         """See who has gone, ask who is new, and read what has been answered; nobody is waited for."""
         present = set(self.grid.get_node_ids())
         for client in [client for client, node in self._nodes.items() if node not in present]:
-            self._leave(client, "is no longer connected")
+            del self._nodes[client]
+            log.warning("client %d is no longer connected", client + 1)
+        self._refused = {node: why for node, why in self._refused.items() if node in present}
         now = time.monotonic()
         self._asked = {message: asked for message, asked in self._asked.items() if asked[1] > now}
         known = {*self._nodes.values(), *self._refused, *(node for node, _ in self._asked.values())}
@@ -139,8 +150,8 @@ class Fleet:
                 break
             time.sleep(_SECONDS_BETWEEN_LOOKS if waiting else 0)
         replies.failures.update({client: f"no answer in {seconds:g} seconds" for client in waiting.values()})
-        for client, why in sorted(replies.failures.items()):
-            self._leave(client, why)
+        for client in replies.failures:
+            self._nodes.pop(client, None)
         return replies
 
     def _take(self, client: int, message: Message, replies: Replies) -> None:
@@ -158,6 +169,8 @@ class Fleet:
             replies.parcels[client] = parcel
 
     def _introduced(self, node: int, answer: Message) -> None:
+        if answer.has_error() and answer.error.code in _NO_ANSWER:
+            return  # it is asked again while it is there
         replies = Replies({}, {})
         self._take(node, answer, replies)
         try:
@@ -170,12 +183,7 @@ class Fleet:
             log.warning("SuperNode %d cannot take part: %s", node, error)
             self._refused[node] = str(error)
             return
-        log.info("client %d is there", client + 1)
         self._nodes[client] = node
-
-    def _leave(self, client: int, why: str) -> None:
-        if self._nodes.pop(client, None) is not None:
-            log.warning("client %d: %s", client + 1, why)
 
     def _push(self, messages: list[Message]) -> None:
         if messages:
