@@ -88,6 +88,7 @@ class Loopback:
 
             done = CliRunner().invoke(app, [str(word) for word in words])
         assert done.exit_code == 0, done.output
+        return done.output
 
     def said(self, name):
         return (self.folder / f"{name}.log").read_text()
