@@ -216,6 +216,15 @@ def test_when_nobody_answers_the_run_ends_and_can_go_on(model, tmp_path):
 
     with pytest.raises(UserError, match=r"round 2: no client answered .no answer in 2 seconds"):
         serve(Hand(run_config, nodes(), silent), run_config)
+
+    def wrong(node, reply):
+        parcel = from_records(reply.content)
+        if "loss" in parcel.facts:
+            reply.content = to_records(Parcel(parcel.facts | {"examples": -1}, parcel.tensors))
+        return reply
+
+    with pytest.raises(UserError, match=r"round 2: no client answered .examples is -1, not a count"):
+        serve(Hand(run_config, nodes(), wrong), run_config | {"resume": True})
     serve(Hand(run_config, nodes()), run_config | {"resume": True})
     assert [row["round"] for row in rows(tmp_path / "test")] == [0, 1, 2, 3]
 

@@ -4,6 +4,7 @@ import sys
 
 from fedloom.runtimes.flower.request import Request
 from fedloom.runtimes.flower.resident import serve
+from fedloom.startup import prepare_process
 
 
 def answer(pieces: list[bytes]) -> list[bytes]:
@@ -14,4 +15,5 @@ def answer(pieces: list[bytes]) -> list[bytes]:
 
 
 if __name__ == "__main__":
+    prepare_process()
     serve(sys.argv[1], int(sys.argv[2]), answer)

@@ -40,7 +40,9 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
     checkpoint = open_run(folder, wanted.of_the_run)
     holdings = EVERYBODYS if wanted.client_data is None else SERVERS
     config, parts = build(wanted.of_the_run, holdings=holdings)
-    fleet = Fleet(grid, Parcel(), partial(_admit, digest(parts.model.initial)), wanted.join_timeout)
+    fleet = Fleet(
+        grid, Parcel(), partial(_admit, digest(parts.model.initial), wanted.client_num), wanted.join_timeout
+    )
     fleet.wait_for(wanted.client_num, wanted.clients_needed, strict=True)
     _write_down(folder, config, parts, wanted)
     federation = _Federation(
@@ -78,15 +80,17 @@ class _Federation:
         return after, row
 
 
-def _admit(adapter: str, answer: Parcel) -> int:
+def _admit(adapter: str, client_num: int, answer: Parcel) -> int:
     """The number of a client whose model is the server's.
 
     Raises:
         UserError: It is another.
     """
     client, found = answer.facts.get("client"), answer.facts.get("adapter")
-    if type(client) is not int:
-        raise UserError("a SuperNode gave no client number; is its fedloom of another version?")
+    if type(client) is not int or not 0 <= client < client_num:
+        raise UserError(
+            f"a SuperNode gave {client!r} as its number of {client_num}; is its fedloom of another version?"
+        )
     if found != adapter:
         raise UserError(
             f"client {client + 1} has another model or another fedloom than the server: "

@@ -66,6 +66,7 @@ class Courier:
     _latest: Row = field(default_factory=dict)
     _versions: dict[str, int] = field(default_factory=dict)
     _held: dict[int, _Held] = field(default_factory=dict)
+    _packed: dict[frozenset[str], bytes] = field(default_factory=dict)  # most clients lack the same
 
     def train(
         self,
@@ -87,7 +88,7 @@ class Courier:
             delivery: Is told what was sent, what came, and who did not answer.
 
         Raises:
-            UserError: Nobody answered.
+            UserError: Nobody answered, or nobody what was asked for.
         """
         self._note_changes(round_, trained | used)
         until = time.monotonic() + self.round_timeout
@@ -105,12 +106,9 @@ class Courier:
             self._held.pop(client, None)
             delivery.lost.append(client)
             log.warning("round %d goes on without client %d: %s", round_ + 1, client + 1, why)
-        if not replies.parcels:
-            reasons = "; ".join(sorted(set(replies.failures.values())))
-            raise UserError(
-                f"round {round_ + 1}: no client answered ({reasons}); go on later with resume=true"
-            )
+        reasons = set(replies.failures.values())
         word = self._word(round_)
+        answered = False
         for client in sorted(replies.parcels):
             reply = replies.parcels.pop(client)
             try:
@@ -119,17 +117,25 @@ class Courier:
                 self._held.pop(client, None)
                 delivery.refused.append(client)
                 delivery.bytes_up += len(reply.tensors)
+                reasons.add(str(error))
                 log.warning("round %d: client %d's answer is refused: %s", round_ + 1, client + 1, error)
                 continue
             delivery.bytes_up += bytes_of(update.adapter)
             self._held[client] = _Held(word, dict(self._versions))
+            answered = True
             yield update
+        if not answered:
+            listed = "; ".join(sorted(reasons))
+            raise UserError(
+                f"round {round_ + 1}: no client answered ({listed}); go on later with resume=true"
+            )
 
     def _note_changes(self, round_: int, whole: Row) -> None:
         for name, t in whole.items():
             if name not in self._latest or not torch.equal(t, self._latest[name]):
                 self._versions[name] = round_
         self._latest = {name: t.clone() for name, t in whole.items()}
+        self._packed.clear()
 
     def _word(self, round_: int) -> str:
         return f"{self._run}-{round_}"
@@ -138,6 +144,9 @@ class Courier:
         held = self._held.get(client)
         versions = held.versions if held else {}
         news = {name: t for name, t in self._latest.items() if versions.get(name) != self._versions[name]}
+        names = frozenset(news)
+        if names not in self._packed:
+            self._packed[names] = pack(news)
         mask = mask_of(sorted(self._latest), trained)
         delivery.bytes_down += bytes_of(news) + len(mask) // 2
         facts = {
@@ -148,7 +157,7 @@ class Courier:
             "held": held.word if held else None,
             "word": self._word(round_),
         }
-        return Parcel(facts, pack(news))
+        return Parcel(facts, self._packed[names])
 
 
 def read_update(reply: Parcel, client: int, round_: int, trained: Row) -> ClientUpdate:
