@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -17,16 +17,14 @@ from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import Optimiser, adam, sgd
 from fedloom.client.work import Schedule
 from fedloom.config import UserError
+from fedloom.config_libp2p import PeerConfig
 from fedloom.config_peers import DflConfig
-from fedloom.data.clients import load_clients, load_validation
 from fedloom.data.encode import Tokens, encode
 from fedloom.data.encode_classes import encode_classes
-from fedloom.data.example import Example
-from fedloom.data.partition import partition
 from fedloom.data.randomness import derive_seed
-from fedloom.data.sources import Sourced, load_rows, load_splits
 from fedloom.data.tasks import TASKS, Task
 from fedloom.data.templates import prompt_renderer
+from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.model.adapters import choice
 from fedloom.model.base import (
@@ -41,20 +39,14 @@ from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
 from fedloom.observe.answering import Questions, questions_of
-from fedloom.peer_rounds import PeerParts
+from fedloom.peer_data import Held, Setting, hold
+from fedloom.peer_rounds import Mixing, PeerParts
 from fedloom.runtimes.group import ALONE, Group
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Held:
-    """Who holds what: training examples per peer, and one list of validation examples, or one per peer."""
-
-    train: list[list[Example]]
-    validation: list[list[Example]]
+S = TypeVar("S", DflConfig, PeerConfig)
 
 
 def build(config: DflConfig, group: Group = ALONE) -> tuple[DflConfig, PeerParts]:
@@ -76,12 +68,32 @@ def build(config: DflConfig, group: Group = ALONE) -> tuple[DflConfig, PeerParts
             f"num_clients: {config.num_clients} peers cannot be dealt over {group.size} ranks, "
             "at least one each; raise num_clients or start fewer ranks"
         )
+    graph = build_topology(config.name, config.num_clients, config.seed)
+    drawn = partial(mixing, graph, seed=config.seed, drop_peer=config.drop_peer, drop_link=config.drop_link)
+    return _build(config, drawn, group)
+
+
+def build_one(config: PeerConfig) -> tuple[PeerConfig, PeerParts]:
+    """Make the parts of a real peer, which knows no other: as `build` makes those of all.
+
+    Within the process its matrix is that of a peer alone; its neighbours are the runtime's business.
+
+    Args:
+        config: What the user wants, checked.
+
+    Raises:
+        UserError: A mistake of the user, before any weights are read.
+    """
+    alone = RoundMixing(np.empty((0, 2), dtype=np.int64), np.empty(0), np.ones(1, dtype=bool))
+    return _build(config, lambda round_: alone, ALONE, only=config.client - 1)
+
+
+def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> tuple[S, PeerParts]:
     quieten()
     assert config.model_checkpoint is not None
     check_quantize(config.quantize, resolve_device(config.device))
-    graph = build_topology(config.name, config.num_clients, config.seed)
     task = TASKS[config.dataset_type]
-    held = _hold(config, task)
+    held = hold(config, task, only)
     check_model_name(config.model_checkpoint, config.token)
     classify = task.num_labels > 0 and (
         task.embedded is None
@@ -110,6 +122,11 @@ def build(config: DflConfig, group: Group = ALONE) -> tuple[DflConfig, PeerParts
     )
     ((train, validation, questions),) = encoded
     model = _stack(config, base, [*train, *validation])
+    peers, first = config.num_clients, 0
+    if only is not None:
+        # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
+        train, validation, questions = _own(train, only), _own(validation, only), _own(questions, only)
+        peers, first = 1, only
     wave_tokens = config.wave_tokens
     if wave_tokens == "auto":
         wave_tokens = auto_wave_tokens(base.model, group.sharing)
@@ -121,8 +138,8 @@ def build(config: DflConfig, group: Group = ALONE) -> tuple[DflConfig, PeerParts
         tokenizer=base.tokenizer,
         train=[tokens for own in train for tokens in own],
         peers=[np.arange(end - len(own), end) for own, end in zip(train, ends, strict=True)],
-        validation=_for_each(validation, config.num_clients),
-        questions=_for_each(questions, config.num_clients),
+        validation=_for_each(validation, peers),
+        questions=_for_each(questions, peers),
         schedules=[_schedule(config, len(own)) for own in train],
         rules=LocalRules(
             optimiser, clip_norm=config.clip_norm, wave_tokens=wave_tokens, dropout_seed=config.seed
@@ -131,59 +148,21 @@ def build(config: DflConfig, group: Group = ALONE) -> tuple[DflConfig, PeerParts
         used={n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n},
         own=frozenset() if config.mix_head else frozenset(n for n in model.initial if ".lora_" not in n),
         modules=[projection.name for layer in model.adapted.values() for projection in layer],
-        mixing=partial(
-            mixing, graph, seed=config.seed, drop_peer=config.drop_peer, drop_link=config.drop_link
-        ),
+        mixing=mixing,
         judged=config.eval_point,
         seed=config.seed,
         group=group,
+        first=first,
     )
 
 
-def _hold(config: DflConfig, task: Task) -> Held:
-    """Read the peers' own data, or split the task's training data among them."""
-    own, judged, peers = config.dataset_path_template, config.val_dataset_path_template, config.num_clients
-    # The folders first: what is missing there is known at once, the hub takes its time.
-    train = load_clients(own, peers, task) if own is not None else None
-    validation = load_validation(judged, peers, task) if judged is not None else None
-    if train is not None:
-        return Held(train, validation or [_published_validation(config, task)])
-    splits = load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
-    return Held(_split(config, splits.train), validation or [splits.validation])
-
-
-def _published_validation(config: DflConfig, task: Task) -> list[Example]:
-    """The data set's own validation split: one held out of its training data might be in a client's folder.
-
-    Raises:
-        UserError: There is none.
-    """
-    rows: dict[str, list[Sourced]] = {}
-    if config.data_dir is not None or not task.brought:
-        rows = load_rows(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
-    if "validation" not in rows:
-        raise UserError(
-            f"val_dataset_path_template: is needed beside dataset_path_template, because {task.name} has no "
-            "validation split of its own"
-        )
-    return [made.example for made in rows["validation"]]
-
-
-def _split(config: DflConfig, examples: list[Example]) -> list[list[Example]]:
-    shares = partition(
-        config.partition,
-        [example.label for example in examples],
-        config.num_clients,
-        seed=config.seed,
-        alpha=config.alpha,
-        min_size=config.min_size,
-        labels_per_client=config.labels_per_client,
-    )
-    return [[examples[i] for i in share] for share in shares]
+def _own(part: list[T], only: int) -> list[T]:
+    """One peer's, of what is there for each, or for all."""
+    return part if len(part) < 2 else [part[only]]
 
 
 def _encode(
-    config: DflConfig, task: Task, held: Held, tokenizer: PreTrainedTokenizerBase, classify: bool
+    config: Setting, task: Task, held: Held, tokenizer: PreTrainedTokenizerBase, classify: bool
 ) -> tuple[list[list[Tokens]], list[list[Tokens]]]:
     """Token ids of every peer's examples, and of those it is judged by."""
     if classify:
@@ -204,7 +183,7 @@ def _encode(
     return done[0], done[1]
 
 
-def _stack(config: DflConfig, base: BaseModel, sequences: Sequence[Sequence[Tokens]]) -> StackedModel:
+def _stack(config: Setting, base: BaseModel, sequences: Sequence[Sequence[Tokens]]) -> StackedModel:
     adapter = choice.lora(
         base.model,
         r=config.lora_r,
@@ -225,7 +204,7 @@ def _for_each(own: Sequence[T], peers: int) -> Sequence[T]:
 
 
 def _questions(
-    config: DflConfig, task: Task, tokenizer: PreTrainedTokenizerBase, validation: list[list[Tokens]]
+    config: Setting, task: Task, tokenizer: PreTrainedTokenizerBase, validation: list[list[Tokens]]
 ) -> list[Questions]:
     """What each peer answers itself, or what all do; none where nobody is asked."""
     if not config.eval_generate_every:
@@ -235,13 +214,13 @@ def _questions(
     ]
 
 
-def _optimiser(config: DflConfig) -> Optimiser:
+def _optimiser(config: Setting) -> Optimiser:
     if config.client_optimizer == "sgd":
         return sgd(config.lr)
     return adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY if config.client_optimizer == "adamw" else 0.0)
 
 
-def _schedule(config: DflConfig, examples: int) -> Schedule:
+def _schedule(config: Setting, examples: int) -> Schedule:
     per_epoch = -(-examples // config.batch_size)
     batches = config.local_steps if config.local_steps is not None else config.local_epochs * per_epoch
     return Schedule(batches, config.batch_size)

@@ -2,7 +2,7 @@
 
 from fedloom.checks import check_values
 from fedloom.config import UserError
-from fedloom.config_peers import DflConfig
+from fedloom.config_peers import DflConfig, PeerModel
 
 
 def check(config: DflConfig) -> None:
@@ -12,6 +12,15 @@ def check(config: DflConfig) -> None:
         UserError: A value breaks its rule, or two options contradict each other.
     """
     check_values(config)
+    check_model(config)
+
+
+def check_model(config: PeerModel) -> None:
+    """Judge the model and its adapter, as `check` does.
+
+    Raises:
+        UserError: There is no model, or no layer is named.
+    """
     if not config.model_checkpoint:
         raise UserError(
             "model_checkpoint: is required; name a model on the hub, a local folder, a GGUF file, "

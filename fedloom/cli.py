@@ -8,15 +8,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from fedloom.checks import check, check_rules, check_values
 from fedloom.checks_eval import check as check_eval
 from fedloom.checks_flower import check as check_flower
+from fedloom.checks_libp2p import check as check_peer
 from fedloom.checks_peers import check as check_dfl
 from fedloom.config import DemoConfig, FedConfig, UserError
 from fedloom.config_eval import EvalConfig
 from fedloom.config_flower import FlowerConfig
+from fedloom.config_libp2p import AuditConfig, IdentityConfig, PeerConfig
 from fedloom.config_peers import DflConfig, SplitConfig, TopologyConfig, ViewConfig
 from fedloom.config_report import ReportConfig
 from fedloom.options import did_you_mean
@@ -24,6 +27,7 @@ from fedloom.parsing import help_text, parse
 from fedloom.startup import prepare_process
 from fedloom.torchrun import place, tells
 
+EXIT_DOES_NOT_HOLD = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -32,6 +36,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 class Command:
     """One command: what it does in a line, its options, how they are judged, and what runs.
 
+    `run` returns the exit status; None is 0.
     `first` is the option that a first word without dashes gives, where there is one; an option of several
     words takes all that follow. `short` are the flags of one letter, with the options that they stand for.
     """
@@ -39,7 +44,7 @@ class Command:
     summary: str
     config_class: type[Any]
     check: Callable[[Any], None]
-    run: Callable[[Any], None]
+    run: Callable[[Any], int | None]
     first: str | None = None
     short: Mapping[str, str] = field(default_factory=dict)
 
@@ -65,6 +70,25 @@ def _flower(config: FlowerConfig) -> None:
 
     folder = write_app(config)
     print(f"App: {folder}. Start it with: flwr run {folder}")
+
+
+def _peer(config: PeerConfig) -> None:
+    from fedloom.peer import run_peer
+
+    run = run_peer(config)
+    print(f"Adapter: {run.checkpoint}")
+
+
+def _identity(config: IdentityConfig) -> None:
+    from fedloom.runtimes.libp2p.identity import make_identity
+
+    print(make_identity(Path(config.key)))
+
+
+def _audit(config: AuditConfig) -> int:
+    from fedloom.audit import run_audit
+
+    return 0 if run_audit(config.runs) else EXIT_DOES_NOT_HOLD
 
 
 def _split(config: SplitConfig) -> None:
@@ -113,6 +137,26 @@ COMMANDS: dict[str, Command] = {
         _flower,
         "config",
     ),
+    "peer": Command(
+        "Be one peer of a federation without a server, on a real network (libp2p).",
+        PeerConfig,
+        check_peer,
+        _peer,
+    ),
+    "identity": Command(
+        "Make a peer's key, unless it is there, and print its peer id.",
+        IdentityConfig,
+        check_rules,
+        _identity,
+        "key",
+    ),
+    "audit": Command(
+        "Hold the journals of all peers against each other: fedloom audit RUN [RUN ...]",
+        AuditConfig,
+        check_rules,
+        _audit,
+        "runs",
+    ),
     "split": Command("Divide a data set into clients' folders.", SplitConfig, check_rules, _split),
     "view": Command("Show who has how many of which label.", ViewConfig, check_rules, _view, "folder"),
     "topology": Command(
@@ -142,7 +186,7 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `fedloom` with the words of `argv` (by default the process's own) and return the exit status.
 
-    0: done. 2: a mistake of the user, told on stderr in one message. 130: interrupted.
+    0: done. 1: an audit found that something does not hold. 2: a mistake of the user, told on stderr in one message. 130: interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -152,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fedloom {_version()}")
         return 0
     try:
-        _dispatch(words[0], words[1:])
+        return _dispatch(words[0], words[1:])
     except UserError as error:
         if tells(error):
             print(f"fedloom: error: {error}", file=sys.stderr)
@@ -161,20 +205,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if place().leads:
             print("fedloom: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
 
 
-def _dispatch(name: str, words: Sequence[str]) -> None:
+def _dispatch(name: str, words: Sequence[str]) -> int:
     command = COMMANDS.get(name)
     if command is None:
         raise UserError(f"unknown command {name}{did_you_mean(name, COMMANDS)} (`fedloom --help` lists all)")
     prog = f"fedloom {name}"
     if "--help" in words or "-h" in words:
         print(help_text(command.config_class, prog=prog, description=command.summary))
-        return
+        return 0
     config = read_config(command, words, prog)
     prepare_process()
-    command.run(config)
+    return command.run(config) or 0
 
 
 def read_config(command: Command, words: Sequence[str], prog: str) -> Any:

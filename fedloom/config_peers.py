@@ -30,6 +30,18 @@ class PeerModel:
         None, "layers that get LoRA, with commas between; none: PEFT's default for the architecture"
     )
 
+    @property
+    def frozen_a(self) -> bool:
+        """Whether LoRA's A is frozen, the same for all."""
+        return self.training_type != "LoRA"
+
+    @property
+    def target_module_names(self) -> list[str] | None:
+        """The names in `target_modules`, or None for PEFT's default."""
+        if self.target_modules is None:
+            return None
+        return [name.strip() for name in self.target_modules.split(",") if name.strip()]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PeerData:
@@ -117,18 +129,6 @@ class PeerReports:
 @dataclass(frozen=True, kw_only=True)
 class DflConfig(Run, Hardware, PeerModel, PeerData, PeerNetwork, PeerTraining, PeerReports):
     """All options of `fedloom dfl`, by their flat names."""
-
-    @property
-    def frozen_a(self) -> bool:
-        """Whether LoRA's A is frozen, the same for all."""
-        return self.training_type != "LoRA"
-
-    @property
-    def target_module_names(self) -> list[str] | None:
-        """The names in `target_modules`, or None for PEFT's default."""
-        if self.target_modules is None:
-            return None
-        return [name.strip() for name in self.target_modules.split(",") if name.strip()]
 
 
 @dataclass(frozen=True, kw_only=True)

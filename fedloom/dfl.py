@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from fedloom.build_peers import build
 from fedloom.config_peers import DflConfig
 from fedloom.federation.peers import PeerState
 from fedloom.launch import build_together, open_together, processes, recall
+from fedloom.logfile import logging_to
 from fedloom.loop import Pace, Regime
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.checkpoint import load_state, save_checkpoint, write_run_config
@@ -38,7 +37,7 @@ def run_dfl(config: DflConfig) -> RunRecord:
             if group.rank == 0:
                 write_run_config(folder, resolved, versions(), device_name(parts.model.device))
                 write_clients(folder, parts.train, parts.peers, parts.validation)
-                open_files.enter_context(_logging_to(folder / config.log_path))
+                open_files.enter_context(logging_to(folder / config.log_path))
             drive(resolved, parts, folder, checkpoint)
         return recall(folder, group)
 
@@ -116,21 +115,3 @@ def _restore(parts: PeerParts, checkpoint: Path) -> Standing:
         groups[group][rest] = t[here.start : here.stop].clone().to(device)
     peers = PeerState(state["round"], AdapterBank(groups["adapter"]), groups["optimiser"])
     return Standing(peers, state["drawn"])
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Let fedloom's log also go to a file, appended, line by line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("fedloom")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
-        handler.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import Optimiser
-from fedloom.client.work import ClientWork, Schedule, plan_work
+from fedloom.client.work import Schedule, plan_work
 from fedloom.data.encode import Tokens
 from fedloom.federation.consensus import consensus
 from fedloom.federation.matrix import RoundMixing
@@ -58,6 +58,7 @@ class PeerParts:
         judged: Which adapters of a round are evaluated: those after mixing, or those before it.
         seed: The run's.
         group: The processes that the peers are dealt over.
+        first: Number of the first peer in these lists, from 0: of a real peer, which knows only itself, its own.
     """
 
     model: StackedModel
@@ -76,6 +77,7 @@ class PeerParts:
     judged: Literal["after", "before"]
     seed: int
     group: Group = ALONE
+    first: int = 0
 
     @cached_property
     def blocks(self) -> list[range]:
@@ -125,14 +127,15 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
     """
     began = time.perf_counter()
 
-    def train(state: PeerState, who: Bool[Tensor, " peers"]) -> Trained:
-        work = _work(parts, now, who)
-        return train_peers(parts.model, state, work, parts.rules, parts.used, parts.here.start)
-
     sent, mixed = parts.group.sent, now.peers.bank.tensors.keys() - parts.own
     fetch = partial(rows_heard, parts.group, parts.blocks)
     peers, report = peer_round(
-        now.peers, train, parts.mixing(now.peers.round), mixed, here=parts.here, fetch=fetch
+        now.peers,
+        partial(train, parts, now.drawn),
+        parts.mixing(now.peers.round),
+        mixed,
+        here=parts.here,
+        fetch=fetch,
     )
     moved = moved_since(parts.group, sent)
     told = _told(parts.group, report)
@@ -155,18 +158,31 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
     return after, row | _apart(parts, after)
 
 
-def _work(parts: PeerParts, now: Standing, who: Bool[Tensor, " peers"]) -> Iterator[ClientWork]:
-    for peer in (parts.here.start + who.nonzero()[:, 0]).tolist():
-        yield plan_work(
+def train(parts: PeerParts, drawn: Sequence[int], state: PeerState, who: Bool[Tensor, " peers"]) -> Trained:
+    """Train those of the peers of this process who take part.
+
+    Args:
+        parts: What the run is made of.
+        drawn: Batches that each peer has drawn so far.
+        state: Where the peers are.
+        who: Whether a peer takes part.
+    """
+    rows = parts.here.start + who.nonzero()[:, 0]
+    work = (
+        plan_work(
             parts.train,
             parts.peers[peer],
             parts.schedules[peer],
             parts.model.layout,
             seed=parts.seed,
-            client=peer,
-            round_=now.peers.round,
-            drawn=now.drawn[peer],
+            client=parts.first + peer,
+            round_=state.round,
+            drawn=drawn[peer],
         )
+        for peer in rows.tolist()
+    )
+    first = parts.first + parts.here.start
+    return train_peers(parts.model, state, work, parts.rules, parts.used, first)
 
 
 def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:

@@ -54,6 +54,12 @@ def load_validation(
     return _load(paths, "validation", task, option)
 
 
+def path_of(template: str, client: int) -> str:
+    """The path of a client, counted from 1."""
+    # Not str.format, to which any other brace in a path would be an error.
+    return template.replace("{i}", str(client)).replace("{}", str(client))
+
+
 def _varies(template: str) -> bool:
     return any(mark in template for mark in PLACEHOLDERS)
 
@@ -62,8 +68,7 @@ def _paths(template: str, num_clients: int, option: str) -> list[Path]:
     """The clients' paths, all of which exist."""
     if num_clients < 1:
         raise UserError(f"num_clients is {num_clients}; it must be at least 1.")
-    # Not str.format, to which any other brace in a path would be an error.
-    paths = [Path(template.replace("{i}", str(i)).replace("{}", str(i))) for i in range(1, num_clients + 1)]
+    paths = [Path(path_of(template, i)) for i in range(1, num_clients + 1)]
     missing = [path for path in paths if not path.exists()]
     if missing:
         folder = Path(re.split(r"\{i?\}", template)[0] + "x").parent if _varies(template) else paths[0].parent

@@ -21,8 +21,9 @@ PREDICTIONS_FILE = "eval/predictions.jsonl"
 _TELLING = (
     {"model_name", "data_name", "train_mode", "client_num", "seed"},
     {"model_checkpoint", "dataset_type", "training_type", "name", "num_clients", "seed"},
+    {"model_checkpoint", "dataset_type", "training_type", "client", "num_clients", "seed"},
 )
-"""Options without which nobody can tell what was run: of `fed`, and of `dfl`."""
+"""Options without which nobody can tell what was run: of `fed`, of `dfl`, and of `peer`."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class RunRecord:
 
     @property
     def command(self) -> str:
-        """`fed` or `dfl`."""
+        """`fed`, `dfl` or `peer`."""
+        if "neighbors" in self.options:
+            return "peer"
         return "dfl" if "model_checkpoint" in self.options else "fed"
 
     @property
@@ -126,7 +129,7 @@ def read_run(folder: str | Path) -> RunRecord:
     options = _read(folder / RUN_CONFIG)
     record = options.pop(RUN_RECORD, None) or {}
     if not any(names <= options.keys() for names in _TELLING):
-        raise _damaged(folder / RUN_CONFIG, "the options of `fedloom fed` or `fedloom dfl` are missing")
+        raise _damaged(folder / RUN_CONFIG, "the options of `fedloom fed`, `dfl` or `peer` are missing")
     try:
         rows = read_rows(folder)
     except ValueError as error:

@@ -1,0 +1,27 @@
+"""Judge the options of `fedloom peer`, before anything heavy is loaded; see `fedloom.checks`."""
+
+from fedloom.checks import check_values
+from fedloom.checks_peers import check_model
+from fedloom.config import UserError
+from fedloom.config_libp2p import PeerConfig
+
+
+def check(config: PeerConfig) -> None:
+    """Judge the options, each for itself and together.
+
+    Raises:
+        UserError: A value breaks its rule, or two options contradict each other.
+    """
+    check_values(config)
+    check_model(config)
+    for name, how in (
+        ("identity", "make a key with `fedloom identity peer.key` and give its file"),
+        ("neighbors", "give a YAML file with client, id and addresses of each neighbour"),
+    ):
+        if not getattr(config, name):
+            raise UserError(f"{name}: is required; {how}")
+    if config.client > config.num_clients:
+        raise UserError(
+            f"client: {config.client} is not one of {config.num_clients} peers (num_clients); "
+            f"choose 1 to {config.num_clients}"
+        )

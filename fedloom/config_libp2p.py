@@ -1,0 +1,49 @@
+"""The options of a real peer over libp2p, and of the tools around it; see `fedloom.config`."""
+
+from dataclasses import dataclass
+
+from fedloom.config import Hardware, Run
+from fedloom.config_peers import PeerData, PeerModel, PeerReports, PeerTraining
+from fedloom.options import WORDS, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerNode:
+    """This peer."""
+
+    identity: str | None = option(
+        None, "key file of this peer, required; `fedloom identity FILE` makes one", free=True
+    )
+    listen: str = option("/ip4/127.0.0.1/tcp/4001", "address to listen on, as a multiaddr", free=True)
+    neighbors: str | None = option(
+        None, "YAML file, required: client, id and addresses of each neighbour", free=True
+    )
+    client: int = option(1, "number of this peer, from 1", minimum=1)
+    num_clients: int = option(7, "peers in all", minimum=2)
+    mix_head: bool = option(True, "average the classification head too; false: it stays with its peer")
+    round_timeout: float = option(
+        60.0,
+        "seconds that a neighbour is waited for in a round; who is later is left out, and not waited for again "
+        "until it says something",
+        above=0,
+        free=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerConfig(Run, Hardware, PeerNode, PeerModel, PeerData, PeerTraining, PeerReports):
+    """All options of `fedloom peer`, by their flat names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityConfig:
+    """Identity."""
+
+    key: str = option("peer.key", "key file; made, readable for you alone, unless it is there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """Audit."""
+
+    runs: WORDS = option((), "folders of the runs of all peers")

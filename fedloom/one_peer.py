@@ -1,0 +1,146 @@
+"""One round of `fedloom peer`: train, exchange rows with whoever is there, mix; or find that others are ahead."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fedloom.federation.neighbours import moved
+from fedloom.federation.peers import PeerState, peer_round
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.observe.answering import answer
+from fedloom.observe.evaluate import validate_rows
+from fedloom.peer_rounds import PeerParts, Standing, judged, train
+from fedloom.runtimes.libp2p.node import Mix, Node
+
+log = logging.getLogger(__name__)
+
+
+def sent(parts: PeerParts, bank: AdapterBank) -> Row:
+    """The parameters that go to neighbours."""
+    return {name: t for name, t in bank.row(0).items() if name not in parts.own}
+
+
+def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tuple[Standing, dict[str, Any]]:
+    """The next round that this peer can take part in: the new standing, and its row of metrics.
+
+    What was trained before this process was killed is not trained again. After the last round the peer stays
+    until nobody needs an answer.
+
+    Args:
+        parts: What this peer is made of.
+        node: This peer among its neighbours.
+        rounds: How many there are.
+        now: Where this peer is.
+    """
+    began = time.perf_counter()
+    following = now.peers.round + 1
+    trained_before = node.shelf.trained_round == following
+    round_ = following if trained_before else max(following, node.furthest())
+    missed = min(round_, rounds + 1) - following
+    if missed:
+        log.warning("rounds missed: %d, from round %d on; a neighbour is in %d", missed, following, round_)
+    row: dict[str, Any] = {"round": min(round_, rounds), "rounds_missed": missed}
+    if round_ > rounds:
+        after = replace(now, peers=replace(now.peers, round=rounds))
+    else:
+        node.begin(round_)
+        trained, told = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
+        mix = node.swap(round_, sent(parts, trained.peers.bank))
+        own = 1.0 - sum(mix.row.values())
+        node.journal.write(
+            "mixed",
+            round=round_,
+            row=mix.row,
+            own=own,
+            late=mix.late,
+            in_doubt=mix.in_doubt,
+            missed=missed,
+        )
+        after = _add(trained, mix, trained.peers.bank if parts.judged == "before" else None)
+        row |= told | {
+            "neighbors": [*mix.row],
+            "neighbors_in_doubt": mix.in_doubt,
+            "neighbors_late": mix.late,
+        }
+    if round_ >= rounds:
+        mix = node.finish()
+        node.journal.write("closed", round=rounds, late=mix.late)
+        after = _add(after, mix, after.before_mixing)
+        row["neighbors_late"] = [*row.get("neighbors_late", []), *mix.late]
+    return after, row | node.counts.since_last() | {"seconds": time.perf_counter() - began}
+
+
+def _add(now: Standing, mix: Mix, before_mixing: AdapterBank | None) -> Standing:
+    bank = AdapterBank.stack([moved(now.peers.bank.row(0), mix.differences)])
+    return Standing(replace(now.peers, bank=bank), now.drawn, before_mixing)
+
+
+def _train(parts: PeerParts, node: Node, round_: int, now: Standing) -> tuple[Standing, dict[str, Any]]:
+    """Train from where this peer is, and keep what came of it; with the metrics of training."""
+    state = replace(now.peers, round=round_ - 1)
+    mixed = state.bank.tensors.keys() - parts.own
+    # The matrix is that of a peer alone, so that nothing is mixed yet.
+    peers, report = peer_round(state, partial(train, parts, now.drawn), parts.mixing(round_), mixed)
+    if report.left_out:
+        log.warning("round %d: goes on from where it was, its loss or update is not finite", round_)
+    trained = report.trained
+    labels = int(trained.labels)
+    row = {
+        "train_loss": float(trained.loss),
+        "train_accuracy": int(trained.correct) / labels if labels else math.nan,
+        "tokens": int(trained.tokens),
+    }
+    drawn = [now.drawn[0] + parts.schedules[0].batches]
+    tensors = {f"adapter.{name}": t for name, t in peers.bank.tensors.items()}
+    tensors |= {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
+    node.keep_trained(round_, tensors, {"drawn": drawn, "row": row})
+    return Standing(peers, drawn), row
+
+
+def recall(parts: PeerParts, node: Node, round_: int) -> tuple[Standing, dict[str, Any]]:
+    """What training in a round came to before this process was killed, with its metrics."""
+    tensors, state = node.shelf.load_trained(round_)
+    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
+    for name, t in tensors.items():
+        group, _, rest = name.partition(".")
+        groups[group][rest] = t.to(parts.model.device)
+    peers = PeerState(round_, AdapterBank(groups["adapter"]), groups["optimiser"])
+    return Standing(peers, state["drawn"]), state["row"]
+
+
+def restore(parts: PeerParts, node: Node) -> Standing:
+    """Where this peer was when it was killed: before the round that it trained last, which it ends again."""
+    round_ = node.shelf.trained_round
+    assert round_ is not None, "there is something to go on from"
+    log.info("goes on from what it trained in round %d", round_)
+    standing, _ = recall(parts, node, round_)
+    return replace(standing, peers=replace(standing.peers, round=round_ - 1))
+
+
+def evaluated(parts: PeerParts, now: Standing, row: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
+    """This peer's loss and accuracy on what it is judged by."""
+    began = time.perf_counter()
+    wave_tokens = parts.rules.wave_tokens
+    (found,) = validate_rows(parts.model, judged(parts, now), parts.validation, wave_tokens, parts.used)
+    log.info(
+        "round %d: train loss %.4f, validation accuracy %.4f, mixed with peers %s",
+        row["round"],
+        row.get("train_loss", math.nan),
+        found.accuracy,
+        row.get("neighbors", []),
+    )
+    more = {"val_loss": found.loss, "val_accuracy": found.accuracy}
+    return now, row | more | {"eval_seconds": time.perf_counter() - began}
+
+
+def answered(parts: PeerParts, now: Standing, row: dict[str, Any]) -> dict[str, Any]:
+    """Let this peer answer some of its validation problems."""
+    began = time.perf_counter()
+    (found,) = answer(parts.model, judged(parts, now), parts.tokenizer, parts.questions, used=parts.used)
+    seconds = row.get("eval_seconds", 0.0) + time.perf_counter() - began
+    return row | {"val_answer_accuracy": found.accuracy, "eval_seconds": seconds}

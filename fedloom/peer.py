@@ -1,0 +1,148 @@
+"""`fedloom peer`: one real peer, with its own data, that mixes with its neighbours over libp2p."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedloom import loop
+from fedloom.build import device_name, run_folder, versions
+from fedloom.build_peers import build_one
+from fedloom.config import UserError
+from fedloom.config_libp2p import PeerConfig
+from fedloom.logfile import logging_to
+from fedloom.loop import Pace, Regime
+from fedloom.model.bank import Row
+from fedloom.observe.checkpoint import open_run, save_checkpoint, write_run_config
+from fedloom.observe.clients import write_clients
+from fedloom.observe.metrics import read_rows
+from fedloom.observe.record import RunRecord, read_run
+from fedloom.one_peer import answered, evaluated, play_round, restore, sent
+from fedloom.peer_rounds import PeerParts, Standing, start
+from fedloom.runtimes.libp2p.identity import read_identity
+from fedloom.runtimes.libp2p.messages import Expected, Schema
+from fedloom.runtimes.libp2p.neighbors import Neighbor, check_address, read_neighbors
+from fedloom.runtimes.libp2p.node import Node, joined, listening
+from fedloom.runtimes.libp2p.shelf import Shelf
+
+_AGREED = (
+    "dataset_type",
+    "training_type",
+    "lora_r",
+    "lora_alpha",
+    "num_clients",
+    "mix_head",
+    "num_rounds",
+    "seed",
+)
+"""Options without which rows cannot be averaged, or rounds be counted, together; training is each peer's own."""
+
+
+def run_peer(config: PeerConfig) -> RunRecord:
+    """`fedloom peer`: from a config to a run's folder, and what it holds.
+
+    Raises:
+        UserError: A mistake of the user.
+        KeyboardInterrupt: After a checkpoint was left.
+    """
+    neighbors = _neighbors(config)
+    folder = run_folder(config)
+    open_run(folder, config)
+    with listening(Path(config.identity or ""), config.listen, neighbors) as (network, daemon):
+        resolved, parts = build_one(config)
+        write_run_config(folder, resolved, versions(), device_name(parts.model.device))
+        write_clients(folder, parts.train, parts.peers, parts.validation)
+        timeout, number = config.round_timeout, config.client
+        with (
+            logging_to(folder / config.log_path),
+            joined(network, daemon, folder, number, neighbors, _expected(config, parts), timeout) as node,
+        ):
+            drive(resolved, parts, node, folder)
+    return read_run(folder)
+
+
+def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Standing:
+    """Play rounds until the last one is done.
+
+    Args:
+        config: As `build_one` returned it.
+        parts: What this peer is made of.
+        node: This peer among its neighbours.
+        folder: The run's folder.
+    """
+    regime = Regime(
+        start=partial(start, parts),
+        restore=lambda _: restore(parts, node),
+        rounds_done=lambda now: now.peers.round,
+        play=partial(play_round, parts, node, config.num_rounds),
+        validate=partial(evaluated, parts),
+        answer=partial(answered, parts),
+        stops=lambda now: None,
+        save=partial(_save, parts),
+        saves_alone=True,
+        at_end=lambda now: _summary(folder),
+        advice="Lower lr, or set clip_norm, under another exp_name",
+    )
+    pace = Pace(
+        rounds=config.num_rounds,
+        validate_every=config.eval_every,
+        answer_every=config.eval_generate_every,
+        save_every=config.save_every,
+        report_to=config.report_to,
+    )
+    # What a peer goes on from is not a checkpoint but what it trained last, which neighbours may have mixed.
+    trained = folder / "exchange" if node.shelf.trained_round is not None else None
+    return loop.drive(regime, pace, folder, trained)
+
+
+def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:
+    """Whom this peer talks to, after a look at all that its network needs."""
+    assert config.identity is not None and config.neighbors is not None
+    check_address("listen:", config.listen)
+    neighbors = read_neighbors(Path(config.neighbors), config.client, config.num_clients)
+    own = read_identity(Path(config.identity))
+    for neighbor in neighbors.values():
+        if neighbor.id == own:
+            raise UserError(
+                f"neighbors: {config.neighbors} gives client {neighbor.client} the identity of this peer, {own}; "
+                "give that of its own key"
+            )
+    return neighbors
+
+
+def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
+    """What all messages of this run have in common; a digest of it tells a peer with other options apart."""
+    digest = hashlib.sha256(json.dumps({name: getattr(config, name) for name in _AGREED}).encode())
+    for name, t in sorted(parts.model.initial.items()):
+        digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())
+    schema = Schema.of(sent(parts, start(parts).peers.bank))
+    return Expected(digest.hexdigest()[:32], schema, config.num_rounds, config.num_clients)
+
+
+def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
+    """Leave a checkpoint: this peer's PEFT adapter. What resuming needs lies in `exchange/`."""
+    if now.peers.round == 0:
+        return
+    adapter: Row = {**parts.used, **now.peers.bank.row(0)}
+    save_checkpoint(
+        folder,
+        now.peers.round,
+        write_adapter=lambda path: parts.model.save({n: t.detach().cpu() for n, t in adapter.items()}, path),
+        tensors={},
+        state={"round": now.peers.round},
+    )
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    rows = read_rows(folder)
+    refused: Counter[str] = Counter()
+    for row in rows:
+        refused.update(row.get("refused", {}))
+    return {
+        "refused": dict(refused),
+        "rounds_missed": sum(row.get("rounds_missed", 0) for row in rows),
+    }

@@ -1,0 +1,57 @@
+"""A peer's key, which is its identity: whoever has the file can speak as this peer."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fedloom.config import UserError
+
+
+def make_identity(path: Path) -> str:
+    """Make a key, readable for its owner alone, unless there is one; return its peer id.
+
+    Raises:
+        UserError: The file cannot be written, or holds something else.
+    """
+    p2p = _hivemind().P2P
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # In a folder that nobody else can read until the file's own mode is set.
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                made = Path(folder) / "key"
+                p2p.generate_identity(str(made))
+                os.link(made, path)  # unlike a rename, it never replaces a key
+        except OSError as error:
+            raise UserError(f"{path}: the key cannot be written ({error.strerror})") from None
+    return read_identity(path)
+
+
+def read_identity(path: Path) -> str:
+    """The peer id of a key file.
+
+    Raises:
+        UserError: There is no such file, or it holds no key.
+    """
+    peer_id = _hivemind().PeerID
+    try:
+        return str(peer_id.from_identity(path.read_bytes()))
+    except OSError as error:
+        raise UserError(
+            f"identity: cannot read {path} ({error.strerror}); make a key with `fedloom identity {path}`"
+        ) from None
+    except Exception:  # the parsers of protobuf and of the key have errors of their own
+        raise UserError(
+            f"identity: {path} holds no key; make one with `fedloom identity` under another name"
+        ) from None
+
+
+def _hivemind() -> Any:
+    try:
+        import hivemind.p2p
+    except ImportError as error:
+        raise UserError(f"peers over libp2p need hivemind ({error}); pip install 'fedloom[p2p]'") from None
+    return hivemind.p2p

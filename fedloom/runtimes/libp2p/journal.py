@@ -1,0 +1,129 @@
+"""A peer's journal: what it has promised, decided and mixed, in the order in which it happened.
+
+One JSON object per line, on the disk before anything follows from it. `event` is one of
+
+    peer       the process began: `client`, `clients`, `neighbors`, `run`
+    ready      as the higher number of an edge it can mix, and no longer decides alone: `round`, `peer`, `weight`
+    decision   of an edge's round: `round`, `peer`, `commit`, `weight`; of the lower number its own decision,
+               of the higher one what it was told, or that it gave up before it was ready
+    mixed      the row of W that a round came to: `round`, `row` {neighbour: weight}, `own`, `late` (edges of
+               earlier rounds, added now: `round`, `peer`, `weight`), `in_doubt` (neighbours), `missed` (rounds)
+    closed     after the last round: `round`, and what of earlier rounds was added then, `late`
+
+A round that is mixed again after a crash replaces what stood about it and about later ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+JOURNAL_FILE = "exchange/journal.jsonl"
+
+Key = tuple[int, int]
+"""``(round, peer)``: a round of an edge, seen from one end."""
+
+Event = dict[str, Any]
+
+
+def read_journal(folder: Path) -> list[Event]:
+    """The events of a run's folder; a last line that a killed peer left half written is none.
+
+    Raises:
+        OSError: There is no journal.
+        ValueError: A line is damaged.
+    """
+    text = (folder / JOURNAL_FILE).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def standing_mixes(events: list[Event]) -> Iterator[Event]:
+    """The `mixed` and `closed` events that count, by round: those that no later one replaces."""
+    standing: list[Event] = []
+    for event in events:
+        if event["event"] == "mixed":
+            standing = [old for old in standing if old["round"] < event["round"]]
+        if event["event"] in ("mixed", "closed"):
+            standing.append(event)
+    yield from standing
+
+
+class Journal:
+    """The journal of a peer that is running.
+
+    Attributes:
+        weights: Weight of every edge's round that this peer was ready for or committed.
+        decisions: Whether an edge's round was committed, as far as known.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / JOURNAL_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.weights: dict[Key, float] = {}
+        self.decisions: dict[Key, bool] = {}
+        self._mixes: list[Event] = []
+        self._lock = threading.Lock()
+        self._file = path.open("ab")
+        whole = path.read_bytes().rfind(b"\n") + 1
+        self._file.truncate(whole)
+        for event in read_journal(folder):
+            self._take(event)
+
+    def write(self, event: str, **content: Any) -> None:
+        """Append an event; it is on the disk when this returns."""
+        entry: Event = {"event": event, **content}
+        with self._lock:
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._take(entry)
+
+    def decide(self, key: Key, commit: bool, weight: float = 0.0) -> bool:
+        """Decide an edge's round, unless that was done before; returns the decision that stands."""
+        if key not in self.decisions:
+            self.write("decision", round=key[0], peer=key[1], commit=commit, weight=weight)
+        return self.decisions[key]
+
+    def ready(self, key: Key, weight: float) -> None:
+        """Promise to mix an edge's round if the other end decides so."""
+        if key not in self.weights:
+            self.write("ready", round=key[0], peer=key[1], weight=weight)
+
+    @property
+    def doubts(self) -> list[Key]:
+        """Rounds of edges that this peer was ready for and whose decision it has not heard."""
+        return [key for key in list(self.weights) if key not in self.decisions]
+
+    def unapplied(self, before: int) -> list[Key]:
+        """Committed rounds of edges that are in no mix of a round before this one, though their own is over."""
+        applied = {
+            key
+            for mix in self._mixes
+            if mix["round"] < before
+            for key in [
+                *((mix["round"], int(peer)) for peer in mix.get("row", {})),
+                *((late["round"], late["peer"]) for late in mix["late"]),
+            ]
+        }
+        # Another thread may write a decision meanwhile.
+        committed = [key for key, commit in list(self.decisions.items()) if commit]
+        return sorted(key for key in committed if key[0] < before and key not in applied)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _take(self, event: Event) -> None:
+        if event["event"] == "ready":
+            self.weights[event["round"], event["peer"]] = event["weight"]
+        elif event["event"] == "decision":
+            key = (event["round"], event["peer"])
+            self.decisions[key] = event["commit"]
+            if event["commit"]:
+                self.weights[key] = event["weight"]
+        elif event["event"] in ("mixed", "closed"):
+            self._mixes = list(standing_mixes([*self._mixes, event]))

@@ -1,0 +1,101 @@
+"""The tensors that a peer must not lose: its trained row, rows that it heard, and differences in doubt.
+
+    exchange/trained-000003.safetensors         its row and optimiser after training in round 3
+    exchange/heard-000003-0002.safetensors      what peer 2 sent in round 3
+    exchange/doubt-000003-0002.safetensors      W_ij (w_j − w_i) of that round, while nobody knows whether it counts
+
+A file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fedloom.model.bank import Row
+from fedloom.runtimes.libp2p.journal import Key
+
+_NAME = re.compile(r"(trained|heard|doubt)-(\d+)(?:-(\d+))?\.safetensors")
+
+
+class Shelf:
+    """The files of a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "exchange"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def trained_round(self) -> int | None:
+        """The last round whose training is done, if any."""
+        return max((key[0] for kind, key in self._files() if kind == "trained"), default=None)
+
+    def save_trained(self, round_: int, tensors: Row, state: dict[str, Any]) -> None:
+        """Keep what training came to, and what goes with it as JSON keeps it."""
+        self._write(self._path("trained", (round_, 0)), tensors, {"state": json.dumps(state)})
+
+    def load_trained(self, round_: int) -> tuple[Row, dict[str, Any]]:
+        """What `save_trained` was given."""
+        path = self._path("trained", (round_, 0))
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+        return load_file(path), state
+
+    def save_heard(self, key: Key, row: Row) -> None:
+        """Keep the row that a neighbour sent."""
+        self._write(self._path("heard", key), row)
+
+    def heard(self, key: Key) -> Row | None:
+        """The row that a neighbour sent, if it is there."""
+        return self._read("heard", key)
+
+    def save_doubt(self, key: Key, difference: Row) -> None:
+        """Keep the difference that an edge in doubt would make."""
+        self._write(self._path("doubt", key), difference)
+
+    def doubt(self, key: Key) -> Row | None:
+        """The difference that an edge in doubt would make, if it is there."""
+        return self._read("doubt", key)
+
+    def clear(self, round_: int, open_doubts: Collection[Key]) -> None:
+        """Remove what no crash can ask for again, once the training of ``round_`` is kept.
+
+        Args:
+            round_: The newest trained round.
+            open_doubts: Edges' rounds whose differences may still count.
+        """
+        for kind, key in self._files():
+            if key[0] < round_ and not (kind == "doubt" and key in open_doubts):
+                self._path(kind, key).unlink()
+
+    def _files(self) -> list[tuple[str, Key]]:
+        found = [_NAME.fullmatch(path.name) for path in self._folder.iterdir()]
+        return [(match[1], (int(match[2]), int(match[3] or 0))) for match in found if match]
+
+    def _path(self, kind: str, key: Key) -> Path:
+        peer = f"-{key[1]:04d}" if key[1] else ""
+        return self._folder / f"{kind}-{key[0]:06d}{peer}.safetensors"
+
+    def _read(self, kind: str, key: Key) -> Row | None:
+        path = self._path(kind, key)
+        return load_file(path) if path.exists() else None
+
+    def _write(self, path: Path, tensors: Row, metadata: dict[str, str] | None = None) -> None:
+        temporary = path.with_suffix(".tmp")
+        # Rows of one message are views of one buffer, which safetensors refuses.
+        save_file({name: t.detach().cpu().clone() for name, t in tensors.items()}, temporary, metadata)
+        for place in (temporary, self._folder):
+            descriptor = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if place == temporary:
+                os.replace(temporary, path)
