@@ -11,6 +11,7 @@ import numpy as np
 
 from fedloom.config import UserError
 from fedloom.federation.realised import realised_faults
+from fedloom.observe.checkpoint import latest_checkpoint
 from fedloom.runtimes.libp2p.journal import JOURNAL_FILE, read_journal, standing_mixes
 
 
@@ -56,7 +57,7 @@ def read_peer(folder: Path) -> PeerJournal:
         return _peer(events)
     except OSError:
         raise UserError(
-            f"runs: {folder} has no {JOURNAL_FILE}; give folders that `fedloom peer` wrote, <out_dir>/<exp_name>"
+            f"runs: {folder} has no {JOURNAL_FILE}; give what `fedloom peer` wrote, <out_dir>/<exp_name>"
         ) from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"runs: {folder / JOURNAL_FILE} is not as fedloom wrote it ({error!r})") from None
@@ -95,31 +96,52 @@ def run_audit(runs: Sequence[str]) -> bool:
     Raises:
         UserError: They are not those of all peers of one run.
     """
-    peers = _together([read_peer(Path(folder)) for folder in runs])
+    folders = [Path(folder) for folder in runs]
+    peers = _together([read_peer(folder) for folder in folders])
     rounds = max((round_ for peer in peers for round_ in peer.weights), default=0)
     print("round  edges  late  peers out  realised matrix")
-    right = True
-    for round_ in range(1, rounds + 1):
-        matrix = np.zeros((len(peers), len(peers)))
-        for i, peer in enumerate(peers):
-            for neighbour, weight in peer.row(round_).items():
-                matrix[i, neighbour - 1] = weight
-        faults = realised_faults(matrix)
-        right = right and not faults
-        out = [peer.client for peer in peers if round_ not in peer.own]
-        late = {
-            tuple(sorted((peer.client, other))) for peer in peers for r, other in peer.late if r == round_
-        }
-        edges = np.count_nonzero(np.triu(matrix, 1))
-        verdict = "; ".join(faults) if faults else "symmetric, doubly stochastic"
-        print(f"{round_:5}  {edges:5}  {len(late):4}  {', '.join(map(str, out)) or '-':9}  {verdict}")
+    faulty = [round_ for round_ in range(1, rounds + 1) if _print_round(peers, round_)]
     for peer in peers:
         for round_, other in sorted(peer.in_doubt):
-            print(
-                f"peer {peer.client} has not heard what peer {other} decided in round {round_}; --resume asks"
-            )
-    print("every matrix preserves the mean" if right else "not every matrix preserves the mean")
-    return right
+            print(f"peer {peer.client} has not heard what peer {other} decided in round {round_}")
+    if faulty:
+        print(f"the mean of all peers was not preserved in rounds {', '.join(map(str, faulty))}")
+        print("peers that were killed, or are in doubt: start them again with --resume, then audit again")
+    else:
+        print("every matrix is symmetric and doubly stochastic")
+    error = _consensus_error(folders)
+    if error is not None:
+        print(f"consensus error of the last adapters: {error:.4g}")
+    return not faulty
+
+
+def _print_round(peers: list[PeerJournal], round_: int) -> list[str]:
+    """Print a line about a round; returns what is wrong with it."""
+    matrix = np.zeros((len(peers), len(peers)))
+    for i, peer in enumerate(peers):
+        for neighbour, weight in peer.row(round_).items():
+            matrix[i, neighbour - 1] = weight
+    faults = realised_faults(matrix)
+    late = {frozenset((peer.client, other)) for peer in peers for r, other in peer.late if r == round_}
+    out = ", ".join(str(peer.client) for peer in peers if round_ not in peer.own) or "-"
+    verdict = "; ".join(faults) or "symmetric, doubly stochastic"
+    print(f"{round_:5}  {np.count_nonzero(np.triu(matrix, 1)):5}  {len(late):4}  {out:9}  {verdict}")
+    return faults
+
+
+def _consensus_error(folders: list[Path]) -> float | None:
+    """How far the peers' last adapters are apart; None where one has left none yet."""
+    checkpoints = [latest_checkpoint(folder) for folder in folders]
+    if None in checkpoints:
+        return None
+    from safetensors.torch import load_file
+
+    from fedloom.federation.consensus import consensus
+    from fedloom.model.bank import AdapterBank
+
+    rows = [load_file(path / "adapter_model.safetensors") for path in checkpoints if path]
+    modules = [name.removesuffix(".lora_A.weight") for name in rows[0] if name.endswith(".lora_A.weight")]
+    return consensus(AdapterBank.stack(rows), {}, modules).error
 
 
 def _together(peers: list[PeerJournal]) -> list[PeerJournal]:
@@ -132,6 +154,7 @@ def _together(peers: list[PeerJournal]) -> list[PeerJournal]:
     numbers, clients = sorted(peer.client for peer in peers), peers[0].clients
     if numbers != list(range(1, clients + 1)):
         raise UserError(
-            f"runs: these are the peers {', '.join(map(str, numbers))} of 1 to {clients}; give each peer's run once"
+            f"runs: these are the peers {', '.join(map(str, numbers))} of 1 to {clients}; "
+            "give each peer's run once"
         )
     return sorted(peers, key=lambda peer: peer.client)

@@ -120,13 +120,13 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         num_labels=task.num_labels if classify else None,
         with_tokenizer=encode_first,
     )
-    ((train, validation, questions),) = encoded
+    train, validation, questions = encoded[0]
     model = _stack(config, base, [*train, *validation])
     peers, first = config.num_clients, 0
     if only is not None:
         # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
-        train, validation, questions = _own(train, only), _own(validation, only), _own(questions, only)
-        peers, first = 1, only
+        train, validation = _own(train, only), _own(validation, only)
+        questions, peers, first = _own(questions, only), 1, only
     wave_tokens = config.wave_tokens
     if wave_tokens == "auto":
         wave_tokens = auto_wave_tokens(base.model, group.sharing)

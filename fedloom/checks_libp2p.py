@@ -1,9 +1,13 @@
 """Judge the options of `fedloom peer`, before anything heavy is loaded; see `fedloom.checks`."""
 
+import re
+
 from fedloom.checks import check_values
 from fedloom.checks_peers import check_model
 from fedloom.config import UserError
 from fedloom.config_libp2p import PeerConfig
+
+_ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/(\d{1,5})")
 
 
 def check(config: PeerConfig) -> None:
@@ -25,3 +29,19 @@ def check(config: PeerConfig) -> None:
             f"client: {config.client} is not one of {config.num_clients} peers (num_clients); "
             f"choose 1 to {config.num_clients}"
         )
+    check_address("listen:", config.listen)
+
+
+def check_address(what: str, address: object) -> None:
+    """Judge an address.
+
+    Args:
+        what: Names it in the message.
+        address: Such as ``/ip4/127.0.0.1/tcp/4001``.
+
+    Raises:
+        UserError: It is not one.
+    """
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if match is None or int(match[2]) > 65535:
+        raise UserError(f"{what} {address} is not of the form /ip4/HOST/tcp/PORT (or ip6, dns)")

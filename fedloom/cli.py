@@ -186,7 +186,8 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `fedloom` with the words of `argv` (by default the process's own) and return the exit status.
 
-    0: done. 1: an audit found that something does not hold. 2: a mistake of the user, told on stderr in one message. 130: interrupted.
+    0: done. 1: an audit found that something does not hold. 2: a mistake of the user, told on stderr in one
+    message. 130: interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fedloom.config import Hardware, Run
 from fedloom.config_peers import PeerData, PeerModel, PeerReports, PeerTraining
-from fedloom.options import WORDS, option
+from fedloom.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class PeerNode:
     mix_head: bool = option(True, "average the classification head too; false: it stays with its peer")
     round_timeout: float = option(
         60.0,
-        "seconds that a neighbour is waited for in a round; who is later is left out, and not waited for again "
-        "until it says something",
+        "seconds that a neighbour is waited for in a round; who is later is left out, and not waited for "
+        "again until it says something",
         above=0,
         free=True,
     )
@@ -46,4 +46,4 @@ class IdentityConfig:
 class AuditConfig:
     """Audit."""
 
-    runs: WORDS = option((), "folders of the runs of all peers")
+    runs: tuple[str, ...] = option((), "folders of the runs of all peers")

@@ -1,4 +1,4 @@
-"""One round of `fedloom peer`: train, exchange rows with whoever is there, mix; or find that others are ahead."""
+"""One round of `fedloom peer`: train, exchange rows with whoever is there, mix; or catch up with others."""
 
 from __future__ import annotations
 
@@ -50,26 +50,12 @@ def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tupl
     else:
         node.begin(round_)
         trained, told = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
-        mix = node.swap(round_, sent(parts, trained.peers.bank))
-        own = 1.0 - sum(mix.row.values())
-        node.journal.write(
-            "mixed",
-            round=round_,
-            row=mix.row,
-            own=own,
-            late=mix.late,
-            in_doubt=mix.in_doubt,
-            missed=missed,
-        )
+        mix = node.swap(round_, sent(parts, trained.peers.bank), missed)
         after = _add(trained, mix, trained.peers.bank if parts.judged == "before" else None)
-        row |= told | {
-            "neighbors": [*mix.row],
-            "neighbors_in_doubt": mix.in_doubt,
-            "neighbors_late": mix.late,
-        }
+        row |= told | {"neighbors": mix.neighbours, "neighbors_in_doubt": mix.in_doubt}
+        row["neighbors_late"] = mix.late
     if round_ >= rounds:
         mix = node.finish()
-        node.journal.write("closed", round=rounds, late=mix.late)
         after = _add(after, mix, after.before_mixing)
         row["neighbors_late"] = [*row.get("neighbors_late", []), *mix.late]
     return after, row | node.counts.since_last() | {"seconds": time.perf_counter() - began}

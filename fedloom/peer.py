@@ -24,10 +24,10 @@ from fedloom.observe.record import RunRecord, read_run
 from fedloom.one_peer import answered, evaluated, play_round, restore, sent
 from fedloom.peer_rounds import PeerParts, Standing, start
 from fedloom.runtimes.libp2p.identity import read_identity
-from fedloom.runtimes.libp2p.messages import Expected, Schema
-from fedloom.runtimes.libp2p.neighbors import Neighbor, check_address, read_neighbors
+from fedloom.runtimes.libp2p.messages import Expected
+from fedloom.runtimes.libp2p.neighbors import Neighbor, read_neighbors
 from fedloom.runtimes.libp2p.node import Node, joined, listening
-from fedloom.runtimes.libp2p.shelf import Shelf
+from fedloom.runtimes.libp2p.schema import Schema
 
 _AGREED = (
     "dataset_type",
@@ -39,7 +39,7 @@ _AGREED = (
     "num_rounds",
     "seed",
 )
-"""Options without which rows cannot be averaged, or rounds be counted, together; training is each peer's own."""
+"""What must be the same, so that rows can be averaged and rounds counted; training is each peer's own."""
 
 
 def run_peer(config: PeerConfig) -> RunRecord:
@@ -102,14 +102,13 @@ def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Sta
 def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:
     """Whom this peer talks to, after a look at all that its network needs."""
     assert config.identity is not None and config.neighbors is not None
-    check_address("listen:", config.listen)
     neighbors = read_neighbors(Path(config.neighbors), config.client, config.num_clients)
     own = read_identity(Path(config.identity))
     for neighbor in neighbors.values():
         if neighbor.id == own:
             raise UserError(
-                f"neighbors: {config.neighbors} gives client {neighbor.client} the identity of this peer, {own}; "
-                "give that of its own key"
+                f"neighbors: {config.neighbors} gives client {neighbor.client} the identity of this peer, "
+                f"{own}; give that of its own key"
             )
     return neighbors
 

@@ -58,7 +58,7 @@ class PeerParts:
         judged: Which adapters of a round are evaluated: those after mixing, or those before it.
         seed: The run's.
         group: The processes that the peers are dealt over.
-        first: Number of the first peer in these lists, from 0: of a real peer, which knows only itself, its own.
+        first: Number of the first peer in these lists, from 0: of a real peer, which knows no other, its own.
     """
 
     model: StackedModel

@@ -2,9 +2,9 @@
 
     w_i ← w_i + Σ_j W_ij (w_j − w_i)        over the neighbours j whose edge was agreed on
 
-W_ij is the Metropolis weight of the configured graph, so that an edge that fails gives its weight back to both
-diagonals. What an edge adds at one end it takes at the other, W_ij (w_j − w_i) = −W_ij (w_i − w_j): the mean over
-all peers stays what it was, also where one end adds its difference rounds later.
+W_ij is the Metropolis weight of the configured graph, so that an edge that fails gives its weight back to
+both diagonals. What an edge adds at one end it takes at the other, W_ij (w_j − w_i) = −W_ij (w_i − w_j): the
+mean over all peers stays what it was, also where one end adds its difference rounds later.
 """
 
 from __future__ import annotations

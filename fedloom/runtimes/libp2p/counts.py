@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedloom.runtimes.libp2p.messages import MessageRefused
+from fedloom.runtimes.libp2p.schema import MessageRefused
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,13 @@
 One JSON object per line, on the disk before anything follows from it. `event` is one of
 
     peer       the process began: `client`, `clients`, `neighbors`, `run`
-    ready      as the higher number of an edge it can mix, and no longer decides alone: `round`, `peer`, `weight`
+    ready      as the higher number of an edge it can mix, and no longer decides alone: `round`, `peer`,
+               `weight`
     decision   of an edge's round: `round`, `peer`, `commit`, `weight`; of the lower number its own decision,
                of the higher one what it was told, or that it gave up before it was ready
     mixed      the row of W that a round came to: `round`, `row` {neighbour: weight}, `own`, `late` (edges of
-               earlier rounds, added now: `round`, `peer`, `weight`), `in_doubt` (neighbours), `missed` (rounds)
+               earlier rounds, added now: `round`, `peer`, `weight`), `in_doubt` (neighbours), `missed`
+               (rounds before it that the peer was not there for)
     closed     after the last round: `round`, and what of earlier rounds was added then, `late`
 
 A round that is mixed again after a crash replaces what stood about it and about later ones.
@@ -99,7 +101,7 @@ class Journal:
         return [key for key in list(self.weights) if key not in self.decisions]
 
     def unapplied(self, before: int) -> list[Key]:
-        """Committed rounds of edges that are in no mix of a round before this one, though their own is over."""
+        """Committed rounds of edges, over by now, that are in no mix of a round before this one."""
         applied = {
             key
             for mix in self._mixes

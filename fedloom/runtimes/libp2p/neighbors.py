@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from fedloom.checks_libp2p import check_address
 from fedloom.config import UserError
 from fedloom.options import did_you_mean
 
 _FIELDS = ("client", "id", "addresses")
 _ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{46,60}")
-_ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/(\d{1,5})")
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,3 @@ def _neighbor(where: str, entry: Any, clients: int) -> Neighbor:
     for address in listed:
         check_address(f"{where}: address", address)
     return Neighbor(client, identity, tuple(listed))
-
-
-def check_address(what: str, address: object) -> None:
-    """Judge an address.
-
-    Args:
-        what: Names it in the message.
-        address: Such as ``/ip4/127.0.0.1/tcp/4001``.
-
-    Raises:
-        UserError: It is not one.
-    """
-    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    if match is None or int(match[2]) > 65535:
-        raise UserError(f"{what} {address} is not of the form /ip4/HOST/tcp/PORT (or ip6, dns)")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from fedloom.federation.neighbours import difference
 from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.counts import Counts
+from fedloom.runtimes.libp2p.edges import Edges
 from fedloom.runtimes.libp2p.exchange import Exchange
 from fedloom.runtimes.libp2p.journal import Journal
 from fedloom.runtimes.libp2p.messages import Expected
@@ -48,13 +49,13 @@ class Mix:
 
     Attributes:
         differences: To be added, in this order.
-        row: Weights by neighbour.
+        neighbours: With whom the round was mixed.
         late: Rounds of edges that were in doubt until now: ``round``, ``peer``, ``weight``.
         in_doubt: Neighbours whose decision is not known yet.
     """
 
     differences: list[Row]
-    row: dict[int, float]
+    neighbours: list[int]
     late: list[dict[str, Any]]
     in_doubt: list[int]
 
@@ -80,7 +81,7 @@ class Node:
         return self.exchange.wire.counts
 
     def open(self) -> None:
-        """Answer neighbours from now on, and say hello to them; a round that was not finished is settled first."""
+        """Answer neighbours from now on, and say hello; a round that was not finished is settled first."""
         if self.shelf.trained_round is not None:
             self.exchange.recover(self.shelf.trained_round)
         self.network.run(self.exchange.start())
@@ -94,12 +95,13 @@ class Node:
         """The latest round that a neighbour is in; one more than there are where it has done all."""
         return max((at for at, _ in list(self.exchange.wire.heard.values())), default=0)
 
-    def swap(self, round_: int, own: Row) -> Mix:
-        """Exchange rows with the neighbours.
+    def swap(self, round_: int, own: Row, missed: int = 0) -> Mix:
+        """Exchange rows with the neighbours; what comes of it is in the journal when this returns.
 
         Args:
             round_: Which round.
             own: What this peer trained; it has been saved.
+            missed: Rounds before this one that it was not there for.
         """
         self.network.run(self.exchange.swap(round_, own))
         row, in_doubt, differences = {}, [], []
@@ -116,13 +118,24 @@ class Node:
                 self.shelf.save_doubt(key, difference(own, heard, weight))
                 in_doubt.append(peer)
         late, more = self._late(round_)
-        return Mix([*differences, *more], row, late, in_doubt)
+        self.journal.write(
+            "mixed",
+            round=round_,
+            row=row,
+            own=1.0 - sum(row.values()),
+            late=late,
+            in_doubt=in_doubt,
+            missed=missed,
+        )
+        return Mix([*differences, *more], [*row], late, in_doubt)
 
     def finish(self) -> Mix:
-        """After the last round: let nobody without an answer, and get one's own."""
+        """After the last round: leave nobody without an answer, and get one's own."""
         self.network.run(self.exchange.finish())
-        late, differences = self._late(self.exchange.wire.expected.rounds + 1)
-        return Mix(differences, {}, late, [])
+        rounds = self.exchange.wire.expected.rounds
+        late, differences = self._late(rounds + 1)
+        self.journal.write("closed", round=rounds, late=late)
+        return Mix(differences, [], late, [])
 
     def keep_trained(self, round_: int, tensors: Row, state: dict[str, Any]) -> None:
         """Save what training came to; what only earlier rounds needed goes."""
@@ -185,10 +198,10 @@ def joined(
         "peer", client=number, clients=expected.clients, neighbors=sorted(neighbours), run=expected.run
     )
     wire = Wire(number, len(neighbours), expected, transport, timeout)
-    node = Node(network, Exchange(wire, neighbours, journal, shelf), journal, shelf)
+    node = Node(network, Exchange(Edges(wire, journal, shelf), neighbours), journal, shelf)
     try:
         node.open()
         yield node
     finally:
-        network.run(node.exchange.stop())
+        network.run(node.exchange.edges.stop())
         journal.close()

@@ -2,7 +2,7 @@
 
     exchange/trained-000003.safetensors         its row and optimiser after training in round 3
     exchange/heard-000003-0002.safetensors      what peer 2 sent in round 3
-    exchange/doubt-000003-0002.safetensors      W_ij (w_j − w_i) of that round, while nobody knows whether it counts
+    exchange/doubt-000003-0002.safetensors      W_ij (w_j − w_i) of that round, not known whether it counts
 
 A file is there whole or not at all.
 """

@@ -1,6 +1,7 @@
 """Encrypted streams between peers that know each other's identity, by the libp2p daemon of hivemind.
 
-Nothing else of hivemind is used: no DHT, no relay, no public node: a peer dials the addresses of its neighbour file and listens on its own.
+Nothing else of hivemind is used: no DHT, no relay, no public node. A peer dials the addresses of its neighbour
+file and listens on its own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from fedloom.config import UserError
 from fedloom.runtimes.libp2p.messages import read_frame
@@ -48,6 +49,7 @@ Handler = Callable[[int, Stream], Awaitable[None]]
 """``(number of the neighbour, stream that it opened)``."""
 
 
+@runtime_checkable
 class Transport(Protocol):
     """How a peer reaches its neighbours, by their numbers."""
 

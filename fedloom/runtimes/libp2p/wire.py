@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.counts import Counts
-from fedloom.runtimes.libp2p.messages import Expected, Kind, Message, MessageRefused, Verdict, decode, encode
+from fedloom.runtimes.libp2p.messages import Expected, Kind, Message, Verdict, decode, encode
+from fedloom.runtimes.libp2p.schema import MessageRefused
 from fedloom.runtimes.libp2p.transport import Stream, Transport
 
 LOST = (OSError, EOFError, TimeoutError)
@@ -87,7 +88,7 @@ class Wire:
         self,
         stream: Stream,
         peer: int,
-        kinds: Collection[Kind],
+        kinds: tuple[Kind, ...],
         round_: int | None = None,
         *,
         oldest: int = 0,

@@ -1,0 +1,230 @@
+"""One peer's side of its edges: for every edge and round an agreement of two sides on whether it counts.
+
+The lower number of an edge decides. With r the round, and rows saved before anything is said of them:
+
+    lower → higher   offer r, its row        when it has trained
+    higher → lower   ready r, its row        when it has trained too; from now on it does not decide alone
+    lower            writes its decision     commit, where it has the row; out, where that took too long
+    lower → higher   decision                which the higher one writes as well
+    higher → lower   thanks
+
+Before it is ready the higher one may give up alone. If it was ready and hears no decision, the edge is in
+doubt: it goes on without it and asks again, as often as it takes. A lower one that has no decision in its
+journal, because it was killed, decides `out` (presumed abort). So in the end both sides have the same answer,
+whatever the timing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fedloom.federation.neighbours import edge_weight
+from fedloom.model.bank import Row
+from fedloom.runtimes.libp2p.journal import Journal, Key
+from fedloom.runtimes.libp2p.messages import Message, Verdict
+from fedloom.runtimes.libp2p.schema import MessageRefused
+from fedloom.runtimes.libp2p.shelf import Shelf
+from fedloom.runtimes.libp2p.transport import Stream
+from fedloom.runtimes.libp2p.wire import LOST, Wire
+
+RETRY_SECONDS = 0.25
+
+Talk = Callable[..., Awaitable[None]]
+"""``(peer, …)``: something that is said to a neighbour."""
+
+
+@dataclass(frozen=True)
+class Open:
+    """The round whose rows are being exchanged: its number from 1, this peer's row, and since when."""
+
+    round: int
+    row: Row
+    began: float
+
+
+class Edges:
+    """What this peer says to its neighbours, and how it answers them; all in one event loop.
+
+    Attributes:
+        opened: The round whose rows are being exchanged, if any.
+        unthanked: Commits that the other end has not confirmed.
+        ready_at: Since when this peer has been ready.
+    """
+
+    def __init__(self, wire: Wire, journal: Journal, shelf: Shelf) -> None:
+        """Nothing is said or answered before it is asked for.
+
+        Args:
+            wire: This peer's streams.
+            journal: What it has promised and decided.
+            shelf: Where rows outlive a crash.
+        """
+        self.wire, self.journal, self.shelf = wire, journal, shelf
+        self.opened: Open | None = None
+        self.unthanked: set[Key] = set()
+        self.ready_at: dict[Key, float] = {}
+        self._answering: dict[Key, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def greet(self, peer: int) -> None:
+        """Say hello, and ask for what is in doubt."""
+        async with self.wire.dialled(peer) as stream:
+            await self.wire.send(stream, "hello", 0)
+            await self.wire.receive(stream, peer, ("hello",))
+        await self.settle(peer)
+
+    async def settle(self, peer: int) -> None:
+        """Ask a neighbour for its decisions that are in doubt."""
+        for key in self.journal.doubts:
+            if key[1] == peer:
+                async with self.wire.dialled(peer) as stream:
+                    await self.wire.send(stream, "question", key[0])
+                    answer = await self.wire.receive(stream, peer, ("decision",), key[0])
+                    self._learn(key, answer.verdict)
+
+    async def keep_offering(self, peer: int, opened: Open) -> None:
+        """As the lower number: offer a round's row until the edge is decided."""
+        key = (opened.round, peer)
+        while key not in self.journal.decisions:
+            try:
+                await self._offer(peer, opened)
+            except MessageRefused as error:
+                self.wire.counts.refuse(peer, error)
+                self.journal.decide(key, False)
+                self.wire.wake()
+            except LOST:
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _offer(self, peer: int, opened: Open) -> None:
+        key = (opened.round, peer)
+        async with self.wire.dialled(peer) as stream:
+            await self.wire.send(stream, "offer", opened.round, row=opened.row)
+            # It answers when it has trained; whoever called says how long that may take.
+            answer = await self.wire.receive(stream, peer, ("ready", "passed"), opened.round, wait=True)
+            if answer.row is None:
+                self.journal.decide(key, False)
+                self.wire.wake()
+                return
+            if key not in self.journal.decisions:
+                self.shelf.save_heard(key, answer.row)
+                self.unthanked.add(key)
+                self.journal.decide(key, True, edge_weight(self.wire.degree, answer.degree))
+                self.wire.wake()
+            await self.wire.send(stream, "decision", opened.round, verdict=self._verdict(key))
+            await self.wire.receive(stream, peer, ("thanks",), opened.round)
+            self.unthanked.discard(key)
+
+    async def serve(self, peer: int, stream: Stream) -> None:
+        """Answer a stream that a neighbour opened."""
+        try:
+            request = await self.wire.receive(
+                stream, peer, ("hello", "offer", "question"), oldest=self.wire.at
+            )
+            if request.kind == "hello":
+                await self.wire.send(stream, "hello", request.round)
+                self.spawn(self.settle, peer)
+            elif request.kind == "question":
+                await self._answer_question(peer, request, stream)
+            else:
+                await self._take_turn(peer, request, stream)
+        except MessageRefused as error:
+            self.wire.counts.refuse(peer, error)
+            with suppress(*LOST):
+                await self.wire.send(stream, "passed", error.round)
+        except LOST:
+            pass
+        finally:
+            stream.close()
+
+    async def _answer_question(self, peer: int, question: Message, stream: Stream) -> None:
+        if peer < self.wire.number:
+            raise MessageRefused("format", "a question to the side that does not decide")
+        key = (question.round, peer)
+        await self.wire.send(stream, "decision", question.round, verdict=self._verdict(key))
+        if key in self.journal.decisions:
+            self.unthanked.discard(key)
+
+    async def _take_turn(self, peer: int, offer: Message, stream: Stream) -> None:
+        """Of several offers of a round, or of later rounds, the newest counts: the older streams are lost."""
+        if peer > self.wire.number:
+            raise MessageRefused("format", "an offer by the side that does not decide")
+        key, task = (offer.round, peer), self.spawn(self._answer_offer, peer, offer, stream)
+        for other, older in self._answering.items():
+            if other[1] == peer and (other == key or other[0] > self.wire.at):
+                older.cancel()
+        self._answering[key] = task
+        await asyncio.wait([task])
+        if self._answering.get(key) is task:
+            del self._answering[key]
+
+    async def _answer_offer(self, peer: int, offer: Message, stream: Stream) -> None:
+        assert offer.row is not None
+        key = (offer.round, peer)
+        while key not in self.journal.decisions and self._before(offer.round):
+            await self.wire.change()
+        opened = self.opened
+        if opened is None or opened.round != offer.round or key in self.journal.decisions:
+            await self.wire.send(stream, "passed", offer.round)
+            return
+        if key not in self.journal.weights:
+            self.shelf.save_heard(key, offer.row)
+            self.journal.ready(key, edge_weight(self.wire.degree, offer.degree))
+        self.ready_at[key] = time.monotonic()
+        try:
+            await self.wire.send(stream, "ready", offer.round, row=opened.row)
+            answer = await self.wire.receive(stream, peer, ("decision",), offer.round)
+            self._learn(key, answer.verdict)
+            await self.wire.send(stream, "thanks", offer.round)
+        finally:
+            if key in self.journal.doubts:
+                self.spawn(self._ask_while_open, peer, offer.round)
+
+    def _before(self, round_: int) -> bool:
+        """Whether the rows of a round are still to be exchanged."""
+        return self.wire.at <= round_ and (self.opened is None or self.opened.round < round_)
+
+    async def _ask_while_open(self, peer: int, round_: int) -> None:
+        while (
+            self.opened is not None and self.opened.round == round_ and (round_, peer) in self.journal.doubts
+        ):
+            await self.attempt(self.settle, peer)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _verdict(self, key: Key) -> Verdict:
+        """The lower number's decision; `out` if there is none of a round that is over."""
+        if key not in self.journal.decisions and key[0] >= self.wire.at:
+            return "open"
+        return "commit" if self.journal.decide(key, False) else "out"
+
+    def _learn(self, key: Key, verdict: Verdict | None) -> None:
+        if key in self.journal.weights and verdict in ("commit", "out"):
+            self.journal.decide(key, verdict == "commit", self.journal.weights[key])
+            self.wire.wake()
+
+    async def attempt(self, talk: Talk, peer: int, *about: Any) -> None:
+        """Talk to a neighbour who may not be there, or not as it should be."""
+        try:
+            await talk(peer, *about)
+        except MessageRefused as error:
+            self.wire.counts.refuse(peer, error)
+        except LOST:
+            pass
+
+    def spawn(self, talk: Talk, peer: int, *about: Any) -> asyncio.Task[None]:
+        """Attempt something while other things go on."""
+        task = asyncio.ensure_future(self.attempt(talk, peer, *about))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def stop(self) -> None:
+        """End everything that still runs."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

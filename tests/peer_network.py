@@ -1,0 +1,158 @@
+"""Peers in one process for tests: real streams over socket pairs, a link that can be cut, and no training."""
+
+import asyncio
+import json
+import random
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from fedloom.federation.neighbours import moved
+from fedloom.runtimes.libp2p.edges import Edges
+from fedloom.runtimes.libp2p.exchange import Exchange
+from fedloom.runtimes.libp2p.journal import Journal
+from fedloom.runtimes.libp2p.messages import PREFIX, Expected
+from fedloom.runtimes.libp2p.node import NetworkThread, Node
+from fedloom.runtimes.libp2p.schema import Schema
+from fedloom.runtimes.libp2p.shelf import Shelf
+from fedloom.runtimes.libp2p.transport import Stream, Unreachable
+from fedloom.runtimes.libp2p.wire import Wire
+
+
+def row_of(number, size=6):
+    """A peer's parameters: two tensors, by its number."""
+    drawn = torch.Generator().manual_seed(number)
+    return {"b": torch.randn(size, 2, generator=drawn), "a": torch.randn(3, generator=drawn)}
+
+
+def header_of(frame):
+    """The header of a frame."""
+    _, length, _ = PREFIX.unpack(frame[: PREFIX.size])
+    return json.loads(frame[PREFIX.size : PREFIX.size + length])
+
+
+class CutStream(Stream):
+    """A stream whose link fails before certain messages."""
+
+    def __init__(self, reader, writer, cuts):
+        super().__init__(reader, writer)
+        self._cuts = cuts
+
+    async def send(self, frame):
+        if self._cuts(header_of(frame)):
+            self.close()
+            raise ConnectionResetError("the link is cut")
+        await super().send(frame)
+
+
+class Link:
+    """One peer's transport in a `Network`."""
+
+    def __init__(self, network, number):
+        self.network, self.number = network, number
+
+    async def dial(self, client):
+        handler = self.network.handlers.get(client)
+        if handler is None or self.number in self.network.down:
+            raise Unreachable(f"peer {client}")
+        ends = [await asyncio.open_connection(sock=end) for end in socket.socketpair()]
+        ours, theirs = (CutStream(*end, self.network.cuts) for end in ends)
+        self.network.tasks.add(asyncio.ensure_future(handler(self.number, theirs)))
+        return ours
+
+    async def serve(self, handler, refused):
+        self.network.handlers[self.number] = handler
+
+
+class Network:
+    """Peers on a graph, each with a folder; `cuts(header)` says before which messages a link fails."""
+
+    def __init__(self, folder, graph, rounds=4, timeout=0.4):
+        self.folder, self.graph, self.timeout = folder, graph, timeout
+        self.expected = Expected("run", Schema.of(row_of(0)), rounds, len(graph))
+        self.thread = NetworkThread()
+        self.handlers, self.tasks, self.down = {}, set(), set()
+        self.cuts = lambda header: False
+        self.rows = {number: row_of(number) for number in graph}
+
+    def folders(self):
+        return [str(self.folder / str(number)) for number in self.graph]
+
+    def node(self, number, meet=True):
+        """A peer that has just been started, perhaps again."""
+        folder = self.folder / str(number)
+        journal, shelf = Journal(folder), Shelf(folder)
+        near = self.graph[number]
+        journal.write("peer", client=number, clients=len(self.graph), neighbors=near, run="run")
+        wire = Wire(number, len(near), self.expected, Link(self, number), self.timeout)
+        node = Node(self.thread, Exchange(Edges(wire, journal, shelf), near), journal, shelf)
+        if shelf.trained_round is not None:
+            node.exchange.recover(shelf.trained_round)
+        self.thread.run(node.exchange.start())
+        if meet:
+            self.thread.run(node.exchange.meet())
+        return node
+
+    def nodes(self):
+        made = {number: self.node(number, meet=False) for number in self.graph}
+        self.together(made, lambda number, node: self.thread.run(node.exchange.meet()))
+        return made
+
+    def kill(self, number, node):
+        """As SIGKILL: nothing more is said, answered or written."""
+        self.down.add(number)
+        self.handlers.pop(number, None)
+        self.thread.run(node.exchange.edges.stop())
+        node.journal.close()
+
+    def revive(self, number):
+        self.down.discard(number)
+        return self.node(number)
+
+    def together(self, nodes, do):
+        """Each peer in a thread of its own, as in a process of its own."""
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            running = {number: pool.submit(do, number, node) for number, node in nodes.items()}
+            return {number: future.result() for number, future in running.items()}
+
+    def play(self, nodes, round_):
+        """A round of these peers, whose training changes nothing; returns what each mixed."""
+
+        def one(number, node):
+            node.begin(round_)
+            if node.shelf.trained_round != round_:
+                node.keep_trained(round_, self.rows[number], {})
+            trained, _ = node.shelf.load_trained(round_)
+            mix = node.swap(round_, trained)
+            self.rows[number] = moved(trained, mix.differences)
+            return mix
+
+        return self.together(nodes, one)
+
+    def finish(self, nodes):
+        def one(number, node):
+            mix = node.finish()
+            self.rows[number] = moved(self.rows[number], mix.differences)
+            return mix
+
+        return self.together(nodes, one)
+
+    def total(self):
+        """The sum of all peers' rows, which nothing may change."""
+        return torch.cat([sum(row[name] for row in self.rows.values()).flatten() for name in "ab"])
+
+    def close(self):
+        async def end():
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+
+        self.thread.run(end())
+        self.thread.close()
+
+
+def flaky(probability, seed, kinds=()):
+    """Links that fail before a share of all messages, of these kinds or of all."""
+    drawn = random.Random(seed)
+    return lambda header: (not kinds or header["kind"] in kinds) and drawn.random() < probability

@@ -1,0 +1,281 @@
+"""`fedloom peer` as real processes on loopback: killed, restarted, beside a stranger, and against dfl."""
+
+import json
+import re
+import socket
+import time
+from importlib.util import find_spec
+
+import pytest
+import torch
+import yaml
+from peer_processes import start
+from safetensors.torch import load_file
+from tiny import save_tiny_bert, save_tiny_llama
+
+from fedloom.cli import main
+
+pytestmark = [
+    pytest.mark.deploy,
+    pytest.mark.skipif(find_spec("hivemind") is None, reason="hivemind is not installed (fedloom[p2p])"),
+]
+
+FIVE = (
+    "--dataset_type arithmetic --num_clients 5 --num_rounds 8 --local_steps 40 --batch_size 4 --lr 0.01 "
+    "--dtype float32 --report_to none --wave_tokens 600 --eval_every 8 --partition dirichlet --alpha 0.3"
+)
+THREE = (
+    "--dataset_type arithmetic --num_clients 3 --num_rounds 3 --local_steps 3 --batch_size 4 --lr 0.05 "
+    "--client_optimizer sgd --training_type LoRA --dtype float32 --report_to none --wave_tokens 600"
+)
+
+
+def free_ports(count):
+    """Ports that nobody listens on."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+class Federation:
+    """Peers on a graph in a folder: their keys, neighbour files, commands and processes."""
+
+    def __init__(self, folder, graph, common):
+        self.folder, self.common, self.processes = folder, common, {}
+        (self.ports, strangers_port) = (
+            dict(zip(graph, free_ports(len(graph)), strict=True)),
+            free_ports(1)[0],
+        )
+        self.ids = {number: self.identity(number) for number in graph}
+        for number, near in graph.items():
+            self.write_neighbors(f"neighbors-{number}", near)
+        self.ports["stranger"] = strangers_port
+
+    def identity(self, name):
+        from fedloom.runtimes.libp2p.identity import make_identity
+
+        return make_identity(self.folder / f"{name}.key")
+
+    def write_neighbors(self, name, near):
+        entries = [
+            {"client": n, "id": self.ids[n], "addresses": [f"/ip4/127.0.0.1/tcp/{self.ports[n]}"]}
+            for n in near
+        ]
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(entries))
+
+    def run(self, name):
+        return self.folder / "runs" / f"peer-{name}"
+
+    def words(self, name, *more, client=None, common=None):
+        return [
+            *f"peer --exp_name peer-{name} --client {client or name}".split(),
+            *f"--out_dir {self.folder}/runs --listen /ip4/127.0.0.1/tcp/{self.ports[name]}".split(),
+            *f"--identity {self.folder}/{name}.key --neighbors {self.folder}/neighbors-{name}.yaml".split(),
+            *(common or self.common).split(),
+            *more,
+        ]
+
+    def start(self, name, *more, **how):
+        self.processes[name] = start(self.words(name, *more, **how), self.folder / f"{name}.log")
+
+    def rows(self, name):
+        path = self.run(name) / "metrics.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def summary(self, name):
+        return json.loads((self.run(name) / "summary.json").read_text())
+
+    def wait_for_round(self, name, round_, seconds=200):
+        """Until this peer has done a round."""
+        ends = time.monotonic() + seconds
+        while not any(row["round"] >= round_ for row in self.rows(name)):
+            assert self.processes[name].is_alive(), self.said(name)
+            assert time.monotonic() < ends, f"peer {name} does not get to round {round_}: {self.said(name)}"
+            time.sleep(0.05)
+
+    def wait(self, seconds=200):
+        """Until all have ended; returns their exit statuses."""
+        ends = time.monotonic() + seconds
+        for process in self.processes.values():
+            process.join(max(0.1, ends - time.monotonic()))
+        return {name: process.exitcode for name, process in self.processes.items()}
+
+    def said(self, name):
+        log = self.folder / f"{name}.log"
+        return log.read_text()[-2000:] if log.exists() else ""
+
+    def kill_all(self):
+        for process in self.processes.values():
+            process.kill()
+            process.join()
+
+
+def adapter(run, round_, peer=None):
+    path = run / "checkpoints" / f"round-{round_:06d}" / (f"peer-{peer:04d}" if peer else "")
+    return load_file(path / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory):
+    """Five peers on a ring; one is killed in round 3 and restarted in round 5; a stranger knocks."""
+    folder = tmp_path_factory.mktemp("ring")
+    save_tiny_llama(folder / "model")
+    graph = {1: [2, 5], 2: [1, 3], 3: [2, 4], 4: [3, 5], 5: [4, 1]}
+    peers = Federation(folder, graph, f"--model_checkpoint {folder}/model {FIVE} --round_timeout 10")
+    try:
+        peers.identity("stranger")
+        peers.write_neighbors("neighbors-stranger", [1, 2])
+        for number in graph:
+            peers.start(number)
+        peers.wait_for_round(3, 2)
+        peers.processes[3].kill()
+        peers.processes[3].join()
+        # It says that it is client 3, which is not there.
+        peers.start("stranger", "--num_rounds", "1", "--round_timeout", "2", client=3)
+        peers.wait_for_round(2, 4)
+        peers.start(3, "--resume")
+        peers.statuses = peers.wait()
+        yield peers
+    finally:
+        peers.kill_all()
+
+
+def test_all_five_finish(ring):
+    assert ring.statuses == {1: 0, 2: 0, 3: 0, 4: 0, 5: 0, "stranger": 0}, ring.said(3)
+    for number in range(1, 6):
+        assert ring.summary(number)["rounds"] == 8
+        assert any("lora_B" in name for name in adapter(ring.run(number), 8))
+
+
+def test_the_four_survivors_never_stop(ring):
+    for number in (1, 2, 4, 5):
+        assert [row["round"] for row in ring.rows(number)] == list(range(9))
+        # A dead neighbour costs one timeout, not one per round.
+        assert sum(row["seconds"] > 9 for row in ring.rows(number)[1:]) <= 2
+    assert any(3 not in row["neighbors"] for row in ring.rows(2)[1:])
+
+
+def test_the_killed_peer_catches_up_and_says_so(ring):
+    rows = ring.rows(3)
+    missed = [row for row in rows if row.get("rounds_missed")]
+    assert len(missed) == 1 and ring.summary(3)["rounds_missed"] == missed[0]["rounds_missed"] >= 1
+    assert missed[0]["neighbors"], "it mixes in the round in which it is back"
+    log = (ring.run(3) / "federated_training.log").read_text()
+    assert re.search(r"rounds missed: \d, from round \d on", log)
+
+
+def test_the_stranger_is_refused_counted_and_mixes_with_nobody(ring):
+    for number in (1, 2):
+        assert ring.summary(number)["refused"]["unknown_identity"] >= 1
+        log = (ring.run(number) / "federated_training.log").read_text()
+        assert log.count("not in the neighbour file") == 1
+    assert ring.rows("stranger")[-1]["neighbors"] == []
+    assert not any("unknown_identity" in ring.summary(number)["refused"] for number in (3, 4, 5))
+
+
+def test_the_audit_finds_every_matrix_doubly_stochastic(ring, capsys):
+    folders = [str(ring.run(number)) for number in range(1, 6)]
+    assert main(["audit", *folders]) == 0
+    said = capsys.readouterr().out
+    assert said.count("symmetric, doubly stochastic\n") == 8
+    journal = ring.run(4) / "exchange" / "journal.jsonl"
+    whole = journal.read_text()
+    journal.write_text(whole.replace('"round": 6, "row": {"3"', '"round": 6, "row": {"2"'))
+    try:
+        assert journal.read_text() == whole or main(["audit", *folders]) == 1
+    finally:
+        journal.write_text(whole)
+
+
+def test_the_peers_are_nearer_to_each_other_than_without_mixing(ring, tmp_path, capsys):
+    words = f"dfl --model_checkpoint {ring.folder}/model {FIVE} --name ring --drop_link 0.9999999"
+    assert main([*words.split(), "--out_dir", str(tmp_path), "--exp_name", "alone"]) == 0
+    alone = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert main(["audit", *(str(ring.run(number)) for number in range(1, 6))]) == 0
+    mixed = float(re.search(r"consensus error of the last adapters: (\S+)", capsys.readouterr().out)[1])
+    assert 0 < mixed < alone["consensus_error"]
+
+
+def test_what_was_sent_was_received(ring):
+    told = [row for number in (1, 2, 4, 5) for row in ring.rows(number)[1:]]  # who was killed has lost count
+    row_bytes = sum(t.numel() * 4 for name, t in adapter(ring.run(1), 8).items() if "lora_B" in name)
+    assert all(row["bytes_up"] % row_bytes == 0 for row in told)
+    assert sum(len(row["neighbors"]) for row in told) * row_bytes <= sum(row["bytes_up"] for row in told)
+
+
+@pytest.fixture(scope="module", params=["llama", "bert"])
+def three(request, tmp_path_factory):
+    """Three peers, all neighbours, without faults; and the same in one process."""
+    folder = tmp_path_factory.mktemp(request.param)
+    {"llama": save_tiny_llama, "bert": save_tiny_bert}[request.param](folder / "model")
+    peers = Federation(
+        folder, {1: [2, 3], 2: [1, 3], 3: [1, 2]}, f"--model_checkpoint {folder}/model {THREE}"
+    )
+    try:
+        for number in (1, 2, 3):
+            peers.start(number)
+        words = (
+            f"dfl --model_checkpoint {folder}/model {THREE} --name complete --out_dir {folder} --exp_name one"
+        )
+        assert main(words.split()) == 0
+        assert peers.wait() == {1: 0, 2: 0, 3: 0}, peers.said(1)
+        yield peers
+    finally:
+        peers.kill_all()
+
+
+def test_peers_are_what_they_are_in_one_process(three):
+    one = [json.loads(line) for line in (three.folder / "one" / "metrics.jsonl").read_text().splitlines()]
+    for number in (1, 2, 3):
+        ours, theirs = adapter(three.run(number), 3), adapter(three.folder / "one", 3, number)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
+        for mine, all_ in zip(three.rows(number)[1:], one[1:], strict=True):
+            assert mine["train_loss"] == pytest.approx(all_["peer_train_loss"][number - 1], abs=1e-5)
+            assert mine["val_accuracy"] == pytest.approx(all_["peer_val_accuracy"][number - 1])
+            assert mine["bytes_up"] == mine["bytes_down"] == all_["bytes_up"] // 3
+            assert mine["refused"] == {} and mine["rounds_missed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--identity", "nowhere.key"], ["nowhere.key", "fedloom identity"]),
+        (["--neighbors", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--listen", "/ip4/203.0.113.7/tcp/4001"], ["203.0.113.7", "cannot be bound"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_message(three, change, said, capsys, tmp_path):
+    assert main([*three.words(1, *change), "--out_dir", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("fedloom: error:") and all(word in told for word in said), told
+    assert not list(tmp_path.glob("*/config.yaml"))
+
+
+def test_a_port_that_is_taken_and_a_neighbour_with_ones_own_id_are_told(three, capsys, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", three.ports[1]))
+        taken.listen()
+        assert main([*three.words(1), "--out_dir", str(tmp_path)]) == 2
+    assert "cannot be bound (Address already in use)" in capsys.readouterr().err
+    words = three.words(1, "--identity", f"{three.folder}/2.key", "--out_dir", str(tmp_path))
+    assert main(words) == 2
+    assert "client 2 the identity of this peer" in capsys.readouterr().err
+
+
+def test_a_key_is_made_once_and_read_by_nobody_else(tmp_path, capsys):
+    key = tmp_path / "keys" / "peer.key"
+    assert main(["identity", str(key)]) == 0
+    made = capsys.readouterr().out
+    assert re.fullmatch(r"Qm\w{44}\n", made) and key.stat().st_mode & 0o077 == 0
+    assert main(["identity", str(key)]) == 0
+    assert capsys.readouterr().out == made
+    (tmp_path / "other").write_text("no key")
+    assert main(["identity", str(tmp_path / "other")]) == 2
+    assert "holds no key" in capsys.readouterr().err

@@ -1,0 +1,232 @@
+"""What two ends of an edge come to, whatever is lost between them and whoever dies."""
+
+import time
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from peer_network import Network, flaky
+
+from fedloom.audit import run_audit
+from fedloom.config import UserError
+from fedloom.federation.matrix import RoundMixing, metropolis
+from fedloom.federation.peers import mix
+from fedloom.model.bank import AdapterBank
+from fedloom.runtimes.libp2p.messages import Expected
+from fedloom.runtimes.libp2p.schema import Schema
+
+PAIR = {1: [2], 2: [1]}
+LINE = {1: [2], 2: [1, 3], 3: [2]}
+COMPLETE = {i: [j for j in range(1, 5) if j != i] for i in range(1, 5)}
+
+
+@pytest.fixture
+def network(tmp_path):
+    made = []
+
+    def make(graph, **options):
+        made.append(Network(tmp_path, graph, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def kind(*kinds):
+    return lambda header: header["kind"] in kinds
+
+
+def test_without_faults_a_round_is_the_product_with_the_mixing_matrix(network):
+    peers = network(LINE)
+    edges = np.array([(0, 1), (1, 2)])
+    matrix = RoundMixing(edges, metropolis(edges, 3), np.ones(3, dtype=bool))
+    bank = AdapterBank.stack([peers.rows[number] for number in LINE])
+    nodes = peers.nodes()
+    for round_ in (1, 2):
+        bank = mix(bank, matrix.rows(range(3)), ["a", "b"])
+        peers.play(nodes, round_)
+    for k, number in enumerate(LINE):
+        for name, t in bank.row(k).items():
+            torch.testing.assert_close(peers.rows[number][name], t, rtol=0, atol=1e-6)
+    assert run_audit(peers.folders())
+
+
+def test_who_never_hears_the_decision_mixes_late_and_the_sum_stays(network):
+    peers = network(PAIR)
+    before, nodes = peers.total(), peers.nodes()
+    peers.cuts = kind("decision")
+    mixes = peers.play(nodes, 1)
+    assert mixes[1].neighbours == [2] and mixes[2].in_doubt == [1]
+    assert not torch.allclose(peers.total(), before, atol=1e-3), "one end has mixed, the other not yet"
+    peers.cuts = lambda header: False
+    mixes = peers.play(nodes, 2)
+    assert [(late["round"], late["peer"]) for late in mixes[2].late] == [(1, 1)]
+    torch.testing.assert_close(peers.total(), before)
+    assert run_audit(peers.folders())
+
+
+def test_who_decides_and_dies_before_it_says_so_stands_by_it(network, capsys):
+    peers = network(PAIR)
+    before, nodes = peers.total(), peers.nodes()
+    peers.cuts = kind("decision")
+    peers.play(nodes, 1)
+    peers.kill(1, nodes[1])
+    peers.cuts = lambda header: False
+    assert not run_audit(peers.folders())
+    said = capsys.readouterr().out
+    assert "peer 1 gave peer 2 the weight 0.5, which gave it 0" in said
+    assert "peer 2 has not heard what peer 1 decided in round 1" in said
+    nodes[1] = peers.revive(1)
+    assert nodes[1].journal.decisions == {(1, 2): True}
+    assert peers.play({1: nodes[1]}, 1)[1].neighbours == [2]
+    peers.play(nodes, 2)
+    torch.testing.assert_close(peers.total(), before)
+    assert run_audit(peers.folders())
+
+
+def test_who_dies_before_it_decided_decides_out(network):
+    peers = network(PAIR)
+    before, nodes = peers.total(), peers.nodes()
+    peers.cuts = kind("ready")
+    # Peer 1 dies in the middle: it has offered, nobody has answered.
+    mixes = {}
+    peers.together(
+        nodes,
+        lambda number, node: (
+            (node.begin(1), node.keep_trained(1, peers.rows[1], {}), time.sleep(0.2), peers.kill(1, node))
+            if number == 1
+            else mixes.update(peers.play({2: node}, 1))
+        ),
+    )
+    assert mixes[2].neighbours == []
+    peers.cuts = lambda header: False
+    nodes[1] = peers.revive(1)
+    assert nodes[1].journal.decisions[1, 2] is False
+    assert peers.play({1: nodes[1]}, 1)[1].neighbours == []
+    assert [mixed.neighbours for mixed in peers.play(nodes, 2).values()] == [[2], [1]]
+    torch.testing.assert_close(peers.total(), before)
+    assert run_audit(peers.folders())
+
+
+def test_who_is_ready_and_dies_mixes_when_it_is_back(network):
+    peers = network(PAIR)
+    before, nodes = peers.total(), peers.nodes()
+    peers.cuts = kind("decision")
+    peers.play(nodes, 1)
+    peers.kill(2, nodes[2])
+    peers.rows[2] = None  # what it had is on its disk
+    peers.cuts = lambda header: False
+    nodes[2] = peers.revive(2)
+    assert peers.play({2: nodes[2]}, 1)[2].neighbours == [1]
+    torch.testing.assert_close(peers.total(), before)
+    assert run_audit(peers.folders())
+
+
+def test_a_dead_neighbour_costs_one_timeout_and_is_waited_for_again_when_it_is_back(network):
+    peers = network(LINE)
+    before, nodes = peers.total(), peers.nodes()
+    peers.play(nodes, 1)
+    peers.kill(3, nodes.pop(3))
+    seconds = []
+    for round_ in (2, 3):
+        began = time.monotonic()
+        assert peers.play(nodes, round_)[2].neighbours == [1]
+        seconds.append(time.monotonic() - began)
+    assert seconds[0] >= peers.timeout > seconds[1]
+    nodes[3] = peers.revive(3)
+    assert nodes[3].furthest() == 3
+    assert peers.play(nodes, 4)[2].neighbours == [1, 3]
+    torch.testing.assert_close(peers.total(), before)
+    assert run_audit(peers.folders())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_lost_every_matrix_is_doubly_stochastic_in_the_end(network, seed):
+    peers = network(COMPLETE, rounds=4, timeout=0.25)
+    before, nodes = peers.total(), peers.nodes()
+    peers.cuts = flaky(0.35, seed)
+    mixes = [peers.play(nodes, round_) for round_ in range(1, 5)]
+    peers.cuts, peers.timeout = lambda header: False, 5
+    peers.finish(nodes)
+    torch.testing.assert_close(peers.total(), before, rtol=0, atol=1e-5)
+    assert run_audit(peers.folders())
+    everybody = [mixed.neighbours for round_ in mixes for mixed in round_.values()]
+    assert any(len(heard) < 3 for heard in everybody) and any(everybody), "faults, but not only"
+
+
+def test_messages_that_are_refused_are_counted_and_the_round_goes_on(network, caplog):
+    peers = network(LINE)
+    nodes = peers.nodes()
+    bad = peers.rows[3]
+    peers.rows[3] = {name: t / 0 for name, t in bad.items()}
+    mixes = peers.play(nodes, 1)
+    assert mixes[2].neighbours == [1] and mixes[3].neighbours == []
+    assert nodes[2].counts.refused == {"not_finite": 1}
+    peers.rows[3] = bad
+    assert peers.play(nodes, 2)[2].neighbours == [1, 3]
+    refused = [record for record in caplog.records if "refused" in record.message]
+    assert len(refused) == 1 and "peer 3" in refused[0].message
+
+
+def test_an_offer_of_a_round_that_is_over_is_refused(network):
+    peers = network(PAIR)
+    nodes = peers.nodes()
+    peers.play(nodes, 1)
+    nodes[2].begin(2)
+    wire = nodes[1].exchange.wire
+
+    async def replay():
+        async with wire.dialled(2) as stream:
+            await wire.send(stream, "offer", 1, row=peers.rows[1])
+            return await wire.receive(stream, 2, ("passed",), 1)
+
+    for _ in range(2):
+        assert peers.thread.run(replay()).at == 2
+    assert nodes[2].counts.refused == {"old_round": 2}
+    assert list(nodes[2].journal.decisions) == [(1, 1)]
+
+
+def test_rows_and_messages_are_counted_within_five_percent_of_each_other(network):
+    peers = network(PAIR)
+    row = {f"layer.{i}.lora_B.weight": torch.zeros(576, 4) for i in range(60)}
+    peers.rows = dict.fromkeys(PAIR, row)
+    peers.expected = Expected("run", Schema.of(row), 4, 2)
+    nodes = peers.nodes()
+    peers.play(nodes, 1)
+    for node in nodes.values():
+        told = node.counts.since_last()
+        assert told["bytes_up"] == told["bytes_down"] == 60 * 576 * 4 * 4
+        assert told["bytes_up"] < told["message_bytes_up"] < 1.05 * told["bytes_up"]
+        assert told["bytes_down"] < told["message_bytes_down"] < 1.05 * told["bytes_down"]
+        assert node.counts.since_last()["bytes_up"] == 0
+
+
+def test_the_audit_tells_what_does_not_hold_and_what_is_no_run(network, capsys, tmp_path):
+    peers = network(LINE)
+    nodes = peers.nodes()
+    peers.play(nodes, 1)
+    assert run_audit(peers.folders())
+    nodes[3].journal.write("mixed", round=1, row={"2": 0.4}, own=0.6, late=[], in_doubt=[], missed=0)
+    assert not run_audit(peers.folders())
+    assert "the mean of all peers was not preserved in rounds 1" in capsys.readouterr().out
+    for folders, words in (
+        ([], "none given"),
+        (peers.folders()[:2], "peers 1, 2 of 1 to 3"),
+        ([str(tmp_path)], "no exchange/journal.jsonl"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run_audit(folders)
+    nodes[1].journal.write("peer", client=1, clients=3, neighbors=[2], run="another")
+    with pytest.raises(UserError, match="not of one run"):
+        run_audit(peers.folders())
+
+
+def test_every_pair_of_the_complete_graph_agrees(network):
+    peers = network(COMPLETE)
+    nodes = peers.nodes()
+    peers.play(nodes, 1)
+    for i, j in combinations(COMPLETE, 2):
+        assert nodes[i].journal.decisions[1, j] and nodes[j].journal.decisions[1, i]
+        assert nodes[i].journal.weights[1, j] == nodes[j].journal.weights[1, i] == 0.25
