@@ -120,13 +120,10 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         num_labels=task.num_labels if classify else None,
         with_tokenizer=encode_first,
     )
-    train, validation, questions = encoded[0]
-    model = _stack(config, base, [*train, *validation])
-    peers, first = config.num_clients, 0
-    if only is not None:
-        # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
-        train, validation = _own(train, only), _own(validation, only)
-        questions, peers, first = _own(questions, only), 1, only
+    model = _stack(config, base, [*encoded[0][0], *encoded[0][1]])
+    # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
+    train, validation = _own(encoded[0][0], only), _own(encoded[0][1], only)
+    questions = _own(encoded[0][2], only)
     wave_tokens = config.wave_tokens
     if wave_tokens == "auto":
         wave_tokens = auto_wave_tokens(base.model, group.sharing)
@@ -138,8 +135,8 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         tokenizer=base.tokenizer,
         train=[tokens for own in train for tokens in own],
         peers=[np.arange(end - len(own), end) for own, end in zip(train, ends, strict=True)],
-        validation=_for_each(validation, peers),
-        questions=_for_each(questions, peers),
+        validation=_for_each(validation, len(train)),
+        questions=_for_each(questions, len(train)),
         schedules=[_schedule(config, len(own)) for own in train],
         rules=LocalRules(
             optimiser, clip_norm=config.clip_norm, wave_tokens=wave_tokens, dropout_seed=config.seed
@@ -152,13 +149,13 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         judged=config.eval_point,
         seed=config.seed,
         group=group,
-        first=first,
+        first=only or 0,
     )
 
 
-def _own(part: list[T], only: int) -> list[T]:
+def _own(part: list[T], only: int | None) -> list[T]:
     """One peer's, of what is there for each, or for all."""
-    return part if len(part) < 2 else [part[only]]
+    return part if only is None or len(part) < 2 else [part[only]]
 
 
 def _encode(

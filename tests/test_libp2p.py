@@ -21,8 +21,8 @@ pytestmark = [
 ]
 
 FIVE = (
-    "--dataset_type arithmetic --num_clients 5 --num_rounds 8 --local_steps 40 --batch_size 4 --lr 0.01 "
-    "--dtype float32 --report_to none --wave_tokens 600 --eval_every 8 --partition dirichlet --alpha 0.3"
+    "--dataset_type arithmetic --num_clients 5 --num_rounds 8 --local_steps 30 --batch_size 4 --lr 0.01 "
+    "--dtype float32 --report_to none --wave_tokens 4000 --eval_every 8"
 )
 THREE = (
     "--dataset_type arithmetic --num_clients 3 --num_rounds 3 --local_steps 3 --batch_size 4 --lr 0.05 "
@@ -126,7 +126,10 @@ def ring(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ring")
     save_tiny_llama(folder / "model")
     graph = {1: [2, 5], 2: [1, 3], 3: [2, 4], 4: [3, 5], 5: [4, 1]}
-    peers = Federation(folder, graph, f"--model_checkpoint {folder}/model {FIVE} --round_timeout 10")
+    split = f"split --data_name arithmetic --num_clients 5 --alpha 0.3 --output_path {folder}/clients"
+    assert main(split.split()) == 0
+    common = f"--model_checkpoint {folder}/model --dataset_path_template {folder}/clients/client_{{i}} {FIVE}"
+    peers = Federation(folder, graph, f"{common} --round_timeout 10")
     try:
         peers.identity("stranger")
         peers.write_neighbors("neighbors-stranger", [1, 2])
@@ -193,8 +196,12 @@ def test_the_audit_finds_every_matrix_doubly_stochastic(ring, capsys):
 
 
 def test_the_peers_are_nearer_to_each_other_than_without_mixing(ring, tmp_path, capsys):
-    words = f"dfl --model_checkpoint {ring.folder}/model {FIVE} --name ring --drop_link 0.9999999"
-    assert main([*words.split(), "--out_dir", str(tmp_path), "--exp_name", "alone"]) == 0
+    common = ring.common.replace("--round_timeout 10", "--name ring --drop_link 0.9999999")
+    process = start(
+        ["dfl", *common.split(), "--out_dir", str(tmp_path), "--exp_name", "alone"], tmp_path / "log"
+    )
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
     alone = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-1])
     assert main(["audit", *(str(ring.run(number)) for number in range(1, 6))]) == 0
     mixed = float(re.search(r"consensus error of the last adapters: (\S+)", capsys.readouterr().out)[1])

@@ -1,7 +1,7 @@
 """The exchange of rows of a round with all neighbours: who is waited for, and for how long.
 
-A neighbour is waited for `timeout` seconds, and after that not again until it says something. One that is known
-to be in a later round is not waited for.
+A neighbour is waited for `timeout` seconds, and after that not again until it says something. One that is
+known to be in a later round is not waited for.
 """
 
 from __future__ import annotations

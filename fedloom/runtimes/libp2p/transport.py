@@ -1,7 +1,7 @@
 """Encrypted streams between peers that know each other's identity, by the libp2p daemon of hivemind.
 
-Nothing else of hivemind is used: no DHT, no relay, no public node. A peer dials the addresses of its neighbour
-file and listens on its own.
+Nothing else of hivemind is used: no DHT, no relay, no public node. A peer dials the addresses of its
+neighbour file and listens on its own.
 """
 
 from __future__ import annotations
