@@ -34,6 +34,11 @@ class PeerNode:
 class PeerConfig(Run, Hardware, PeerNode, PeerModel, PeerData, PeerTraining, PeerReports):
     """All options of `fedloom peer`, by their flat names."""
 
+    def __post_init__(self) -> None:
+        # A probe may choose otherwise on each machine, and the initial adapter is rounded to the model's dtype.
+        if self.dtype == "auto":
+            object.__setattr__(self, "dtype", "float32")
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdentityConfig:

@@ -31,6 +31,7 @@ from fedloom.runtimes.libp2p.schema import Schema
 
 _AGREED = (
     "dataset_type",
+    "dtype",
     "training_type",
     "lora_r",
     "lora_alpha",

@@ -74,6 +74,8 @@ def _method(run: RunRecord) -> str:
     options = run.options
     if run.command == "dfl":
         return f"{options['training_type']} on {options['name']}"
+    if run.command == "peer":
+        return f"{options['training_type']}, peer {options['client']} of a real graph"
     if options["train_mode"] == "local":
         return f"local, {options['peft']}"
     return f"{options['train_mode']}, {options['fed_alg']}, {options['peft']}"

@@ -68,8 +68,8 @@ class Edges:
         self.opened: Open | None = None
         self.unthanked: set[Key] = set()
         self.ready_at: dict[Key, float] = {}
-        self._answering: dict[Key, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._answering: dict[Key, asyncio.Task[bool]] = {}
+        self._tasks: set[asyncio.Task[bool]] = set()
 
     async def greet(self, peer: int) -> None:
         """Say hello, and ask for what is in doubt."""
@@ -88,9 +88,12 @@ class Edges:
                     self._learn(key, answer.verdict)
 
     async def keep_offering(self, peer: int, opened: Open) -> None:
-        """As the lower number: offer a round's row until the edge is decided."""
+        """As the lower number: offer a round's row to a neighbour that is there, until the edge is decided."""
         key = (opened.round, peer)
         while key not in self.journal.decisions:
+            if peer not in self.wire.present:
+                await self.wire.change()
+                continue
             try:
                 await self._offer(peer, opened)
             except MessageRefused as error:
@@ -206,16 +209,17 @@ class Edges:
             self.journal.decide(key, verdict == "commit", self.journal.weights[key])
             self.wire.wake()
 
-    async def attempt(self, talk: Talk, peer: int, *about: Any) -> None:
-        """Talk to a neighbour who may not be there, or not as it should be."""
+    async def attempt(self, talk: Talk, peer: int, *about: Any) -> bool:
+        """Talk to a neighbour who may not be there, or not as it should be; returns whether it was there."""
         try:
             await talk(peer, *about)
         except MessageRefused as error:
             self.wire.counts.refuse(peer, error)
         except LOST:
-            pass
+            return False
+        return True
 
-    def spawn(self, talk: Talk, peer: int, *about: Any) -> asyncio.Task[None]:
+    def spawn(self, talk: Talk, peer: int, *about: Any) -> asyncio.Task[bool]:
         """Attempt something while other things go on."""
         task = asyncio.ensure_future(self.attempt(talk, peer, *about))
         self._tasks.add(task)

@@ -41,9 +41,9 @@ class Exchange:
 
         async def until_heard(peer: int) -> None:
             while peer not in self.wire.present:
-                await self.edges.attempt(self.edges.greet, peer)
-                if peer not in self.wire.present:
-                    await self.wire.change(RETRY_SECONDS)
+                if await self.edges.attempt(self.edges.greet, peer):
+                    return
+                await self.wire.change(RETRY_SECONDS)
 
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*map(until_heard, self.neighbours)), self.wire.timeout)
