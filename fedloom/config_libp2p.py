@@ -35,7 +35,7 @@ class PeerConfig(Run, Hardware, PeerNode, PeerModel, PeerData, PeerTraining, Pee
     """All options of `fedloom peer`, by their flat names."""
 
     def __post_init__(self) -> None:
-        # A probe may choose otherwise on each machine, and the initial adapter is rounded to the model's dtype.
+        # A probe may choose otherwise on each machine; the first adapter is rounded to the model's dtype.
         if self.dtype == "auto":
             object.__setattr__(self, "dtype", "float32")
 

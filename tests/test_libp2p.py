@@ -26,7 +26,7 @@ FIVE = (
 )
 THREE = (
     "--dataset_type arithmetic --num_clients 3 --num_rounds 3 --local_steps 3 --batch_size 4 --lr 0.05 "
-    "--client_optimizer sgd --training_type LoRA --dtype float32 --report_to none --wave_tokens 600"
+    "--client_optimizer sgd --training_type LoRA --dtype float32 --report_to none --wave_tokens 600 --eval_every 3"
 )
 
 
@@ -226,11 +226,9 @@ def three(request, tmp_path_factory):
     try:
         for number in (1, 2, 3):
             peers.start(number)
-        words = (
-            f"dfl --model_checkpoint {folder}/model {THREE} --name complete --out_dir {folder} --exp_name one"
-        )
-        assert main(words.split()) == 0
-        assert peers.wait() == {1: 0, 2: 0, 3: 0}, peers.said(1)
+        words = f"dfl {peers.common} --name complete --out_dir {folder} --exp_name one"
+        peers.processes["one"] = start(words.split(), folder / "one.log")
+        assert peers.wait() == {1: 0, 2: 0, 3: 0, "one": 0}, peers.said(1) + peers.said("one")
         yield peers
     finally:
         peers.kill_all()
@@ -245,7 +243,8 @@ def test_peers_are_what_they_are_in_one_process(three):
             torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
         for mine, all_ in zip(three.rows(number)[1:], one[1:], strict=True):
             assert mine["train_loss"] == pytest.approx(all_["peer_train_loss"][number - 1], abs=1e-5)
-            assert mine["val_accuracy"] == pytest.approx(all_["peer_val_accuracy"][number - 1])
+            if "val_accuracy" in mine:
+                assert mine["val_accuracy"] == pytest.approx(all_["peer_val_accuracy"][number - 1])
             assert mine["bytes_up"] == mine["bytes_down"] == all_["bytes_up"] // 3
             assert mine["refused"] == {} and mine["rounds_missed"] == 0
 

@@ -88,7 +88,7 @@ class Edges:
                     self._learn(key, answer.verdict)
 
     async def keep_offering(self, peer: int, opened: Open) -> None:
-        """As the lower number: offer a round's row to a neighbour that is there, until the edge is decided."""
+        """As the lower number: offer a round's row to a neighbour that is there, until that is decided."""
         key = (opened.round, peer)
         while key not in self.journal.decisions:
             if peer not in self.wire.present:
