@@ -69,7 +69,7 @@ class Edges:
         self.unthanked: set[Key] = set()
         self.ready_at: dict[Key, float] = {}
         self._answering: dict[Key, asyncio.Task[bool]] = {}
-        self._tasks: set[asyncio.Task[bool]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def greet(self, peer: int) -> None:
         """Say hello, and ask for what is in doubt."""
@@ -124,6 +124,7 @@ class Edges:
 
     async def serve(self, peer: int, stream: Stream) -> None:
         """Answer a stream that a neighbour opened."""
+        self._keep(asyncio.current_task())
         try:
             request = await self.wire.receive(
                 stream, peer, ("hello", "offer", "question"), oldest=self.wire.at
@@ -222,9 +223,13 @@ class Edges:
     def spawn(self, talk: Talk, peer: int, *about: Any) -> asyncio.Task[bool]:
         """Attempt something while other things go on."""
         task = asyncio.ensure_future(self.attempt(talk, peer, *about))
+        self._keep(task)
+        return task
+
+    def _keep(self, task: asyncio.Task[Any] | None) -> None:
+        assert task is not None, "messages are answered in tasks"
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     async def stop(self) -> None:
         """End everything that still runs."""

@@ -34,8 +34,13 @@ class NetworkThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something there, and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        """Do something there, and wait for it; it ends if this is interrupted."""
+        running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return running.result()
+        except BaseException:
+            running.cancel()
+            raise
 
     def close(self) -> None:
         """End the thread."""
