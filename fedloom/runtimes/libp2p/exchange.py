@@ -46,7 +46,9 @@ class Exchange:
                 await self.wire.change(RETRY_SECONDS)
 
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*map(until_heard, self.neighbours)), self.wire.timeout)
+            async with asyncio.timeout(self.wire.timeout), asyncio.TaskGroup() as greetings:
+                for peer in self.neighbours:
+                    greetings.create_task(until_heard(peer))
         silent = [str(peer) for peer in self.neighbours if peer not in self.wire.present]
         if silent:
             log.warning(
