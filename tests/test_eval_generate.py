@@ -93,9 +93,9 @@ def test_peers_answer_each_for_itself(model, data, tmp_path):
 
 
 def test_what_a_run_says_is_what_eval_finds(model, data, tmp_path):
-    learns = ("--eval_generate_every", "20", "--lr", "0.02", "--target_modules", "all-linear")
-    assert fed(model, data, tmp_path / "fed", *learns, "--max_steps", "12") == 0
-    assert dfl(model, data, tmp_path / "dfl", *learns, "--num_rounds", "8") == 0
+    learns = ("--eval_generate_every", "20", "--target_modules", "all-linear", "--lora_dropout", "0")
+    assert fed(model, data, tmp_path / "fed", *learns, "--lr", "0.01", "--max_steps", "14") == 0
+    assert dfl(model, data, tmp_path / "dfl", *learns, "--lr", "0.02", "--num_rounds", "8") == 0
     (server,), peers = judged(tmp_path / "fed", 64), judged(tmp_path / "dfl", 64)
     assert server == rows(tmp_path / "fed")[-1]["val_answer_accuracy"] > 0
     assert peers == rows(tmp_path / "dfl")[-1]["peer_val_answer_accuracy"] and max(peers) > 0

@@ -161,7 +161,7 @@ def killed(inputs, net):
         "--client_data",
         "node",
         "--round_timeout",
-        "25",
+        "15",
         "--min_clients",
         "2",
         "--join_timeout",

@@ -180,7 +180,7 @@ def test_a_real_model_writes_what_transformers_writes(tmp_path):
     plain_base, end = copy.deepcopy(base.model), end_of_answer(base.tokenizer)
     model = StackedModel(base.model, lora(base.model, r=4, alpha=8, dropout=0.0, target_modules=None), seed=1)
     render = prompt_renderer("smollm2-135m", base.tokenizer, "Answer with the number alone.")
-    questions = ["What is 2 + 3?", "Tom has 12 apples and eats 5 of them. How many are left?", "3 * 4?"]
+    questions = ["What is 2 + 3?", "Tom has 12 apples and eats 5 of them. How many are left?"]
     asked = encode_prompts([render(question) for question in questions], base.tokenizer)
     generator = torch.Generator().manual_seed(5)
     rows = [
