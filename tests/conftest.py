@@ -31,3 +31,8 @@ def full_precision(monkeypatch):
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
     monkeypatch.setattr(modeling_bloom, "F", types.SimpleNamespace(**{**vars(F), "softmax": softmax}))
+
+
+def pytest_collection_modifyitems(items):
+    """Files whose tests wait for other processes come first: at the end nobody would work beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("deploy") is None)

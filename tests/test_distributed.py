@@ -25,6 +25,8 @@ from fedloom.federation.topology import build_topology, mixing
 from fedloom.runtimes.dealing import blocks, deal
 from fedloom.torchrun import Place, place
 
+pytestmark = pytest.mark.deploy
+
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
