@@ -20,7 +20,7 @@ demo: $(VENV)/.runtime ## a real federated fine-tuning of a small model, a few m
 
 # One worker more than cores: some tests wait for other processes most of the time.
 test: $(VENV)/.dev ## the whole test suite
-	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.dev ## style, format and types
 	$(BIN)/ruff check

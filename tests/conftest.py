@@ -33,6 +33,10 @@ def full_precision(monkeypatch):
     monkeypatch.setattr(modeling_bloom, "F", types.SimpleNamespace(**{**vars(F), "softmax": softmax}))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Files whose tests wait for other processes come first: at the end nobody would work beside them."""
+    """A worker takes a file at a time; one of them begins with those that start processes, one after another."""
     items.sort(key=lambda item: item.get_closest_marker("deploy") is None)
+    for item in items:
+        group = "deploy" if item.get_closest_marker("deploy") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
