@@ -35,7 +35,7 @@ def full_precision(monkeypatch):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A worker takes a file at a time; one of them begins with those that start processes, one after another."""
+    """A worker takes a file at a time; one begins with those that start processes, one after another."""
     items.sort(key=lambda item: item.get_closest_marker("deploy") is None)
     for item in items:
         group = "deploy" if item.get_closest_marker("deploy") else item.path.stem
