@@ -1,6 +1,7 @@
 """Imports inside the package flow one way, as docs/architecture.md draws it."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,38 @@ def test_the_command_line_and_the_observers_load_without_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+WITHOUT_RUNTIMES = """
+import sys, pathlib
+sys.modules |= dict.fromkeys(["flwr", "ray", "hivemind"])  # whoever imports one of them gets an error
+from fedloom.cli import main
+assert main("flower --model_name m --data_name arithmetic --train_mode fed --output_path app".split()) == 0
+assert main("identity peer.key".split()) == 2
+sys.path.insert(0, sys.argv[1])
+from tiny import save_tiny_llama
+save_tiny_llama(pathlib.Path("llama"))
+common = "--dtype float32 --report_to none"
+fed = "fed --model_name llama --data_name arithmetic --train_mode fed --client_batch_per_step 1 --max_steps 1"
+dfl = "dfl --model_checkpoint llama --dataset_type arithmetic --num_clients 2 --name complete --local_steps 1"
+assert main(f"{fed} {common} --exp_name fed".split()) == 0
+assert main(f"{dfl} {common} --num_rounds 1 --batch_size 2 --exp_name dfl".split()) == 0
+print([name for name in sys.modules if name.startswith(("fedloom.runtimes.", "fedloom.flower"))])
+"""
+
+
+def test_no_runtime_is_imported_or_needed_by_those_who_do_not_use_it(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RUNTIMES, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'fedloom[p2p]'" in done.stderr
+    loaded = done.stdout.splitlines()[-1]
+    assert "runtimes.in_process" in loaded
+    for runtime in ("flower.fleet", "libp2p.node", "libp2p.transport", "distributed", "meeting"):
+        assert f"runtimes.{runtime}" not in loaded
