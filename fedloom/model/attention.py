@@ -129,8 +129,8 @@ def packed_attention(
 def _rows(
     x: Tensor, slots: Tensor, home: Tensor, sizes: list[int], shares: Sequence[Any]
 ) -> tuple[Tensor, ...]:
-    # One copy at most: the projections leave [tokens, heads, dim] in memory already.
-    rows = x[0].transpose(0, 1).reshape(-1, x.shape[-1])
+    # No copy: the projections leave [tokens, heads, dim] in memory already, and x[0] would have its gradient copied.
+    rows = x.squeeze(0).transpose(0, 1).reshape(-1, x.shape[-1])
     return _ToBuckets.apply(rows, slots, home, sizes, shares)
 
 

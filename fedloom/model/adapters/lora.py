@@ -116,16 +116,17 @@ class StackedLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``base(x)`` plus each client's low-rank term; ``x`` is ``[rows, columns, d_in]``."""
-        y = self.base(x)
         wave = self._wave
         A = wave.parameters.get(f"{self.name}.lora_A.weight")
         if A is None:
-            return y
+            return self.base(x)
         B = wave.parameters[f"{self.name}.lora_B.weight"]
         flat = x.reshape(-1, x.shape[-1])
+        # Of flat tokens, so that what is added to in place is no view: autograd would copy a view's gradient.
+        y = self.base(flat)
         # One row that stands for all clients is one product for all tokens.
         shared = A.stride(0) == B.stride(0) == 0
         lengths = (flat.shape[0],) if shared else wave.lengths(flat.shape[0])
         keep = wave.keep(flat, self.dropout)
-        y_flat = y.reshape(-1, y.shape[-1])
-        return add_low_rank(y_flat, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep).view_as(y)
+        y = add_low_rank(y, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep)
+        return y.view(*x.shape[:-1], -1)
