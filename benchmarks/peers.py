@@ -19,8 +19,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fedloom.startup import prepare_process
+from fedloom.startup import prepare_process, restart_prepared
 
+if __name__ == "__main__":
+    restart_prepared()
 prepare_process()
 
 import torch  # noqa: E402

@@ -1,7 +1,17 @@
-"""`python -m fedloom` is `fedloom`."""
+"""`fedloom`, and `python -m fedloom`."""
 
 import sys
 
-from fedloom.cli import main
+from fedloom.startup import restart_prepared
 
-sys.exit(main())
+
+def run() -> int:
+    """`cli.main` in a process that has what must be there from its start."""
+    restart_prepared()
+    from fedloom.cli import main  # not before: the process may begin again
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,12 +1,14 @@
-"""The hand-written norm, gated MLP and rotation: torch's own gradients, and put in only where they fit."""
+"""Norm, gated MLP, GELU and rotation by hand: gradients as torch's own, put in only where they fit."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_llama, tiny_roberta
+from transformers.activations import ClippedGELUActivation
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from fedloom.model.fused import GatedMLP, RMSNorm, fusable_rotary, fuse, rotate
+from fedloom.model import fused
+from fedloom.model.fused import GELU, GatedMLP, RMSNorm, fusable_rotary, fuse, rotate
 
 
 def random(*shape, seed=0):
@@ -39,6 +41,42 @@ def test_the_gated_mlp_equals_its_formula():
     x = random(2, 3, 32)
     by_hand = mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
     assert_alike(GatedMLP(mlp)(x), by_hand, [x])
+
+
+@pytest.mark.parametrize("block", [4, 7, 24, 100], ids=["even", "overlapping", "one", "not full"])
+def test_the_gelu_equals_its_formula_in_blocks_of_any_size(block, monkeypatch):
+    monkeypatch.setattr(fused, "_BLOCK", block)
+    x = random(2, 3, 4)
+    assert_alike(GELU()(x), x * (1 + torch.erf(x / 2**0.5)) / 2, [x])
+    assert_alike(GELU()(x.mT), F.gelu(x.mT), [x])
+
+
+def test_every_pass_shows_the_gelu_the_same_shape(monkeypatch):
+    monkeypatch.setattr(fused, "_BLOCK", 16)
+    seen = set()
+    real = fused._in_blocks
+    monkeypatch.setattr(
+        fused,
+        "_in_blocks",
+        lambda write, *tensors: real(
+            lambda *block: (seen.update(t.shape for t in block), write(*block)), *tensors
+        ),
+    )
+    for tokens in (5, 6, 9):
+        x = random(1, tokens, 8)
+        torch.autograd.grad(GELU()(x).sum(), x)
+    assert seen == {(16,)}
+
+
+def test_other_gelus_keep_their_own_code():
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 4),
+        torch.nn.GELU(),
+        torch.nn.GELU(approximate="tanh"),
+        ClippedGELUActivation(-10, 10),
+    ).bfloat16()
+    fuse(model)
+    assert [type(module) is GELU for module in model[1:]] == [True, False, False]
 
 
 def test_the_rotation_equals_that_of_transformers():

@@ -33,7 +33,9 @@ def small():
 
 @pytest.fixture
 def large():
-    config = LlamaConfig(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, intermediate_size=8192)
+    config = LlamaConfig(
+        hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, intermediate_size=8192
+    )
     return without_weights(LlamaModel, config)
 
 

@@ -12,9 +12,9 @@ _HIDDEN_NUMBERS, _INTERMEDIATE_NUMBERS = 20, 5
 _SHARE_OF_FREE = 0.4
 _SHARE_FOR_CACHE = 0.25  # a cache that grows is there twice for a moment
 _FEWEST = 256
-# More tokens than this gain nothing: a GPU is full, a CPU's products are as fast as they get. But the many small
-# operations of a small model show on a CPU: where twice as many take no more bytes than this, they take 7 % less
-# time (docs/log.md).
+# More tokens than this gain nothing: a GPU is full, a CPU's products are as fast as they get. But on a CPU a
+# small model's many small operations show: where twice as many tokens take no more bytes than this, they take
+# 7 % less time (docs/log.md).
 _ENOUGH_ON_CUDA, _ENOUGH_ON_CPU = 16384, 2048
 _FEW_BYTES = 3 << 29
 

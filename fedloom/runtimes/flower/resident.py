@@ -24,6 +24,8 @@ from pathlib import Path
 
 import psutil
 
+from fedloom.startup import prepared_environment
+
 IDLE_SECONDS = 600
 _SECONDS_TO_START = 60
 _DONE, _FAILED = b"done", b"failed"
@@ -106,7 +108,10 @@ def _reached(module: str, address: str, served: int) -> Connection:
     except (FileNotFoundError, ConnectionError):
         Path(address).unlink(missing_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", module, address, str(served)], stdin=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", module, address, str(served)],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env=prepared_environment(),
     )
     until = time.monotonic() + _SECONDS_TO_START
     while True:
