@@ -123,8 +123,9 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
         done = subprocess.run(words, check=True, capture_output=True, text=True)
         runs.append(json.loads(done.stdout.splitlines()[-1]))
         print(runs[-1], flush=True)
-    first, last = runs[0], runs[-1]
-    added = (last["training_peak_bytes"] - first["training_peak_bytes"]) / (last["peers"] - first["peers"])
+    # A few peers do not fill a pass: what is added to them is activations.
+    before, last = runs[-2:]
+    added = (last["training_peak_bytes"] - before["training_peak_bytes"]) / (last["peers"] - before["peers"])
     return {"kind": "peers-scale", "runs": runs, "bytes_per_added_peer": added}
 
 
