@@ -43,8 +43,8 @@ def scale_table(result: dict[str, Any]) -> list[str]:
     note = (
         f"{result['settings']['model']}, r 4, random 4-regular graph, {last['examples']} examples per peer, "
         f"one process. From {before['peers']} to {last['peers']} a peer adds "
-        f"{result['bytes_per_added_peer'] / 1e3:.0f} kB; its row has {last['row_bytes'] / 1e3:.0f} kB and its "
-        f"moments {last['moment_bytes'] / 1e3:.0f} kB."
+        f"{result['bytes_per_added_peer'] / 1e3:.0f} kB; its row has {last['row_bytes'] / 1e3:.0f} kB "
+        f"and its moments {last['moment_bytes'] / 1e3:.0f} kB."
     )
     head = ["peers", "seconds per round", "mixing, ms", "share of mixing", "peak resident while training"]
     return [*table(head, rows), "", note]

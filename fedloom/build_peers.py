@@ -26,6 +26,7 @@ from fedloom.data.tasks import TASKS, Task
 from fedloom.data.templates import prompt_renderer
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.topology import build_topology, mixing
+from fedloom.loop import Pace
 from fedloom.model.adapters import choice
 from fedloom.model.base import (
     BaseModel,
@@ -86,6 +87,17 @@ def build_one(config: PeerConfig) -> tuple[PeerConfig, PeerParts]:
     """
     alone = RoundMixing(np.empty((0, 2), dtype=np.int64), np.empty(0), np.ones(1, dtype=bool))
     return _build(config, lambda round_: alone, ALONE, only=config.client - 1)
+
+
+def pace(config: Setting) -> Pace:
+    """How many rounds, and what happens how often."""
+    return Pace(
+        rounds=config.num_rounds,
+        validate_every=config.eval_every,
+        answer_every=config.eval_generate_every,
+        save_every=config.save_every,
+        report_to=config.report_to,
+    )
 
 
 def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> tuple[S, PeerParts]:

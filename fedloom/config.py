@@ -10,6 +10,12 @@ from typing import Literal
 
 from fedloom.options import option
 
+Problems = Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"]
+"""Data sets of questions and answers, by their names on the hub."""
+
+AnyTask = Literal[Problems, "sst2", "qnli", "mnli"]
+"""These, and those of sentence classification."""
+
 
 class UserError(Exception):
     """A mistake that the user can mend: the message gives the value, the rule and the fix.
@@ -103,9 +109,7 @@ class Adapter:
 class Data:
     """Data."""
 
-    data_name: Literal[
-        "gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"
-    ] = option(
+    data_name: Problems = option(
         "gsm8k",
         "data set; arithmetic comes with the package, qa is questions and answers of your own in data_dir",
     )

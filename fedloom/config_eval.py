@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedloom.config import Hardware
+from fedloom.config import AnyTask, Hardware
 from fedloom.options import option
 
 
@@ -33,38 +33,12 @@ class EvalModel:
 class EvalData:
     """Data."""
 
-    data_name: (
-        Literal[
-            "gsm8k",
-            "camel-ai/math",
-            "ChilleD/SVAMP",
-            "ChilleD/MultiArith",
-            "arithmetic",
-            "qa",
-            "sst2",
-            "qnli",
-            "mnli",
-        ]
-        | None
-    ) = option(
+    data_name: AnyTask | None = option(
         None,
         "task; arithmetic comes with the package, qa is your own questions and answers in data_dir; none: "
         "that of the adapter's run",
     )
-    dataset_type: (
-        Literal[
-            "gsm8k",
-            "camel-ai/math",
-            "ChilleD/SVAMP",
-            "ChilleD/MultiArith",
-            "arithmetic",
-            "qa",
-            "sst2",
-            "qnli",
-            "mnli",
-        ]
-        | None
-    ) = option(None, "another name of data_name")
+    dataset_type: AnyTask | None = option(None, "another name of data_name")
     data_dir: str | None = option(
         None, "local copy with the fields of the hub's data set; none: that of the adapter's run, or the hub"
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedloom.config import Hardware, Run
+from fedloom.config import AnyTask, Hardware, Run
 from fedloom.options import option
 
 
@@ -148,17 +148,9 @@ class TopologyConfig:
 class SplitConfig:
     """Split."""
 
-    data_name: Literal[
-        "sst2",
-        "mnli",
-        "qnli",
-        "gsm8k",
-        "camel-ai/math",
-        "ChilleD/SVAMP",
-        "ChilleD/MultiArith",
-        "arithmetic",
-        "qa",
-    ] = option("sst2", "data set; arithmetic comes with the package, qa is your own in data_dir")
+    data_name: AnyTask = option(
+        "sst2", "data set; arithmetic comes with the package, qa is your own in data_dir"
+    )
     data_dir: str | None = option(None, "local data with the hub's fields, a folder or a file")
     num_clients: int = option(7, "clients", minimum=1)
     partition: Literal["iid", "dirichlet", "quantity", "shards", "by_field"] = option(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from fedloom import loop
 from fedloom.build import device_name, run_folder, versions
-from fedloom.build_peers import build
+from fedloom.build_peers import build, pace
 from fedloom.config_peers import DflConfig
 from fedloom.federation.peers import PeerState
 from fedloom.launch import build_together, open_together, processes, recall
 from fedloom.logfile import logging_to
-from fedloom.loop import Pace, Regime
+from fedloom.loop import Regime
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.checkpoint import load_state, save_checkpoint, write_run_config
 from fedloom.observe.clients import write_clients
@@ -64,14 +64,7 @@ def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | 
         at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))},
         advice="Lower lr, or set clip_norm, under another exp_name",
     )
-    pace = Pace(
-        rounds=config.num_rounds,
-        validate_every=config.eval_every,
-        answer_every=config.eval_generate_every,
-        save_every=config.save_every,
-        report_to=config.report_to,
-    )
-    return loop.drive(regime, pace, folder, checkpoint, parts.group)
+    return loop.drive(regime, pace(config), folder, checkpoint, parts.group)
 
 
 def _save(parts: PeerParts, folder: Path, now: Standing) -> None:

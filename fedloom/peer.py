@@ -11,11 +11,11 @@ from typing import Any
 
 from fedloom import loop
 from fedloom.build import device_name, run_folder, versions
-from fedloom.build_peers import build_one
+from fedloom.build_peers import build_one, pace
 from fedloom.config import UserError
 from fedloom.config_libp2p import PeerConfig
 from fedloom.logfile import logging_to
-from fedloom.loop import Pace, Regime
+from fedloom.loop import Regime
 from fedloom.model.bank import Row
 from fedloom.observe.checkpoint import open_run, save_checkpoint, write_run_config
 from fedloom.observe.clients import write_clients
@@ -88,16 +88,9 @@ def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Sta
         at_end=lambda now: _summary(folder),
         advice="Lower lr, or set clip_norm, under another exp_name",
     )
-    pace = Pace(
-        rounds=config.num_rounds,
-        validate_every=config.eval_every,
-        answer_every=config.eval_generate_every,
-        save_every=config.save_every,
-        report_to=config.report_to,
-    )
     # What a peer goes on from is not a checkpoint but what it trained last, which neighbours may have mixed.
     trained = folder / "exchange" if node.shelf.trained_round is not None else None
-    return loop.drive(regime, pace, folder, trained)
+    return loop.drive(regime, pace(config), folder, trained)
 
 
 def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:
