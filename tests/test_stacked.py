@@ -261,3 +261,24 @@ def test_packed_and_padded_give_the_same_losses(peft, kind, full_precision):
     assert torch.equal(losses[0].correct, losses[1].correct) and torch.equal(
         losses[0].labels, losses[1].labels
     )
+
+
+def operations_back_from(t):
+    """Names of all operations of the backward pass from ``t``."""
+    found, todo = set(), [t.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [before for before, _ in node.next_functions]
+    return {node.name() for node in found}
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "distilbert"])
+def test_no_gradient_is_copied_for_what_is_added_in_place(kind):
+    model = make_stacked(BASES[kind](), lora(kind), DATA)
+    parameters = {name: t.requires_grad_() for name, t in start_bank(model, 2, torch.float32).tensors.items()}
+    batches = [[b for step in steps_of(k, own, model.layout) for b in step] for k, own in enumerate(DATA)]
+    operations = operations_back_from(model.losses(parameters, build_pack(batches, model.layout)).loss)
+    assert any("AddLowRank" in name for name in operations)
+    assert not any("CopySlices" in name for name in operations)

@@ -129,7 +129,7 @@ def packed_attention(
 def _rows(
     x: Tensor, slots: Tensor, home: Tensor, sizes: list[int], shares: Sequence[Any]
 ) -> tuple[Tensor, ...]:
-    # No copy: the projections leave [tokens, heads, dim] in memory. Of x[0] the gradient would be copied.
+    # One copy at most: the projections leave [tokens, heads, dim] in memory. x[0] would copy its gradient.
     rows = x.squeeze(0).transpose(0, 1).reshape(-1, x.shape[-1])
     return _ToBuckets.apply(rows, slots, home, sizes, shares)
 

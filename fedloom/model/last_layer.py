@@ -37,7 +37,7 @@ class ReadRows(nn.Module):
             return self.base(x)
         read = self.base(x.reshape(-1, x.shape[-1]).index_select(0, rows)[None])[0]
         every = read.new_zeros(x.shape[:-1].numel(), read.shape[-1]).index_copy_(0, rows, read)
-        return every.view(*x.shape[:-1], -1)
+        return every if x.ndim == 2 else every.view(*x.shape[:-1], -1)
 
 
 @torch.no_grad()
