@@ -37,6 +37,7 @@ class ReadRows(nn.Module):
             return self.base(x)
         read = self.base(x.reshape(-1, x.shape[-1]).index_select(0, rows)[None])[0]
         every = read.new_zeros(x.shape[:-1].numel(), read.shape[-1]).index_copy_(0, rows, read)
+        # No view where none is needed: a low-rank term may be added to it in place.
         return every if x.ndim == 2 else every.view(*x.shape[:-1], -1)
 
 

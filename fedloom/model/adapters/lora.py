@@ -102,7 +102,7 @@ class StackedLora(nn.Module):
     ``query_key_value``.
 
     Attributes:
-        base: The frozen layer.
+        base: The frozen layer; within a pass it is given ``[tokens, d_in]``.
         name: The adapter's name as PEFT saves it, without ``.lora_A.weight``.
         scale: ``alpha / r``.
         dropout: Probability with which an input of the low-rank term is dropped.
