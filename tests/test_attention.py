@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from tiny import tiny_llama, tiny_model
 from transformers import MistralConfig, ModernBertConfig
+from transformers.masking_utils import chunked_causal_mask_function
 
 from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import sgd
 from fedloom.data.encode import Tokens
-from fedloom.model import attention
-from fedloom.model.attention import PackedPass, packed_attention
+from fedloom.model import attention_scores
+from fedloom.model.attention import PackedPass, mask_rule, packed_attention
 from fedloom.model.buckets import plan_buckets
 from fedloom.model.dropout import Draws
 from fedloom.model.layout import Batch, Layout
@@ -57,11 +58,11 @@ def sequences_of(pack):
     return found
 
 
-def slow_attention(q, k, v, pack, causal, window, scale):
+def slow_attention(q, k, v, pack, causal, window, scale, softcap=None, s_aux=None, bias=None):
     """One sequence and one head after the other."""
     heads, tokens = q.shape[1:3]
     group = heads // k.shape[1]
-    out = torch.zeros(1, tokens, heads, DIM, dtype=q.dtype)
+    out = torch.zeros(1, tokens, heads, v.shape[-1], dtype=q.dtype)
     for queries, keys in sequences_of(pack):
         distance = torch.tensor(
             [[len(keys) - len(queries) + i - j for j in range(len(keys))] for i in range(len(queries))]
@@ -73,23 +74,29 @@ def slow_attention(q, k, v, pack, causal, window, scale):
             seen &= distance.abs() < window
         for head in range(heads):
             scores = q[0, head, queries] @ k[0, head // group, keys].T * scale
-            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            if softcap is not None:
+                scores = softcap * (scores / softcap).tanh()
+            if bias is not None:
+                first = len(keys) - len(queries)
+                scores = scores + bias(torch.arange(first, len(keys))[:, None], torch.arange(len(keys)))[head]
+            scores = scores.masked_fill(~seen, -torch.inf)
+            if s_aux is not None:  # a key that everybody may look at and that has nothing to say
+                scores = torch.cat([scores, s_aux[head].expand(len(queries), 1)], 1)
+            weights = scores.softmax(-1)[:, : len(keys)]
             out[0, queries, head] = weights @ v[0, head // group, keys]
     return out
 
 
 def assert_equals_the_loop(
-    lengths, *, causal=True, shared=0, window=None, heads=(2, 2), keys=ALL_PLAIN, scale=None
+    lengths, *, causal=True, shared=0, window=None, heads=(2, 2), keys=ALL_PLAIN, scale=None, **changes
 ):
     """Outputs and gradients of all inputs, to rounding in float64."""
     pack = make_pack(lengths, causal, shared)
     q, k, v, g = random_tensors(pack, *heads)
-    with patch.object(attention, "_PLAIN_KEYS", keys):
-        fast, _ = packed_attention(
-            torch.nn.Module(), q, k, v, None, scale, packed=PackedPass(pack, causal), sliding_window=window
-        )
+    with patch.object(attention_scores, "_PLAIN_KEYS", keys), PackedPass(pack, causal).running():
+        fast, _ = packed_attention(torch.nn.Module(), q, k, v, None, scale, sliding_window=window, **changes)
     fast_gradients = torch.autograd.grad(fast, (q, k, v), g)
-    slow = slow_attention(q, k, v, pack, causal, window, DIM**-0.5 if scale is None else scale)
+    slow = slow_attention(q, k, v, pack, causal, window, DIM**-0.5 if scale is None else scale, **changes)
     slow_gradients = torch.autograd.grad(slow, (q, k, v), g)
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
     for a, b in zip(fast_gradients, slow_gradients, strict=True):
@@ -125,6 +132,33 @@ def test_attention_equals_a_loop_whatever_the_lengths(lengths, causal, shared, w
     assert_equals_the_loop(lengths, causal=causal, shared=shared, window=window, keys=keys, scale=scale)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"softcap": 0.7},
+        {"s_aux": torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64)},
+        {"bias": lambda query, key: torch.tensor([0.5, 0.1, 2.0, 0.0])[:, None, None] * (key - query).abs()},
+        {"softcap": 0.7, "bias": lambda query, key: (key - query).expand(4, -1, -1)},
+    ],
+    ids=["soft cap", "sinks", "bias of positions", "both"],
+)
+@pytest.mark.parametrize("keys", [ALL_PLAIN, ALL_FUSED], ids=["plain", "fused"])
+@pytest.mark.parametrize("causal, shared", [(True, 0), (True, 5), (False, 0)])
+def test_scores_that_an_architecture_changes_equal_the_loop(causal, shared, keys, changes):
+    assert_equals_the_loop(
+        SEVERAL_BUCKETS, causal=causal, shared=shared, heads=(4, 2), window=4, keys=keys, **changes
+    )
+
+
+def test_values_may_be_narrower_than_keys():
+    pack = make_pack(SEVERAL_BUCKETS, True, 3)
+    q, k, v, _ = random_tensors(pack, 2, 2)
+    narrow = v[..., :3]
+    with PackedPass(pack, True).running():
+        fast, _ = packed_attention(torch.nn.Module(), q, k, narrow, None)
+    torch.testing.assert_close(fast, slow_attention(q, k, narrow, pack, True, None, DIM**-0.5))
+
+
 @pytest.mark.parametrize("shared", [0, 5])
 def test_buckets_hold_every_sequence_once_and_waste_little(shared):
     pack = make_pack(SEVERAL_BUCKETS, True, shared)
@@ -146,19 +180,44 @@ def test_the_fused_kernel_is_used_beyond_the_limit_and_only_there():
     q, k, v, _ = random_tensors(pack, 2, 2)
     fused = torch.nn.functional.scaled_dot_product_attention
     with (
-        patch.object(attention, "_PLAIN_KEYS", 10),
-        patch.object(attention.F, fused.__name__, wraps=fused) as spy,
+        patch.object(attention_scores, "_PLAIN_KEYS", 10),
+        patch.object(attention_scores.F, fused.__name__, wraps=fused) as spy,
+        PackedPass(pack, True).running(),
     ):
-        packed_attention(torch.nn.Module(), q, k, v, None, packed=PackedPass(pack, True))
+        packed_attention(torch.nn.Module(), q, k, v, None)
     assert [call.args[1].shape[-2] for call in spy.call_args_list] == [30]
 
 
-def test_an_architecture_that_changes_the_scores_cannot_be_packed():
+@pytest.mark.parametrize("unknown", [{"indices": torch.zeros(1)}, {"position_bias": torch.zeros(1)}], ids=str)
+def test_attention_that_wants_what_nobody_heard_of_is_not_packed(unknown):
     pack = make_pack([[3]], True, 0)
     q, k, v, _ = random_tensors(pack, 2, 2)
-    for bad in ({"packed": None}, {"softcap": 30.0}, {"position_bias": torch.zeros(1)}):
-        with pytest.raises(ValueError, match="cannot be packed"):
-            packed_attention(torch.nn.Module(), q, k, v, None, **{"packed": PackedPass(pack, True), **bad})
+    with PackedPass(pack, True).running(), pytest.raises(ValueError, match="cannot be packed"):
+        packed_attention(torch.nn.Module(), q, k, v, None, **unknown)
+
+
+def test_attention_with_a_mask_of_its_own_is_not_packed():
+    pack = make_pack([[3]], True, 0)
+    q, k, v, _ = random_tensors(pack, 2, 2)
+    with PackedPass(pack, True).running(), pytest.raises(ValueError, match="a mask of its own"):
+        packed_attention(torch.nn.Module(), q, k, v, torch.zeros(1, 1, 3, 3))
+
+
+@pytest.mark.parametrize("shared", [0, 5])
+def test_what_a_token_sees_is_the_architectures_own_rule(shared):
+    """Chunks of 4 tokens, as transformers' own mask function describes them to those who make masks."""
+    pack = make_pack(SEVERAL_BUCKETS, True, shared)
+    q, k, v, _ = random_tensors(pack, 2, 2)
+    rule = mask_rule(mask_function=chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long)))
+    with PackedPass(pack, True).running():
+        fast, _ = packed_attention(torch.nn.Module(), q, k, v, rule)
+    for queries, keys in sequences_of(pack):
+        first = len(keys) - len(queries)
+        for i, query in enumerate(queries, start=first):
+            seen = keys[i - i % 4 : i + 1]
+            for head in range(2):
+                weights = (k[0, head, seen] @ q[0, head, query] * DIM**-0.5).softmax(0)
+                torch.testing.assert_close(fast[0, query, head], weights @ v[0, head, seen])
 
 
 def kept_pairs(lengths_of_clients, probability=0.5, shared=0, keys=None, causal=True):
@@ -172,8 +231,8 @@ def kept_pairs(lengths_of_clients, probability=0.5, shared=0, keys=None, causal=
     q, k = (torch.nn.functional.pad(x, (0, tokens - DIM)) for x in (q, k))
 
     def run(draws):
-        packed = PackedPass(pack, causal, draws)
-        return packed_attention(torch.nn.Module(), q, k, v, None, dropout=probability, packed=packed)[0][0]
+        with PackedPass(pack, causal, draws).running():
+            return packed_attention(torch.nn.Module(), q, k, v, None, dropout=probability)[0][0]
 
     with_dropout, without = run(draws), run(None)
     assert ((without > 0).sum(-1) == torch.tensor([[i + 1] * 2 for i in pack.position_ids[0].tolist()])).all()
@@ -240,7 +299,7 @@ def test_long_sequences_through_the_fused_kernel_train_the_same(monkeypatch, ful
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
     data, banks = clients_data((2, 1)), []
     for keys in (ALL_PLAIN, ALL_FUSED):
-        monkeypatch.setattr(attention, "_PLAIN_KEYS", keys)
+        monkeypatch.setattr(attention_scores, "_PLAIN_KEYS", keys)
         model = make_stacked(tiny_llama().double(), config, data)
         work = [steps_of(k, client, model.layout) for k, client in enumerate(data)]
         banks.append(train_locally(model, start_bank(model, 2), work, LocalRules(sgd(0.1))).bank)

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def keep(keys, tokens, probability=0.3, features=16, seed=1, real=None, rows=None):
     x = torch.empty(sum(tokens) if rows is None else rows, features, dtype=torch.float64)
-    return Draws(seed, keys, tokens, real, CPU).keep(x, probability)
+    return Draws(seed, keys, tokens, real, CPU, len(x)).keep(x, probability)
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5])
@@ -78,9 +78,9 @@ def test_a_base_models_dropout_draws_only_in_a_pass_that_asks_for_it():
     wave = Wave()
     layer, x = StackedDropout(0.5, wave), torch.ones(1, 4, 16, dtype=torch.float64)
     assert torch.equal(layer(x), x)
-    with wave.through({}, (4,), Draws(1, [(0,)], [4], None, CPU)):
+    with wave.through({}, (4,), draws=Draws(1, [(0,)], [4], None, CPU)):
         assert torch.equal(layer(x)[0], keep([(0,)], [4], 0.5))
-    with wave.through({}, (4,), None):
+    with wave.through({}, (4,)):
         assert torch.equal(layer(x), x)
 
 
@@ -99,7 +99,7 @@ def classifier(kind, hidden=0.1, attention=0.1):
 
 
 def with_dropout(kind):
-    """One model packed with a shared prefix, one on padded rows, three with dropout of their own."""
+    """Models with a shared prefix, packed and padded, one without, and three with dropout of their own."""
     if kind in BASE_DROPOUT:
         return classifier(kind)
     if kind == "bloom":
@@ -117,11 +117,11 @@ def train(model, clients, wave_tokens=4096, dropout_seed=5, data=DATA):
     return {k: bank.row(i) for i, k in enumerate(clients)}
 
 
-@pytest.mark.parametrize("kind", ["llama", "bloom", *BASE_DROPOUT])
+@pytest.mark.parametrize("kind", ["llama", "bloom", "padded", *BASE_DROPOUT])
 def test_training_with_dropout_does_not_depend_on_the_pass(kind, full_precision):
-    model = make_stacked(*with_dropout(kind), DATA)
-    assert model.layout.packed == (kind != "bloom")
-    assert (model.layout.shared > 0) == (kind == "llama")
+    model = make_stacked(*with_dropout(kind), DATA, packed=False if kind == "padded" else None)
+    assert model.layout.packed == (kind != "padded")
+    assert (model.layout.shared > 0) == (kind in ("llama", "bloom"))
     together = train(model, [0, 1, 2])
     others = {
         "in small passes": train(model, [0, 1, 2], wave_tokens=40),

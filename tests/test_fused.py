@@ -132,4 +132,4 @@ def test_a_quantised_mlp_is_tried_in_the_models_dtype():
 
 @pytest.mark.parametrize("make, rotates", [(tiny_llama, True), (tiny_roberta, False)])
 def test_only_code_that_rotates_alike_is_replaced(make, rotates):
-    assert bool(fusable_rotary(make())) == rotates
+    assert bool(fusable_rotary(make(), torch.float32)) == rotates

@@ -21,7 +21,7 @@ def test_a_stacked_head_is_each_clients_own_linear_layer(bias):
     head = StackedLinear(nn.Linear(4, 2, bias=bias).double(), "score", wave)
     x, weight, offset = random(5, 4), random(3, 2, 4, seed=1), random(3, 2, seed=2)
     parameters = {"score.weight": weight, **({"score.bias": offset} if bias else {})}
-    with wave.through(parameters, lengths):
+    with wave.through(parameters, lengths, in_head=True):
         fast = head(x)
     slow = torch.cat([x[:3] @ weight[0].T, x[3:] @ weight[2].T])
     if bias:
@@ -39,7 +39,7 @@ def test_a_stacked_head_takes_sequences_of_one_token():
     wave = Wave()
     head = StackedLinear(nn.Linear(4, 2).double(), "score", wave)
     x, weight, offset = random(5, 4), random(2, 2, 4, seed=1), random(2, 2, seed=2)
-    with wave.through({"score.weight": weight, "score.bias": offset}, (3, 2)):
+    with wave.through({"score.weight": weight, "score.bias": offset}, (3, 2), in_head=True):
         assert torch.equal(head(x[:, None])[:, 0], head(x))
 
 

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedloom.model.adapters.lora import StackedLora, add_low_rank, bounds_of
 from fedloom.model.dropout import Draws
+from fedloom.model.layout import NotPerClient
 from fedloom.model.wave import Wave
 
 D_IN, D_OUT, RANK = 5, 4, 2
@@ -144,7 +145,7 @@ def test_dropout_touches_the_low_rank_term_alone():
     keep = draws().keep(x, 0.5)
     assert set(keep.unique().tolist()) == {0.0, 2.0}
     dropped = x * keep
-    with wave.through(row_parameters(A, B), (4, 2), draws()):
+    with wave.through(row_parameters(A, B), (4, 2), draws=draws()):
         low_rank = torch.cat([dropped[:4] @ A[0].T @ B[0].T, dropped[4:] @ A[1].T @ B[1].T])
         torch.testing.assert_close(layer(x), layer.base(x) + 2.0 * low_rank, rtol=1e-12, atol=1e-12)
 
@@ -152,5 +153,23 @@ def test_dropout_touches_the_low_rank_term_alone():
 def test_tokens_that_cannot_be_shared_out_are_an_error():
     layer, wave = adapted(nn.Linear(D_IN, D_OUT))
     _, x, A, B, _ = random_tensors([5, 0])
-    with wave.through(row_parameters(A, B), (2, 1)), pytest.raises(ValueError, match=r"5 tokens .* \(2, 1\)"):
+    with (
+        wave.through(row_parameters(A, B), (2, 1)),
+        pytest.raises(NotPerClient, match="the pass's 3"),
+    ):
         layer(x)
+
+
+def test_what_merely_divides_is_no_share():
+    """DeBERTa projects its relative positions, too: their number may be a multiple of the clients' tokens."""
+    layer, wave = adapted(nn.Linear(D_IN, D_OUT))
+    _, x, A, B, _ = random_tensors([6, 0])
+    with (
+        wave.through(row_parameters(A, B), (2, 1)),
+        pytest.raises(NotPerClient, match="the pass's 3"),
+    ):
+        layer(x)
+    with wave.through(row_parameters(A, B), (2, 1), columns=2):  # three rows of two tokens
+        assert layer(x).shape == (6, D_OUT)
+    with wave.through(row_parameters(A[:1], B[:1]), (3,)):  # one client alone: all of it is its own
+        assert layer(x).shape == (6, D_OUT)

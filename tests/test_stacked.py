@@ -243,7 +243,7 @@ def test_there_is_no_graph_below_the_lowest_layer_that_trains(kind):
 @pytest.mark.parametrize("kind", BASES)
 def test_sequences_are_packed_where_the_architecture_allows_it(kind):
     model = make_stacked(BASES[kind](), lora(kind))
-    assert model.layout.packed == (kind != "bloom")
+    assert model.layout.packed
     assert model.layout.causal == (kind not in {"roberta", "bert", "distilbert"})
     assert model.layout.classify == (kind in CLASSIFIERS)
 

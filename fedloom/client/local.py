@@ -142,7 +142,10 @@ def step_gradients(
         shared = {name: t.expand(len(clients), *t.shape) for name, t in (used or {}).items()}
         out = model.losses(leaves | shared, pack, rules.dropout_seed)
         # The sum over clients of each client's own loss: no gradient crosses clients.
-        gradients = torch.autograd.grad(out.loss.sum(), list(leaves.values()))
+        # A part of an adapter may be of no use to these batches (an expert that none of their tokens chose).
+        gradients = torch.autograd.grad(
+            out.loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
         for name, gradient in zip(leaves, gradients, strict=True):
             total.tensors[name][rows] += gradient
         report.loss[rows] += out.loss.detach().cpu().double()

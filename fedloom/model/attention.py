@@ -3,36 +3,108 @@
 Everything else in a transformer sees tokens one by one; only attention sees sequences. Here the
 tokens of sequences of similar length are gathered into a bucket, attended, and scattered back. What
 all sequences of a client share (see `fedloom.model.packing`) is gathered before each one's own keys.
+
+What a token may see is the architecture's own rule: transformers gives it to the function that makes its
+masks (`mask_rule`), and the layers carry it to attention, where another implementation would have a mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from fedloom.model.bucket import Bucket
-from fedloom.model.buckets import Buckets, plan_buckets
+from fedloom.model.attention_scores import PositionBias, Scores, attend
+from fedloom.model.buckets import Buckets, Rule, plan_buckets
 from fedloom.model.dropout import Draws
 from fedloom.model.packing import Pack
 
 NAME = "fedloom_packed"
 
-# Up to this many keys, plain batched products beat the fused kernel's backward on a CPU; beyond, the
-# fused kernel saves the memory of the scores.
-_PLAIN_KEYS = 512
+# Arguments of attention that are known to change nothing here, or of which the mask already tells. Any other
+# one with a value means that the architecture wants something that is not done here.
+_HARMLESS = frozenset(
+    {
+        "is_causal",
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "position_embeddings",
+        "num_items_in_batch",
+        "logits_to_keep",
+        "deterministic",
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskRule:
+    """An architecture's own rule of who sees whom; where others have a mask, packed attention has this.
+
+    Attributes:
+        function: transformers' mask function, ``(batch, head, query, key) -> bool``, of positions.
+        device: Where tensors that it holds lie.
+    """
+
+    function: Callable[..., Tensor]
+    device: torch.device | str
+
+    # What architectures look at before they pass a mask on: a tensor of no axes has nothing to slice.
+    ndim = 0
+
+    def to(self, *args: Any, **kwargs: Any) -> MaskRule:
+        """Itself: a rule has no dtype."""
+        return self
+
+    def __getitem__(self, places: tuple[slice, ...]) -> MaskRule:
+        """Itself, where all of it is asked for.
+
+        Raises:
+            ValueError: a part is asked for.
+        """
+        if any(place.start or place.stop is not None or place.step is not None for place in places):
+            raise ValueError("this architecture's attention cannot be packed: it cuts its mask")
+        return self
+
+    def __call__(self, query: Tensor, key: Tensor) -> Bool[Tensor, "queries keys"]:
+        """What queries at some positions ``[queries, 1]`` see of keys at others ``[keys]``."""
+        zero = torch.zeros((), dtype=torch.long, device=self.device)
+        seen = self.function(zero, zero, query.to(self.device), key.to(self.device))
+        return torch.broadcast_to(seen, (query.shape[0], key.shape[0])).cpu()
+
+
+def mask_rule(
+    *, mask_function: Callable[..., Tensor], use_vmap: bool = False, device: Any = "cpu", **kwargs: Any
+) -> MaskRule:
+    """What transformers calls in place of making a mask; see `transformers.AttentionMaskInterface`.
+
+    Raises:
+        ValueError: when the architecture adds a rule that looks at more than positions.
+    """
+    if use_vmap:
+        raise ValueError("this architecture's attention cannot be packed: its mask depends on the tokens")
+    return MaskRule(mask_function, device)
+
+
+def window_rule(window: int) -> Rule:
+    """A token sees itself and what is less than ``window`` tokens away."""
+    return lambda query, key: (query - key).abs() < window
 
 
 @dataclass
 class PackedPass:
-    """What attention needs to know of a packed pass; travels through the model as the keyword ``packed``.
+    """What attention needs to know of a packed pass.
 
     Attributes:
         pack: The pass.
@@ -43,14 +115,33 @@ class PackedPass:
     pack: Pack
     causal: bool
     draws: Draws | None = None
-    _plans: dict[tuple[int | None, int, int], Buckets] = field(default_factory=dict)
+    _plans: dict[Any, tuple[Rule | None, Buckets]] = field(default_factory=dict)
 
-    def buckets(self, window: int | None, heads: int, key_heads: int) -> Buckets:
+    def buckets(self, rule: Rule | None, window: int | None, heads: int, key_heads: int) -> Buckets:
         """The pass's buckets, worked out once for all layers that are alike."""
-        key = (window, heads, key_heads)
+        key = (window if rule is None else id(rule), heads, key_heads)
         if key not in self._plans:
-            self._plans[key] = plan_buckets(self.pack, self.causal, window, heads, key_heads)
-        return self._plans[key]
+            rule = rule or (None if window is None else window_rule(window))
+            # The rule is kept with its plan: nothing else may get its id while the pass lasts.
+            self._plans[key] = rule, plan_buckets(self.pack, self.causal, rule, heads, key_heads)
+        return self._plans[key][1]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let attention see this pass for the length of the block."""
+        token = _RUNNING.set(self)
+        try:
+            yield
+        finally:
+            _RUNNING.reset(token)
+
+
+_RUNNING: ContextVar[PackedPass | None] = ContextVar("packed_pass", default=None)
+
+
+def running_pass() -> PackedPass | None:
+    """The packed pass that is going through the model; None outside one."""
+    return _RUNNING.get()
 
 
 class _ToBuckets(torch.autograd.Function):
@@ -62,7 +153,7 @@ class _ToBuckets(torch.autograd.Function):
         return x.index_select(0, slots).split(sizes)
 
     @staticmethod
-    @once_differentiable
+    @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):
         every = grads[0] if len(grads) == 1 else torch.cat(grads)
         grad = every.index_select(0, ctx.home)
@@ -81,7 +172,7 @@ class _FromBuckets(torch.autograd.Function):
         return every.index_select(0, home)
 
     @staticmethod
-    @once_differentiable
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         every = grad.index_select(0, ctx.slots)
         if ctx.pads.numel():
@@ -93,37 +184,56 @@ def packed_attention(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens dim"],
     key: Float[Tensor, "1 key_heads tokens dim"],
-    value: Float[Tensor, "1 key_heads tokens dim"],
-    attention_mask: Tensor | None,
+    value: Float[Tensor, "1 key_heads tokens value_dim"],
+    attention_mask: MaskRule | Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    packed: PackedPass | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
+    bias: PositionBias | None = None,
     **kwargs: Any,
-) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
+) -> tuple[Float[Tensor, "1 tokens heads value_dim"], None]:
     """The attention function that transformers calls; see `transformers.AttentionInterface`.
+
+    Args:
+        module: The layer that calls.
+        query: Queries of all tokens of the pass.
+        key: Their keys, of as many or fewer heads.
+        value: Their values.
+        attention_mask: The rule that `mask_rule` made; None: everything, or what ``sliding_window`` leaves.
+        scaling: Of the scores; None: 1 / sqrt(dim).
+        dropout: Of the attention weights.
+        sliding_window: Used where there is no rule.
+        softcap: Scores are ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        s_aux: One more score per head that takes weight and gives nothing: gpt-oss's sinks.
+        bias: Of positions, added to the scores; see `fedloom.model.own_attention`.
+        kwargs: What else the architecture says.
 
     Raises:
         ValueError: when the architecture wants something of its attention that packing does not give.
     """
-    if packed is None or softcap is not None or kwargs.get("position_bias") is not None:
-        raise ValueError("this architecture's attention cannot be packed: it changes the scores")
+    packed = running_pass()
+    asked = {name for name, given in kwargs.items() if given is not None and given is not False}
+    unknown = sorted(asked - _HARMLESS)
+    if packed is None or unknown or isinstance(attention_mask, Tensor):
+        what = ", ".join(unknown) or "a mask of its own"
+        raise ValueError(f"this architecture's attention cannot be packed: it uses {what}")
     heads, tokens, dim = query.shape[1:]
-    buckets = packed.buckets(sliding_window, heads, key.shape[1])
+    buckets = packed.buckets(attention_mask, sliding_window, heads, key.shape[1])
     queries = _rows(query, buckets.query_slots, buckets.query_home, buckets.query_sizes, ())
     keys = _rows(key, buckets.key_slots, buckets.key_home, buckets.key_sizes, buckets.shares)
     values = _rows(value, buckets.key_slots, buckets.key_home, buckets.key_sizes, buckets.shares)
-    scale = dim**-0.5 if scaling is None else scaling
+    scores = Scores(dim**-0.5 if scaling is None else scaling, softcap, s_aux, bias)
     keeps = _attention_dropout(packed, buckets, dropout, query.dtype)
     outputs = [
-        _attend(bucket, q, k, v, scale, keep).reshape(-1, dim)
+        attend(bucket, q, k, v, scores, keep).reshape(-1, value.shape[-1])
         for bucket, q, k, v, keep in zip(buckets.buckets, queries, keys, values, keeps, strict=True)
     ]
     out = _FromBuckets.apply(
         buckets.query_slots, buckets.query_home, buckets.query_pads, buckets.query_sizes, *outputs
     )
-    return out.view(1, tokens, heads, dim), None
+    return out.view(1, tokens, heads, -1), None
 
 
 def _rows(
@@ -132,34 +242,6 @@ def _rows(
     # One copy at most: the projections leave [tokens, heads, dim] in memory. x[0] would copy its gradient.
     rows = x.squeeze(0).transpose(0, 1).reshape(-1, x.shape[-1])
     return _ToBuckets.apply(rows, slots, home, sizes, shares)
-
-
-def _attend(
-    bucket: Bucket, query: Tensor, key: Tensor, value: Tensor, scale: float, keep: Tensor | None
-) -> Float[Tensor, "batch rows dim"]:
-    """Attention of one bucket; ``batch``: key heads x sequences, ``rows``: query heads x queries."""
-    dim = query.shape[-1]
-    key, value = key.view(bucket.batch, -1, dim), value.view(bucket.batch, -1, dim)
-    if keep is None and (query.is_cuda or key.shape[1] > _PLAIN_KEYS):
-        return _fused(bucket, query, key, value, scale)
-    query = query.view(bucket.batch, -1, dim)
-    scores = torch.baddbmm(bucket.bias(query), query, key.transpose(1, 2), alpha=scale)
-    probabilities = scores.softmax(-1)
-    if keep is not None:
-        probabilities = probabilities * keep
-    return torch.bmm(probabilities, value)
-
-
-def _fused(bucket: Bucket, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """The same through torch's fused kernels, which never hold all scores at once."""
-    batch, group, dim = bucket.batch, bucket.group, query.shape[-1]
-    query = query.view(batch, group, -1, dim)
-    key = key[:, None].expand(batch, group, -1, dim)
-    value = value[:, None].expand(batch, group, -1, dim)
-    causal = bucket.causal_only and query.shape[2] > 1
-    mask = None if bucket.causal_only or bucket.visible is None else bucket.visible_by_batch()
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
-    return out.reshape(batch, -1, dim)
 
 
 def _attention_dropout(
@@ -174,9 +256,5 @@ def _attention_dropout(
     ]
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """Packed attention makes its own masks."""
-
-
 AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+AttentionMaskInterface.register(NAME, mask_rule)

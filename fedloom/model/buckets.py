@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from fedloom.model.bucket import Bucket, Share
@@ -16,6 +17,9 @@ from fedloom.model.packing import Pack
 # A bucket holds sequences no shorter than this share of its longest: fewer, larger products
 # for some pad queries, in attention alone.
 _FILL = 0.6
+
+Rule = Callable[[Int[Tensor, "queries 1"], Int[Tensor, " keys"]], Bool[Tensor, "queries keys"]]
+"""Which keys a query may see, by their positions within one sequence: causality, a window, a chunk."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,13 @@ class _Sequence(NamedTuple):
     shared: int
 
 
-def plan_buckets(pack: Pack, causal: bool, window: int | None, heads: int, key_heads: int) -> Buckets:
+def plan_buckets(pack: Pack, causal: bool, rule: Rule | None, heads: int, key_heads: int) -> Buckets:
     """Sort a packed pass's sequences into buckets.
 
     Args:
         pack: A packed pass.
         causal: A token sees only what stands before it.
-        window: A token sees only itself and the ``window - 1`` tokens before it, and, where it may look
-            ahead, as many after it; None: all of them.
+        rule: What it sees of that (where it may look ahead: of its whole sequence); None: all of it.
         heads: Query heads.
         key_heads: Key and value heads.
     """
@@ -69,7 +72,7 @@ def plan_buckets(pack: Pack, causal: bool, window: int | None, heads: int, key_h
             [sequences[i] for i in group],
             [first_pairs[i] for i in group],
             causal,
-            window,
+            rule,
             heads,
             key_heads,
             pack,
@@ -120,43 +123,47 @@ def _bucket(
     sequences: list[_Sequence],
     first_pairs: list[int],
     causal: bool,
-    window: int | None,
+    rule: Rule | None,
     heads: int,
     key_heads: int,
     pack: Pack,
 ) -> Bucket:
     lengths = torch.tensor([s.length for s in sequences])
     shared = sequences[0].shared
-    visible = _visible(lengths, shared, causal, window)
-    narrow = window is not None and window < shared + int(lengths.max())
+    visible, plain = _visible(lengths, shared, causal, rule)
     return Bucket(
         starts=torch.tensor([s.start for s in sequences]),
         lengths=lengths,
         prefix_starts=torch.tensor([s.prefix_start for s in sequences]),
         shared=shared,
         visible=None if visible is None else visible.to(pack.ids.device),
-        causal_only=causal and not shared and not narrow,
+        causal_only=causal and not shared and plain,
         heads=heads,
         key_heads=key_heads,
         first_pairs=torch.tensor(first_pairs),
     )
 
 
-def _visible(lengths: Tensor, shared: int, causal: bool, window: int | None) -> Tensor | None:
+def _visible(
+    lengths: Tensor, shared: int, causal: bool, rule: Rule | None
+) -> tuple[Bool[Tensor, "masks longest keys"] | None, bool]:
+    """What each query may see (None: everything), and whether that is all that causality allows."""
     longest = int(lengths.max())
     query = shared + torch.arange(longest)[:, None]
     key = torch.arange(shared + longest)
+    allowed = None if rule is None else rule(query, key)
     if causal:
         # Pads stand at the end, where no real query of a causal model looks.
         below = key <= query
-        return (below if window is None else below & (key > query - window))[None]
+        seen = below if allowed is None else below & allowed
+        return seen[None], torch.equal(seen, below)
     length = lengths[:, None, None]
-    if window is not None and window < longest:
+    if allowed is not None and not bool(allowed.all()):
         # A pad sees pads, so that every query sees something.
-        return ((query - key).abs() < window) & ((key < length) | (query >= length))
+        return allowed & ((key < length) | (query >= length)), False
     if bool((lengths == longest).all()):
-        return None
-    return (key < length).expand(-1, longest, -1)
+        return None, False
+    return (key < length).expand(-1, longest, -1), False
 
 
 def _pairs(pack: Pack, sequences: list[_Sequence], heads: int) -> tuple[list[int], tuple[int, ...]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedloom.data.randomness import numpy_rng, torch_rng
+from fedloom.model.layout import NotPerClient
 
 _LEVELS = 1 << 16
 
@@ -27,6 +28,7 @@ class Draws:
         tokens: Tokens of each run, pads left out.
         real: Where the real tokens lie among all tokens of a padded pass; None when there are no pads.
         device: Where the masks are needed.
+        rows: Tokens of a padded pass, pads included; None where there are no pads.
     """
 
     def __init__(
@@ -36,18 +38,29 @@ class Draws:
         tokens: Sequence[int],
         real: Tensor | None,
         device: torch.device,
+        rows: int | None = None,
     ):
         self.generators = [_generator(seed, key, device) for key in keys]
         self.tokens, self.real, self.device = tuple(tokens), real, device
+        self.rows = sum(tokens) if rows is None else rows
 
     def for_labels(self, labels: Sequence[int]) -> Draws:
         """The same generators, for the head, which sees ``labels[i]`` positions of run i."""
         head = copy(self)
-        head.tokens, head.real = tuple(labels), None
+        head.tokens, head.real, head.rows = tuple(labels), None, sum(labels)
         return head
 
     def keep(self, x: Tensor, probability: float) -> Tensor:
-        """Factors for ``x`` ``[tokens, features]``: 0 with ``probability``, else 1 / (1 - probability)."""
+        """Factors for ``x`` ``[tokens, features]``: 0 with ``probability``, else 1 / (1 - probability).
+
+        Raises:
+            NotPerClient: ``x`` is not the pass's tokens, and several batches share the pass.
+        """
+        if x.shape[0] != self.rows and len(self.tokens) > 1:
+            raise NotPerClient(f"dropout of {list(x.shape)}, which are not the pass's {self.rows} tokens")
+        if x.shape[0] != self.rows:
+            # A batch by itself, and something in it that is not its tokens: relative positions, for one.
+            return self.flat([x.numel()], probability, x.dtype).view_as(x)
         kept = self.flat([n * x.shape[1] for n in self.tokens], probability, x.dtype).view(-1, x.shape[1])
         if self.real is None:
             return kept

@@ -7,6 +7,7 @@ passes. A part is put in only where a trial shows that it gives what the origina
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,25 +129,36 @@ class _RotateFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
-        half = x.shape[-1] // 2
-        out = x * cos
-        out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        width, half = cos.shape[-1], cos.shape[-1] // 2
+        # Some architectures turn a part of each head: as wide as the cosines are.
+        out = x * cos if width == x.shape[-1] else torch.cat([x[..., :width] * cos, x[..., width:]], -1)
+        out[..., :half].addcmul_(x[..., half:width], sin[..., :half], value=-1)
+        out[..., half:width].addcmul_(x[..., :half], sin[..., half:])
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         cos, sin = ctx.saved_tensors
-        half = grad.shape[-1] // 2
-        out = grad * cos
-        out[..., :half].addcmul_(grad[..., half:], sin[..., half:])
-        out[..., half:].addcmul_(grad[..., :half], sin[..., :half], value=-1)
+        width, half = cos.shape[-1], cos.shape[-1] // 2
+        full = width == grad.shape[-1]
+        out = grad * cos if full else torch.cat([grad[..., :width] * cos, grad[..., width:]], -1)
+        out[..., :half].addcmul_(grad[..., half:width], sin[..., half:])
+        out[..., half:width].addcmul_(grad[..., :half], sin[..., :half], value=-1)
         return out, None, None
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Rotary position embedding (Su et al., 2021, arXiv:2104.09864), as transformers calls it."""
+    """Rotary position embedding (Su et al., 2021, arXiv:2104.09864), as transformers calls it.
+
+    Args:
+        q: Queries ``[rows, heads, columns, dim]``.
+        k: Keys.
+        cos: Of the angles, ``[rows, columns, width]``; where width < dim, the rest of each head stays as it
+            is.
+        sin: Of the angles.
+        unsqueeze_dim: Where the heads' axis goes.
+    """
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _RotateFunction.apply(q, cos, sin), _RotateFunction.apply(k, cos, sin)
 
@@ -158,6 +170,9 @@ def fuse(model: nn.Module) -> None:
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     for name, module in list(model.named_modules()):
         ours: nn.Module
+        # A norm that takes a gate beside its input is another function.
+        if len(inspect.signature(module.forward).parameters) != 1:
+            continue
         if hasattr(module, "variance_epsilon") and isinstance(getattr(module, "weight", None), nn.Parameter):
             ours, width = RMSNorm(module.weight, module.variance_epsilon), module.weight.shape[0]
         elif _is_gated(module):
@@ -171,7 +186,11 @@ def fuse(model: nn.Module) -> None:
             continue
         device = next(module.parameters()).device
         trial = torch.linspace(-1, 1, 2 * width, dtype=dtype, device=device).view(1, 2, -1)
-        if _alike(ours(trial), module(trial)):
+        try:
+            theirs = module(trial)
+        except Exception:
+            continue
+        if _alike(ours(trial), theirs):
             replace_module(model, name, ours)
 
 
@@ -181,27 +200,42 @@ def _is_gated(module: nn.Module) -> bool:
     )
 
 
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
+def _alike(ours: Tensor, theirs: object) -> bool:
+    if not isinstance(theirs, Tensor) or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
     tolerance = 1e-5 if theirs.dtype in (torch.float32, torch.float64) else 2e-2
-    return ours.shape == theirs.shape and bool((ours - theirs).norm() <= tolerance * theirs.norm())
+    return bool((ours - theirs).norm() <= tolerance * theirs.norm())
 
 
-def fusable_rotary(model: nn.Module) -> list[str]:
-    """The modules of source code that rotate queries and keys as `rotate` does."""
+def fusable_rotary(model: nn.Module, dtype: torch.dtype) -> list[str]:
+    """The modules of source code that rotate queries and keys as `rotate` does.
+
+    Args:
+        model: Whose source code.
+        dtype: Of queries and keys, beside float32.
+    """
     found = sorted({type(module).__module__ for module in model.modules()})
-    return [name for name in found if _rotates_alike(getattr(sys.modules[name], _ROTARY, None))]
+    return [name for name in found if _rotates_alike(getattr(sys.modules[name], _ROTARY, None), dtype)]
 
 
-def _rotates_alike(theirs: Callable[..., tuple[Tensor, Tensor]] | None) -> bool:
+def _rotates_alike(theirs: Callable[..., tuple[Tensor, Tensor]] | None, dtype: torch.dtype) -> bool:
+    """Whether whole heads are turned alike, and a part of each, where that function takes such angles."""
     if theirs is None:
         return False
-    q, k = torch.linspace(-1, 1, 96).view(1, 2, 6, 8), torch.linspace(-2, 1, 48).view(1, 1, 6, 8)
-    angles = torch.linspace(0, 3, 48).view(1, 6, 8)
-    try:
-        rotated = theirs(q, k, angles.cos(), angles.sin())
-    except (TypeError, RuntimeError):
-        return False
-    return all(_alike(a, b) for a, b in zip(rotate(q, k, angles.cos(), angles.sin()), rotated, strict=True))
+    for of_rows, of_angles in {(torch.float32, torch.float32), (dtype, dtype), (dtype, torch.float32)}:
+        for width in (8, 4):
+            q, k = torch.linspace(-1, 1, 96).view(1, 2, 6, 8), torch.linspace(-2, 1, 48).view(1, 1, 6, 8)
+            angles = torch.linspace(0, 3, 6 * width).view(1, 6, width)
+            given = q.to(of_rows), k.to(of_rows), angles.cos().to(of_angles), angles.sin().to(of_angles)
+            try:
+                rotated = theirs(*given)
+            except Exception:  # another signature, or never called with such angles
+                if width == 8:
+                    return False
+                continue
+            if not all(map(_alike, rotate(*given), rotated)):
+                return False
+    return True
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from fedloom.data.encode import Tokens
 
@@ -23,6 +24,24 @@ class Batch:
     key: tuple[int, ...] = ()
 
 
+class NotPerClient(ValueError):
+    """A module was called on something that cannot be shared out among the clients of the pass."""
+
+
+class Head(Enum):
+    """How a model's head is run, behind a trunk that has run already; the first that is right is taken.
+
+    Attributes:
+        LABELS: Each position that predicts a label is given to it as a sequence of one token.
+        SEQUENCES: It is given whole padded sequences with their mask, because it pools over them.
+        MODEL: The model runs as it is, trunk and head together.
+    """
+
+    LABELS = "labels"
+    SEQUENCES = "sequences"
+    MODEL = "model"
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a model takes its tokens; see `build_pack`.
@@ -35,6 +54,10 @@ class Layout:
         prefix: Leading tokens that all sequences of the data share and that are computed once per
             client; used when packed and causal.
         pad_id: Any valid token id.
+        head: How the head is run.
+        together: Tokens of the longest sequence that may share a pass with other batches. A batch with a
+            longer one runs by itself, padded, as PEFT would run it. None: any length; 0: every batch by
+            itself.
     """
 
     packed: bool
@@ -43,6 +66,17 @@ class Layout:
     virtual: int = 0
     prefix: int = 0
     pad_id: int = 0
+    head: Head = Head.LABELS
+    together: int | None = None
+
+    def apart(self, batch: Batch) -> bool:
+        """Whether a batch has to run by itself."""
+        longest = max(len(sequence.ids) for sequence in batch.sequences) + self.virtual
+        return self.together is not None and longest > self.together
+
+    def whole(self, packed: bool) -> bool:
+        """Whether a pass, packed or not, runs trunk and head together."""
+        return self.head is Head.MODEL or (self.head is Head.SEQUENCES and not packed)
 
     @property
     def shared(self) -> int:

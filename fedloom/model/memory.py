@@ -31,7 +31,7 @@ def auto_wave_tokens(model: PreTrainedModel, sharing: int = 1) -> int:
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     numbers = config.num_hidden_layers * (_HIDDEN_NUMBERS * hidden + _INTERMEDIATE_NUMBERS * intermediate)
     bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
-    free = _free_bytes(model.device) / (1 if model.device.type == "cuda" else sharing)
+    free = free_bytes(model.device) / (1 if model.device.type == "cuda" else sharing)
     fits = int(_SHARE_OF_FREE * free / bytes_per_token)
     return max(_FEWEST, min(fits, _enough(model.device, bytes_per_token)))
 
@@ -49,10 +49,11 @@ def cached_tokens(model: PreTrainedModel) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = 2 * config.num_hidden_layers * heads * width
     bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
-    return int(_SHARE_FOR_CACHE * _free_bytes(model.device) / bytes_per_token)
+    return int(_SHARE_FOR_CACHE * free_bytes(model.device) / bytes_per_token)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Bytes of memory that are free now, of a GPU or of this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

@@ -4,6 +4,7 @@
 sequences share (instruction, chat header, virtual tokens) stand once per client, before its
 sequences: a token's hidden state depends on what stands before it alone, so the copies would be equal.
 *Padded*: one row per sequence, for architectures whose attention cannot be packed.
+*Apart*: padded, one batch per call, for those in which sequences of a pass depend on each other.
 
     packed   [ prefix₀ | seq | seq | seq | prefix₁ | seq | seq ]        segments: client 0, client 1
     padded   [[ seq ······ ], [ seq ···· ], [ seq ······ ], ...]         rows:     client 0, client 1
@@ -12,7 +13,7 @@ sequences: a token's hidden state depends on what stands before it alone, so the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +69,31 @@ class Pack:
     run_tokens: tuple[int, ...]
     run_labels: tuple[int, ...]
     real: Int[Tensor, " real"] | None
+
+    @property
+    def packed(self) -> bool:
+        """Whether the sequences lie end to end."""
+        return self.mask is None
+
+    @property
+    def columns(self) -> int:
+        """Tokens per unit."""
+        return 1 if self.packed else self.ids.shape[1]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, with what it shares."""
+        return self.shared + max(self.lengths)
+
+    def by_sequence(self) -> tuple[Int[Tensor, "sequences longest"], Bool[Tensor, "sequences longest"]]:
+        """Where each sequence's tokens stand in a packed pass, what it shares first; which are no pads."""
+        device = self.ids.device
+        lengths = torch.tensor(self.lengths, device=device)[:, None]
+        column = torch.arange(self.longest, device=device)
+        before = torch.tensor(self.prefix_starts, device=device)[:, None] + column
+        own = torch.tensor(self.starts, device=device)[:, None] + column - self.shared
+        real = column < self.shared + lengths
+        return torch.where(column < self.shared, before, own) * real, real
 
     def to(self, device: torch.device) -> Pack:
         """The same pack with its tensors on ``device``."""
@@ -161,18 +187,45 @@ class _Builder:
         self.runs.append((batch.key, len(self.ids) - tokens, len(self.targets) - labels))
 
 
-def build_pack(clients: Sequence[Sequence[Batch]], layout: Layout) -> Pack:
+@dataclass(frozen=True)
+class Apart:
+    """Batches that run one after another, each by itself.
+
+    Attributes:
+        packs: Whose batch each is, and the batch; client by client.
+        client_tokens: Real tokens per client.
+    """
+
+    packs: tuple[tuple[int, Pack], ...]
+    client_tokens: tuple[int, ...]
+
+
+def build_pack(clients: Sequence[Sequence[Batch]], layout: Layout) -> Pack | Apart:
     """Lay out the batches of a wave's clients for one pass.
 
     Args:
         clients: Each client's batches; a client may have none.
         layout: How the model takes its tokens.
 
+    Returns:
+        One pass; `Apart` where any of the batches has to run by itself (see `Layout.together`).
+
     Raises:
         ValueError: when nothing is to be laid out.
     """
     if not any(clients):
         raise ValueError("a pass needs at least one batch; every client's list is empty")
+    if any(layout.apart(batch) for batches in clients for batch in batches):
+        alone = replace(layout, packed=False, together=None)
+        packs = [(k, _lay_out([[batch]], alone)) for k, batches in enumerate(clients) for batch in batches]
+        tokens = [0] * len(clients)
+        for client, pack in packs:
+            tokens[client] += sum(pack.client_tokens)
+        return Apart(tuple(packs), tuple(tokens))
+    return _lay_out(clients, layout)
+
+
+def _lay_out(clients: Sequence[Sequence[Batch]], layout: Layout) -> Pack:
     builder = _Builder(layout)
     token_units, row_units, label_units = [], [], []
     for client, batches in enumerate(clients):

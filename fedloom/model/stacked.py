@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,21 +15,33 @@ from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as TrunkOutput
 
 from fedloom.model.adapters.injection import inject
 from fedloom.model.adapters.lora import StackedLora
-from fedloom.model.adapters.prompts import as_saved, virtual_tokens
-from fedloom.model.attention import NAME, PackedPass
+from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.dropout import Draws
-from fedloom.model.fused import fusable_rotary, fuse, rotating
+from fedloom.model.forward import Forward
+from fedloom.model.fused import fusable_rotary, fuse
 from fedloom.model.last_layer import read_only_labels
 from fedloom.model.layers import decoder_layers, layer_of
-from fedloom.model.layout import Layout
+from fedloom.model.layout import Head, Layout
 from fedloom.model.loss import class_losses, token_losses
-from fedloom.model.packing import Pack
-from fedloom.model.probe import is_causal, packs, tolerance_of, trial_states
-from fedloom.model.trunk import answering, keep_backward, position_offset, without_pooler
+from fedloom.model.packing import Apart, Pack, build_pack
+from fedloom.model.trial import (
+    Clients,
+    choose_way,
+    explained,
+    in_float32,
+    is_causal,
+    trial_clients,
+    ways,
+)
+from fedloom.model.trunk import (
+    find_anatomy,
+    keep_backward,
+    longest_together,
+    states_of,
+)
 from fedloom.model.wave import StackedDropout, Wave, replace_module
 
 
@@ -68,50 +79,63 @@ class StackedModel:
         initial: The adapter that everybody starts from, as PEFT initialises it, at least float32.
         config: The adapter's PEFT configuration; None without an adapter.
         adapted: For each transformer layer with LoRA, by its number, its adapted projections.
+        trunk: What leads from token ids to hidden states; the model itself where nothing else does.
     """
 
     def __init__(
         self, model: PreTrainedModel, config: PeftConfig | None, *, seed: int, packed: bool | None = None
     ):
-        """Put stacked adapters into ``model``.
+        """Put stacked adapters into ``model``, and find out by a trial how it is best run.
 
         Args:
             model: Frozen base, a causal LM or a sequence classifier.
             config: Which adapter, where, how large; LoRA's dropout included; None: the base alone.
             seed: Of the initial adapter.
-            packed: Lay sequences end to end; None: where a trial shows that the architecture allows it.
+            packed: False: sequences are not laid end to end, even where that would be right.
+
+        Raises:
+            UserError: the architecture cannot be run with stacked adapters.
         """
         self.model, self.config = model.eval(), config
-        self.trunk: nn.Module = model.base_model
-        self._wave = Wave()
-        self._takes = set(inspect.signature(self.trunk.forward).parameters)
-        self._position_offset = position_offset(self.trunk)
-        self._plain_attention = model.config._attn_implementation
+        wave = Wave()
         keep_backward(model)
-        fuse(model)
-        self._rotary = fusable_rotary(self.trunk)
-        layout = Layout(
-            packed=False,
-            causal=is_causal(self.trunk),
-            classify=not model.can_generate(),
-            pad_id=model.config.pad_token_id or 0,
-        )
-        self.initial, virtual = inject(model, config, self._wave, seed) if config else ({}, 0)
         layers_name, layers = decoder_layers(model)
-        self.adapted = _by_layer(model, layers_name)
-        if packed is None:
-            # A chunk is longer than the trial's sequences, which would not show what it does.
-            chunked = getattr(model.config.get_text_config(), "attention_chunk_size", None)
-            packed = not chunked and packs(self._hidden, layout, self.device)
-        if packed:
+        with torch.no_grad(), in_float32(model):
+            clients = trial_clients(model, 0)
+            first = torch.tensor([clients[0][0].sequences[0].ids] * 2, device=model.device)
+            with explained(model):
+                anatomy = find_anatomy(model, layers_name, first)
+                self.trunk: nn.Module = anatomy.trunk if anatomy else model
+                self._forward = Forward(model, anatomy, wave, [])
+                self.layout = Layout(
+                    packed=False,
+                    causal=self._looks_back(int(first[0, -1])),
+                    classify=not model.can_generate(),
+                    pad_id=self._forward.pad_id,
+                    together=longest_together(model),
+                )
+                plain = self._logits({}, clients, replace(self.layout, head=Head.MODEL, together=0))
+            fuse(model)
+            self._forward.rotary = fusable_rotary(model, model.dtype)
+            self.initial, virtual = inject(model, config, wave, seed) if config else ({}, 0)
+            self.adapted = _by_layer(model, layers_name)
+            for name, module in model.named_modules():
+                if isinstance(module, StackedLora) and anatomy:
+                    module.behind_trunk = name in anatomy.behind
+            self.layout = replace(self.layout, virtual=virtual)
+            self.layout = choose_way(
+                self._logits,
+                plain,
+                {name: t.to(model.device) for name, t in self.initial.items()},
+                list(ways(self.layout, packed, whole_only=anatomy is None)),
+                trial_clients(model, virtual),
+                model,
+            )
+        if self.layout.packed:
             self._stack_dropout()
-        read_only_labels(
-            layers[-1],
-            self._wave,
-            lambda: trial_states(self._hidden, replace(layout, packed=packed), self.device),
-            tolerance_of(model.dtype),
-        )
-        self.layout = replace(layout, packed=packed, virtual=virtual)
+        if self.layout.head is Head.LABELS:
+            clients = trial_clients(model, 0)
+            read_only_labels(layers[-1], wave, lambda: self._read_states(clients))
 
     @property
     def device(self) -> torch.device:
@@ -122,8 +146,10 @@ class StackedModel:
         """Compute the first ``tokens`` tokens, which all sequences are known to share, once per client."""
         self.layout = replace(self.layout, prefix=tokens)
 
-    def losses(self, parameters: Mapping[str, Tensor], pack: Pack, dropout_seed: int | None = None) -> Losses:
-        """Run one pass.
+    def losses(
+        self, parameters: Mapping[str, Tensor], pack: Pack | Apart, dropout_seed: int | None = None
+    ) -> Losses:
+        """Run one pass; batches that have to run by themselves one after another.
 
         Args:
             parameters: ``{name: tensor[clients, *shape]}`` on the model's device; the losses are
@@ -131,22 +157,21 @@ class StackedModel:
             pack: The clients' batches, built with `layout`.
             dropout_seed: The run's seed; None turns dropout off.
         """
-        pack = pack.to(self.device)
-        draws = None
-        if dropout_seed is not None:
-            draws = Draws(dropout_seed, pack.run_keys, pack.run_tokens, pack.real, self.device)
-        hidden = self._hidden(parameters, pack, self.layout, draws)
-        selected = hidden.reshape(-1, hidden.shape[-1]).index_select(0, pack.sources)
-        head_draws = draws.for_labels(pack.run_labels) if draws else None
-        with self._wave.through(parameters, pack.label_units, head_draws):
-            predicted = None
-            if self.layout.classify:
-                per_label, predicted = class_losses(self._head(selected), pack.targets)
-                correct = predicted == pack.targets
-            else:
-                vocabulary = self.model.config.get_text_config().vocab_size
-                per_label, correct = token_losses(selected, pack.targets, self._head, vocabulary)
-        return _by_client(per_label, correct, predicted, pack)
+        if isinstance(pack, Pack):
+            return self._one_pass(parameters, pack, dropout_seed)
+        count = len(pack.client_tokens)
+        zeros = torch.zeros(count, dtype=torch.long, device=self.device)
+        loss, correct, labels = torch.zeros(count, dtype=torch.float64, device=self.device), zeros, zeros
+        predicted = []
+        for client, part in pack.packs:
+            own = {name: t[client : client + 1] for name, t in parameters.items()}
+            out = self._one_pass(own, part, dropout_seed)
+            at = torch.tensor([client], device=self.device)
+            loss = loss.index_add(0, at, out.loss.to(loss.dtype))
+            correct, labels = correct.index_add(0, at, out.correct), labels.index_add(0, at, out.labels)
+            predicted.append(out.predicted)
+        every = torch.cat(predicted) if self.layout.classify else None  # type: ignore[arg-type]
+        return Losses(loss, correct, labels, every)
 
     @contextmanager
     def as_clients(self, parameters: Mapping[str, Tensor], units: Sequence[int]) -> Iterator[PreTrainedModel]:
@@ -158,13 +183,8 @@ class StackedModel:
             parameters: ``{name: tensor[clients, *shape]}`` on the model's device; empty: the frozen base.
             units: Rows of each client, client by client.
         """
-        self.trunk.eval()  # the last training pass may have left attention's dropout on
-        with (
-            self._wave.through(parameters, tuple(units)),
-            self._attention(packed=False),
-            rotating(self._rotary),
-        ):
-            yield self.model
+        with self._forward.plainly(parameters, tuple(units)) as model:
+            yield model
 
     def save(self, row: Mapping[str, Tensor], folder: Path) -> None:
         """Write one client's adapter as an ordinary PEFT adapter folder."""
@@ -176,64 +196,99 @@ class StackedModel:
         tensors = {name: t.detach().cpu().contiguous() for name, t in as_saved(row).items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    def _hidden(
+    def _one_pass(self, parameters: Mapping[str, Tensor], pack: Pack, dropout_seed: int | None) -> Losses:
+        pack = pack.to(self.device)
+        draws = None if dropout_seed is None else self._draws(pack, dropout_seed)
+        whole = self.layout.whole(pack.packed)
+        if whole:
+            selected = self._forward.whole(parameters, pack, draws)
+        else:
+            selected = self._selected(parameters, pack, self.layout, draws)
+        head_draws = draws.for_labels(pack.run_labels) if draws else None
+        units = pack.label_units
+        columns = 1 if self.layout.head is Head.LABELS else pack.longest
+        with self._forward.wave.through(parameters, units, columns=columns, draws=head_draws, in_head=True):
+            predicted = None
+            if self.layout.classify:
+                logits = selected if whole else self._classes(selected, pack, self.layout)
+                per_label, predicted = class_losses(logits, pack.targets)
+                correct = predicted == pack.targets
+            else:
+                head = (lambda logits: logits) if whole else self._forward.head
+                vocabulary = self.model.config.get_text_config().vocab_size
+                per_label, correct = token_losses(selected, pack.targets, head, vocabulary)
+        return _by_client(per_label, correct, predicted, pack)
+
+    def _draws(self, pack: Pack, seed: int) -> Draws:
+        return Draws(seed, pack.run_keys, pack.run_tokens, pack.real, self.device, pack.ids.numel())
+
+    @property
+    def _drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        config = self.model.config.get_text_config().to_dict()
+        chances = [value for name, value in config.items() if "drop" in name or "pdrop" in name]
+        chances.append(getattr(self.config, "lora_dropout", 0.0))
+        return any(isinstance(chance, float) and chance > 0 for chance in chances)
+
+    def _selected(
         self, parameters: Mapping[str, Tensor], pack: Pack, layout: Layout, draws: Draws | None = None
-    ) -> Float[Tensor, "rows columns width"]:
-        """The trunk's last hidden states; only those at the pack's sources are meant to be read."""
-        inputs: dict[str, Any] = {"use_cache": False} if "use_cache" in self._takes else {}
-        prompts = virtual_tokens(parameters)
-        if prompts is None or pack.virtual is None:
-            inputs["input_ids"] = pack.ids
-        else:
-            inputs["inputs_embeds"] = self._with_virtual(pack, prompts)
-        if pack.types is not None and "token_type_ids" in self._takes:
-            inputs["token_type_ids"] = pack.types
-        if layout.packed:
-            inputs["position_ids"] = pack.position_ids + self._position_offset
-            inputs["packed"] = PackedPass(pack, layout.causal, draws)
-        else:
-            inputs["attention_mask"] = pack.mask
-        self.trunk.train(draws is not None and layout.packed)
-        with (
-            self._wave.through(parameters, pack.units, draws, pack.sources),
-            self._attention(layout.packed),
-            rotating(self._rotary),
-            without_pooler(self.trunk),
-        ):
-            return self.trunk(**inputs).last_hidden_state
+    ) -> Float[Tensor, "labels width"] | Float[Tensor, "1 tokens width"]:
+        """Hidden states that the head is given: where a label is predicted, or all that it pools over."""
+        pools = layout.head is Head.SEQUENCES
+        states = self._forward.states(
+            parameters, pack, layout.causal, draws, read=None if pools else pack.sources
+        )
+        return states if pools else states.reshape(-1, states.shape[-1]).index_select(0, pack.sources)
 
-    def _with_virtual(self, pack: Pack, prompts: Tensor) -> Tensor:
-        embedded = self.model.get_input_embeddings()(pack.ids)
-        where, source = pack.virtual  # type: ignore[misc]
-        flat_prompts = prompts.reshape(-1, prompts.shape[-1]).to(embedded.dtype)
-        flat = embedded.reshape(-1, embedded.shape[-1])
-        return flat.index_copy(0, where, flat_prompts.index_select(0, source)).view_as(embedded)
+    def _classes(self, selected: Tensor, pack: Pack, layout: Layout) -> Float[Tensor, "labels classes"]:
+        return (
+            self._forward.pooled(selected, pack)
+            if layout.head is Head.SEQUENCES
+            else self._forward.head(selected)
+        )
 
-    def _head(self, selected: Float[Tensor, "labels width"]) -> Float[Tensor, "labels classes"]:
-        """What the architecture makes of hidden states, whatever that is: its own code, the trunk skipped.
+    def _logits(self, parameters: Mapping[str, Tensor], clients: Clients, layout: Layout) -> Tensor:
+        """Logits of all labels of a trial, run in a given way, ``[labels, classes]``."""
+        laid = build_pack(clients, replace(layout, prefix=1 if layout.packed else 0))
+        packs = laid.packs if isinstance(laid, Apart) else ((None, laid),)
+        found = []
+        for client, pack in packs:
+            own = parameters if client is None else {n: t[client : client + 1] for n, t in parameters.items()}
+            pack = pack.to(self.device)
+            if layout.whole(pack.packed):
+                found.append(self._forward.whole(own, pack))
+                continue
+            selected = self._selected(own, pack, layout)
+            if pack.packed and self._drops:
+                self._selected(own, pack, layout, self._draws(pack, 0))  # dropout is to find every token, too
+            columns = 1 if layout.head is Head.LABELS else pack.longest
+            with self._forward.wave.through(own, pack.label_units, columns=columns, in_head=True):
+                found.append(self._classes(selected, pack, layout))
+        return torch.cat(found)
 
-        Each selected position is given to it as a sequence of one token.
-        """
-        states = selected[:, None]
-        pooler = getattr(self.trunk, "pooler", None)
-        answer = TrunkOutput(last_hidden_state=states, pooler_output=pooler(states) if pooler else None)
-        ids = torch.full(states.shape[:2], self.layout.pad_id + 1, device=states.device)
-        with answering(self.trunk, answer):
-            return self.model(input_ids=ids).logits.reshape(selected.shape[0], -1)
+    @torch.no_grad()
+    def _read_states(self, clients: Clients) -> Tensor:
+        layout = replace(self.layout, virtual=0)
+        laid = build_pack(clients, layout)
+        packs = [pack for _, pack in laid.packs] if isinstance(laid, Apart) else [laid]
+        draws = [self._draws(pack, 0) if pack.packed and self._drops else None for pack in packs]
+        return torch.cat(
+            [self._selected({}, p.to(self.device), layout, d) for p, d in zip(packs, draws, strict=True)]
+        )
 
-    @contextmanager
-    def _attention(self, packed: bool) -> Iterator[None]:
-        config, before = self.model.config, self.model.config._attn_implementation
-        config._attn_implementation = NAME if packed else self._plain_attention
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
+    def _looks_back(self, token: int) -> bool:
+        """Whether a token sees only what stands before it."""
+        if self._forward.anatomy is None:
+            return self.model.can_generate()
+        trunk = self._forward.anatomy.trunk
+        return is_causal(lambda ids: states_of(trunk(input_ids=ids)), token, self.device)
 
     def _stack_dropout(self) -> None:
+        anatomy, wave = self._forward.anatomy, self._forward.wave
         for name, module in list(self.model.named_modules()):
             if isinstance(module, nn.Dropout) and module.p > 0:
-                replace_module(self.model, name, StackedDropout(module.p, self._wave))
+                behind = anatomy is not None and name in anatomy.behind
+                replace_module(self.model, name, StackedDropout(module.p, wave, behind))
 
 
 def _by_client(per_label: Tensor, correct: Tensor, predicted: Tensor | None, pack: Pack) -> Losses:

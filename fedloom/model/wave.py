@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedloom.model.dropout import Draws
+from fedloom.model.layout import NotPerClient
 
 
 @dataclass
@@ -21,47 +24,83 @@ class Wave:
         parameters: ``{name: tensor[clients, *shape]}``; empty outside a pass, and then every stacked
             module is its frozen base.
         units: Rows (padded), tokens (packed) or label positions (heads) of each client.
+        columns: Tokens of each unit; None where they differ from call to call, as in generation.
         draws: Where dropout masks come from; None turns dropout off.
         rows: Tokens of the pass whose last hidden state is read; None: all of them.
+        in_head: Whether the head is running: what stands behind the trunk is adapted there and nowhere else.
     """
 
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     units: tuple[int, ...] = ()
+    columns: int | None = 1
     draws: Draws | None = None
     rows: Tensor | None = None
+    in_head: bool = False
 
-    def lengths(self, tokens: int) -> tuple[int, ...]:
-        """Tokens of each client, when ``tokens`` in all are laid out client by client.
+    def lengths(self, x: Tensor, name: str) -> tuple[int, ...]:
+        """Rows of each client in ``x`` ``[..., features]``, which lies client by client.
+
+        Args:
+            x: What a module was called on.
+            name: The module's, for the message.
 
         Raises:
-            ValueError: when the tokens are no whole multiple of the units.
+            NotPerClient: the rows are not the tokens of the pass, so nobody can say whose they are. The least
+                that could be said, that their number divides by that of the tokens, is true by chance.
         """
-        per_unit, rest = divmod(tokens, sum(self.units))
-        if rest:
-            raise ValueError(f"{tokens} tokens cannot be shared out over units {self.units}")
-        return tuple(units * per_unit for units in self.units)
+        flat, units = x.shape[:-1].numel(), sum(self.units)
+        if len(self.units) == 1:
+            return (flat,)
+        # Not the leading axis of a packed pass, which is 1: all of its tokens are one row.
+        by_rows = x.dim() > 2 and x.shape[0] == units
+        tokens = flat % units == 0 if self.columns is None else flat in (units, units * self.columns)
+        if not (tokens or by_rows):
+            raise NotPerClient(
+                f"{name} is called on {list(x.shape)}, which are not the pass's {units} x {self.columns}"
+            )
+        return tuple(n * (flat // units) for n in self.units)
 
-    def keep(self, x: Tensor, probability: float) -> Tensor | None:
-        """Dropout factors for ``x`` ``[tokens, features]``: 0 or 1 / (1 - p); None keeps everything."""
+    def keep(self, flat: Tensor, probability: float) -> Tensor | None:
+        """Dropout factors for ``flat`` ``[tokens, features]``; None where nothing is to be dropped."""
         if self.draws is None or probability == 0.0:
             return None
-        return self.draws.keep(x, probability)
+        return self.draws.keep(flat, probability)
 
     @contextmanager
     def through(
-        self,
-        parameters: Mapping[str, Tensor],
-        units: tuple[int, ...],
-        draws: Draws | None = None,
-        rows: Tensor | None = None,
+        self, parameters: Mapping[str, Tensor], units: tuple[int, ...], **more: Any
     ) -> Iterator[None]:
-        """Let the stacked modules see these clients for the length of the block."""
-        before = self.parameters, self.units, self.draws, self.rows
-        self.parameters, self.units, self.draws, self.rows = parameters, units, draws, rows
+        """Let the stacked modules see these clients for the length of the block.
+
+        Args:
+            parameters: See the attributes, as for all that follows.
+            units: See the attributes.
+            more: ``columns``, ``draws``, ``rows``, ``in_head``; what is not given is as outside a pass.
+        """
+        before = vars(self).copy()
+        vars(self).update(vars(Wave(parameters, units, **more)))
         try:
             yield
         finally:
-            self.parameters, self.units, self.draws, self.rows = before
+            vars(self).update(before)
+
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Let dropout that an architecture calls as a function be drawn for each client apart, too.
+
+        Its own would draw from torch's global generator, and depend on everybody in the pass.
+        """
+        own = F.dropout
+
+        def drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+            keep = self.keep(input.reshape(-1, input.shape[-1]), p) if training else None
+            return input if keep is None else input * keep.view_as(input)
+
+        F.dropout = drop
+        try:
+            yield
+        finally:
+            F.dropout = own
 
 
 def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:
@@ -75,15 +114,18 @@ class StackedDropout(nn.Module):
 
     Attributes:
         p: Probability with which a number is dropped.
+        behind_trunk: Whether it belongs to the head and drops nothing in the trunk; else the reverse.
     """
 
-    def __init__(self, p: float, wave: Wave):
+    def __init__(self, p: float, wave: Wave, behind_trunk: bool = False):
         super().__init__()
-        self.p = p
+        self.p, self.behind_trunk = p, behind_trunk
         self._wave = wave
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``[..., features]`` with dropout, where the pass asks for it."""
+        if self.behind_trunk != self._wave.in_head:
+            return x
         flat = x.reshape(-1, x.shape[-1])
         keep = self._wave.keep(flat, self.p)
         return x if keep is None else x * keep.view_as(x)

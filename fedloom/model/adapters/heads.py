@@ -23,9 +23,16 @@ class StackedLinear(nn.Module):
         self._wave = wave
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each client's own ``x Wᵀ + b``; ``x`` is ``[labels, ..., d_in]``, client by client."""
+        """Each client's own ``x Wᵀ + b``; ``x`` is ``[labels, ..., d_in]``, client by client.
+
+        While the trunk runs it is its frozen base: a pooler that stands in the trunk is called there too, on
+        what nobody reads.
+
+        Raises:
+            NotPerClient: ``x`` cannot be shared out among the clients of the pass.
+        """
         weight = self._wave.parameters.get(f"{self.name}.weight")
-        if weight is None:
+        if weight is None or not self._wave.in_head:
             return self.base(x)
         bias = self._wave.parameters.get(f"{self.name}.bias")
         flat = x.reshape(-1, x.shape[-1])
@@ -33,6 +40,6 @@ class StackedLinear(nn.Module):
             nn.functional.linear(
                 flat[start:end], weight[k].to(x.dtype), None if bias is None else bias[k].to(x.dtype)
             )
-            for k, (start, end) in enumerate(bounds_of(self._wave.lengths(flat.shape[0])))
+            for k, (start, end) in enumerate(bounds_of(self._wave.lengths(x, self.name)))
         ]
         return torch.cat(pieces).view(*x.shape[:-1], -1)

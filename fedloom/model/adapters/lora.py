@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -106,7 +107,10 @@ class StackedLora(nn.Module):
         name: The adapter's name as PEFT saves it, without ``.lora_A.weight``.
         scale: ``alpha / r``.
         dropout: Probability with which an input of the low-rank term is dropped.
+        behind_trunk: Whether it belongs to the head, and is its frozen base while the trunk runs.
     """
+
+    behind_trunk = False
 
     def __init__(self, base: nn.Module, name: str, scale: float, dropout: float, wave: Wave):
         super().__init__()
@@ -114,19 +118,38 @@ class StackedLora(nn.Module):
         self.name, self.scale, self.dropout = name, scale, dropout
         self._wave = wave
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``base(x)`` plus each client's low-rank term; ``x`` is ``[rows, columns, d_in]``."""
+    @property
+    def weight(self) -> Tensor:
+        """The frozen layer's; some architectures look at its dtype, or multiply with it themselves."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen layer's."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``base(x)`` plus each client's low-rank term.
+
+        Args:
+            x: ``[rows, columns, d_in]``, client by client.
+            *args: What else the architecture gives to the frozen layer.
+            **kwargs: The same, by name.
+
+        Raises:
+            NotPerClient: ``x`` cannot be shared out among the clients of the pass.
+        """
         wave = self._wave
         A = wave.parameters.get(f"{self.name}.lora_A.weight")
-        if A is None:
-            return self.base(x)
+        if A is None or (self.behind_trunk and not wave.in_head):
+            return self.base(x, *args, **kwargs)
         B = wave.parameters[f"{self.name}.lora_B.weight"]
         flat = x.reshape(-1, x.shape[-1])
         # Of flat tokens, so that what is added to in place is no view: autograd would copy a view's gradient.
-        y = self.base(flat)
+        y = self.base(flat, *args, **kwargs)
         # One row that stands for all clients is one product for all tokens.
         shared = A.stride(0) == B.stride(0) == 0
-        lengths = (flat.shape[0],) if shared else wave.lengths(flat.shape[0])
+        lengths = (flat.shape[0],) if shared else wave.lengths(x, self.name)
         keep = wave.keep(flat, self.dropout)
         y = add_low_rank(y, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep)
         return y.view(*x.shape[:-1], -1)
