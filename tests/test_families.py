@@ -1,37 +1,40 @@
 """Every family of transformers that fedloom is said to run: training stacked equals training alone with PEFT.
 
-The table of `docs/models.md` is made of what is found here: `python -m pytest tests/test_families.py` fails where
-the page says otherwise, and `python tests/test_families.py` writes it.
+The table in `docs/models.md` says how each is run; a test here holds it to what is found, and
+`python tests/test_families.py` writes it.
 """
 
-import copy
 import random
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import CAUSAL, ENCODERS
 from engine import apart, make_stacked, start_bank, steps_of
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from test_gate import train_alone
 from tiny import tiny_model
 from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
 
 from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import sgd
+from fedloom.config import UserError
 from fedloom.data.encode import Tokens
+from fedloom.model.adapters.prompts import PROMPT
+from fedloom.model.layout import Batch, Head
+from fedloom.model.packing import build_pack
 
-FAMILIES = {**{name: (make, None) for name, make in CAUSAL.items()}, **{n: (m, 2) for n, m in ENCODERS.items()}}
-TARGETS = [
-    ("q_proj", "v_proj"), ("query", "value"), ("query_proj", "value_proj"), ("q_lin", "v_lin"), ("query_key_value",),
-    ("qkv_proj",), ("Wqkv",), ("c_attn",), ("q_head", "v_head"), ("in_proj",), ("kv_b_proj", "o_proj"), ("q", "v"),
-    ("dense",),
-]  # fmt: skip
-
-
-# In float64 transformers' own code fails, or it reads no text as short as these are.
-NOT_HERE = {"xglm": "float64", "canine": "short texts"}
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+# What transformers' own code does not do: compute in float64, or read texts as short as these are.
+REFUSED = {"xglm": "float64", "canine": "a few short sequences"}
+FAMILIES = {name: (make, None) for name, make in CAUSAL.items() if name not in REFUSED}
+FAMILIES |= {name: (make, 2) for name, make in ENCODERS.items() if name not in REFUSED}
 # Plain transformers lets a sequence's angles depend on the longest one of all batches before.
 REMEMBERING = {"llama, dynamic rope"}
+TARGETS = """q_proj v_proj; query value; query_proj value_proj; q_lin v_lin; query_key_value; qkv_proj; Wqkv;
+    c_attn; q_head v_head; in_proj; kv_b_proj o_proj; q v; c_proj; dense"""
 
 
 class KeepFloat64(TorchFunctionMode):
@@ -47,8 +50,8 @@ class KeepFloat64(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def build(name, dtype):
-    make, labels = FAMILIES[name]
+def build(name, dtype, families=FAMILIES):
+    make, labels = families[name]
     model = tiny_model(make(), labels).to(dtype)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = 0
@@ -58,33 +61,22 @@ def build(name, dtype):
 
 
 def lora(model):
-    linear = (torch.nn.Linear, torch.nn.Conv1d)
-    names = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, linear) or type(module).__name__ == "Conv1D"
-    }
-    found = next(targets for targets in TARGETS if names.issuperset(targets))
+    linear = ((n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D))
+    names = {name.rpartition(".")[2] for name, _ in linear}
+    found = next((t.split() for t in TARGETS.split(";") if names.issuperset(t.split())), "all-linear")
     task = "CAUSAL_LM" if model.can_generate() else "SEQ_CLS"
-    return LoraConfig(task_type=task, r=2, target_modules=list(found))
+    return LoraConfig(task_type=task, r=2, lora_alpha=4, target_modules=found)
 
 
-def some_data(clients=2, steps=2):
-    """For each client its steps of one batch; lengths from 5 to 22, in some batches all alike."""
-    rng = random.Random(1)
-
-    def sequence(length):
-        ids = [3, 7, 9] + [rng.randrange(10, 300) for _ in range(length - 3)]
-        return Tokens(ids, length - 2, rng.randrange(2))
-
-    def batch(step):
-        lengths = [12, 12] if step == 1 else [rng.randrange(5, 23) for _ in range(rng.randrange(2, 4))]
-        return [sequence(n) for n in lengths]
-
-    return [[[batch(step)] for step in range(steps)] for _ in range(clients)]
+def sequence(rng, length):
+    ids = [3, 7, 9] + [rng.randrange(10, 300) for _ in range(length - 3)]
+    return Tokens(ids, length - 2, rng.randrange(2))
 
 
-DATA = some_data()
+RNG = random.Random(1)
+# Two clients with two steps of one batch; lengths from 5 to 22, in one batch all alike.
+LENGTHS = [[[9, 21, 5], [12, 12]], [[17, 6], [12, 12]]]
+DATA = [[[[sequence(RNG, n) for n in lengths]] for lengths in client] for client in LENGTHS]
 
 
 def train(model, clients, dtype):
@@ -92,15 +84,113 @@ def train(model, clients, dtype):
     return train_locally(model, start_bank(model, len(clients), dtype), work, LocalRules(sgd(0.05)))
 
 
+def logits_alone(plain, tokens, virtual=0):
+    ids = torch.tensor([tokens.ids])
+    logits = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    return logits if plain.config.num_labels == 2 and logits.dim() == 1 else logits[virtual:]
+
+
+def loss_alone(plain, tokens, virtual=0):
+    """What an ordinary model says of a sequence."""
+    logits = logits_alone(plain, tokens, virtual)
+    if logits.dim() == 1:
+        return F.cross_entropy(logits[None], torch.tensor([tokens.label]))
+    return F.cross_entropy(
+        logits[tokens.answer_start - 1 : -1], torch.tensor(tokens.ids[tokens.answer_start :])
+    )
+
+
+def losses(model, parameters, clients):
+    """What the stacked model says of one sequence of each client."""
+    labels = 1 if model.layout.classify else 2
+    with torch.no_grad():
+        return model.losses(
+            parameters, build_pack([[Batch([tokens], 1 / labels)] for tokens in clients], model.layout)
+        ).loss
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_training_beside_others_equals_training_alone_with_peft(name):
+def test_lora_beside_others_equals_lora_alone_with_peft(name, tmp_path):
     with KeepFloat64():
         base = build(name, torch.float64)
         config = lora(base)
         model = make_stacked(base, config, DATA)
-        together = train(model, [0, 1], torch.float64)
-        assert apart(train(model, [1], torch.float64).bank.row(0), together.bank.row(1)) <= 1e-10
-        for k in range(2) if name not in REMEMBERING else ():
-            alone, _, losses = train_alone(base, config, DATA[k], lambda p: torch.optim.SGD(p, 0.05))
-            assert apart(together.bank.row(k), alone) <= 1e-10
-            assert float(together.loss[k]) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        assert way_of(model) == written_ways()[name]
+        together = train(model, [0, 1], torch.float64).bank
+        assert apart(train(model, [1], torch.float64).bank.row(0), together.row(1)) <= 1e-10
+        if name not in REMEMBERING:
+            alone, _, _ = train_alone(base, config, DATA[0], lambda p: torch.optim.SGD(p, 0.05))
+            assert apart(together.row(0), alone) <= 1e-10
+        assert model.adapted, "gradient priority finds no layers to score"
+
+        model.save(together.row(1), tmp_path)
+        loaded = PeftModel.from_pretrained(build(name, torch.float64), str(tmp_path)).eval()
+        tokens = DATA[0][0][0][0]
+        found = losses(model, {n: t[1:] for n, t in together.tensors.items()}, [tokens])
+        # PEFT saves and loads float32.
+        assert float(found[0]) == pytest.approx(float(loss_alone(loaded, tokens)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float32_and_prompts_give_what_the_plain_model_gives(name):
+    base = build(name, torch.float32)
+    task = "CAUSAL_LM" if base.can_generate() else "SEQ_CLS"
+    sizes = {
+        "token_dim": base.get_input_embeddings().weight.shape[1],
+        "num_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = PromptTuningConfig(task_type=task, num_virtual_tokens=3, **sizes)
+    plain = get_peft_model(build(name, torch.float32), config).eval()
+    model = make_stacked(base, config)
+    prompts = 0.5 * torch.randn(2, 3, sizes["token_dim"], generator=torch.Generator().manual_seed(0))
+    heads = {n: t.expand(2, *t.shape) for n, t in model.initial.items() if n != PROMPT}
+    clients = [DATA[0][0][0][0], DATA[1][0][0][1]]
+    found = losses(model, {PROMPT: prompts, **heads}, clients)
+    named = dict(plain.named_parameters())
+    named["prompt_encoder.default.embedding.weight"].data = prompts[1].clone()
+    for n, t in heads.items():
+        head, _, leaf = n.removeprefix("base_model.model.").rpartition(".")
+        plain.get_submodule(f"base_model.{head}.modules_to_save.default").get_parameter(leaf).data = t[
+            1
+        ].clone()
+    assert float(found[1]) == pytest.approx(float(loss_alone(plain, clients[1], 3)), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_transformers_itself_does_not_do_is_told(name):
+    families = {name: (CAUSAL[name], None) if name in CAUSAL else (ENCODERS[name], 2)}
+    base = build(name, torch.float64, families)
+    with pytest.raises(UserError, match=REFUSED[name]):
+        make_stacked(base, lora(base))
+
+
+def way_of(model):
+    if model.layout.together == 0:
+        return "batch by batch"
+    how = "packed" if model.layout.packed else "padded"
+    return how if model.layout.head is Head.LABELS or model.layout.classify else f"{how}, whole"
+
+
+def written_ways():
+    """How the page says that each family runs."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line.startswith("| ")]
+    return {row[0]: row[2] for row in rows if len(row) == 3}
+
+
+def write_page():
+    begin, end = "<!-- families -->", "<!-- /families -->"
+    table = ["| family | kind | runs |", "| --- | --- | --- |"]
+    for name, (_, labels) in FAMILIES.items():
+        with KeepFloat64():
+            base = build(name, torch.float64)
+            way = way_of(make_stacked(base, lora(base)))
+        table.append(f"| {name} | {'language model' if labels is None else 'encoder'} | {way} |")
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    PAGE.write_text("\n".join([before + begin, *table, end + after]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page()

@@ -50,6 +50,12 @@ class Draws:
         head.tokens, head.real, head.rows = tuple(labels), None, sum(labels)
         return head
 
+    def without_pads(self) -> Draws:
+        """The same generators, for the real tokens of a padded pass end to end."""
+        short = copy(self)
+        short.real, short.rows = None, sum(self.tokens)
+        return short
+
     def keep(self, x: Tensor, probability: float) -> Tensor:
         """Factors for ``x`` ``[tokens, features]``: 0 with ``probability``, else 1 / (1 - probability).
 

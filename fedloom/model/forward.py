@@ -75,7 +75,7 @@ class Forward:
         forget_lengths(self._rotaries)
         trunk.train(draws is not None and pack.packed)
         with (
-            self.wave.through(parameters, pack.units, columns=pack.columns, draws=draws, rows=read),
+            self.wave.through(parameters, pack.units, draws=draws, rows=read, **_places(pack)),
             self._attention(pack, causal, draws),
             rotating(self.rotary),
             listening(core) if core is not trunk else nullcontext() as heard,
@@ -90,7 +90,7 @@ class Forward:
         self.model.eval()
         forget_lengths(self._rotaries)
         with (
-            self.wave.through(parameters, pack.units, columns=pack.columns, draws=draws, in_head=True),
+            self.wave.through(parameters, pack.units, draws=draws, in_head=True, **_places(pack)),
             rotating(self.rotary),
         ):
             logits = self.model(**self._inputs(self.model, parameters, pack)).logits
@@ -177,3 +177,11 @@ class Forward:
                 config._attn_implementation = NAME
                 stack.callback(setattr, config, "_attn_implementation", before)
             yield
+
+
+def _places(pack: Pack) -> dict[str, Any]:
+    """Where a wave's tokens stand in a pass of the trunk."""
+    if pack.packed:
+        return {"columns": 1}
+    tokens = pack.ids.numel()
+    return {"columns": pack.columns, "real": pack.real, "tokens": tokens, "real_units": pack.client_tokens}

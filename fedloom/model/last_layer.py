@@ -7,13 +7,18 @@ held to them is found by trial.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedloom.model.adapters.lora import StackedLora
+from fedloom.model.dropout import Draws
 from fedloom.model.wave import StackedDropout, Wave, replace_module
+
+log = logging.getLogger(__name__)
 
 _STACKED = (StackedLora, StackedDropout)
 
@@ -45,15 +50,37 @@ class ReadRows(nn.Module):
 
 
 @torch.no_grad()
-def read_only_labels(layer: nn.Module, wave: Wave, trial: Callable[[], Tensor]) -> None:
-    """Put `ReadRows` around whatever of ``layer`` the outcome of ``trial`` allows it for, in place.
+def read_only_labels(layer: nn.Module, wave: Wave, run: Callable[[], object], draws: Draws | None) -> None:
+    """Put `ReadRows` around whatever of ``layer`` can do with the rows that are read, in place.
 
     Args:
         layer: The model's last.
         wave: Tells which rows are read.
-        trial: Runs a small pass and gives the hidden states that would be read.
+        run: Runs a small pass. The layer is tried on what reaches it there.
+        draws: Dropout of that pass; None where the model drops nothing.
     """
-    expected = trial()
+
+    def try_all(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hook.remove()
+
+        def read() -> Tensor:
+            out = module.forward(*args, **kwargs)
+            states = out if isinstance(out, Tensor) else out[0]
+            return states.reshape(-1, states.shape[-1])[wave.rows]
+
+        _restrict(layer, wave, read, draws)
+
+    hook = layer.register_forward_pre_hook(try_all, with_kwargs=True)
+    try:
+        run()
+    except Exception as error:  # a layer that may not be called twice in a pass; nothing is lost
+        log.info("the last layer works on every token: %s", error)
+    finally:
+        hook.remove()
+
+
+def _restrict(layer: nn.Module, wave: Wave, read: Callable[[], Tensor], draws: Draws | None) -> None:
+    expected = read()
     untried = [name for name, _ in layer.named_children()]
     while untried:
         name = untried.pop()
@@ -63,7 +90,7 @@ def read_only_labels(layer: nn.Module, wave: Wave, trial: Callable[[], Tensor]) 
         if not any(isinstance(part, _STACKED) for part in module.modules()):
             narrow = ReadRows(module, wave)
             replace_module(layer, name, narrow)
-            if _unread(narrow, trial, expected):
+            if _unread(narrow, wave, read, expected, draws):
                 continue
             replace_module(layer, name, module)
         untried += _children(name, module)
@@ -73,14 +100,18 @@ def _children(name: str, module: nn.Module) -> Iterator[str]:
     return (f"{name}.{child}" for child, _ in module.named_children())
 
 
-def _unread(narrow: ReadRows, trial: Callable[[], Tensor], expected: Tensor) -> bool:
+def _unread(
+    narrow: ReadRows, wave: Wave, read: Callable[[], Tensor], expected: Tensor, draws: Draws | None
+) -> bool:
     """Whether nobody looks at the other rows: what stands there then changes not a bit, in any dtype."""
     try:
-        with_zeros = trial()
+        with_zeros = read()
         narrow.others = 1.0
-        with_ones = trial()
+        with_ones = read()
+        wave.draws = draws
+        read()  # dropout that a module calls as a function would miss the other rows
     except Exception:  # whatever an architecture does with a module that is not its own
         return False
     finally:
-        narrow.others = 0.0
+        narrow.others, wave.draws = 0.0, None
     return torch.equal(with_zeros, with_ones) and torch.allclose(with_zeros, expected, rtol=0.05, atol=0.05)

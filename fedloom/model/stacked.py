@@ -27,13 +27,16 @@ from fedloom.model.layers import decoder_layers, layer_of
 from fedloom.model.layout import Head, Layout
 from fedloom.model.loss import class_losses, token_losses
 from fedloom.model.packing import Apart, Pack, build_pack
+from fedloom.model.pads import skip_pads
 from fedloom.model.trial import (
     Clients,
     choose_way,
     explained,
     in_float32,
     is_causal,
+    tolerance_of,
     trial_clients,
+    two_adapters,
     ways,
 )
 from fedloom.model.trunk import (
@@ -126,16 +129,29 @@ class StackedModel:
             self.layout = choose_way(
                 self._logits,
                 plain,
-                {name: t.to(model.device) for name, t in self.initial.items()},
+                two_adapters(self.initial, model.device),
                 list(ways(self.layout, packed, whole_only=anatomy is None)),
                 trial_clients(model, virtual),
                 model,
             )
+            if not self.layout.packed:
+                adapters = two_adapters(self.initial, model.device)
+                clients = trial_clients(model, virtual)
+                skip_pads(
+                    model,
+                    layers_name,
+                    wave,
+                    lambda: self._logits(adapters, clients, self.layout),
+                    tolerance_of(model),
+                )
         if self.layout.packed:
             self._stack_dropout()
         if self.layout.head is Head.LABELS:
-            clients = trial_clients(model, 0)
-            read_only_labels(layers[-1], wave, lambda: self._read_states(clients))
+            layout = replace(self.layout, virtual=0)
+            laid = build_pack(trial_clients(model, 0), layout)
+            pack = (laid.packs[0][1] if isinstance(laid, Apart) else laid).to(self.device)
+            draws = self._draws(pack, 0) if pack.packed and self._drops else None
+            read_only_labels(layers[-1], wave, lambda: self._selected({}, pack, layout), draws)
 
     @property
     def device(self) -> torch.device:
@@ -265,16 +281,6 @@ class StackedModel:
             with self._forward.wave.through(own, pack.label_units, columns=columns, in_head=True):
                 found.append(self._classes(selected, pack, layout))
         return torch.cat(found)
-
-    @torch.no_grad()
-    def _read_states(self, clients: Clients) -> Tensor:
-        layout = replace(self.layout, virtual=0)
-        laid = build_pack(clients, layout)
-        packs = [pack for _, pack in laid.packs] if isinstance(laid, Apart) else [laid]
-        draws = [self._draws(pack, 0) if pack.packed and self._drops else None for pack in packs]
-        return torch.cat(
-            [self._selected({}, p.to(self.device), layout, d) for p, d in zip(packs, draws, strict=True)]
-        )
 
     def _looks_back(self, token: int) -> bool:
         """Whether a token sees only what stands before it."""

@@ -95,7 +95,7 @@ def ways(layout: Layout, packed: bool | None, whole_only: bool) -> Iterator[Layo
 def choose_way(
     logits: Logits,
     plain: Float[Tensor, "labels classes"],
-    initial: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
     candidates: Sequence[Layout],
     clients: Clients,
     model: PreTrainedModel,
@@ -106,7 +106,7 @@ def choose_way(
         logits: Runs the stacked model in a given way.
         plain: What the model's own forward pass says of the trial, batch by batch, before anything was put
             into it.
-        initial: The adapter that all start from.
+        parameters: Adapters of the two clients, from `two_adapters`.
         candidates: From `ways`; the last is the model's own forward pass on one batch at a time.
         clients: The trial.
         model: For its name and dtype.
@@ -129,7 +129,6 @@ def choose_way(
         )
     good_head = Head.LABELS in frozen and frozen[Head.LABELS][0] <= tolerance
     reference_way = labels if good_head else last
-    parameters = _two_adapters(initial)
     reference = logits(parameters, clients, reference_way)
     reasons: list[str] = []
     for way in candidates:
@@ -161,11 +160,23 @@ def _distance(
     return float("inf") if apart.isnan() else float(apart), f"the trial differs by {float(apart):.2g}"
 
 
-def _two_adapters(initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Two clients' adapters that differ from the first one, and from each other, in every number."""
+def tolerance_of(model: PreTrainedModel) -> float:
+    """How far apart, relative, two ways to the same logits may be by rounding."""
+    return _TOLERANCE.get(model.dtype, 5 * _COARSE)
+
+
+def two_adapters(initial: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Two clients' adapters that differ from the first one, and from each other, in every number.
+
+    Args:
+        initial: The first adapter, ``{name: tensor[*shape]}``.
+        device: Where they are to lie.
+    """
     generator = torch.Generator().manual_seed(0)
     return {
-        name: t + 0.1 * torch.randn(2, *t.shape, generator=generator, dtype=torch.float64).to(t)
+        name: (t.cpu() + 0.1 * torch.randn(2, *t.shape, generator=generator, dtype=torch.float64).to(t)).to(
+            device
+        )
         for name, t in initial.items()
     }
 

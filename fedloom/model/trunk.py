@@ -179,10 +179,11 @@ def _original_lengths(config: Any) -> list[int]:
 def keep_backward(model: PreTrainedModel) -> None:
     """Keep away from kernels that have no backward, or none for the model's dtype.
 
-    bitsandbytes' CPU layers would repack their weights for one; torch's grouped product of experts knows no float64.
+    bitsandbytes' CPU layers would repack their weights for one; torch's grouped product of experts knows no
+    float64.
     """
     for module in model.modules():
         if model.dtype == torch.float64 and getattr(module, "config", None) is not None:
-            module.config._experts_implementation = "eager"  # type: ignore[union-attr]
+            module.config._experts_implementation = "eager"
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -28,6 +28,9 @@ class Wave:
         draws: Where dropout masks come from; None turns dropout off.
         rows: Tokens of the pass whose last hidden state is read; None: all of them.
         in_head: Whether the head is running: what stands behind the trunk is adapted there and nowhere else.
+        real: Positions of the real tokens of a padded pass; None elsewhere.
+        tokens: Tokens of a padded pass, pads included.
+        real_units: Real tokens of each client in a padded pass.
     """
 
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
@@ -36,6 +39,9 @@ class Wave:
     draws: Draws | None = None
     rows: Tensor | None = None
     in_head: bool = False
+    real: Tensor | None = None
+    tokens: int = 0
+    real_units: tuple[int, ...] = ()
 
     def lengths(self, x: Tensor, name: str) -> tuple[int, ...]:
         """Rows of each client in ``x`` ``[..., features]``, which lies client by client.
@@ -75,7 +81,7 @@ class Wave:
         Args:
             parameters: See the attributes, as for all that follows.
             units: See the attributes.
-            more: ``columns``, ``draws``, ``rows``, ``in_head``; what is not given is as outside a pass.
+            more: Other attributes; what is not given is as outside a pass.
         """
         before = vars(self).copy()
         vars(self).update(vars(Wave(parameters, units, **more)))
@@ -83,6 +89,14 @@ class Wave:
             yield
         finally:
             vars(self).update(before)
+
+    @contextmanager
+    def without_pads(self) -> Iterator[None]:
+        """Let the stacked modules see the real tokens of a padded pass end to end."""
+        draws = self.draws.without_pads() if self.draws else None
+        in_head = self.in_head
+        with self.through(self.parameters, self.real_units, draws=draws, in_head=in_head):
+            yield
 
     @contextmanager
     def dropping(self) -> Iterator[None]:
