@@ -11,10 +11,10 @@ from fedloom.config import UserError
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The dotted name and the list of a transformer's layers (decoder's or encoder's).
 
-    Found by structure: lists of as many elements as the configuration counts hidden layers come first (of
-        several
-    classes where layers take turns, as in hybrids), then lists whose elements are of one class; of these the
-    one with the most parameters.
+    Found by structure: of the lists whose elements are of one class, or of as many as the configuration
+        counts
+    hidden layers (of several classes where layers take turns, as in hybrids), that of so many which lies in
+    no other list comes first (a layer's experts may be as many), then the one with the most parameters.
 
     Raises:
         UserError: the model has no such list.
@@ -33,7 +33,11 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         )
 
     def rank(named: tuple[str, nn.ModuleList]) -> tuple[bool, int]:
-        return len(named[1]) == expected, sum(parameter.numel() for parameter in named[1].parameters())
+        name, module = named
+        nested = any(name.startswith(f"{other}.") for other, _ in lists)
+        return len(module) == expected and not nested, sum(
+            parameter.numel() for parameter in module.parameters()
+        )
 
     return max(lists, key=rank)
 

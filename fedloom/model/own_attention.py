@@ -126,7 +126,7 @@ def _mpt(
         mixed = mixed.clamp(min=-self.clip_qkv, max=self.clip_qkv)
     q, k, v = (_heads(x, self.head_dim) for x in mixed.chunk(3, dim=2))
     how = {"scaling": self.softmax_scale, "bias": _alibi(position_bias)}
-    return self.out_proj(_attend(self, q, k, v, attention_mask, self.attn_dropout_p, **how)), None
+    return self.out_proj(_attend(self, q, k, v, attention_mask, float(self.attn_dropout_p), **how)), None
 
 
 def _mpnet(

@@ -151,7 +151,7 @@ class StackedModel:
             laid = build_pack(trial_clients(model, 0), layout)
             pack = (laid.packs[0][1] if isinstance(laid, Apart) else laid).to(self.device)
             draws = self._draws(pack, 0) if pack.packed and self._drops else None
-            read_only_labels(layers[-1], wave, lambda: self._selected({}, pack, layout), draws)
+            read_only_labels(layers, wave, lambda: self._selected({}, pack, layout), draws)
 
     @property
     def device(self) -> torch.device:

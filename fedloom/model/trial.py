@@ -129,7 +129,8 @@ def choose_way(
         )
     good_head = Head.LABELS in frozen and frozen[Head.LABELS][0] <= tolerance
     reference_way = labels if good_head else last
-    reference = logits(parameters, clients, reference_way)
+    with explained(model):
+        reference = logits(parameters, clients, reference_way)
     reasons: list[str] = []
     for way in candidates:
         if way.head is Head.LABELS and not good_head:

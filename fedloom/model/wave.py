@@ -106,7 +106,7 @@ class Wave:
         """
         own = F.dropout
 
-        def drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        def drop(input: Tensor, p: float | int = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
             keep = self.keep(input.reshape(-1, input.shape[-1]), p) if training else None
             return input if keep is None else input * keep.view_as(input)
 
