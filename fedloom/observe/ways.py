@@ -1,0 +1,161 @@
+"""Which way of decoding gives what each prompt would be answered alone.
+
+Found by a trial, not by a table of names: an architecture that nobody thought of is slow, but right.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fedloom.model.adapters.prompts import virtual_tokens
+from fedloom.model.cache import keeps_every_token, roomy_cache
+from fedloom.model.probe import tolerance_of
+from fedloom.model.stacked import StackedModel
+from fedloom.observe.decode_equal import forget_length
+from fedloom.observe.decode_padded import PaddedRows
+
+log = logging.getLogger(__name__)
+
+_TOKENS, _PROMPTS, _SHARED = 18, (15, 4, 6, 5), 2  # the trial's: of a row, of its prompts, that these share
+_WINDOWS = re.compile(r"window(_size)?$|^local_attention$|^attention_chunk_size$")
+
+
+class Way(Enum):
+    """From the fastest to what is always right."""
+
+    SHARED = "what all prompts begin with is read once per adapter"
+    PADDED = "prompts of unequal length in one pass, padded"
+    EQUAL = "only prompts of one length in one pass"
+    ALONE = "only prompts of one length and one adapter in one pass"
+
+
+_FOUND: WeakKeyDictionary[StackedModel, Way] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def way_of(model: StackedModel, parameters: Mapping[str, Tensor], longest: int) -> Way:
+    """The fastest way that is right for an architecture.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        parameters: ``{name: tensor[adapters, *shape]}``; the trial's adapters are the first and the last.
+        longest: Tokens of the longest prompt and its answer, with virtual ones.
+    """
+    if model not in _FOUND:
+        _FOUND[model] = _try(model, {name: t[[0, -1]] for name, t in parameters.items()})
+        log.info("answers are written side by side: %s", _FOUND[model].value)
+    way = _FOUND[model]
+    if way in (Way.SHARED, Way.PADDED) and _mixes_lengths(model, longest):
+        return Way.EQUAL
+    # Pads behind shared tokens would push these out of a window too early.
+    return Way.PADDED if way is Way.SHARED and _exceeds_window(model, longest) else way
+
+
+def _try(model: StackedModel, parameters: Mapping[str, Tensor]) -> Way:
+    rows = torch.arange(4 * _TOKENS, device=model.device).view(4, -1) * 37 % 89 + 5
+    rows[:, :_SHARED] = rows[0, :_SHARED]
+    first, last = ({name: t[[k]] for name, t in parameters.items()} for k in (0, 1))
+    alone = torch.cat([_scores(model, first, rows[:2], [2]), _scores(model, last, rows[2:], [2])])
+    tokens = torch.tensor(_PROMPTS, device=model.device)
+    wanted = [alone[torch.arange(4), tokens - 1 + step] for step in range(3)]
+
+    def padded(share: bool) -> list[Tensor]:
+        return _decoded(model, parameters, rows, share)
+
+    if _gives(lambda: padded(True), wanted, Way.SHARED):
+        return Way.SHARED
+    if _gives(lambda: padded(False), wanted, Way.PADDED):
+        return Way.PADDED
+    if _gives(lambda: [_scores(model, parameters, rows, [2, 2])], [alone], Way.EQUAL):
+        return Way.EQUAL
+    return Way.ALONE
+
+
+def _gives(trial: Callable[[], list[Tensor]], wanted: list[Tensor], way: Way) -> bool:
+    try:
+        got = trial()
+    except Exception as error:  # whatever an architecture cannot do
+        log.info("not side by side as %s: %s: %s", way.name, type(error).__name__, error)
+        return False
+    apart = max(_apart(ours, theirs[-len(ours) :]) for ours, theirs in zip(got, wanted, strict=True))
+    if not apart <= tolerance_of(got[0].dtype):
+        log.info("not side by side as %s: the trial differs by %.2g", way.name, apart)
+        return False
+    return True
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    # Of the same for all tokens a score says nothing, and in a trained model it is most of the score.
+    ours, theirs = (t.double() - t.double().mean(-1, keepdim=True) for t in (ours, theirs))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def _decoded(
+    model: StackedModel, parameters: Mapping[str, Tensor], tokens: Int[Tensor, "4 tokens"], share: bool
+) -> list[Tensor]:
+    """Scores after the prompts and after each of two tokens, before the second of which a row has ended."""
+    prompts = [row[:n].tolist() for row, n in zip(tokens, _PROMPTS, strict=True)]
+    if not keeps_every_token(roomy_cache(model.model)):
+        raise ValueError("its cache holds more than keys and values")
+    rows = PaddedRows(model, parameters, prompts, [2, 2], share=share)
+    read = torch.tensor(_PROMPTS, device=tokens.device)
+    every, kept = torch.arange(4, device=tokens.device), torch.arange(1, 4, device=tokens.device)
+    scores = [rows.read(), rows.append(tokens[every, read])]
+    rows.keep(kept)
+    return [*scores, rows.append(tokens[kept, read[kept] + 1])]
+
+
+def _scores(
+    model: StackedModel, parameters: Mapping[str, Tensor], ids: Int[Tensor, "rows tokens"], units: list[int]
+) -> Float[Tensor, "rows tokens vocabulary"]:
+    """What follows each token, rows without pads read in one go."""
+    virtual = virtual_tokens(parameters)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if virtual is not None:
+        embedded = model.model.get_input_embeddings()(ids)
+        own = virtual.to(embedded.dtype).repeat_interleave(torch.tensor(units, device=ids.device), 0)
+        inputs = {"inputs_embeds": torch.cat([own, embedded], 1)}
+    with model.as_clients(parameters, units) as plain:
+        return plain(**inputs).logits[:, -ids.shape[1] :]
+
+
+def _mixes_lengths(model: StackedModel, longest: int) -> bool:
+    """Whether a token is read differently beside a long text, as longrope and dynamic NTK do.
+
+    Two rows are read twice, the second time with one token at the far end of the longest text.
+    """
+    frequencies = [name for name, _ in model.model.named_buffers() if "inv_freq" in name]
+    if not frequencies or "position_ids" not in inspect.signature(model.model.forward).parameters:
+        return False  # and learned positions may end before the longest text does
+    ids = torch.arange(8, device=model.device).expand(2, -1) + 5
+    near = torch.arange(8, device=model.device).repeat(2, 1)
+    far = near.clone()
+    far[1, -1] = max(longest, 8) - 1
+    with model.as_clients({}, [2]) as plain:
+        scores, held = [], []
+        for positions in (near, far):
+            scores.append(plain(input_ids=ids, position_ids=positions).logits[0])
+            held.append([plain.get_buffer(name).clone() for name in frequencies])
+    forget_length(model)
+    same = all(map(torch.equal, *held))
+    return not same or not _apart(*scores) <= tolerance_of(scores[0].dtype)
+
+
+def _exceeds_window(model: StackedModel, longest: int) -> bool:
+    """Whether some of the model's layers cannot see all of a prompt and its answer."""
+    layers = roomy_cache(model.model).layers
+    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    # Some see less than their cache holds, and say so in their config.
+    config = model.model.config.get_text_config().to_dict()
+    windows += [value for name, value in config.items() if _WINDOWS.search(name)]
+    return any(type(window) is int and 0 < window < longest for window in windows)
