@@ -189,6 +189,21 @@ def write(model, bank, asked, **changes):
     return generate(model, bank, asked, **options)
 
 
+@pytest.mark.parametrize("architecture", ["gpt-2", "opt", "openai-gpt"])
+def test_an_answer_ends_where_the_positions_do(architecture):
+    config, asked, positions = CAUSAL[architecture](), prompts(), 20
+    config.max_position_embeddings = positions
+    base = tiny_model(config, None)
+    room = [positions - len(prompt) + 1 for prompt in asked]
+    expected = [
+        written_by_transformers(base, prompt, None, min(LONGEST, most))
+        for prompt, most in zip(asked, room, strict=True)
+    ]
+    assert min(room) < LONGEST < max(room)
+    model = StackedModel(base, None, seed=0)
+    assert write(model, AdapterBank({}), [asked], end=-1) == [expected]
+
+
 def test_several_in_one_pass_write_what_each_writes_alone(llama):
     rows = adapters(llama, 4)
     asked = [prompts(9), prompts(4), prompts(1), prompts(7, beginning=(9,))]

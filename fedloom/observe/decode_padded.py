@@ -40,6 +40,7 @@ class PaddedRows:
         units: Sequence[int],
         *,
         share: bool,
+        positions: int | None = None,
     ):
         """Rows of which nothing has been read.
 
@@ -49,6 +50,7 @@ class PaddedRows:
             prompts: Token ids of each row, adapter by adapter.
             units: Rows of each adapter.
             share: Read what all prompts begin with once per adapter.
+            positions: Tokens that the model has positions for; None: for all that may come.
         """
         self._model, self._parameters, self._prompts, self._share = model, parameters, prompts, share
         self._owners = torch.repeat_interleave(torch.arange(len(units)), torch.tensor(units)).to(model.device)
@@ -57,6 +59,7 @@ class PaddedRows:
         self._takes = set(inspect.signature(model.model.forward).parameters)
         self._mask: Int[Tensor, "rows tokens"]
         self._position: Int[Tensor, "rows 1"]
+        self._positions = positions
 
     @property
     def rows(self) -> int:
@@ -91,6 +94,8 @@ class PaddedRows:
         """Let each row read one more token; returns the scores of its next one."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(self.rows, 1)], 1)
         self._position = self._position + 1
+        if self._positions is not None:  # rows that have ended may have none left, and nobody looks at them
+            self._position = self._position.clamp(max=self._positions - 1)
         return self._forward({"input_ids": tokens[:, None]}, self._position)
 
     def keep(self, places: Int[Tensor, " kept"]) -> None:
@@ -148,7 +153,7 @@ class PaddedRows:
         return out.logits[:, -1]
 
 
-def write_padded(rows: PaddedRows, ends: Collection[int], max_new_tokens: int) -> list[list[int]]:
+def write_padded(rows: PaddedRows, ends: Collection[int], longest: Sequence[int]) -> list[list[int]]:
     """Each row's likeliest tokens, one after the other, up to the token that ends its answer.
 
     Rows that have ended leave the pass and the cache, so it gets cheaper as its answers end.
@@ -156,24 +161,24 @@ def write_padded(rows: PaddedRows, ends: Collection[int], max_new_tokens: int) -
     Args:
         rows: Rows of which nothing has been read.
         ends: The tokens that end an answer; they are not part of it.
-        max_new_tokens: Longest answer, in tokens.
+        longest: Each row's longest answer, in tokens.
     """
     answers: list[list[int]] = [[] for _ in range(rows.rows)]
     numbers = list(range(rows.rows))  # of the rows that are still in the pass
     open_ = [True] * rows.rows
     tokens = rows.read().argmax(-1)
-    for left in range(max_new_tokens - 1, -1, -1):
+    while True:
         for place, (number, token) in enumerate(zip(numbers, tokens.tolist(), strict=True)):
             open_[place] = open_[place] and token not in ends
             if open_[place]:
                 answers[number].append(token)
+                open_[place] = len(answers[number]) < longest[number]
         going = [place for place, is_open in enumerate(open_) if is_open]
-        if not going or not left:
-            break
+        if not going:
+            return answers
         if len(numbers) - len(going) >= _SHARE_TO_DROP * len(numbers):
             numbers, open_ = [numbers[place] for place in going], [True] * len(going)
             kept = torch.tensor(going, device=tokens.device)
             rows.keep(kept)
             tokens = tokens[kept]
         tokens = rows.append(tokens).argmax(-1)
-    return answers

@@ -12,7 +12,7 @@ from fedloom.model.memory import CacheRoom, cache_room
 from fedloom.model.stacked import StackedModel
 from fedloom.observe.decode_equal import write_equal
 from fedloom.observe.decode_padded import PaddedRows, write_padded
-from fedloom.observe.ways import Way, way_of
+from fedloom.observe.ways import Way, learned_positions, way_of
 
 Prompt = Sequence[int]
 
@@ -32,7 +32,7 @@ def generate(
 
     Each is the one that transformers' ``generate`` gives for this adapter and this prompt alone. How many are
     written side by side depends on the architecture, see `Way`. What a model brings along for its sampling
-    (penalties for repetition and the like) is left out.
+    (penalties for repetition and the like) is left out. Where a model has no more positions, an answer ends.
 
     Args:
         model: The frozen base with stacked adapters.
@@ -50,6 +50,7 @@ def generate(
     longest = max(len(prompt) for own in prompts for prompt in own)
     far = model.layout.virtual + longest + max_new_tokens
     way = way_of(model, _parameters(model, bank, used, [0, len(prompts) - 1]), far)
+    positions = learned_positions(model)
     ends = frozenset({end})
     beside = far - longest  # tokens of a row that are not its prompt's
     for first, chosen in _passes(way, prompts, batch_size, beside, cache_room(model.model)):
@@ -57,11 +58,14 @@ def generate(
         places = [(first + k, i) for k, own in enumerate(chosen) for i in own]
         asked = [prompts[adapter][i] for adapter, i in places]
         units = [len(own) for own in chosen]
+        limits = [max_new_tokens] * len(asked)
+        if positions is not None:  # the last token of an answer is not read
+            limits = [min(max_new_tokens, positions + 1 - model.layout.virtual - len(own)) for own in asked]
         if way in (Way.SHARED, Way.PADDED):
-            rows = PaddedRows(model, parameters, asked, units, share=way is Way.SHARED)
-            answers = write_padded(rows, ends, max_new_tokens)
+            rows = PaddedRows(model, parameters, asked, units, share=way is Way.SHARED, positions=positions)
+            answers = write_padded(rows, ends, limits)
         else:
-            answers = write_equal(model, parameters, asked, units, ends, max_new_tokens)
+            answers = write_equal(model, parameters, asked, units, ends, limits[0])
         for (adapter, i), answer in zip(places, answers, strict=True):
             written[adapter][i] = answer
     return written

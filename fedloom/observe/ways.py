@@ -15,12 +15,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedloom.model.adapters.prompts import virtual_tokens
 from fedloom.model.cache import keeps_every_token, roomy_cache
 from fedloom.model.probe import tolerance_of
 from fedloom.model.stacked import StackedModel
+from fedloom.model.trunk import position_offset
 from fedloom.observe.decode_equal import forget_length
 from fedloom.observe.decode_padded import PaddedRows
 
@@ -55,10 +56,13 @@ def way_of(model: StackedModel, parameters: Mapping[str, Tensor], longest: int) 
         _FOUND[model] = _try(model, {name: t[[0, -1]] for name, t in parameters.items()})
         log.info("answers are written side by side: %s", _FOUND[model].value)
     way = _FOUND[model]
-    if way in (Way.SHARED, Way.PADDED) and _mixes_lengths(model, longest):
-        return Way.EQUAL
-    # Pads behind shared tokens would push these out of a window too early.
-    return Way.PADDED if way is Way.SHARED and _exceeds_window(model, longest) else way
+    if way in (Way.SHARED, Way.PADDED):
+        cached, named = _windows(model)
+        if _mixes_lengths(model, longest) or (not cached and longest > min(named, default=longest)):
+            return Way.EQUAL
+        if longest > min(cached, default=longest):
+            return Way.PADDED  # pads behind shared tokens would push these out of a window too early
+    return way
 
 
 def _try(model: StackedModel, parameters: Mapping[str, Tensor]) -> Way:
@@ -151,11 +155,26 @@ def _mixes_lengths(model: StackedModel, longest: int) -> bool:
     return not same or not _apart(*scores) <= tolerance_of(scores[0].dtype)
 
 
-def _exceeds_window(model: StackedModel, longest: int) -> bool:
-    """Whether some of the model's layers cannot see all of a prompt and its answer."""
-    layers = roomy_cache(model.model).layers
-    windows = [getattr(layer, "sliding_window", None) for layer in layers]
-    # Some see less than their cache holds, and say so in their config.
+def _windows(model: StackedModel) -> tuple[list[int], list[int]]:
+    """How many tokens a model's layers see: those whose cache holds no more, and what else its config names.
+
+    The former transformers masks the same way in all architectures, pads or not; the others do as they like.
+    """
+    cached = [getattr(layer, "sliding_window", None) for layer in roomy_cache(model.model).layers]
     config = model.model.config.get_text_config().to_dict()
-    windows += [value for name, value in config.items() if _WINDOWS.search(name)]
-    return any(type(window) is int and 0 < window < longest for window in windows)
+    named = [value for name, value in config.items() if _WINDOWS.search(name)]
+    return [n for n in cached if n], [n for n in named if type(n) is int and n > 0]
+
+
+def learned_positions(model: StackedModel) -> int | None:
+    """Tokens that a model has positions for, virtual ones included; None: for as many as may come."""
+    plain = model.model
+    most = getattr(plain.config.get_text_config(), "max_position_embeddings", None)
+    if most is None:
+        return None
+    words = plain.get_input_embeddings()
+    tables = [m.weight for m in plain.modules() if isinstance(m, nn.Embedding) and m is not words]
+    tables += [buffer for buffer in plain.buffers() if buffer.dim() == 2]
+    # Some tables have a few rows more, for pads; RoBERTa counts those in.
+    learned = any(most <= len(table) <= most + 4 for table in tables)
+    return most - position_offset(model.trunk) if learned else None
