@@ -33,7 +33,7 @@ from fedloom.observe.generate import generate
 from fedloom.observe.ways import Way, way_of
 
 LONGEST = 14
-SHORT = 7  # enough to pass the tiny windows
+SHORT = 6  # enough to pass the tiny windows
 PROMPTS = {
     "prompt-tuning": lambda: PromptTuningConfig(task_type="CAUSAL_LM", **SIZES),
     "p-tuning": lambda: PromptEncoderConfig(task_type="CAUSAL_LM", encoder_hidden_size=16, **SIZES),
@@ -48,8 +48,8 @@ WAYS = {
     "mistral": Way.PADDED,
     "gemma-3": Way.PADDED,
     "llama-4": Way.PADDED,
-    "gpt-neo": Way.PADDED,
     "mpt": Way.PADDED,
+    "gpt-neo": Way.EQUAL,
     "llama, dynamic rope": Way.EQUAL,
     "phi-3, longrope": Way.EQUAL,
     "openai-gpt": Way.EQUAL,
@@ -114,10 +114,11 @@ def written_by_transformers(plain, prompt, end=None, longest=LONGEST):
 
 
 def common_token(answers):
-    """A token that ends some answers early, some late and some not at all."""
-    return Counter(token for own in answers for answer in own for token in set(answer[2:])).most_common(1)[0][
-        0
-    ]
+    """A token that ends as many answers as may be, but not all, and some not at once."""
+    every = [answer for own in answers for answer in own]
+    ends = Counter(token for answer in every for token in set(answer))
+    late = {token for answer in every for token in answer[2:]}
+    return max((token for token in late if ends[token] < len(every)), key=ends.__getitem__)
 
 
 def assert_answers_are_those_of_transformers(architecture, adapter):
@@ -128,7 +129,7 @@ def assert_answers_are_those_of_transformers(architecture, adapter):
     saved.inference_mode = True
     plain = get_peft_model(copy.deepcopy(base), saved).eval()
     model = StackedModel(base, config, seed=2)
-    rows, asked, whole = adapters(model, 2), prompts(4), []
+    rows, asked, whole = adapters(model, 2), prompts(3), []
     for row in rows:
         set_peft_model_state_dict(plain, as_saved(row))
         whole.append([written_by_transformers(plain, prompt, None, SHORT) for prompt in asked])
@@ -137,7 +138,7 @@ def assert_answers_are_those_of_transformers(architecture, adapter):
     lengths = [len(answer) for own in expected for answer in own]
     assert min(lengths) < SHORT == max(lengths)
     assert expected[0] != expected[1]
-    got = generate(model, AdapterBank.stack(rows), [asked] * 2, end=end, max_new_tokens=SHORT, batch_size=3)
+    got = generate(model, AdapterBank.stack(rows), [asked] * 2, end=end, max_new_tokens=SHORT, batch_size=2)
     assert got == expected
     if architecture in WAYS:
         parameters = AdapterBank.stack(rows).tensors
@@ -270,9 +271,9 @@ def test_a_real_model_writes_what_transformers_writes(tmp_path):
         {name: t + 0.05 * torch.randn(t.shape, generator=generator) for name, t in model.initial.items()}
         for _ in range(2)
     ]
-    got = write(model, AdapterBank.stack(rows), [asked] * 2, end=end)
+    got = write(model, AdapterBank.stack(rows), [asked] * 2, end=end, max_new_tokens=SHORT)
     for own, row in zip(got, rows, strict=True):
         model.save(row, tmp_path)
         plain = PeftModel.from_pretrained(copy.deepcopy(plain_base), tmp_path).eval()
-        assert own == [written_by_transformers(plain, prompt, end) for prompt in asked]
+        assert own == [written_by_transformers(plain, prompt, end, SHORT) for prompt in asked]
     assert got[0] != got[1]
