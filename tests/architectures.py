@@ -2,8 +2,8 @@
 
 `CAUSAL` and `ENCODERS` give, for each name, a function that makes a new config: hidden size 32, two layers
 (three or four where an architecture has several kinds of them), a vocabulary of 320, no dropout, and each
-architecture's own features small enough to matter in a dozen tokens: windows of 8, rotation of half a head, grouped queries,
-caps, sinks, shared experts. `tiny_model(CAUSAL["mixtral"](), None)` of `tiny` makes the model.
+architecture's own features small enough to matter in a dozen tokens: windows of 8, rotation of half a head,
+grouped queries, caps, sinks, shared experts. `tiny_model(CAUSAL["mixtral"](), None)` makes the model.
 """
 
 from collections.abc import Callable, Mapping

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from architectures import CAUSAL, LONGROPE_FROM, WINDOW
+from architectures import CAUSAL, LONGROPE_FROM, VOCABULARY, WINDOW
 from peft import (
     LoraConfig,
     PeftModel,
@@ -145,21 +145,8 @@ def assert_answers_are_those_of_transformers(architecture, adapter):
         assert way_of(model, parameters, max(map(len, asked)) + SHORT) is WAYS[architecture]
 
 
-# The engine cannot load them yet.
-LATER = {"nemotron", "gpt-neox", "gpt-neox, one after the other", "glm-4-moe", "gpt-oss", "llama-4", "bamba"}
-LATER |= {
-    "granite-hybrid",
-    "jamba",
-    "olmo-hybrid",
-    "qwen-3-next",
-    "qwen-3.5",
-    "qwen-3.5-moe",
-    "recurrent-gemma",
-}
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("architecture", [name for name in CAUSAL if name not in LATER])
+@pytest.mark.parametrize("architecture", CAUSAL)
 def test_answers_are_those_of_transformers(architecture):
     assert_answers_are_those_of_transformers(architecture, low_rank)
 
@@ -182,12 +169,31 @@ def test_answers_after_virtual_tokens_are_those_of_transformers(architecture, ad
 
 @pytest.fixture(scope="module")
 def llama():
-    return StackedModel(tiny_llama(vocab_size=320), low_rank(tiny_llama()), seed=2)
+    return StackedModel(tiny_llama(vocab_size=VOCABULARY), low_rank(tiny_llama()), seed=2)
 
 
 def write(model, bank, asked, **changes):
     options = {"end": 2, "max_new_tokens": LONGEST, "batch_size": 4} | changes
     return generate(model, bank, asked, **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_rows_are_not_kept_in_order_each_adapter_writes_alone():
+    def base():
+        model = tiny_llama(vocab_size=VOCABULARY)
+        for layer in model.model.layers:
+            mlp = layer.mlp.forward
+            layer.mlp.forward = lambda x, mlp=mlp: mlp(x.flip(0)).flip(0)
+        return model
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["up_proj", "q_proj"])
+    model, plain = StackedModel(base(), config, seed=2), get_peft_model(base(), copy.deepcopy(config)).eval()
+    rows, asked, expected = adapters(model, 2), prompts(5), []
+    for row in rows:
+        set_peft_model_state_dict(plain, row)
+        expected.append([written_by_transformers(plain, prompt, None, SHORT) for prompt in asked])
+    assert write(model, AdapterBank.stack(rows), [asked] * 2, end=-1, max_new_tokens=SHORT) == expected
+    assert way_of(model, AdapterBank.stack(rows).tensors, 30) is Way.ALONE
 
 
 @pytest.mark.parametrize("architecture", ["gpt-2", "opt", "openai-gpt"])
@@ -249,9 +255,9 @@ def test_parameters_outside_the_bank_count_too(llama):
 
 
 def test_without_an_adapter_the_base_writes():
-    base, asked = tiny_llama(vocab_size=320), prompts()
+    base, asked = tiny_llama(vocab_size=VOCABULARY), prompts()
     expected = [written_by_transformers(base, prompt, 2) for prompt in asked]
-    model = StackedModel(tiny_llama(vocab_size=320), None, seed=0)
+    model = StackedModel(tiny_llama(vocab_size=VOCABULARY), None, seed=0)
     assert write(model, AdapterBank({}), [asked]) == [expected]
 
 

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from fedloom.model.adapters.prompts import virtual_tokens
 from fedloom.model.stacked import StackedModel
+from fedloom.model.trunk import forget_lengths
 
 
 def write_equal(
@@ -49,25 +50,15 @@ def write_equal(
         eos_token_id=sorted(end for end in ends if end >= 0) or None,
         pad_token_id=pad,
     )
-    forget_length(model)
+    # An answer must not depend on what was read before it.
+    forget_lengths(module for module in model.model.modules() if hasattr(module, "original_max_seq_len"))
     with (
         model.as_clients(parameters, units) as plain,
         _only(plain, options),
         _beginning_with(plain, None if virtual is None else virtual[owners]),
     ):
         written = plain.generate(ids, attention_mask=torch.ones_like(ids), generation_config=options)
-    forget_length(model)
     return [_up_to(answer, ends) for answer in written[:, ids.shape[1] :].tolist()]
-
-
-def forget_length(model: StackedModel) -> None:
-    """Undo what a long text leaves behind.
-
-    Rotary embedding that grows with the longest text (dynamic NTK) keeps its frequencies for texts that come
-    later, until it sees a short one. An answer must not depend on what was read before it.
-    """
-    with model.as_clients({}, [1]) as plain:
-        plain(input_ids=torch.tensor([[model.layout.pad_id]], device=model.device))
 
 
 @contextmanager

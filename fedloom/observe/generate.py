@@ -52,8 +52,10 @@ def generate(
     way = way_of(model, _parameters(model, bank, used, [0, len(prompts) - 1]), far)
     positions = learned_positions(model)
     ends = frozenset({end})
+    with model.as_clients({}, [1]) as plain:
+        room = cache_room(plain)
     beside = far - longest  # tokens of a row that are not its prompt's
-    for first, chosen in _passes(way, prompts, batch_size, beside, cache_room(model.model)):
+    for first, chosen in _passes(way, prompts, batch_size, beside, room):
         parameters = _parameters(model, bank, used, range(first, first + len(chosen)))
         places = [(first + k, i) for k, own in enumerate(chosen) for i in own]
         asked = [prompts[adapter][i] for adapter, i in places]

@@ -5,11 +5,11 @@ Found by a trial, not by a table of names: an architecture that nobody thought o
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,15 +19,17 @@ from torch import Tensor, nn
 
 from fedloom.model.adapters.prompts import virtual_tokens
 from fedloom.model.cache import keeps_every_token, roomy_cache
-from fedloom.model.probe import tolerance_of
 from fedloom.model.stacked import StackedModel
-from fedloom.model.trunk import position_offset
-from fedloom.observe.decode_equal import forget_length
+from fedloom.model.trial import in_float32
+from fedloom.model.trunk import longest_together, position_offset
 from fedloom.observe.decode_padded import PaddedRows
 
 log = logging.getLogger(__name__)
 
-_TOKENS, _PROMPTS, _SHARED = 18, (15, 4, 6, 5), 2  # the trial's: of a row, of its prompts, that these share
+# The trial's rows: their tokens where the model has as many positions and at least; what all begin with.
+_TOKENS, _FEWEST, _SHARED = 18, 9, 2
+# How far apart, relative, two ways may be; the latter where a model is too large to be tried in float32.
+_TOLERANCE, _COARSE = 1e-4, 0.03
 _WINDOWS = re.compile(r"window(_size)?$|^local_attention$|^attention_chunk_size$")
 
 
@@ -53,12 +55,16 @@ def way_of(model: StackedModel, parameters: Mapping[str, Tensor], longest: int) 
         longest: Tokens of the longest prompt and its answer, with virtual ones.
     """
     if model not in _FOUND:
-        _FOUND[model] = _try(model, {name: t[[0, -1]] for name, t in parameters.items()})
+        with in_float32(model.model):
+            _FOUND[model] = _try(model, {name: t[[0, -1]] for name, t in parameters.items()})
         log.info("answers are written side by side: %s", _FOUND[model].value)
     way = _FOUND[model]
     if way in (Way.SHARED, Way.PADDED):
         cached, named = _windows(model)
-        if _mixes_lengths(model, longest) or (not cached and longest > min(named, default=longest)):
+        together = longest_together(model.model)
+        if together is not None and longest > together:
+            return Way.EQUAL
+        if not cached and longest > min(named, default=longest):
             return Way.EQUAL
         if longest > min(cached, default=longest):
             return Way.PADDED  # pads behind shared tokens would push these out of a window too early
@@ -66,19 +72,21 @@ def way_of(model: StackedModel, parameters: Mapping[str, Tensor], longest: int) 
 
 
 def _try(model: StackedModel, parameters: Mapping[str, Tensor]) -> Way:
-    rows = torch.arange(4 * _TOKENS, device=model.device).view(4, -1) * 37 % 89 + 5
+    positions = learned_positions(model)
+    length = _TOKENS if positions is None else min(_TOKENS, positions - model.layout.virtual)
+    if length < _FEWEST:
+        return Way.ALONE
+    rows = torch.arange(4 * length, device=model.device).view(4, -1) * 37 % 89 + 5
     rows[:, :_SHARED] = rows[0, :_SHARED]
+    prompts = (length - 3, 4, 6, 5)
     first, last = ({name: t[[k]] for name, t in parameters.items()} for k in (0, 1))
     alone = torch.cat([_scores(model, first, rows[:2], [2]), _scores(model, last, rows[2:], [2])])
-    tokens = torch.tensor(_PROMPTS, device=model.device)
-    wanted = [alone[torch.arange(4), tokens - 1 + step] for step in range(3)]
-
-    def padded(share: bool) -> list[Tensor]:
-        return _decoded(model, parameters, rows, share)
-
-    if _gives(lambda: padded(True), wanted, Way.SHARED):
+    last_read = torch.tensor(prompts, device=model.device) - 1
+    wanted = [alone[torch.arange(4), last_read + step] for step in range(3)]
+    decoded = partial(_decoded, model, parameters, rows, prompts)
+    if _gives(lambda: decoded(share=True), wanted, Way.SHARED):
         return Way.SHARED
-    if _gives(lambda: padded(False), wanted, Way.PADDED):
+    if _gives(lambda: decoded(share=False), wanted, Way.PADDED):
         return Way.PADDED
     if _gives(lambda: [_scores(model, parameters, rows, [2, 2])], [alone], Way.EQUAL):
         return Way.EQUAL
@@ -92,7 +100,7 @@ def _gives(trial: Callable[[], list[Tensor]], wanted: list[Tensor], way: Way) ->
         log.info("not side by side as %s: %s: %s", way.name, type(error).__name__, error)
         return False
     apart = max(_apart(ours, theirs[-len(ours) :]) for ours, theirs in zip(got, wanted, strict=True))
-    if not apart <= tolerance_of(got[0].dtype):
+    if not apart <= (_TOLERANCE if got[0].dtype.itemsize >= 4 else _COARSE):
         log.info("not side by side as %s: the trial differs by %.2g", way.name, apart)
         return False
     return True
@@ -105,14 +113,19 @@ def _apart(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _decoded(
-    model: StackedModel, parameters: Mapping[str, Tensor], tokens: Int[Tensor, "4 tokens"], share: bool
+    model: StackedModel,
+    parameters: Mapping[str, Tensor],
+    tokens: Int[Tensor, "4 tokens"],
+    lengths: Sequence[int],
+    *,
+    share: bool,
 ) -> list[Tensor]:
     """Scores after the prompts and after each of two tokens, before the second of which a row has ended."""
-    prompts = [row[:n].tolist() for row, n in zip(tokens, _PROMPTS, strict=True)]
+    prompts = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
     if not keeps_every_token(roomy_cache(model.model)):
         raise ValueError("its cache holds more than keys and values")
     rows = PaddedRows(model, parameters, prompts, [2, 2], share=share)
-    read = torch.tensor(_PROMPTS, device=tokens.device)
+    read = torch.tensor(lengths, device=tokens.device)
     every, kept = torch.arange(4, device=tokens.device), torch.arange(1, 4, device=tokens.device)
     scores = [rows.read(), rows.append(tokens[every, read])]
     rows.keep(kept)
@@ -131,28 +144,6 @@ def _scores(
         inputs = {"inputs_embeds": torch.cat([own, embedded], 1)}
     with model.as_clients(parameters, units) as plain:
         return plain(**inputs).logits[:, -ids.shape[1] :]
-
-
-def _mixes_lengths(model: StackedModel, longest: int) -> bool:
-    """Whether a token is read differently beside a long text, as longrope and dynamic NTK do.
-
-    Two rows are read twice, the second time with one token at the far end of the longest text.
-    """
-    frequencies = [name for name, _ in model.model.named_buffers() if "inv_freq" in name]
-    if not frequencies or "position_ids" not in inspect.signature(model.model.forward).parameters:
-        return False  # and learned positions may end before the longest text does
-    ids = torch.arange(8, device=model.device).expand(2, -1) + 5
-    near = torch.arange(8, device=model.device).repeat(2, 1)
-    far = near.clone()
-    far[1, -1] = max(longest, 8) - 1
-    with model.as_clients({}, [2]) as plain:
-        scores, held = [], []
-        for positions in (near, far):
-            scores.append(plain(input_ids=ids, position_ids=positions).logits[0])
-            held.append([plain.get_buffer(name).clone() for name in frequencies])
-    forget_length(model)
-    same = all(map(torch.equal, *held))
-    return not same or not _apart(*scores) <= tolerance_of(scores[0].dtype)
 
 
 def _windows(model: StackedModel) -> tuple[list[int], list[int]]:
@@ -177,4 +168,4 @@ def learned_positions(model: StackedModel) -> int | None:
     tables += [buffer for buffer in plain.buffers() if buffer.dim() == 2]
     # Some tables have a few rows more, for pads; RoBERTa counts those in.
     learned = any(most <= len(table) <= most + 4 for table in tables)
-    return most - position_offset(model.trunk) if learned else None
+    return most - position_offset(plain) if learned else None
