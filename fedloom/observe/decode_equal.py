@@ -47,7 +47,7 @@ def write_equal(
     options = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(end for end in ends if end >= 0) or None,
+        eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
     # An answer must not depend on what was read before it.

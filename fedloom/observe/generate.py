@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def generate(
     bank: AdapterBank,
     prompts: Sequence[Sequence[Prompt]],
     *,
-    end: int,
+    ends: Collection[int],
     max_new_tokens: int,
     batch_size: int,
     used: Row | None = None,
@@ -38,20 +38,19 @@ def generate(
         model: The frozen base with stacked adapters.
         bank: The adapters; with no tensors at all, the base itself writes.
         prompts: For each adapter its prompts, as token ids.
-        end: The token that ends an answer.
+        ends: The tokens at which an answer ends.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts per pass and adapter.
         used: Adapter parameters that are the same for all and not in the bank.
 
     Returns:
-        For each adapter and prompt the tokens written, without the end token.
+        For each adapter and prompt the tokens written, without the one that ended it.
     """
     written: list[list[list[int]]] = [[[] for _ in own] for own in prompts]
     longest = max(len(prompt) for own in prompts for prompt in own)
     far = model.layout.virtual + longest + max_new_tokens
     way = way_of(model, _parameters(model, bank, used, [0, len(prompts) - 1]), far)
     positions = learned_positions(model)
-    ends = frozenset({end})
     with model.as_clients({}, [1]) as plain:
         room = cache_room(plain)
     beside = far - longest  # tokens of a row that are not its prompt's
