@@ -148,8 +148,7 @@ def assert_answers_are_those_of_transformers(architecture, adapter):
     got = generate(model, AdapterBank.stack(rows), [asked] * 2, ends=ends, max_new_tokens=SHORT, batch_size=2)
     assert got == expected
     if architecture in WAYS:
-        parameters = AdapterBank.stack(rows).tensors
-        assert way_of(model, parameters, max(map(len, asked)) + SHORT) is WAYS[architecture]
+        assert way_of(model, max(map(len, asked)) + SHORT) is WAYS[architecture]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -200,7 +199,7 @@ def test_where_rows_are_not_kept_in_order_each_adapter_writes_alone():
         set_peft_model_state_dict(plain, row)
         expected.append([written_by_transformers(plain, prompt, longest=SHORT) for prompt in asked])
     assert write(model, AdapterBank.stack(rows), [asked] * 2, ends=(), max_new_tokens=SHORT) == expected
-    assert way_of(model, AdapterBank.stack(rows).tensors, 30) is Way.ALONE
+    assert way_of(model, 30) is Way.ALONE
 
 
 @pytest.mark.parametrize("architecture", ["gpt-2", "opt", "openai-gpt"])

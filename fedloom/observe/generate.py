@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.memory import CacheRoom, cache_room
@@ -49,13 +48,16 @@ def generate(
     written: list[list[list[int]]] = [[[] for _ in own] for own in prompts]
     longest = max(len(prompt) for own in prompts for prompt in own)
     far = model.layout.virtual + longest + max_new_tokens
-    way = way_of(model, _parameters(model, bank, used, [0, len(prompts) - 1]), far)
+    way = way_of(model, far)
     positions = learned_positions(model)
     with model.as_clients({}, [1]) as plain:
         room = cache_room(plain)
     beside = far - longest  # tokens of a row that are not its prompt's
     for first, chosen in _passes(way, prompts, batch_size, beside, room):
-        parameters = _parameters(model, bank, used, range(first, first + len(chosen)))
+        rows = slice(first, first + len(chosen))
+        parameters = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
+        for name, t in (used or {}).items():
+            parameters[name] = t.to(model.device).expand(len(chosen), *t.shape)
         places = [(first + k, i) for k, own in enumerate(chosen) for i in own]
         asked = [prompts[adapter][i] for adapter, i in places]
         units = [len(own) for own in chosen]
@@ -63,23 +65,13 @@ def generate(
         if positions is not None:  # the last token of an answer is not read
             limits = [min(max_new_tokens, positions + 1 - model.layout.virtual - len(own)) for own in asked]
         if way in (Way.SHARED, Way.PADDED):
-            rows = PaddedRows(model, parameters, asked, units, share=way is Way.SHARED, positions=positions)
-            answers = write_padded(rows, ends, limits)
+            unread = PaddedRows(model, parameters, asked, units, share=way is Way.SHARED, positions=positions)
+            answers = write_padded(unread, ends, limits)
         else:
             answers = write_equal(model, parameters, asked, units, ends, limits[0])
         for (adapter, i), answer in zip(places, answers, strict=True):
             written[adapter][i] = answer
     return written
-
-
-def _parameters(
-    model: StackedModel, bank: AdapterBank, used: Row | None, adapters: Sequence[int]
-) -> Mapping[str, Tensor]:
-    rows = torch.tensor(adapters)
-    parameters = {name: t[rows.to(t.device)].to(model.device) for name, t in bank.tensors.items()}
-    for name, t in (used or {}).items():
-        parameters[name] = t.to(model.device).expand(len(adapters), *t.shape)
-    return parameters
 
 
 def _passes(

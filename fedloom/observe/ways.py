@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedloom.model.adapters.prompts import virtual_tokens
 from fedloom.model.cache import keeps_every_token, roomy_cache
 from fedloom.model.stacked import StackedModel
-from fedloom.model.trial import in_float32
+from fedloom.model.trial import in_float32, tolerance_of, two_adapters
 from fedloom.model.trunk import longest_together, position_offset
 from fedloom.observe.decode_padded import PaddedRows
 
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 # The trial's rows: their tokens where the model has as many positions and at least; what all begin with.
 _TOKENS, _FEWEST, _SHARED = 18, 9, 2
-# How far apart, relative, two ways may be; the latter where a model is too large to be tried in float32.
-_TOLERANCE, _COARSE = 1e-4, 0.03
 _WINDOWS = re.compile(r"window(_size)?$|^local_attention$|^attention_chunk_size$")
 
 
@@ -46,17 +44,16 @@ _FOUND: WeakKeyDictionary[StackedModel, Way] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def way_of(model: StackedModel, parameters: Mapping[str, Tensor], longest: int) -> Way:
+def way_of(model: StackedModel, longest: int) -> Way:
     """The fastest way that is right for an architecture.
 
     Args:
         model: The frozen base with stacked adapters.
-        parameters: ``{name: tensor[adapters, *shape]}``; the trial's adapters are the first and the last.
         longest: Tokens of the longest prompt and its answer, with virtual ones.
     """
     if model not in _FOUND:
         with in_float32(model.model):
-            _FOUND[model] = _try(model, {name: t[[0, -1]] for name, t in parameters.items()})
+            _FOUND[model] = _try(model)
         log.info("answers are written side by side: %s", _FOUND[model].value)
     way = _FOUND[model]
     if way in (Way.SHARED, Way.PADDED):
@@ -71,7 +68,7 @@ def way_of(model: StackedModel, parameters: Mapping[str, Tensor], longest: int) 
     return way
 
 
-def _try(model: StackedModel, parameters: Mapping[str, Tensor]) -> Way:
+def _try(model: StackedModel) -> Way:
     positions = learned_positions(model)
     length = _TOKENS if positions is None else min(_TOKENS, positions - model.layout.virtual)
     if length < _FEWEST:
@@ -79,28 +76,30 @@ def _try(model: StackedModel, parameters: Mapping[str, Tensor]) -> Way:
     rows = torch.arange(4 * length, device=model.device).view(4, -1) * 37 % 89 + 5
     rows[:, :_SHARED] = rows[0, :_SHARED]
     prompts = (length - 3, 4, 6, 5)
-    first, last = ({name: t[[k]] for name, t in parameters.items()} for k in (0, 1))
-    alone = torch.cat([_scores(model, first, rows[:2], [2]), _scores(model, last, rows[2:], [2])])
+    parameters = two_adapters(model.initial, model.device)
+    one, other = ({name: t[[k]] for name, t in parameters.items()} for k in (0, 1))
+    alone = torch.cat([_scores(model, one, rows[:2], [2]), _scores(model, other, rows[2:], [2])])
     last_read = torch.tensor(prompts, device=model.device) - 1
     wanted = [alone[torch.arange(4), last_read + step] for step in range(3)]
     decoded = partial(_decoded, model, parameters, rows, prompts)
-    if _gives(lambda: decoded(share=True), wanted, Way.SHARED):
+    tolerance = tolerance_of(model.model)
+    if _gives(lambda: decoded(share=True), wanted, tolerance, Way.SHARED):
         return Way.SHARED
-    if _gives(lambda: decoded(share=False), wanted, Way.PADDED):
+    if _gives(lambda: decoded(share=False), wanted, tolerance, Way.PADDED):
         return Way.PADDED
-    if _gives(lambda: [_scores(model, parameters, rows, [2, 2])], [alone], Way.EQUAL):
+    if _gives(lambda: [_scores(model, parameters, rows, [2, 2])], [alone], tolerance, Way.EQUAL):
         return Way.EQUAL
     return Way.ALONE
 
 
-def _gives(trial: Callable[[], list[Tensor]], wanted: list[Tensor], way: Way) -> bool:
+def _gives(trial: Callable[[], list[Tensor]], wanted: list[Tensor], tolerance: float, way: Way) -> bool:
     try:
         got = trial()
     except Exception as error:  # whatever an architecture cannot do
         log.info("not side by side as %s: %s: %s", way.name, type(error).__name__, error)
         return False
     apart = max(_apart(ours, theirs[-len(ours) :]) for ours, theirs in zip(got, wanted, strict=True))
-    if not apart <= (_TOLERANCE if got[0].dtype.itemsize >= 4 else _COARSE):
+    if not apart <= tolerance:
         log.info("not side by side as %s: the trial differs by %.2g", way.name, apart)
         return False
     return True
