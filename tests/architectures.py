@@ -2,9 +2,8 @@
 
 `CAUSAL` and `ENCODERS` give, for each name, a function that makes a new config: hidden size 32, two layers
 (three or four where an architecture has several kinds of them), a vocabulary of 320, no dropout, and each
-architecture's
-own features small enough to matter in a dozen tokens: windows of 8, rotation of half a head, grouped queries,
-caps, sinks, shared experts. `tiny_model(CAUSAL["mixtral"](), None)` of `tiny` makes the model.
+architecture's own features small enough to matter in a dozen tokens: windows of 8, rotation of half a head,
+grouped queries, caps, sinks, shared experts. `tiny_model(CAUSAL["mixtral"](), None)` makes the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -270,7 +269,7 @@ CAUSAL: dict[str, Factory] = {
     ),
     "ctrl": _plain("ctrl", n_embd=32, n_layer=2, n_head=4, dff=48, n_positions=256, initializer_range=0.2),
     # Multi-head latent attention.
-    "minicpm-3": _decoder("minicpm3", _LATENT, dim_model_base=16),
+    "minicpm-3": _decoder("minicpm3", _LATENT, dim_model_base=16, scale_emb=1),
     "youtu": _decoder("youtu", _LATENT),
     "deepseek-v2": _decoder("deepseek_v2", _LATENT, _ROUTED, first_k_dense_replace=1),
     "deepseek-v3": _decoder(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 _ROOM = 32  # tokens, at least; a longer cache gets room for half its length
 
@@ -52,3 +54,19 @@ def roomy_cache(model: PreTrainedModel) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def keeps_every_token(cache: DynamicCache) -> bool:
+    """Whether an empty cache is made for keys and values alone, each token's its own.
+
+    Then rows can be padded, repeated and taken out. States that are carried from token to token have read the
+    pads, and a convolution's or an index's are not always selected with the rest.
+    """
+    kinds = (RoomyLayer, DynamicSlidingWindowLayer)
+    # What has no start holds nothing: a place for a layer without attention, or with another one's keys.
+    return all(type(layer) in kinds or not hasattr(layer, "lazy_initialization") for layer in cache.layers)
+
+
+def argument_name(module: nn.Module) -> str:
+    """What a ``forward`` calls its cache, which differs between versions of transformers."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"

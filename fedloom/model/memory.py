@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import psutil
 import torch
 from transformers import PreTrainedModel
+
+from fedloom.model.cache import argument_name
 
 # Numbers kept for the backward pass, per token and layer, in units of the hidden and the intermediate
 # size; counted on Llama with LoRA on q and v, rounded up.
@@ -42,14 +47,54 @@ def _enough(device: torch.device, bytes_per_token: int) -> int:
     return min(max(_ENOUGH_ON_CPU, _FEW_BYTES // bytes_per_token), 2 * _ENOUGH_ON_CPU)
 
 
-def cached_tokens(model: PreTrainedModel) -> int:
-    """Tokens whose keys and values fit well into the memory that is free now, in generation."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * heads * width
-    bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
-    return int(_SHARE_FOR_CACHE * free_bytes(model.device) / bytes_per_token)
+class CacheRoom(NamedTuple):
+    """How many rows can be written side by side.
+
+    Attributes:
+        free: Bytes that caches may take.
+        row: Bytes of a row, however long it is: states that are carried along.
+        token: Bytes of each token of a row: keys and values.
+    """
+
+    free: float
+    row: int
+    token: int
+
+    def rows(self, tokens: int) -> int:
+        """Rows of this many tokens that fit."""
+        return int(self.free / (self.row + tokens * self.token))
+
+
+@torch.no_grad()
+def cache_room(model: PreTrainedModel) -> CacheRoom:
+    """What the cache of generation takes, and what is free for it now.
+
+    Measured on what the model itself keeps of a few tokens: its config may call things by any name, and what
+    is kept (latent or expanded keys, states, convolutions) differs by architecture.
+    """
+    few, more = (_kept_bytes(model, tokens) for tokens in (4, 5))
+    token = more - few
+    # Without a cache all tokens are read again for each new one.
+    width = model.get_input_embeddings().weight.shape[-1] * model.dtype.itemsize
+    return CacheRoom(_SHARE_FOR_CACHE * free_bytes(model.device), max(0, few - 4 * token), max(token, width))
+
+
+def _kept_bytes(model: PreTrainedModel, tokens: int) -> int:
+    out = model(input_ids=torch.ones(1, tokens, dtype=torch.long, device=model.device), use_cache=True)
+    cache = getattr(out, argument_name(model), None)
+    return sum(t.numel() * t.element_size() for t in _tensors_in(cache))
+
+
+def _tensors_in(held: object) -> Iterator[torch.Tensor]:
+    if isinstance(held, torch.Tensor):
+        yield held
+    elif isinstance(held, list | tuple):
+        for each in held:
+            yield from _tensors_in(each)
+    elif isinstance(held, dict):
+        yield from _tensors_in(list(held.values()))
+    elif type(held).__module__.startswith("transformers"):
+        yield from _tensors_in(list(vars(held).values()))
 
 
 def free_bytes(device: torch.device) -> int:

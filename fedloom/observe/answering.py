@@ -109,7 +109,7 @@ def answer(
         model,
         bank,
         [own.prompts for own in questions],
-        end=end_of_answer(tokenizer),
+        ends={end_of_answer(tokenizer)},
         max_new_tokens=max(own.max_new_tokens for own in questions),
         batch_size=batch_size,
         used=used,
