@@ -165,7 +165,10 @@ class Fedloom:
     def work(self, client: int, layout: Layout) -> ClientWork:
         """The client's batches of the round, as one optimiser step."""
         settings, data = self.stage.settings, self.stage.data
-        schedule = Schedule(settings.batches, settings.batch_size, accumulate=settings.batches)
+        # The mean over batches, as the other contenders compute it.
+        schedule = Schedule(
+            settings.batches, settings.batch_size, accumulate=settings.batches, mean_over="batches"
+        )
         share = data.shares[client]
         return plan_work(data.sequences, share, schedule, layout, seed=SEED, client=client, round_=0, drawn=0)
 

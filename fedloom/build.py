@@ -106,7 +106,10 @@ def build(
         rules=_rules(resolved),
         server_optimiser=_server_optimiser(config),
         server_schedule=Schedule(
-            config.server_batches, config.batch_size, epochs=1, accumulate=config.server_batches
+            config.server_batches,
+            config.batch_size,
+            accumulate=config.server_batches,
+            mean_over=config.grad_accum_mean,
         ),
         focus=_focus(config, model) if config.train_mode == "fedGradFocus" else None,
         group=group,
@@ -152,6 +155,7 @@ def _schedule(config: FedConfig) -> Schedule:
         batch_size=config.batch_size,
         epochs=config.client_epoch,
         accumulate=config.grad_accum_steps,
+        mean_over=config.grad_accum_mean,
     )
 
 

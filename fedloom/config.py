@@ -147,8 +147,11 @@ class ClientTraining:
     client_epoch: int = option(1, "epochs over the batches of a round", minimum=1)
     client_batch_per_step: int = option(8, "batches a client draws per round", minimum=1)
     batch_size: int = option(2, "examples per batch", minimum=1)
-    grad_accum_steps: int = option(
-        4, "batches per optimiser step; gradients are averaged over them", minimum=1
+    grad_accum_steps: int = option(4, "batches per optimiser step", minimum=1)
+    grad_accum_mean: Literal["tokens", "batches"] = option(
+        "tokens",
+        "the loss of a step of several batches: tokens: mean over all its answer tokens, as of one larger "
+        "batch; batches: mean over the batches' own means, as in the original FedGPL",
     )
     client_lr: float = option(1e-4, "client learning rate (SGD)", above=0)
     clip_norm: float = option(0.0, "largest gradient norm of a client's step; 0 is off", minimum=0)

@@ -1,11 +1,11 @@
 """Local training: each client as if it were alone, in as many passes as the token budget makes."""
 
-import dataclasses
 import random
 
+import numpy as np
 import pytest
 import torch
-from engine import apart, clients_data, make_stacked, moved, random_sequence, start_bank, steps_of
+from engine import BEGINNING, apart, clients_data, make_stacked, moved, random_sequence, start_bank, steps_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig
@@ -13,6 +13,8 @@ from tiny import tiny_llama, tiny_roberta
 
 from fedloom.client.local import LocalRules, batch_tokens, mean_step, passes, train_locally
 from fedloom.client.optimisers import adam, sgd
+from fedloom.client.work import Schedule, plan_work
+from fedloom.data.encode import Tokens
 from fedloom.model.bank import AdapterBank
 from fedloom.model.layout import Batch, Layout, labels_of
 from fedloom.model.packing import build_pack
@@ -118,18 +120,24 @@ def test_clients_start_each_from_their_own_row(model):
         assert k == 0 or apart(together.row(k), train(model).bank.row(k)) > 1e-3
 
 
-def test_gradients_are_averaged_over_the_batches_of_a_step(model):
-    """Accumulating two batches is one step down the mean of their gradients."""
-    batches, start = DATA[0][0], start_bank(model, 1)
-    assert len(batches) == 2
+def test_a_step_over_several_batches(model):
+    """Accumulated batches stand for one larger batch, or for the mean of their own gradients."""
+    rng, start = random.Random(4), start_bank(model, 1)
+    short, long = (Tokens([*BEGINNING, *(rng.randrange(10, 90) for _ in range(n))], 4, 0) for n in (4, 20))
 
-    def step(some):
-        work = [[mean_step(some, model.layout, [(0, 0, i) for i in range(len(some))])]]
-        return train_locally(model, start, work, LocalRules(sgd(0.2))).bank
+    def step(batches, mean_over="tokens"):
+        work = [[mean_step(batches, model.layout, [(0, 0, i) for i in range(len(batches))], mean_over)]]
+        done = train_locally(model, start, work, LocalRules(sgd(0.2)))
+        return done.bank.row(0), float(done.loss[0])
 
-    both, first, second = step(batches), step(batches[:1]), step(batches[1:])
-    mean = first.map(lambda a, b: (a + b) / 2, second)
-    assert apart(both.row(0), mean.row(0)) <= 1e-12 and apart(first.row(0), second.row(0)) > 1e-4
+    accumulated, loss = step([[short], [long]])
+    wide, of_wide = step([[short, long]])
+    assert apart(accumulated, wide) <= 1e-12 and loss == pytest.approx(of_wide, rel=1e-12)
+    (first, loss_a), (second, loss_b) = step([[short]]), step([[long]])
+    mean, of_means = step([[short], [long]], "batches")
+    assert apart(mean, {name: (first[name] + second[name]) / 2 for name in first}) <= 1e-12
+    assert of_means == pytest.approx((loss_a + loss_b) / 2, rel=1e-12)
+    assert apart(mean, wide) > 1e-4
 
 
 # A part of the adapter
@@ -272,12 +280,33 @@ def test_a_batchs_tokens_are_those_it_puts_through_the_model(packed, virtual, pr
     assert batch_tokens(batch, layout) == build_pack([[batch]], layout).ids.numel()
 
 
-def test_a_mean_step_weighs_every_batch_the_same():
-    layout, batches = Layout(packed=True, causal=True), DATA[0][0]
-    step = mean_step(batches, layout, [(0, 0, 0), (0, 0, 1)])
-    for batch, sequences in zip(step, batches, strict=True):
-        labels = sum(labels_of(s, layout) for s in sequences)
-        assert batch.weight * labels == pytest.approx(1 / len(batches))
-    assert [batch.key for batch in step] == [(0, 0, 0), (0, 0, 1)]
-    classes = mean_step(batches, dataclasses.replace(layout, classify=True), [(0,), (1,)])
-    assert [b.weight for b in classes] == [pytest.approx(1 / 2 / len(b)) for b in batches]
+def test_a_client_groups_its_batches_into_steps_of_the_mean_that_is_asked_for():
+    layout, data = Layout(packed=True, causal=True), [s for step in DATA[0] for batch in step for s in batch]
+    planned = {
+        over: plan_work(
+            data,
+            np.arange(8),
+            Schedule(batches=8, batch_size=1, accumulate=4, mean_over=over),
+            layout,
+            seed=1,
+            client=0,
+            round_=0,
+            drawn=0,
+        )
+        for over in ("tokens", "batches")
+    }
+    for over, work in planned.items():
+        assert [len(step) for step in work.steps] == [4, 4] and work.examples == 8
+        sequences, keys = [batch.sequences for batch in work.steps[1]], [(0, 0, 1, i) for i in range(4)]
+        assert work.steps[1] == mean_step(sequences, layout, keys, over)
+    assert planned["tokens"].steps != planned["batches"].steps
+
+
+@pytest.mark.parametrize("classify", [False, True])
+def test_in_a_mean_step_every_label_weighs_the_same_or_every_batch(classify):
+    layout, batches = Layout(packed=True, causal=True, classify=classify), DATA[0][0]
+    labels = [sum(labels_of(s, layout) for s in sequences) for sequences in batches]
+    by_token, by_batch = (mean_step(batches, layout, [(0,), (1,)], over) for over in ("tokens", "batches"))
+    assert [batch.weight for batch in by_token] == [1 / sum(labels)] * 2
+    assert [batch.weight * n for batch, n in zip(by_batch, labels, strict=True)] == pytest.approx([0.5, 0.5])
+    assert [batch.key for batch in by_token] == [(0,), (1,)]

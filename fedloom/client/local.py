@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,10 @@ from fedloom.model.packing import build_pack
 from fedloom.model.stacked import StackedModel
 
 Step = list[Batch]
-"""The batches of one optimiser step; their weights make the loss their mean."""
+"""The batches of one optimiser step; their weights make the loss a mean over them."""
+
+MeanOver = Literal["tokens", "batches"]
+"""What counts the same in an optimiser step of several batches: every label, or every batch."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class LocalResult:
     Attributes:
         bank: Their adapters after training.
         state: Their optimisers' state.
-        loss: Mean over the client's batches; nan for a client without any.
+        loss: Mean over the client's steps, each counted by its batches; nan for a client without any.
         correct: Labels predicted right, while training.
         labels: Labels seen.
         tokens: Tokens that went through the model.
@@ -104,7 +108,7 @@ class StepReport:
     """What an optimiser step says of each client.
 
     Attributes:
-        loss: Mean over the step's batches, weighted as its gradient is.
+        loss: Of the step, weighted as its gradient is.
         correct: Labels predicted right.
         labels: Labels seen.
         tokens: Tokens that went through the model.
@@ -188,15 +192,25 @@ def batch_tokens(batch: Batch, layout: Layout) -> int:
     return sum(lengths) - layout.shared * (len(lengths) - 1)
 
 
-def mean_step(batches: Sequence[Sequence], layout: Layout, keys: Sequence[tuple[int, ...]]) -> Step:
-    """An optimiser step over some batches of sequences: the mean over batches of each one's mean loss.
+def mean_step(
+    batches: Sequence[Sequence],
+    layout: Layout,
+    keys: Sequence[tuple[int, ...]],
+    mean_over: MeanOver = "tokens",
+) -> Step:
+    """An optimiser step over some batches of sequences.
 
     Args:
         batches: Lists of `Tokens`.
         layout: The model's.
         keys: What each batch's dropout depends on, beside the seed.
+        mean_over: "tokens": every label counts the same, so that batches make the loss of one batch that
+            holds them all; a classifier's label is its class. "batches": the mean over batches of each one's
+            mean loss, in which the labels of a batch with short answers count more.
     """
+    labels = [sum(labels_of(s, layout) for s in sequences) for sequences in batches]
+    weights = [1 / (sum(labels) if mean_over == "tokens" else len(batches) * own) for own in labels]
     return [
-        Batch(list(sequences), 1 / (len(batches) * sum(labels_of(s, layout) for s in sequences)), key)
-        for sequences, key in zip(batches, keys, strict=True)
+        Batch(list(sequences), weight, key)
+        for sequences, weight, key in zip(batches, weights, keys, strict=True)
     ]

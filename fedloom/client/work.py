@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedloom.client.local import Step, mean_step
+from fedloom.client.local import MeanOver, Step, mean_step
 from fedloom.data.draws import draw_batches
 from fedloom.data.encode import Tokens
 from fedloom.model.layout import Layout
@@ -22,12 +22,14 @@ class Schedule:
         batch_size: Examples per batch.
         epochs: How often it goes through them.
         accumulate: Batches per optimiser step.
+        mean_over: What counts the same among them; see `mean_step`.
     """
 
     batches: int
     batch_size: int
     epochs: int = 1
     accumulate: int = 1
+    mean_over: MeanOver = "tokens"
 
 
 @dataclass(frozen=True)
@@ -76,5 +78,5 @@ def plan_work(
     for start in range(0, len(batches), schedule.accumulate):
         group = batches[start : start + schedule.accumulate]
         keys = [(round_, client, len(steps), i) for i in range(len(group))]
-        steps.append(mean_step(group, layout, keys))
+        steps.append(mean_step(group, layout, keys, schedule.mean_over))
     return ClientWork(client, steps, sum(map(len, batches)))
