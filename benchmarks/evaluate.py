@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,12 @@ from fedloom.config import UserError  # noqa: E402
 from fedloom.data.encode import encode_prompts  # noqa: E402
 from fedloom.data.sources import load_splits  # noqa: E402
 from fedloom.data.tasks import TASKS  # noqa: E402
-from fedloom.data.templates import end_of_answer, prompt_renderer  # noqa: E402
+from fedloom.data.templates import prompt_format  # noqa: E402
 from fedloom.model.adapters.choice import lora  # noqa: E402
 from fedloom.model.bank import AdapterBank, Row  # noqa: E402
 from fedloom.model.base import load_base  # noqa: E402
 from fedloom.model.stacked import StackedModel  # noqa: E402
+from fedloom.observe.answering import ends_of_answer  # noqa: E402
 from fedloom.observe.generate import generate  # noqa: E402
 
 Written = list[list[list[int]]]
@@ -84,10 +86,10 @@ class Stage:
         base = load_base(options.model, device=options.device, dtype=options.dtype)
         task = TASKS[options.data_name]
         splits = load_splits(task, data_dir=options.data_dir, seed=0, token=None)
-        render = prompt_renderer(options.model, base.tokenizer, task.instruction)
-        questions = [render(problem.question) for problem in splits.test[: options.prompts]]
+        form = prompt_format(base.tokenizer, task.instruction)
+        questions = [form.render(problem.question) for problem in splits.test[: options.prompts]]
         self.prompts = encode_prompts(questions, base.tokenizer)
-        self.end = end_of_answer(base.tokenizer)
+        self.ends = ends_of_answer(base.model, base.tokenizer, form.end)
         config = lora(base.model, r=16, alpha=32, dropout=0.0, target_modules=None)
         self.model = StackedModel(base.model, config, seed=0)
         self.rows = [self._adapter(seed) for seed in range(options.adapters)]
@@ -123,7 +125,7 @@ class Stage:
             self.model,
             AdapterBank.stack(rows),
             [self.prompts] * len(rows),
-            end=self.end,
+            ends=self.ends,
             max_new_tokens=self.options.max_new_tokens,
             batch_size=self.options.batch_size,
         )
@@ -152,11 +154,11 @@ class Stage:
             attention_mask=torch.tensor(mask, device=self.model.device),
             max_new_tokens=self.options.max_new_tokens,
             do_sample=False,
-            eos_token_id=self.end,
+            eos_token_id=sorted(self.ends),
             pad_token_id=pad,
         )
         answers = made[:, longest:].tolist()
-        return [own[: own.index(self.end)] if self.end in own else own for own in answers]
+        return [list(takewhile(lambda token: token not in self.ends, own)) for own in answers]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

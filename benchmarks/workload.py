@@ -25,7 +25,7 @@ from fedloom.data.partition import iid
 from fedloom.data.randomness import numpy_rng, torch_rng
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import TASKS
-from fedloom.data.templates import prompt_renderer
+from fedloom.data.templates import prompt_format
 from fedloom.model.base import BaseModel, check_quantize, load_base, resolve_device
 from fedloom.model.layers import decoder_layers
 
@@ -126,8 +126,8 @@ def load_data(settings: Settings, base: BaseModel | PreTrainedModel) -> Data:
         task = TASKS[settings.data_name]
         folder = Path(settings.data_dir) if settings.data_dir else None
         examples = load_splits(task, data_dir=folder, seed=SEED, token=None).train
-        render = prompt_renderer(base.name, base.tokenizer, task.instruction)
-        sequences, dropped = encode(examples, base.tokenizer, render, settings.pad)
+        form = prompt_format(base.tokenizer, task.instruction)
+        sequences, dropped = encode(examples, base.tokenizer, form, settings.pad)
     else:
         sequences, dropped = _random_sequences(base.config.vocab_size, settings.pad)
     shares = iid(len(sequences), settings.clients, SEED)

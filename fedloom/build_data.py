@@ -10,12 +10,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fedloom.config import FedConfig
-from fedloom.data.encode import Tokens, encode
+from fedloom.data.encode import Tokens, encode, reading
 from fedloom.data.example import Splits
 from fedloom.data.partition import iid, with_server
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import Task
-from fedloom.data.templates import Renderer, prompt_renderer
+from fedloom.data.templates import PromptFormat, prompt_format
 from fedloom.model.layout import shared_prefix
 from fedloom.observe.answering import Questions, questions_of
 
@@ -33,7 +33,8 @@ class Encoded:
         train, validation: Sequences to train on and to validate on.
         clients: For each client the indices of its training sequences.
         server: The indices of the training sequences that the server keeps; no client has them.
-        render: Makes the prompt of a question.
+        form: How a question is put to the model.
+        reading: A short name of how problems become token ids, the same for all who train together.
         questions: The validation problems that the model answers itself; None where it is never asked.
     """
 
@@ -41,7 +42,8 @@ class Encoded:
     validation: list[Tokens]
     clients: list[np.ndarray]
     server: np.ndarray
-    render: Renderer
+    form: PromptFormat
+    reading: str
     questions: Questions | None
 
     @property
@@ -71,10 +73,10 @@ def encode_data(
     Raises:
         UserError: Nothing is left, or the clients are more than the examples.
     """
-    render = prompt_renderer(config.model_name, tokenizer, task.instruction)
+    form = prompt_format(tokenizer, task.instruction, config.prompt_format, config.prompt_date)
     sequences: list[list[Tokens]] = []
     for name, examples in (("training", splits.train), ("validation", splits.validation)):
-        kept, dropped = encode(examples, tokenizer, render, config.max_length) if examples else ([], 0)
+        kept, dropped = encode(examples, tokenizer, form, config.max_length) if examples else ([], 0)
         if dropped:
             log.warning(
                 "%d of %d %s examples are longer than max_length %d and left out",
@@ -88,8 +90,10 @@ def encode_data(
     server, clients = deal(config, len(train))
     questions = None
     if config.eval_generate_every:
-        questions = questions_of(validation, tokenizer, config.eval_generate_limit, texts=task.brought)
-    return Encoded(train, validation, clients, server, render, questions)
+        questions = questions_of(
+            validation, tokenizer, config.eval_generate_limit, form.end, texts=task.brought
+        )
+    return Encoded(train, validation, clients, server, form, reading(tokenizer, form), questions)
 
 
 def _load(config: FedConfig, task: Task) -> Splits:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -19,11 +19,12 @@ from fedloom.client.work import Schedule
 from fedloom.config import UserError
 from fedloom.config_libp2p import PeerConfig
 from fedloom.config_peers import DflConfig
-from fedloom.data.encode import Tokens, encode
-from fedloom.data.encode_classes import encode_classes
+from fedloom.data.encode import Tokens, encode, reading
+from fedloom.data.encode_classes import class_reading, encode_classes
+from fedloom.data.example import Example
 from fedloom.data.randomness import derive_seed
 from fedloom.data.tasks import TASKS, Task
-from fedloom.data.templates import prompt_renderer
+from fedloom.data.templates import prompt_format
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.loop import Pace
@@ -48,6 +49,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 S = TypeVar("S", DflConfig, PeerConfig)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Token ids of every peer's examples, or of one list for all; see `PeerParts`."""
+
+    train: list[list[Tokens]]
+    validation: list[list[Tokens]]
+    questions: list[Questions]
+    reading: str
 
 
 def build(config: DflConfig, group: Group = ALONE) -> tuple[DflConfig, PeerParts]:
@@ -116,11 +127,10 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
             f"eval_generate_every: {config.eval_generate_every}, but this model classifies and writes no "
             "answers; leave it out, or choose a causal language model and a task that is answered in words"
         )
-    encoded: list[tuple[list[list[Tokens]], list[list[Tokens]], list[Questions]]] = []
+    encoded: list[_Encoded] = []
 
     def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
-        train, validation = _encode(config, task, held, tokenizer, classify)
-        encoded.append((train, validation, _questions(config, task, tokenizer, validation)))
+        encoded.append(_encode(config, task, held, tokenizer, classify))
 
     base = load_base(
         config.model_checkpoint,
@@ -132,10 +142,11 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         num_labels=task.num_labels if classify else None,
         with_tokenizer=encode_first,
     )
-    model = _stack(config, base, [*encoded[0][0], *encoded[0][1]])
+    data: _Encoded = encoded[0]
+    model = _stack(config, base, [*data.train, *data.validation])
     # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
-    train, validation = _own(encoded[0][0], only), _own(encoded[0][1], only)
-    questions = _own(encoded[0][2], only)
+    train, validation = _own(data.train, only), _own(data.validation, only)
+    questions = _own(data.questions, only)
     wave_tokens = config.wave_tokens
     if wave_tokens == "auto":
         wave_tokens = auto_wave_tokens(base.model, group.sharing)
@@ -162,6 +173,7 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         seed=config.seed,
         group=group,
         first=only or 0,
+        reading=data.reading,
     )
 
 
@@ -172,16 +184,14 @@ def _own(part: list[T], only: int | None) -> list[T]:
 
 def _encode(
     config: Setting, task: Task, held: Held, tokenizer: PreTrainedTokenizerBase, classify: bool
-) -> tuple[list[list[Tokens]], list[list[Tokens]]]:
-    """Token ids of every peer's examples, and of those it is judged by."""
+) -> _Encoded:
+    read: Callable[[Sequence[Example]], tuple[list[Tokens], int]]
     if classify:
-        read = partial(
-            encode_classes, tokenizer=tokenizer, label_names=task.label_names, max_length=config.max_length
-        )
+        names, length = task.label_names, config.max_length
+        read = partial(encode_classes, tokenizer=tokenizer, label_names=names, max_length=length)
     else:
-        assert config.model_checkpoint is not None
-        render = prompt_renderer(config.model_checkpoint, tokenizer, task.instruction)
-        read = partial(encode, tokenizer=tokenizer, render=render, max_length=config.max_length)
+        form = prompt_format(tokenizer, task.instruction, config.prompt_format, config.prompt_date)
+        read = partial(encode, tokenizer=tokenizer, form=form, max_length=config.max_length)
     done = []
     for what, parts in (("training", held.train), ("validation", held.validation)):
         sequences, counts = zip(*(read(part) for part in parts), strict=True)
@@ -189,7 +199,15 @@ def _encode(
             fate = "cut to max_length" if classify else "longer than max_length and left out"
             log.warning("%d %s examples are %s %d", sum(counts), what, fate, config.max_length)
         done.append(list(sequences))
-    return done[0], done[1]
+    train, validation = done
+    if classify:
+        return _Encoded(train, validation, [], class_reading(tokenizer, names))
+    limit = config.eval_generate_limit
+    questions = [
+        questions_of(own, tokenizer, limit, form.end, texts=task.brought)
+        for own in (validation if config.eval_generate_every else ())
+    ]
+    return _Encoded(train, validation, questions, reading(tokenizer, form))
 
 
 def _stack(config: Setting, base: BaseModel, sequences: Sequence[Sequence[Tokens]]) -> StackedModel:
@@ -210,17 +228,6 @@ def _stack(config: Setting, base: BaseModel, sequences: Sequence[Sequence[Tokens
 def _for_each(own: Sequence[T], peers: int) -> Sequence[T]:
     """One for each peer, where one is for all."""
     return own if len(own) > 1 else [*own] * peers
-
-
-def _questions(
-    config: Setting, task: Task, tokenizer: PreTrainedTokenizerBase, validation: list[list[Tokens]]
-) -> list[Questions]:
-    """What each peer answers itself, or what all do; none where nobody is asked."""
-    if not config.eval_generate_every:
-        return []
-    return [
-        questions_of(own, tokenizer, config.eval_generate_limit, texts=task.brought) for own in validation
-    ]
 
 
 def _optimiser(config: Setting) -> Optimiser:

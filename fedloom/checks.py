@@ -1,9 +1,10 @@
 """Judge the values of options, before anything heavy is loaded."""
 
 import re
-from typing import Any
+from datetime import date
+from typing import Any, get_args
 
-from fedloom.config import FedConfig, UserError
+from fedloom.config import PROMPT_DATE, FedConfig, FormatName, Prompts, UserError
 from fedloom.options import did_you_mean, options
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -55,10 +56,33 @@ def check_values(config: Any) -> None:
     """
     check_rules(config)
     check_device(config.device)
+    if isinstance(config, Prompts):
+        check_prompts(config.prompt_format, config.prompt_date)
     if config.exp_name in _NO_FOLDER_NAMES or re.search(r"[/\\]", config.exp_name):
         raise UserError(
             f"exp_name: {config.exp_name!r} is not the name of one folder; "
             "leave out slashes, and choose the place with out_dir"
+        )
+
+
+def check_prompts(name: object, day: object) -> None:
+    """Judge how questions are put to a model: `prompt_format` and `prompt_date`.
+
+    Raises:
+        UserError: There is no such format, or no such day.
+    """
+    formats = get_args(FormatName)
+    if name not in formats:
+        raise UserError(
+            f"prompt_format: {name} is not one of {', '.join(formats)}{did_you_mean(name, formats)}"
+        )
+    try:
+        known = date.fromisoformat(str(day)).isoformat() == str(day)
+    except ValueError:
+        known = False
+    if not known:
+        raise UserError(
+            f"prompt_date: {day} is no day of the form YYYY-MM-DD; write for example {PROMPT_DATE}"
         )
 
 

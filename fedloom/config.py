@@ -16,6 +16,12 @@ Problems = Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArit
 AnyTask = Literal[Problems, "sst2", "qnli", "mnli"]
 """These, and those of sentence classification."""
 
+FormatName = Literal["auto", "plain", "llama-2"]
+"""Formats of prompts; see `fedloom.data.templates.prompt_format`."""
+
+PROMPT_DATE = "2024-07-26"
+"""The day that chat templates with a clock are shown: the one that Llama 3 writes where it has no clock."""
+
 
 class UserError(Exception):
     """A mistake that the user can mend: the message gives the value, the rule and the fix.
@@ -122,6 +128,22 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Prompts."""
+
+    prompt_format: FormatName = option(
+        "auto",
+        "auto: the chat template of the model's tokenizer, without one as plain; plain: instruction, "
+        "question and answer in lines; llama-2: that of Llama 2 chat, for copies without a template",
+    )
+    prompt_date: str = option(
+        PROMPT_DATE,
+        "day, YYYY-MM-DD, that a chat template with a clock is shown: the same in every round, client and "
+        "evaluation, whenever they are",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Federation:
     """Federation."""
 
@@ -212,7 +234,7 @@ class Validation:
 
 @dataclass(frozen=True, kw_only=True)
 class FedConfig(
-    Run, Hardware, Model, Adapter, Data, Federation, ClientTraining, GradientPriority, Validation
+    Run, Hardware, Model, Adapter, Data, Prompts, Federation, ClientTraining, GradientPriority, Validation
 ):
     """All options of `fedloom fed`, by their flat names."""
 

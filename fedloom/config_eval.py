@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedloom.config import AnyTask, Hardware
+from fedloom.config import AnyTask, FormatName, Hardware
 from fedloom.options import option
 
 
@@ -41,6 +41,14 @@ class EvalData:
     dataset_type: AnyTask | None = option(None, "another name of data_name")
     data_dir: str | None = option(
         None, "local copy with the fields of the hub's data set; none: that of the adapter's run, or the hub"
+    )
+    prompt_format: FormatName | None = option(
+        None, "format of the prompts, as `fedloom fed` takes it; none: that of the adapter's run, or auto"
+    )
+    prompt_date: str | None = option(
+        None,
+        "day, YYYY-MM-DD, that a chat template with a clock is shown; none: that of the adapter's run, or "
+        "the default of `fedloom fed`",
     )
     split: Literal["test", "validation", "train"] = option("test", "which part of the data")
     limit: int | None = option(None, "only the first so many examples", minimum=1)

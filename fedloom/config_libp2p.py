@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedloom.config import Hardware, Run
+from fedloom.config import Hardware, Prompts, Run
 from fedloom.config_peers import PeerData, PeerModel, PeerReports, PeerTraining
 from fedloom.options import option
 
@@ -31,7 +31,7 @@ class PeerNode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeerConfig(Run, Hardware, PeerNode, PeerModel, PeerData, PeerTraining, PeerReports):
+class PeerConfig(Run, Hardware, PeerNode, PeerModel, PeerData, Prompts, PeerTraining, PeerReports):
     """All options of `fedloom peer`, by their flat names."""
 
     def __post_init__(self) -> None:

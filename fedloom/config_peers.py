@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedloom.config import AnyTask, Hardware, Run
+from fedloom.config import AnyTask, Hardware, Prompts, Run
 from fedloom.options import option
 
 
@@ -127,7 +127,7 @@ class PeerReports:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DflConfig(Run, Hardware, PeerModel, PeerData, PeerNetwork, PeerTraining, PeerReports):
+class DflConfig(Run, Hardware, PeerModel, PeerData, Prompts, PeerNetwork, PeerTraining, PeerReports):
     """All options of `fedloom dfl`, by their flat names."""
 
 

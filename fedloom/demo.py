@@ -84,10 +84,9 @@ def _fresh_folder(folder: Path) -> Path:
 def answer_unseen(parts: Parts, row: Row) -> Answers:
     """What an adapter answers to the first 100 test problems, whose answers are short."""
     problems = parts.splits.test[:TEST_PROBLEMS]
-    prompts = [parts.data.render(problem.question) for problem in problems]
-    questions = Questions(
-        encode_prompts(prompts, parts.tokenizer), [problem.final for problem in problems], LONGEST_ANSWER
-    )
+    form = parts.data.form
+    prompts = encode_prompts([form.render(problem.question) for problem in problems], parts.tokenizer)
+    questions = Questions(prompts, [problem.final for problem in problems], LONGEST_ANSWER, form.end)
     (answers,) = answer(parts.model, AdapterBank.repeat(row, 1), parts.tokenizer, [questions])
     return answers
 

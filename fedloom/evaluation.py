@@ -18,7 +18,7 @@ from fedloom.data.encode import Tokens, encode_prompts
 from fedloom.data.encode_classes import encode_classes
 from fedloom.data.example import Example
 from fedloom.data.sources import load_splits
-from fedloom.data.templates import prompt_renderer
+from fedloom.data.templates import PromptFormat, prompt_format
 from fedloom.evaluation_plan import Plan, make_plan
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.bank import AdapterBank
@@ -40,12 +40,14 @@ class Asked:
         examples: As the data set has them.
         texts: What the model reads of each.
         prompts: Token ids of the texts, where the model writes answers.
+        form: How a question is put to it there.
         sequences: Encoded texts, where it predicts classes.
     """
 
     examples: list[Example]
     texts: list[str]
     prompts: list[list[int]]
+    form: PromptFormat | None
     sequences: list[Tokens]
 
 
@@ -125,10 +127,10 @@ def _encode(plan: Plan, examples: list[Example], tokenizer: PreTrainedTokenizerB
     if plan.classify:
         sequences, _ = encode_classes(examples, tokenizer, plan.task.label_names, plan.max_length)
         texts = ["\n".join(example.pair or (example.question,)) for example in examples]
-        return Asked(examples, texts, [], sequences)
-    render = prompt_renderer(plan.model_name, tokenizer, plan.task.instruction)
-    texts = [render(example.question) for example in examples]
-    return Asked(examples, texts, encode_prompts(texts, tokenizer), [])
+        return Asked(examples, texts, [], None, sequences)
+    form = prompt_format(tokenizer, plan.task.instruction, plan.prompt_format, plan.prompt_date)
+    texts = [form.render(example.question) for example in examples]
+    return Asked(examples, texts, encode_prompts(texts, tokenizer), form, [])
 
 
 Group = Sequence[tuple[SavedAdapter, PeftConfig]]
@@ -187,7 +189,8 @@ def _answers(
 ) -> list[Judged]:
     _check_room(config, model, asked)
     expected = [example.final or example.answer for example in asked.examples]
-    questions = Questions(asked.prompts, expected, config.max_new_tokens)
+    assert asked.form is not None, "answers are written to prompts of a format"
+    questions = Questions(asked.prompts, expected, config.max_new_tokens, asked.form.end)
     every = answer(model, bank, tokenizer, [questions] * count, batch_size=config.batch_size)
     return [
         (

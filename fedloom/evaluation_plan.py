@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.config import UserError
+from fedloom.checks import check_prompts
+from fedloom.config import PROMPT_DATE, FormatName, UserError
 from fedloom.config_eval import EvalConfig
 from fedloom.data.tasks import TASKS, Task
 from fedloom.model.base import check_model_name, is_encoder
@@ -35,6 +36,7 @@ class Plan:
         classify: Whether the model predicts classes; else it writes answers.
         data_dir: Local data.
         seed: Decides what is held out, where something must be.
+        prompt_format, prompt_date: How questions are put to the model; see `fedloom.data.templates`.
         max_length: To which a text to classify is cut, in tokens.
         output: Folder for the results.
         taken: What was taken from a run, for people; "" where nothing was.
@@ -46,6 +48,8 @@ class Plan:
     classify: bool
     data_dir: str | None
     seed: int
+    prompt_format: FormatName
+    prompt_date: str
     max_length: int
     output: Path
     taken: str
@@ -79,6 +83,9 @@ def make_plan(config: EvalConfig) -> Plan:
     model_name = _known("model_name", choose("model_name", config.model, of_runs) or _base_of(adapters))
     data_dir = choose("data_dir", config.data_dir, same_task)
     seed = choose("seed", config.seed, of_runs)
+    prompt_format: Any = choose("prompt_format", config.prompt_format, of_runs) or "auto"
+    prompt_date = str(choose("prompt_date", config.prompt_date, of_runs) or PROMPT_DATE)
+    check_prompts(prompt_format, prompt_date)
     check_model_name(model_name, config.token)
     classify = task.num_labels > 0 and (
         task.embedded is None
@@ -93,6 +100,8 @@ def make_plan(config: EvalConfig) -> Plan:
         classify=classify,
         data_dir=data_dir,
         seed=DEFAULT_SEED if seed is None else seed,
+        prompt_format=prompt_format,
+        prompt_date=prompt_date,
         max_length=max((run["max_length"] or 0 for run in same_task), default=0) or DEFAULT_MAX_LENGTH,
         output=_output(config, None if others else run),
         taken=", ".join(f"{name} {value}" for name, value in taken.items()),

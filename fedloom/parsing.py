@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +104,8 @@ def read_options(path: Path, config_class: type) -> dict[str, Any]:
             )
         if value == "none" and by_name[name].nullable:
             content[name] = None
+        if isinstance(value, date):  # YAML's reading of 2024-07-26, which is text to every option
+            content[name] = str(value)
     try:
         return _build_parser(by_name).parse_object(content, defaults=False).as_dict()
     except argparse.ArgumentError as error:

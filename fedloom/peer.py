@@ -109,7 +109,8 @@ def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:
 
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
     """What all messages of this run have in common; a digest of it tells a peer with other options apart."""
-    digest = hashlib.sha256(json.dumps({name: getattr(config, name) for name in _AGREED}).encode())
+    agreed = {name: getattr(config, name) for name in _AGREED} | {"reading": parts.reading}
+    digest = hashlib.sha256(json.dumps(agreed).encode())
     for name, t in sorted(parts.model.initial.items()):
         digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())
     schema = Schema.of(sent(parts, start(parts).peers.bank))

@@ -59,6 +59,7 @@ class PeerParts:
         seed: The run's.
         group: The processes that the peers are dealt over.
         first: Number of the first peer in these lists, from 0: of a real peer, which knows no other, its own.
+        reading: A short name of how texts become token ids and classes, the same for all who train together.
     """
 
     model: StackedModel
@@ -78,6 +79,7 @@ class PeerParts:
     seed: int
     group: Group = ALONE
     first: int = 0
+    reading: str = ""
 
     @cached_property
     def blocks(self) -> list[range]:

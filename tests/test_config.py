@@ -50,6 +50,8 @@ DEFAULTS = {
     "target_modules": None,
     "num_virtual_tokens": None,
     "max_length": 512,
+    "prompt_format": "auto",
+    "prompt_date": "2024-07-26",
     "prox_mu": 0.01,
     "patience": 3,
     "eval_generate_every": 0,
@@ -64,6 +66,7 @@ CHOICES = {
     "fed_alg": ("FedAdam", "FedAVG", "FedAvg", "FedProx"),
     "peft": ("lora", "p-tuning", "prompt-tuning"),
     "data_name": ("gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"),
+    "prompt_format": ("auto", "plain", "llama-2"),
     "train_mode": ("local", "fed", "fedGradFocus"),
     "grad_accum_mean": ("tokens", "batches"),
     "grad_eval": ("l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2"),
@@ -194,6 +197,12 @@ def test_a_bad_file_is_named_with_its_key(tmp_path, content, parts):
     assert str(file) in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_day_needs_no_quotes_in_a_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("prompt_date: 2031-02-03\n")
+    assert parse_fed("--config", str(path)).prompt_date == "2031-02-03"
 
 
 def test_a_missing_file_is_named():

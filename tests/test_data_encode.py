@@ -13,7 +13,7 @@ from fedloom.config import UserError
 from fedloom.data.arithmetic import generate
 from fedloom.data.encode import encode, encode_prompts
 from fedloom.data.example import Example
-from fedloom.data.templates import prompt_renderer
+from fedloom.data.templates import PromptFormat, prompt_format
 
 ADD = Example("What is 11 + 8?", "11 + 8 = 19", "19")
 
@@ -25,13 +25,13 @@ def with_special_tokens(tokenizer, template):
     return tokenizer
 
 
-def render_for(tokenizer):
-    return prompt_renderer("some-model", tokenizer, "Solve it.")
+def form_for(tokenizer):
+    return prompt_format(tokenizer, "Solve it.")
 
 
 def test_a_sequence_is_prompt_answer_and_end():
     tokenizer = tiny_tokenizer()
-    (tokens,), dropped = encode([ADD], tokenizer, render_for(tokenizer), max_length=512)
+    (tokens,), dropped = encode([ADD], tokenizer, form_for(tokenizer), max_length=512)
     assert tokenizer.decode(tokens.ids) == (
         "<|im_start|>system\nSolve it.<|im_end|>\n<|im_start|>user\nWhat is 11 + 8?<|im_end|>\n"
         "<|im_start|>assistant\n11 + 8 = 19<|im_end|>"
@@ -43,14 +43,16 @@ def test_a_sequence_is_prompt_answer_and_end():
 
 def test_after_a_plain_prompt_the_answer_starts_with_a_space():
     tokenizer = tiny_tokenizer(chat_template=False)
-    (tokens,), _ = encode([ADD], tokenizer, render_for(tokenizer), max_length=512)
+    (tokens,), _ = encode([ADD], tokenizer, form_for(tokenizer), max_length=512)
     assert tokenizer.decode(tokens.ids[: tokens.answer_start]).endswith("\nAnswer:")
     assert tokenizer.decode(tokens.ids[tokens.answer_start :]) == " 11 + 8 = 19<|im_end|>"
 
 
 def test_after_a_special_token_the_answer_starts_at_once():
     tokenizer = tiny_tokenizer(chat_template=False)
-    (tokens,), _ = encode([ADD], tokenizer, lambda question: f"{question}<|im_start|>", max_length=512)
+    (tokens,), _ = encode(
+        [ADD], tokenizer, PromptFormat("{}<|im_start|>".format, tokenizer.eos_token_id), max_length=512
+    )
     assert tokenizer.decode(tokens.ids) == "What is 11 + 8?<|im_start|>11 + 8 = 19<|im_end|>"
 
 
@@ -58,10 +60,10 @@ def test_after_a_special_token_the_answer_starts_at_once():
 @given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=3), st.booleans())
 def test_training_starts_from_the_tokens_that_generation_starts_from(pairs, chat):
     tokenizer = tiny_tokenizer(chat_template=chat)
-    render = render_for(tokenizer)
+    form = form_for(tokenizer)
     examples = [Example(question, answer, "") for question, answer in pairs]
-    encoded, _ = encode(examples, tokenizer, render, max_length=10_000)
-    prompts = encode_prompts([render(question) for question, _ in pairs], tokenizer)
+    encoded, _ = encode(examples, tokenizer, form, max_length=10_000)
+    prompts = encode_prompts([form.render(question) for question, _ in pairs], tokenizer)
     assert [tokens.ids[: tokens.answer_start] for tokens in encoded] == prompts
     for example, tokens in zip(examples, encoded, strict=True):
         answer = tokenizer.decode(tokens.ids[tokens.answer_start : -1])
@@ -74,7 +76,7 @@ def test_a_token_across_the_border_is_not_made():
     backend.normalizer = normalizers.Replace(" ", "")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<|im_end|>")
     assert tokenizer("a:b").input_ids == [1, 4], "the whole text joins the colon with the answer"
-    (tokens,), _ = encode([Example("a", "b", "")], tokenizer, lambda question: f"{question}:", max_length=9)
+    (tokens,), _ = encode([Example("a", "b", "")], tokenizer, PromptFormat("{}:".format, 5), max_length=9)
     assert tokens.ids == [1, 2, 3, 5] and tokens.answer_start == 2
 
 
@@ -82,8 +84,8 @@ def test_a_token_across_the_border_is_not_made():
 def test_the_beginning_of_text_stands_once_and_the_end_only_at_the_end(template):
     tokenizer = with_special_tokens(tiny_tokenizer(chat_template=False), template)
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    for render in (render_for(tokenizer), lambda question: f"<|im_start|>{question}"):
-        (tokens,), _ = encode([ADD], tokenizer, render, max_length=512)
+    for form in (form_for(tokenizer), PromptFormat("<|im_start|>{}".format, end)):
+        (tokens,), _ = encode([ADD], tokenizer, form, max_length=512)
         assert tokens.ids[0] == start and tokens.ids.count(start) == 1
         assert tokens.ids[-1] == end and tokens.ids.count(end) == 1
 
@@ -91,20 +93,20 @@ def test_the_beginning_of_text_stands_once_and_the_end_only_at_the_end(template)
 def test_long_examples_are_dropped_and_counted():
     tokenizer = tiny_tokenizer()
     examples = [ADD, Example("What?", "9 " * 300 + "9", "9"), Example("Why? " * 300, "1", "1"), ADD]
-    kept, dropped = encode(examples, tokenizer, render_for(tokenizer), max_length=200)
+    kept, dropped = encode(examples, tokenizer, form_for(tokenizer), max_length=200)
     assert (len(kept), dropped) == (2, 2)
     assert kept[0] == kept[1]
 
 
 def test_max_length_counts_the_end_token():
     tokenizer = tiny_tokenizer()
-    (tokens,), _ = encode([ADD], tokenizer, render_for(tokenizer), max_length=512)
+    (tokens,), _ = encode([ADD], tokenizer, form_for(tokenizer), max_length=512)
     length = len(tokens.ids)
-    assert encode([ADD], tokenizer, render_for(tokenizer), max_length=length) == ([tokens], 0)
+    assert encode([ADD], tokenizer, form_for(tokenizer), max_length=length) == ([tokens], 0)
     with pytest.raises(
         UserError, match=rf"max_length is {length - 1}, and none of the 2 .* shortest has {length} tokens"
     ):
-        encode([ADD, ADD], tokenizer, render_for(tokenizer), max_length=length - 1)
+        encode([ADD, ADD], tokenizer, form_for(tokenizer), max_length=length - 1)
 
 
 @pytest.mark.real_model
@@ -115,7 +117,7 @@ def test_smollm2_reads_a_problem():
     (file,) = Path(package.origin).parent.glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     examples = generate(50, 0)
-    encoded, dropped = encode(examples, tokenizer, render_for(tokenizer), max_length=256)
+    encoded, dropped = encode(examples, tokenizer, form_for(tokenizer), max_length=256)
     assert (len(encoded), dropped) == (50, 0)
     for example, tokens in zip(examples, encoded, strict=True):
         assert tokenizer.decode(tokens.ids) == (

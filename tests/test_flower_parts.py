@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import time
 import tomllib
 from importlib.util import find_spec
@@ -206,6 +207,17 @@ def test_a_mistake_ends_the_run_before_it_begins(model, tmp_path, configs, optio
         serve(Hand(run_config, configs), run_config)
     assert mistake in str(told.value)
     assert not (tmp_path / "test" / "config.yaml").exists()
+
+
+def test_a_client_that_puts_questions_in_another_form_is_refused(model, tmp_path):
+    run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path))
+    shutil.copytree(model[1], tmp_path / "copy")
+    moved = {**run_config, "model_name": str(tmp_path / "copy")}
+    serve(Hand(moved, nodes()), {**run_config, "exp_name": "moved", "max_steps": 1})
+    template = tmp_path / "copy" / "chat_template.jinja"
+    template.write_text("Hello! " + template.read_text())
+    with pytest.raises(UserError, match="client 1 puts questions to the model in another form"):
+        serve(Hand(moved | {"seed": 1}, nodes()), run_config)  # a seed of their own: nothing is kept
 
 
 def test_when_nobody_answers_the_run_ends_and_can_go_on(model, tmp_path):

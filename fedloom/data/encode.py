@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedloom.config import UserError
 from fedloom.data.example import Example
-from fedloom.data.templates import end_of_answer
+from fedloom.data.templates import PromptFormat, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +38,7 @@ class Tokens(NamedTuple):
 def encode(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
-    render: Callable[[str], str],
+    form: PromptFormat,
     max_length: int,
 ) -> tuple[list[Tokens], int]:
     """Tokenises problems for training a language model on their answers.
@@ -44,7 +46,7 @@ def encode(
     Args:
         examples: The problems.
         tokenizer: The model's tokenizer.
-        render: Makes the prompt of a question; see `templates.prompt_renderer`.
+        form: How a question is put to the model.
         max_length: The most tokens that a sequence may have, prompt and end token included.
 
     Returns:
@@ -53,10 +55,9 @@ def encode(
     Raises:
         UserError: If no sequence is left.
     """
-    end = end_of_answer(tokenizer)
-    prompts = [render(example.question) for example in examples]
+    prompts = [form.render(example.question) for example in examples]
     prompt_ids = encode_prompts(prompts, tokenizer)
-    special = set(tokenizer.all_special_ids)
+    special = special_tokens(tokenizer)
     texts = [
         _gap(prompt, ids, special) + example.answer
         for prompt, ids, example in zip(prompts, prompt_ids, examples, strict=True)
@@ -74,13 +75,20 @@ def encode(
         length = len(ids) + len(answer) + 1
         shortest = min(shortest or length, length)
         if length <= max_length:
-            kept.append(Tokens([*ids, *answer, end], len(ids), -1, kind=example.label))
+            kept.append(Tokens([*ids, *answer, form.end], len(ids), -1, kind=example.label))
     if not kept:
         raise UserError(
             f"max_length is {max_length}, and none of the {len(examples)} examples is that short "
             f"(prompt and answer; the shortest has {shortest} tokens). Use a larger --max_length."
         )
     return kept, len(examples) - len(kept)
+
+
+def reading(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> str:
+    """Returns a short name of how problems are read: equal where a made-up one becomes the same token ids."""
+    problem = Example("What is 1 + 1?", "1 + 1 = 2", "2")
+    (tokens,), _ = encode([problem], tokenizer, form, max_length=sys.maxsize)
+    return hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -1,60 +1,80 @@
-"""Prompts in the format that a model was trained on."""
+"""Prompts in the format that a model was trained on: that of its tokenizer's chat template."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import json
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from fedloom.config import UserError
+from fedloom.config import PROMPT_DATE, FormatName, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Renderer = Callable[[str], str]
+# Quotes, a line break, markup, an accent: a template that prints the list of parts itself, escapes text, or
+# picks characters out of it, does not give it back as it is.
+_QUESTION = 'It\'s "1 < 2" & so on.\nIs it, René?'
+_ANSWER = "The answer."
 
 
-def prompt_renderer(model_name: str, tokenizer: PreTrainedTokenizerBase, instruction: str) -> Renderer:
-    """Returns the function that makes the prompt of a question.
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a question is put to a model.
 
-    Llama-2 chat, TinyLlama chat, Zephyr and BLOOM have their formats here, known by the last part of the
-    model's name. Any other model gets its tokenizer's chat template, and without one the plain
-    format. A prompt ends where the answer begins, and holds the beginning-of-text token only where a chat
-    template wrote it.
+    Attributes:
+        render: Makes the prompt of a question. It ends where the answer begins, and holds the
+            beginning-of-text token only where a chat template wrote it.
+        end: The token id that ends an answer: what training teaches to write behind it.
+    """
+
+    render: Callable[[str], str]
+    end: int
+
+
+def prompt_format(
+    tokenizer: PreTrainedTokenizerBase,
+    instruction: str,
+    name: FormatName = "auto",
+    day: str = PROMPT_DATE,
+) -> PromptFormat:
+    """Returns the format of a model's prompts.
+
+    It depends on the tokenizer and these arguments alone, so that a model that is moved or renamed is asked
+    as it was in training.
 
     Args:
-        model_name: The model's name on the hub, or its folder or file.
         tokenizer: The model's tokenizer.
         instruction: What to do with the questions; a system message where the format has such.
-    """
-    name = re.split(r"[/\\]", model_name.rstrip("/\\"))[-1].lower()
-    if "llama-2" in name and "chat" in name:
-        return lambda question: f"[INST] <<SYS>>\n{instruction}\n<</SYS>>\n\n{question} [/INST]"
-    if "zephyr" in name or ("tinyllama" in name and "chat" in name):
-        end = tokenizer.eos_token or "</s>"
-        return lambda question: f"<|system|>\n{instruction}{end}\n<|user|>\n{question}{end}\n<|assistant|>\n"
-    if "bloom" not in name and tokenizer.chat_template is not None:
-        return _chat_renderer(tokenizer, instruction)
-    return lambda question: f"{instruction}\n\nQuestion: {question}\nAnswer:"
-
-
-def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the token id that ends an answer: learnt in training, the sign to stop in generation.
-
-    For a tokenizer with a chat template it is the special token that closes the assistant's turn there (some
-    models have an end-of-text token that no turn ends with), otherwise the end-of-text token.
+        name: "auto": the tokenizer's chat template, without one as "plain"; "plain": the instruction and the
+            question under each other; "llama-2": that of Llama 2 chat, for copies without a template.
+        day: What a template with a clock takes for today, as ``YYYY-MM-DD``.
 
     Raises:
-        UserError: If the tokenizer has neither.
+        UserError: If the template fails, or leaves out the question or the instruction; if there is no token
+            to end an answer.
     """
-    if tokenizer.chat_template is not None:
-        mark = "The answer."
-        talk = [{"role": "user", "content": "The question."}, {"role": "assistant", "content": mark}]
-        after = _apply_template(tokenizer, talk, add_generation_prompt=False).rpartition(mark)[2]
-        # Templates go on after the turn, with a line break for one: the first special token counts.
-        for token in tokenizer(after, add_special_tokens=False).input_ids:
-            if token in tokenizer.all_special_ids:
-                return int(token)
+    if name == "auto" and tokenizer.chat_template is not None:
+        template = _Template(tokenizer, date.fromisoformat(day))
+        end = template.end_of_turn()
+        return PromptFormat(template.renderer(instruction), _end_of_text(tokenizer) if end is None else end)
+    end = _end_of_text(tokenizer)
+    if name == "llama-2":
+        return PromptFormat(
+            lambda question: f"[INST] <<SYS>>\n{instruction}\n<</SYS>>\n\n{question} [/INST]", end
+        )
+    return PromptFormat(lambda question: f"{instruction}\n\nQuestion: {question}\nAnswer:", end)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Returns the token ids that are marks and no text, also those without a role (``bos``, ...)."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise UserError(
             "the model's tokenizer has no end-of-text token (eos_token), which ends an answer; set one."
@@ -62,29 +82,103 @@ def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _chat_renderer(tokenizer: PreTrainedTokenizerBase, instruction: str) -> Renderer:
-    with_system = _takes_system_message(tokenizer, instruction)
+class _Template:
+    """A tokenizer's chat template on one day."""
 
-    def render(question: str) -> str:
-        if with_system:
-            talk = [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
-        else:
-            talk = [{"role": "user", "content": f"{instruction}\n\n{question}"}]
-        return _apply_template(tokenizer, talk, add_generation_prompt=True)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: date):
+        self.tokenizer, self.day = tokenizer, day
 
-    return render
+    def renderer(self, instruction: str) -> Callable[[str], str]:
+        """Finds out by trial how the template takes its messages.
+
+        Some refuse a system message, some leave it out without a word; some want a message's content as text,
+        some (those of models that see images too) as a list of parts.
+        """
+        failed, left_out = "", ""
+        for with_system in (True, False):
+            for parts in (False, True):
+
+                def render(question: str, with_system: bool = with_system, parts: bool = parts) -> str:
+                    user = question if with_system else f"{instruction}\n\n{question}"
+                    system = [("system", instruction)] if with_system else []
+                    return self.apply([*system, ("user", user)], parts, add_generation_prompt=True)
+
+                try:
+                    prompt = render(_QUESTION)
+                except Exception as error:  # the template is a program of the model's: it may raise anything
+                    failed = failed or _first_line(error)
+                    continue
+                if _QUESTION in prompt and instruction in prompt:
+                    return lambda question: self._checked(render, question)
+                left_out = "the instruction" if _QUESTION in prompt else left_out or "the question"
+        what = f"leaves out or changes {left_out}" if left_out else f"fails: {failed}"
+        raise UserError(f"the chat template of the model's tokenizer {what}. {_WAY_OUT}")
+
+    def _checked(self, render: Callable[[str], str], question: str) -> str:
+        """What a template does may depend on the question."""
+        try:
+            prompt = render(question)
+        except Exception as error:
+            raise UserError(
+                f"the chat template of the model's tokenizer fails for the question {question[:60]!r}: "
+                f"{_first_line(error)}. {_WAY_OUT}"
+            ) from error
+        if question.strip() not in prompt:
+            raise UserError(
+                f"the chat template of the model's tokenizer changes the question {question[:60]!r}. "
+                f"{_WAY_OUT}"
+            )
+        return prompt
+
+    def end_of_turn(self) -> int | None:
+        """Returns the special token that closes the assistant's turn, if one does.
+
+        Some models have an end-of-text token that no turn ends with.
+        """
+        special = special_tokens(self.tokenizer)
+        talk = [("user", "The question."), ("assistant", _ANSWER)]
+        for parts in (False, True):
+            try:
+                text = self.apply(talk, parts, add_generation_prompt=False)
+            except Exception:  # as above; such a template is for prompts alone
+                continue
+            _, answer, after = text.rpartition(_ANSWER)
+            # Templates go on after the turn, with a line break for one: the first special token counts.
+            for token in self.tokenizer(after, add_special_tokens=False).input_ids if answer else ():
+                if token in special:
+                    return int(token)
+        return None
+
+    def apply(self, talk: Sequence[tuple[str, str]], parts: bool, **options: bool) -> str:
+        messages: list[dict[str, Any]] = [
+            {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+            for role, text in talk
+        ]
+        template = self.tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template = _stopped_clock(self.day) + template
+        return str(
+            self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+        )
 
 
-def _takes_system_message(tokenizer: PreTrainedTokenizerBase, instruction: str) -> bool:
-    """Tries it: some templates refuse a system message with an error, some leave it out without a word."""
-    from jinja2 import TemplateError
+def _stopped_clock(day: date) -> str:
+    """Returns a macro, to stand before a template, that hides transformers' function of the same name.
 
-    talk = [{"role": "system", "content": instruction}, {"role": "user", "content": "The question."}]
-    try:
-        return instruction in _apply_template(tokenizer, talk, add_generation_prompt=True)
-    except TemplateError:
-        return False
+    That one reads the clock. A function cannot be handed to a template, which gets plain data alone, so the
+    macro replaces the codes of `strftime`.
+    """
+    now = datetime(day.year, day.month, day.day)
+    codes = [f"%{letter}" for letter in string.ascii_letters] + [f"%-{letter}" for letter in "dejmyHIMSUW"]
+    percent = "\ue000"  # in the place of %% until all codes are gone
+    pairs = [("%%", percent), *((code, now.strftime(code)) for code in codes), (percent, "%")]
+    filters = "".join(f"|replace({json.dumps(code)}, {json.dumps(value)})" for code, value in pairs)
+    # The line break goes with the block, so that what follows stands at the beginning of a line as before.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n"
 
 
-def _apply_template(tokenizer: PreTrainedTokenizerBase, talk: list[dict[str, Any]], **options: bool) -> str:
-    return str(tokenizer.apply_chat_template(talk, tokenize=False, **options))
+_WAY_OUT = "Mend chat_template in the model's folder, or choose --prompt_format plain."
+
+
+def _first_line(error: Exception) -> str:
+    return f"{str(error).strip().partition(chr(10))[0]} ({type(error).__name__})"

@@ -41,7 +41,10 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
     holdings = EVERYBODYS if wanted.client_data is None else SERVERS
     config, parts = build(wanted.of_the_run, holdings=holdings)
     fleet = Fleet(
-        grid, Parcel(), partial(_admit, digest(parts.model.initial), wanted.client_num), wanted.join_timeout
+        grid,
+        Parcel(),
+        partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num),
+        wanted.join_timeout,
     )
     fleet.wait_for(wanted.client_num, wanted.clients_needed, strict=True)
     _write_down(folder, config, parts, wanted)
@@ -80,7 +83,7 @@ class _Federation:
         return after, row
 
 
-def _admit(adapter: str, client_num: int, answer: Parcel) -> int:
+def _admit(adapter: str, reading: str, client_num: int, answer: Parcel) -> int:
     """The number of a client whose model is the server's.
 
     Raises:
@@ -95,6 +98,11 @@ def _admit(adapter: str, client_num: int, answer: Parcel) -> int:
         raise UserError(
             f"client {client + 1} has another model or another fedloom than the server: "
             "their adapters differ in names or shapes"
+        )
+    if answer.facts.get("reading") != reading:
+        raise UserError(
+            f"client {client + 1} puts questions to the model in another form than the server: its tokenizer "
+            "or chat template is another; give both the same model files"
         )
     return client
 

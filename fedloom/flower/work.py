@@ -50,7 +50,8 @@ def answer(request: Request) -> Answer:
         path = own_data(request.node, config.client_data, client)
         standing = _stand(json.dumps(request.options, sort_keys=True), config, path)
         if request.kind == "query":
-            return Answer(Parcel({"client": client, "adapter": digest(standing.parts.model.initial)}))
+            adapter, reading = digest(standing.parts.model.initial), standing.parts.data.reading
+            return Answer(Parcel({"client": client, "adapter": adapter, "reading": reading}))
         return _trained(request, standing, client, path)
     except (UserError, Unfit) as error:
         return Answer(Parcel({"mistake": str(error)}))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.config import UserError
 from fedloom.data.answers import extract_number, same_answer
 from fedloom.data.encode import Tokens
-from fedloom.data.templates import end_of_answer
+from fedloom.data.templates import special_tokens
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
 from fedloom.observe.generate import generate
@@ -28,11 +28,13 @@ class Questions:
         prompts: Token ids of the prompts.
         expected: The final number of each right answer; the whole of one that has none.
         max_new_tokens: Longest answer, in tokens.
+        end: The token that ends an answer in training; `ends_of_answer` adds the model's own.
     """
 
     prompts: Sequence[Sequence[int]]
     expected: Sequence[str]
     max_new_tokens: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Answers:
 
 
 def questions_of(
-    sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase, limit: int, *, texts: bool
+    sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase, limit: int, end: int, *, texts: bool
 ) -> Questions:
     """The first problems of encoded ones.
 
@@ -66,6 +68,7 @@ def questions_of(
         sequences: Prompts with their answers.
         tokenizer: The model's.
         limit: How many problems at most.
+        end: The token that ends an answer.
         texts: An answer without a number counts, too, by its text; else its problem is left out.
 
     Raises:
@@ -83,7 +86,29 @@ def questions_of(
         prompts=[sequences[i].ids[: sequences[i].answer_start] for i in chosen],
         expected=[finals[i] for i in chosen],
         max_new_tokens=2 * max(len(given[i]) for i in chosen),
+        end=end,
     )
+
+
+def ends_of_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, taught: int) -> frozenset[int]:
+    """The tokens at which an answer ends in generation: the one that training teaches, and the model's own.
+
+    These are the ids of its ``generation_config``, as transformers' ``generate`` takes them (Llama 3, Gemma
+    and Qwen have two or three), and those of its configuration that are no ordinary text to the tokenizer.
+
+    Args:
+        model: The base.
+        tokenizer: The model's.
+        taught: `PromptFormat.end`.
+    """
+    special = special_tokens(tokenizer)
+    configured = _ids(getattr(model.config.get_text_config(), "eos_token_id", None))
+    own = _ids(getattr(model.generation_config, "eos_token_id", None))
+    return frozenset({taught, *own, *(number for number in configured if number in special)})
+
+
+def _ids(given: int | Sequence[int] | None) -> Sequence[int]:
+    return () if given is None else (given,) if isinstance(given, int) else given
 
 
 def answer(
@@ -105,11 +130,12 @@ def answer(
         batch_size: Prompts per pass and adapter.
         used: Adapter parameters that are the same for all and not in the bank.
     """
+    (taught,) = {own.end for own in questions}
     written = generate(
         model,
         bank,
         [own.prompts for own in questions],
-        ends={end_of_answer(tokenizer)},
+        ends=ends_of_answer(model.model, tokenizer, taught),
         max_new_tokens=max(own.max_new_tokens for own in questions),
         batch_size=batch_size,
         used=used,

@@ -128,7 +128,10 @@ def options_of_run(run: Path) -> dict[str, Any]:
     return {
         "model_name": content.get("model_name") or content.get("model_checkpoint"),
         "data_name": task,
-        **{name: content.get(name) for name in ("data_dir", "seed", "max_length")},
+        **{
+            name: content.get(name)
+            for name in ("data_dir", "seed", "max_length", "prompt_format", "prompt_date")
+        },
     }
 
 
