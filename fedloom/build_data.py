@@ -90,9 +90,7 @@ def encode_data(
     server, clients = deal(config, len(train))
     questions = None
     if config.eval_generate_every:
-        questions = questions_of(
-            validation, tokenizer, config.eval_generate_limit, form.end, texts=task.brought
-        )
+        questions = questions_of(validation, config.eval_generate_limit, form.end)
     return Encoded(train, validation, clients, server, form, reading(tokenizer, form), questions)
 
 

@@ -204,8 +204,7 @@ def _encode(
         return _Encoded(train, validation, [], class_reading(tokenizer, names))
     limit = config.eval_generate_limit
     questions = [
-        questions_of(own, tokenizer, limit, form.end, texts=task.brought)
-        for own in (validation if config.eval_generate_every else ())
+        questions_of(own, limit, form.end) for own in (validation if config.eval_generate_every else ())
     ]
     return _Encoded(train, validation, questions, reading(tokenizer, form))
 

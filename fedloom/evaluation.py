@@ -95,7 +95,7 @@ def _examples(config: EvalConfig, plan: Plan) -> list[Example]:
     """The examples of the split; of a math task, those whose answer is a number."""
     splits = load_splits(plan.task, data_dir=plan.data_dir, seed=plan.seed, token=config.token)
     examples: list[Example] = getattr(splits, config.split)
-    if not plan.classify and not plan.task.brought:
+    if not plan.classify:
         examples = [example for example in examples if example.final]
     if not examples:
         raise UserError(
@@ -188,7 +188,7 @@ def _answers(
     count: int,
 ) -> list[Judged]:
     _check_room(config, model, asked)
-    expected = [example.final or example.answer for example in asked.examples]
+    expected = [example.final for example in asked.examples]
     assert asked.form is not None, "answers are written to prompts of a format"
     questions = Questions(asked.prompts, expected, config.max_new_tokens, asked.form.end)
     every = answer(model, bank, tokenizer, [questions] * count, batch_size=config.batch_size)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fedloom.config import UserError
+from fedloom.data.fields import label_of
 from fedloom.data.partition import Kind
 from fedloom.data.partition import partition as divide
 from fedloom.data.sources import Sourced, load_rows
@@ -110,13 +111,18 @@ def _check_output(output: Path) -> None:
 
 def _values(train: Sequence[Sourced], field: str) -> list[str]:
     """The rows' values of the field that keeps them together."""
+    values = []
     for number, made in enumerate(train, start=1):
-        if made.row.get(field) is None:
+        try:
+            values.append(label_of(made.row, field))
+        except ValueError as error:
+            raise UserError(f"training example {number}: {error}; name another field.") from error
+        if not values[-1]:
             found = ", ".join(f"'{name}'" for name in made.row)
             raise UserError(
                 f"field is '{field}', but training example {number} has none; the fields found are {found}."
             )
-    return [str(made.row[field]) for made in train]
+    return values
 
 
 def _dataset(rows: Sequence[Sourced]) -> Dataset:

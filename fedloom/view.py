@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedloom.config import UserError
+from fedloom.data.fields import label_of
 from fedloom.data.files import EXTENSIONS, Located, read_part
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import TASKS, Task
@@ -113,8 +114,15 @@ def _task_of(folder: Path) -> Task | None:
 
 def _labels(rows: Sequence[Located], task: Task | None) -> list[str]:
     if task is None:
-        return ["" if row.get("label") is None else str(row["label"]) for _, row in rows]
+        return [_label(located) for located in rows]
     return [made.example.label for made in read_examples(task, rows)]
+
+
+def _label(located: Located) -> str:
+    try:
+        return label_of(located.row)
+    except ValueError as error:
+        raise UserError(f"{located.where}: {error}.") from error
 
 
 def label_counts(groups: Mapping[str, Sequence[str]], task: Task | None) -> dict[str, dict[str, int]]:

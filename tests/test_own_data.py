@@ -55,11 +55,22 @@ def load(path):
     return load_splits(TASKS["qa"], data_dir=path, seed=1, token=None)
 
 
-def test_answers_may_be_anything_and_a_number_is_found_where_there_is_one(tmp_path):
-    row = {"question": " Where? ", "answer": "Rome"}
-    splits = load(jsonl(tmp_path / "qa.jsonl", [row, {"question": "How far?", "answer": 12}] * 5))
-    found = {(made.question, made.answer, made.final) for made in splits.train}
-    assert found == {("Where?", "Rome", ""), ("How far?", "12", "12")}
+def test_answers_may_be_anything_and_labels_too(tmp_path):
+    content = [
+        {"question": " Where? ", "answer": "Rome", "label": 0},
+        {"question": "How far?", "answer": 12, "label": "far"},
+        {"question": "How long?", "answer": 18.0, "label": 1.0},
+        {"question": "Who?", "answer": "It is 5 km.", "label": float("nan")},
+        {"question": 5, "answer": "5", "label": False},
+    ]
+    every = vars(load(jsonl(tmp_path / "qa.jsonl", content * 2))).values()
+    assert {(made.question, made.answer, made.final, made.label) for part in every for made in part} == {
+        ("Where?", "Rome", "Rome", "0"),
+        ("How far?", "12", "12", "far"),
+        ("How long?", "18", "18", "1"),
+        ("Who?", "It is 5 km.", "It is 5 km.", ""),
+        ("5", "5", "5", "False"),
+    }
 
 
 def test_one_file_is_cut_in_three_and_given_splits_stay(tmp_path):
@@ -115,6 +126,7 @@ def test_split_and_view_go_by_the_labels_that_rows_have(tmp_path, capsys):
         ([{"prompt": "a", "response": "b"}], ["line 1", "no field 'question'", "'prompt', 'response'"]),
         ([{"question": "a", "answer": " "}], ["line 1", "'answer' is empty"]),
         ([{"question": "a", "answer": ["b"]}], ["line 1", "'answer' must be text or a number", "['b']"]),
+        ([{"question": "a", "answer": "b"}, {"question": "a", "answer": float("nan")}], ["line 2", "(nan)"]),
         ([{"question": "a", "answer": "b"}] * 2, ["2 training examples are too few", "at least 3"]),
         ([{"question": "a", "answer": "b"}] * 5, ["client_num is 4", "only 3 training examples"]),
     ],

@@ -26,6 +26,7 @@ class Tokens(NamedTuple):
         segment_start: Where the second text begins whose tokens have ``token_type_ids`` of 1; None where the
             tokenizer makes no such difference.
         kind: `Example.label`, for those who count what a client holds; training does not look at it.
+        final: `Example.final`, for those who judge what a model answers itself; nor at this.
     """
 
     ids: list[int]
@@ -33,6 +34,7 @@ class Tokens(NamedTuple):
     label: int
     segment_start: int | None = None
     kind: str = ""
+    final: str = ""
 
 
 def encode(
@@ -75,7 +77,8 @@ def encode(
         length = len(ids) + len(answer) + 1
         shortest = min(shortest or length, length)
         if length <= max_length:
-            kept.append(Tokens([*ids, *answer, form.end], len(ids), -1, kind=example.label))
+            ids_and_end = [*ids, *answer, form.end]
+            kept.append(Tokens(ids_and_end, len(ids), -1, kind=example.label, final=example.final))
     if not kept:
         raise UserError(
             f"max_length is {max_length}, and none of the {len(examples)} examples is that short "

@@ -11,8 +11,9 @@ class Example:
 
     Attributes:
         question: What is asked, without the instruction.
-        answer: What the model learns to write; its last number is `final`.
-        final: The final value alone, a plain number such as ``"19"``; "" where the answer has no number.
+        answer: What the model learns to write.
+        final: What a right answer comes to: its final number alone, in plain form such as ``"19"``, or what
+            it says in words; "" where it cannot be judged.
         label: A class of the example (sentiment, operation, problem type), for classification and for splits
             by label; "" where there is none.
         pair: The two texts that a sequence classifier reads; None where it reads the question.

@@ -6,13 +6,12 @@ report accuracy on the published validation split, so that split is `validation`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from fedloom.data.answers import normal_number
 from fedloom.data.example import Example
+from fedloom.data.fields import Row, class_name, text
 from fedloom.data.files import SPLIT_NAMES, SplitNames
-
-Row = Mapping[str, Any]
 
 HUB = "nyu-mll/glue"
 SENTIMENTS = ("negative", "positive")
@@ -31,44 +30,23 @@ MNLI_SPLITS: SplitNames = {
 def sst2(row: Row) -> Example:
     """Reads a phrase of a film review and its sentiment."""
     label = class_name(row, SENTIMENTS)
-    return Example(_text(row, "sentence"), label, "", label)
+    return Example(text(row, "sentence"), label, "", label)
 
 
 def qnli(row: Row) -> Example:
     """Reads a question and a sentence that answers it (label 0) or does not."""
     label = class_name(row, ANSWERS)
-    question, sentence = _text(row, "question"), _text(row, "sentence")
+    question, sentence = text(row, "question"), text(row, "sentence")
     return Example(f"Question: {question}\nSentence: {sentence}", label, "", label, (question, sentence))
 
 
 def mnli(row: Row) -> Example:
     """Reads a premise and a hypothesis that follows from it, may be true, or contradicts it."""
     label = class_name(row, INFERENCES)
-    premise, hypothesis = _text(row, "premise"), _text(row, "hypothesis")
+    premise, hypothesis = text(row, "premise"), text(row, "hypothesis")
     return Example(f"Premise: {premise}\nHypothesis: {hypothesis}", label, "", label, (premise, hypothesis))
-
-
-def class_name(row: Row, names: Sequence[str]) -> str:
-    """Returns the name of the class whose number is the row's field 'label'.
-
-    Raises:
-        ValueError: If the field is no whole number, or not that of a class. Digits as text count as a
-            number, since a csv file has nothing else.
-    """
-    value = row["label"]
-    number = value if isinstance(value, int) and not isinstance(value, bool) else None
-    if isinstance(value, str) and value.strip().isdecimal():
-        number = int(value)
-    if number is None or not 0 <= number < len(names):
-        listed = ", ".join(f"{place} ({name})" for place, name in enumerate(names))
-        raise ValueError(f"field 'label' must be one of {listed}, but is {value!r}")
-    return names[number]
 
 
 def has_no_labels(rows: Sequence[Row]) -> bool:
     """Tells whether these are the rows of a test split whose labels GLUE keeps to itself."""
-    return all(str(row.get("label")).strip() == "-1" for row in rows)
-
-
-def _text(row: Row, field: str) -> str:
-    return str(row[field]).strip()
+    return all(normal_number(row.get("label")) == "-1" for row in rows)

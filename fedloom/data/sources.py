@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fedloom.config import UserError
 from fedloom.data.example import Example, Splits
+from fedloom.data.fields import is_missing
 from fedloom.data.files import Located, read_local, rows_of
 from fedloom.data.glue import has_no_labels
 from fedloom.data.randomness import numpy_rng
@@ -114,11 +115,11 @@ def read_examples(task: Task, rows: Sequence[Located]) -> list[Sourced]:
     made = []
     for where, row in rows:
         _check_fields(task, where, row)
-        if task.keep(row):
-            try:
+        try:
+            if task.keep(row):
                 made.append(Sourced(row, task.to_example(row)))
-            except ValueError as error:
-                raise UserError(f"{where}: {error} (data set {task.name}).") from error
+        except ValueError as error:
+            raise UserError(f"{where}: {error} (data set {task.name}).") from error
     if not made:
         origin = rows[0].where.rpartition(", ")[0] if rows else "the data set"
         raise UserError(f"{origin}: none of the {len(rows)} rows belongs to the task {task.name}.")
@@ -134,8 +135,9 @@ def _check_fields(task: Task, where: str, row: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{where}: no field '{names[0]}', which {task.name} needs; the fields found are {found}."
             )
-        if row[present[0]] is None or not str(row[present[0]]).strip():
-            raise UserError(f"{where}: field '{present[0]}' is empty, and {task.name} needs it.")
+        if is_missing(value := row[present[0]]):
+            shown = f" ({value})" if isinstance(value, float) else ""
+            raise UserError(f"{where}: field '{present[0]}' is empty{shown}, and {task.name} needs it.")
 
 
 def _complete(parts: dict[str, list[Example]], seed: int) -> Splits:

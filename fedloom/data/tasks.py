@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedloom.data import arithmetic, glue
-from fedloom.data.answers import extract_number, normal_number
+from fedloom.data.answers import extract_number, normal_number, stated_number
 from fedloom.data.example import Example, Splits
+from fedloom.data.fields import Row, class_name, is_missing, label_of, number, text
 from fedloom.data.files import SPLIT_NAMES, SplitNames
 
 __all__ = ["TASKS", "Example", "Splits", "Task"]
-
-Row = Mapping[str, Any]
 
 
 def keep_all(row: Row) -> bool:
@@ -34,7 +32,7 @@ class Task:
         instruction: One sentence or two that tell the model what to do; part of every prompt.
         fields: Fields that a row must have, not empty. A bar separates the names that one may go by.
         to_example: Makes the problem of a row that has these fields; ValueError where a value is unusable.
-        keep: Tells whether the row belongs to the task.
+        keep: Tells whether the row belongs to the task; ValueError as above.
         label_names: The classes, by number; examples are labelled with these names. Empty where the task is
             not one of classification.
         split_names: The names that each split may have, in order of preference.
@@ -63,78 +61,56 @@ class Task:
         return not self.hub and self.embedded is None
 
 
-def _number(row: Row, field: str) -> str:
-    number = normal_number(row[field])
-    if number is None:
-        raise ValueError(f"field '{field}' must be a number, but is {row[field]!r}")
-    return number
-
-
 def _gsm8k(row: Row) -> Example:
-    reasoning, marker, value = str(row["answer"]).rpartition("####")
+    answer = text(row, "answer")
+    reasoning, marker, value = answer.rpartition("####")
     final = normal_number(value)
     if not marker or final is None:
-        raise ValueError(
-            f"field 'answer' must end in '#### ' and a number, but ends in {row['answer'][-40:]!r}"
-        )
+        raise ValueError(f"field 'answer' must end in '#### ' and a number, but ends in {answer[-40:]!r}")
     # <<48/2=24>> told a calculator what to fill in; a model without one should not learn to write it.
     reasoning = re.sub(r"<<[^<>]*>>", "", reasoning).strip()
-    return Example(str(row["question"]).strip(), f"{reasoning}\n#### {final}".lstrip(), final)
+    return Example(text(row, "question"), f"{reasoning}\n#### {final}".lstrip(), final)
 
 
 def _svamp(row: Row) -> Example:
-    final = _number(row, "Answer")
-    question = f"{str(row['Body']).strip()} {str(row['Question']).strip()}"
-    return Example(question, f"{str(row['Equation']).strip()} = {final}", final, str(row.get("Type") or ""))
+    final = number(row, "Answer")
+    question = f"{text(row, 'Body')} {text(row, 'Question')}"
+    return Example(question, f"{text(row, 'Equation')} = {final}", final, label_of(row, "Type"))
 
 
 def _multiarith(row: Row) -> Example:
-    final = _number(row, "final_ans")
-    return Example(str(row["question"]).strip(), final, final)
+    final = number(row, "final_ans")
+    return Example(text(row, "question"), final, final)
 
 
 def _camel_math(row: Row) -> Example:
-    """Reads a dialogue: the solution is prose, so its final number gets a line of its own to be judged by."""
-    solution = str(row["message_2"]).strip()
-    boxed = solution.rpartition("\\boxed{")
-    final = extract_number(_braced(boxed[2]) if boxed[1] else solution) or ""
+    """Reads a dialogue: the solution is prose, so its final number gets a line of its own to be judged by.
+
+    A number to learn must be right: where the solution leaves a doubt, it stands alone and is not judged.
+    """
+    solution = text(row, "message_2")
+    final = stated_number(solution) or ""
     answer = f"{solution}\n#### {final}" if final else solution
-    return Example(str(row["message_1"]).strip(), answer, final, str(row.get("sub_topic") or ""))
-
-
-def _braced(text: str) -> str:
-    """Returns `text` up to the brace that closes one opened before it."""
-    depth = 1
-    for place, character in enumerate(text):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return text[:place]
-    return text
+    return Example(text(row, "message_1"), answer, final, label_of(row, "sub_topic"))
 
 
 def _is_algebra(row: Row) -> bool:
-    return str(row.get("topic;", row.get("topic"))).strip() == "Algebra"
+    return text(row, "topic;" if "topic;" in row else "topic") == "Algebra"
 
 
 def _arithmetic(row: Row) -> Example:
-    answer = str(row["answer"]).strip()
+    answer = text(row, "answer")
     final = extract_number(answer)
     if final is None:
         raise ValueError(f"field 'answer' must end in a number, but is {answer[-40:]!r}")
-    label = str(row.get("label") or "")
-    if label and label not in arithmetic.SIGNS:
-        raise ValueError(f"field 'label' must be one of {', '.join(arithmetic.SIGNS)}, but is {label!r}")
-    return Example(str(row["question"]).strip(), answer, final, label)
+    operation = "" if is_missing(row.get("label")) else class_name(row, tuple(arithmetic.SIGNS))
+    return Example(text(row, "question"), answer, final, operation)
 
 
 def _qa(row: Row) -> Example:
     """Reads a question and an answer of any kind, and a label to divide clients by, where there is one."""
-    for name in ("question", "answer"):
-        if not isinstance(row[name], str | int | float):
-            raise ValueError(f"field '{name}' must be text or a number, but is {str(row[name])[:40]!r}")
-    answer = str(row["answer"]).strip()
-    label = str(row.get("label") or "")
-    return Example(str(row["question"]).strip(), answer, extract_number(answer) or "", label)
+    answer = text(row, "answer")
+    return Example(text(row, "question"), answer, answer, label_of(row))
 
 
 _TASKS = (

@@ -26,7 +26,7 @@ class Questions:
 
     Attributes:
         prompts: Token ids of the prompts.
-        expected: The final number of each right answer; the whole of one that has none.
+        expected: What each right answer comes to: `Example.final`.
         max_new_tokens: Longest answer, in tokens.
         end: The token that ends an answer in training; `ends_of_answer` adds the model's own.
     """
@@ -57,35 +57,28 @@ class Answers:
         return sum(self.right) / len(self.right)
 
 
-def questions_of(
-    sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase, limit: int, end: int, *, texts: bool
-) -> Questions:
-    """The first problems of encoded ones.
+def questions_of(sequences: Sequence[Tokens], limit: int, end: int) -> Questions:
+    """The first problems of encoded ones whose answers can be judged.
 
     An answer may be twice as long as the longest that is given.
 
     Args:
         sequences: Prompts with their answers.
-        tokenizer: The model's.
         limit: How many problems at most.
         end: The token that ends an answer.
-        texts: An answer without a number counts, too, by its text; else its problem is left out.
 
     Raises:
-        UserError: No answer has a number.
+        UserError: No answer can be judged.
     """
-    given = [s.ids[s.answer_start :] for s in sequences]
-    answers = tokenizer.batch_decode(given, skip_special_tokens=True)
-    finals = [extract_number(text) or (text if texts else "") for text in answers]
-    chosen = [i for i, final in enumerate(finals) if final][:limit]
+    chosen = [s for s in sequences if s.final][:limit]
     if not chosen:
         raise UserError(
             "eval_generate_every: no answer of the validation data has a number to compare with; leave it out"
         )
     return Questions(
-        prompts=[sequences[i].ids[: sequences[i].answer_start] for i in chosen],
-        expected=[finals[i] for i in chosen],
-        max_new_tokens=2 * max(len(given[i]) for i in chosen),
+        prompts=[s.ids[: s.answer_start] for s in chosen],
+        expected=[s.final for s in chosen],
+        max_new_tokens=2 * max(len(s.ids) - s.answer_start for s in chosen),
         end=end,
     )
 

@@ -1,0 +1,95 @@
+"""Fields of a row, each read as what it must be. A ValueError names the field; the caller adds the place."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from fedloom.data.answers import normal_number
+
+Row = Mapping[str, Any]
+
+
+def is_missing(value: object) -> bool:
+    """Tells whether a field holds nothing: no value, blank text, or pandas' NaN or an infinity."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, (float, Decimal)) and not math.isfinite(value))
+
+
+def text(row: Row, field: str) -> str:
+    """Returns a field of text, without white space around it; a number is its digits, 18.0 those of 18.
+
+    Raises:
+        ValueError: If it holds nothing, or anything but text or a number.
+    """
+    value = row.get(field)
+    if is_missing(value):
+        raise ValueError(f"field '{field}' is empty")
+    if isinstance(value, str):
+        return value.strip()
+    number = normal_number(value)
+    if number is None:
+        raise ValueError(f"field '{field}' must be text or a number, but is {_shown(value)}")
+    return number
+
+
+def number(row: Row, field: str) -> str:
+    """Returns a field that is a number, in plain form.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    found = normal_number(row.get(field))
+    if found is None:
+        raise ValueError(f"field '{field}' must be a number, but is {_shown(row.get(field))}")
+    return found
+
+
+def label_of(row: Row, field: str = "label") -> str:
+    """Returns a field by which rows are counted and divided, "" where it holds nothing; 0 is a label.
+
+    Raises:
+        ValueError: If it is anything but text, a number or a truth value.
+    """
+    value = row.get(field)
+    if is_missing(value):
+        return ""
+    return str(value) if isinstance(value, bool) else text(row, field)
+
+
+def class_name(row: Row, names: Sequence[str], field: str = "label") -> str:
+    """Returns the name of the class that a field gives, by its number or by its name.
+
+    A number may be written as csv files of pandas have it, ``"1"``, 1.0 or ``"1.0"``, a name in any case and
+    with any hyphens: ``"Not-Entailment"``.
+
+    Raises:
+        ValueError: If there is no such class.
+    """
+    value = row.get(field)
+    written = (
+        "" if isinstance(value, bool) or not isinstance(value, (str, int, float)) else str(value).strip()
+    )
+    place: int | None = None
+    if re.fullmatch(r"\d{1,9}(?:\.0*)?", written):
+        place = int(written.partition(".")[0])
+    elif key := class_key(written):
+        place = next((number for number, name in enumerate(names) if class_key(name) == key), None)
+    if place is None or place >= len(names):
+        listed = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
+        raise ValueError(f"field '{field}' must be one of {listed}, but is {_shown(value)}")
+    return names[place]
+
+
+def class_key(name: str) -> str:
+    """Returns what is the same for ``Not-Entailment``, ``not_entailment`` and ``not entailment``."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def _shown(value: object) -> str:
+    written = repr(value)
+    return written if len(written) <= 60 else f"{written[:60]}…"
