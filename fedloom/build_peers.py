@@ -33,10 +33,12 @@ from fedloom.model.base import (
     BaseModel,
     check_model_name,
     check_quantize,
+    configuration,
     is_encoder,
     load_base,
     resolve_device,
 )
+from fedloom.model.class_order import class_order, name_classes
 from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
@@ -127,10 +129,16 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
             f"eval_generate_every: {config.eval_generate_every}, but this model classifies and writes no "
             "answers; leave it out, or choose a causal language model and a task that is answered in words"
         )
+    classes: tuple[str, ...] = ()
+    if classify:
+        own = configuration(
+            config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code
+        )
+        classes = class_order(own, task.label_names, config.model_checkpoint)
     encoded: list[_Encoded] = []
 
     def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
-        encoded.append(_encode(config, task, held, tokenizer, classify))
+        encoded.append(_encode(config, task, held, tokenizer, classes))
 
     base = load_base(
         config.model_checkpoint,
@@ -142,6 +150,8 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         num_labels=task.num_labels if classify else None,
         with_tokenizer=encode_first,
     )
+    if classify:
+        name_classes(base.model, classes)
     data: _Encoded = encoded[0]
     model = _stack(config, base, [*data.train, *data.validation])
     # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
@@ -183,12 +193,13 @@ def _own(part: list[T], only: int | None) -> list[T]:
 
 
 def _encode(
-    config: Setting, task: Task, held: Held, tokenizer: PreTrainedTokenizerBase, classify: bool
+    config: Setting, task: Task, held: Held, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str]
 ) -> _Encoded:
+    """Encode everything; to classify, with the classes in the order of the model's head."""
     read: Callable[[Sequence[Example]], tuple[list[Tokens], int]]
-    if classify:
-        names, length = task.label_names, config.max_length
-        read = partial(encode_classes, tokenizer=tokenizer, label_names=names, max_length=length)
+    if classes:
+        length = config.max_length
+        read = partial(encode_classes, tokenizer=tokenizer, label_names=classes, max_length=length)
     else:
         form = prompt_format(tokenizer, task.instruction, config.prompt_format, config.prompt_date)
         read = partial(encode, tokenizer=tokenizer, form=form, max_length=config.max_length)
@@ -196,12 +207,12 @@ def _encode(
     for what, parts in (("training", held.train), ("validation", held.validation)):
         sequences, counts = zip(*(read(part) for part in parts), strict=True)
         if sum(counts):
-            fate = "cut to max_length" if classify else "longer than max_length and left out"
+            fate = "cut to max_length" if classes else "longer than max_length and left out"
             log.warning("%d %s examples are %s %d", sum(counts), what, fate, config.max_length)
         done.append(list(sequences))
     train, validation = done
-    if classify:
-        return _Encoded(train, validation, [], class_reading(tokenizer, names))
+    if classes:
+        return _Encoded(train, validation, [], class_reading(tokenizer, classes))
     limit = config.eval_generate_limit
     questions = [
         questions_of(own, limit, form.end) for own in (validation if config.eval_generate_every else ())

@@ -125,7 +125,7 @@ def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[A
 
 def _encode(plan: Plan, examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> Asked:
     if plan.classify:
-        sequences, _ = encode_classes(examples, tokenizer, plan.task.label_names, plan.max_length)
+        sequences, _ = encode_classes(examples, tokenizer, plan.classes, plan.max_length)
         texts = ["\n".join(example.pair or (example.question,)) for example in examples]
         return Asked(examples, texts, [], None, sequences)
     form = prompt_format(tokenizer, plan.task.instruction, plan.prompt_format, plan.prompt_date)
@@ -213,9 +213,11 @@ def _check_room(config: EvalConfig, model: StackedModel, asked: Asked) -> None:
 
 def _classes(plan: Plan, asked: Asked, every: Sequence[Sequence[int]]) -> list[Judged]:
     names = plan.task.label_names
-    expected = [sequence.label for sequence in asked.sequences]
+    number = [names.index(name) for name in plan.classes]  # the task's, of an output of the head
+    expected = [number[sequence.label] for sequence in asked.sequences]
     judged = []
-    for predicted in every:
+    for outputs in every:
+        predicted = [number[output] for output in outputs]
         right = [a == b for a, b in zip(predicted, expected, strict=True)]
         f1, matthews = class_scores(expected, predicted, len(names))
         words, wanted = ([names[number] for number in numbers] for numbers in (predicted, expected))

@@ -12,7 +12,8 @@ from fedloom.checks import check_prompts
 from fedloom.config import PROMPT_DATE, FormatName, UserError
 from fedloom.config_eval import EvalConfig
 from fedloom.data.tasks import TASKS, Task
-from fedloom.model.base import check_model_name, is_encoder
+from fedloom.model.base import check_model_name, configuration, is_encoder
+from fedloom.model.class_order import class_order
 from fedloom.model.source import ALIASES, locate
 from fedloom.observe.saved_adapters import SavedAdapter, find_adapters, options_of_run, read_config
 
@@ -33,7 +34,8 @@ class Plan:
         adapters: The adapters with their configurations; none: the model without an adapter.
         model_name: The base.
         task: The data set.
-        classify: Whether the model predicts classes; else it writes answers.
+        classes: The task's classes in the order of the model's head, where it predicts classes; none where it
+            writes answers.
         data_dir: Local data.
         seed: Decides what is held out, where something must be.
         prompt_format, prompt_date: How questions are put to the model; see `fedloom.data.templates`.
@@ -45,7 +47,7 @@ class Plan:
     adapters: list[tuple[SavedAdapter, PeftConfig]]
     model_name: str
     task: Task
-    classify: bool
+    classes: tuple[str, ...]
     data_dir: str | None
     seed: int
     prompt_format: FormatName
@@ -53,6 +55,11 @@ class Plan:
     max_length: int
     output: Path
     taken: str
+
+    @property
+    def classify(self) -> bool:
+        """Whether the model predicts classes; else it writes answers."""
+        return bool(self.classes)
 
 
 def make_plan(config: EvalConfig) -> Plan:
@@ -91,13 +98,17 @@ def make_plan(config: EvalConfig) -> Plan:
         task.embedded is None
         or is_encoder(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
     )
+    classes: tuple[str, ...] = ()
+    if classify:
+        own = configuration(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
+        classes = class_order(own, task.label_names, model_name)
     _check_adapters(adapters, task, classify, locate(model_name).name)
     (run, *others) = runs or [None]
     return Plan(
         adapters=adapters,
         model_name=model_name,
         task=task,
-        classify=classify,
+        classes=classes,
         data_dir=data_dir,
         seed=DEFAULT_SEED if seed is None else seed,
         prompt_format=prompt_format,

@@ -110,10 +110,21 @@ def is_encoder(name: str, *, token: str | None = None, trust_remote_code: bool =
     Raises:
         UserError: the configuration cannot be had.
     """
+    return _encodes(configuration(name, token=token, trust_remote_code=trust_remote_code))
+
+
+def configuration(
+    name: str, *, token: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """A model's configuration, as its files have it.
+
+    Raises:
+        UserError: it cannot be had.
+    """
     source = locate(name)
     try:
         with parsed_once():
-            return _encodes(AutoConfig.from_pretrained(**_files(source, token, trust_remote_code)))
+            return AutoConfig.from_pretrained(**_files(source, token, trust_remote_code))
     except Exception as error:
         raise explain(source, error) or error from error
 
