@@ -232,6 +232,17 @@ def test_a_test_split_with_labels_is_used(tmp_path):
     assert sizes(load(tmp_path, "sst2")) == (36, 4, 9)
 
 
+@pytest.mark.parametrize("names", [["positive", "negative"], ["Pos", "Neg"], ["0", "1"]])
+def test_a_saved_data_sets_own_names_of_its_classes_count_not_its_numbers(tmp_path, names):
+    kinds = datasets.Features(sentence=datasets.Value("string"), label=datasets.ClassLabel(names=names))
+    rows = [{"sentence": ("a fine film", "a dull one")[n % 2], "label": n % 2} for n in range(10)]
+    datasets.Dataset.from_list(rows, features=kinds).save_to_disk(tmp_path / "one")
+    every = vars(load(tmp_path / "one", "sst2")).values()
+    found = {made.question: made.label for part in every for made in part}
+    fine, dull = ("negative", "positive") if names == ["0", "1"] else ("positive", "negative")
+    assert found == {"a fine film": fine, "a dull one": dull}
+
+
 def test_a_label_out_of_range_is_named_with_file_line_and_the_labels_allowed(tmp_path):
     path = tmp_path / "train.jsonl"
     write_rows(path, [*reviews(3), {"sentence": "odd", "label": 2}])

@@ -206,7 +206,7 @@ def test_classes_have_glues_own_numbers():
 @pytest.mark.parametrize(
     ("name", "labels", "expected"),
     [
-        ("sst2", [1, "1", " 1 ", 1.0, "1.0", "1.", "positive", "Positive", "POSITIVE "], "positive"),
+        ("sst2", [1, "1", " 1 ", 1.0, "1.0", "1.", "positive", "Positive", "POSITIVE ", "pos"], "positive"),
         ("sst2", [0, "0", 0.0, "0.0", "negative"], "negative"),
         ("qnli", [1, "1.0", "not_entailment", "Not-Entailment", "not entailment"], "not_entailment"),
         ("arithmetic", [0, 0.0, "0", "add", "Add"], "add"),

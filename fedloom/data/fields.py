@@ -12,6 +12,9 @@ from fedloom.data.answers import normal_number
 
 Row = Mapping[str, Any]
 
+_SHORTEST = 3
+"""Letters of an abbreviation of a class's name."""
+
 
 def is_missing(value: object) -> bool:
     """Tells whether a field holds nothing: no value, blank text, or pandas' NaN or an infinity."""
@@ -64,25 +67,35 @@ def label_of(row: Row, field: str = "label") -> str:
 def class_name(row: Row, names: Sequence[str], field: str = "label") -> str:
     """Returns the name of the class that a field gives, by its number or by its name.
 
-    A number may be written as csv files of pandas have it, ``"1"``, 1.0 or ``"1.0"``, a name in any case and
-    with any hyphens: ``"Not-Entailment"``.
+    A number may be written as csv files of pandas have it, ``"1"``, 1.0 or ``"1.0"``, a name in any case,
+    with any hyphens, and abbreviated: ``"Not-Entailment"``, ``"pos"``.
 
     Raises:
         ValueError: If there is no such class.
     """
     value = row.get(field)
     written = (
-        "" if isinstance(value, bool) or not isinstance(value, (str, int, float)) else str(value).strip()
+        ""
+        if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal))
+        else str(value).strip()
     )
     place: int | None = None
     if re.fullmatch(r"\d{1,9}(?:\.0*)?", written):
         place = int(written.partition(".")[0])
-    elif key := class_key(written):
-        place = next((number for number, name in enumerate(names) if class_key(name) == key), None)
+    elif (found := class_of(written, names)) is not None:
+        place = names.index(found)
     if place is None or place >= len(names):
         listed = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
         raise ValueError(f"field '{field}' must be one of {listed}, but is {_shown(value)}")
     return names[place]
+
+
+def class_of(name: str, names: Sequence[str]) -> str | None:
+    """Returns the one of `names` that `name` stands for, whole or abbreviated (``neg``), or None."""
+    key = class_key(name)
+    same = [own for own in names if class_key(own) == key]
+    longer = [own for own in names if len(key) >= _SHORTEST and class_key(own).startswith(key)]
+    return same[0] if same else longer[0] if len(longer) == 1 else None
 
 
 def class_key(name: str) -> str:

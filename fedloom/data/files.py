@@ -190,7 +190,7 @@ def _read_saved(
         return rows_of(saved, str(folder), names, needed)
     if len(saved) == 0:
         raise UserError(f"'{folder}' has no rows.")
-    return [Located(f"{folder}, row {number}", row) for number, row in enumerate(saved.to_list(), start=1)]
+    return [Located(f"{folder}, row {number}", row) for number, row in enumerate(_named(saved), start=1)]
 
 
 def rows_of(
@@ -211,10 +211,25 @@ def rows_of(
     for split, own_names in names.items():
         name = next((name for name in own_names if name in dataset), None)
         if name is not None:
-            listed = enumerate(dataset[name].to_list(), start=1)
+            listed = enumerate(_named(dataset[name]), start=1)
             rows[split] = [Located(f"{origin}, split {name}, row {number}", row) for number, row in listed]
     if needed not in rows:
         raise UserError(
             f"'{origin}' has no split '{needed}'; it has {', '.join(map(str, dataset)) or 'none'}."
         )
     return rows
+
+
+def _named(dataset: Any) -> list[dict[str, Any]]:
+    """Returns the rows of a data set, with the names of classes in the place of its own numbers for them.
+
+    The numbers mean nothing elsewhere: another data set may have the same classes in another order. -1, which
+    stands for no class, stays.
+    """
+    features = dataset.features or {}
+    names = {column: getattr(feature, "names", None) for column, feature in features.items()}
+    named = {column: own for column, own in names.items() if own and not all(map(str.isdecimal, own))}
+    return [
+        row | {column: own[row[column]] for column, own in named.items() if row[column] not in (None, -1)}
+        for row in dataset.to_list()
+    ]

@@ -10,14 +10,12 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedloom.config import UserError
-from fedloom.data.fields import class_key
+from fedloom.data.fields import class_key, class_of
 
 log = logging.getLogger(__name__)
 
 # What transformers, or somebody in a hurry, writes where nobody has named the classes.
 _NO_NAME = re.compile(r"(?:label|class)?[ _-]?\d+", re.IGNORECASE)
-_SHORTEST = 3
-"""Letters of an abbreviation: ``neg`` is one of ``negative``."""
 
 
 def class_order(config: PretrainedConfig, classes: Sequence[str], name: str) -> tuple[str, ...]:
@@ -97,7 +95,7 @@ def _written(names: Mapping[Any, Any] | None, count: int) -> tuple[str, ...] | N
 
 def _matched(named: Sequence[str], classes: Sequence[str]) -> tuple[str, ...] | None:
     """For each name the class that it stands for, each once; a single unknown name is the class left over."""
-    found = [_class_of(name, classes) for name in named]
+    found = [class_of(name, classes) for name in named]
     left = [own for own in classes if own not in found]
     if found.count(None) == len(left) == 1 and len(classes) > 1:
         found = [left[0] if own is None else own for own in found]
@@ -106,11 +104,4 @@ def _matched(named: Sequence[str], classes: Sequence[str]) -> tuple[str, ...] | 
 
 
 def _known(named: Sequence[str], classes: Sequence[str]) -> bool:
-    return any(_class_of(name, classes) for name in named)
-
-
-def _class_of(name: str, classes: Sequence[str]) -> str | None:
-    key = class_key(name)
-    same = [own for own in classes if class_key(own) == key]
-    longer = [own for own in classes if len(key) >= _SHORTEST and class_key(own).startswith(key)]
-    return same[0] if same else longer[0] if len(longer) == 1 else None
+    return any(class_of(name, classes) for name in named)
