@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Context, Decimal
 from typing import NamedTuple
 
@@ -102,37 +102,41 @@ def plain(value: Decimal) -> str:
 
 def _values(match: re.Match[str]) -> list[Decimal | None]:
     found = match.groupdict()
-    negative = found["sign"] or found["far_sign"] or found["inner_sign"]
+    values = _unsigned(found)
+    if not (found["sign"] or found["far_sign"] or found["inner_sign"]) or values[0] is None:
+        return values
+    return [values[0].copy_negate(), *values[1:]]
 
-    def signed(value: Decimal | None) -> Decimal | None:
-        return value.copy_negate() if value is not None and negative else value
 
+def _unsigned(found: Mapping[str, str | None]) -> list[Decimal | None]:
+    """The number of a match, or two where it looked like a mixed number and is none."""
+    part: Decimal | None
     if found["none"] or found["power"]:
         return [None]
     if found["before"]:
-        whole, over, under = (Decimal(found[name]) for name in ("before", "c", "d"))
+        whole, over, under = (Decimal(found[name] or "") for name in ("before", "c", "d"))
         part = _divided(over, under)
         if over < under:
-            return [signed(whole + part) if part is not None else None]
-        return [signed(whole), part if part is not None else under]
+            return [None if part is None else whole + part]
+        return [whole, under if part is None else part]
     if found["whole"]:
         over, under = (_read(found[name] or found[f"{name}_digit"] or "1") for name in ("over", "under"))
         vulgar = found["mixed_vulgar"]
         part = _vulgar(vulgar) if vulgar else _divided(over, under)
-        return [signed(Decimal(found["whole"]) + part) if part is not None and 0 <= part < 1 else None]
+        return [None if part is None or not 0 <= part < 1 else Decimal(found["whole"]) + part]
     if found["vulgar"]:
-        return [signed(_vulgar(found["vulgar"]))]
+        return [_vulgar(found["vulgar"])]
     if top := found["top"] or found["top_digit"]:
-        return [signed(_divided(_read(top), _read(found["bottom"] or found["bottom_digit"])))]
-    if found["a"]:
+        return [_divided(_read(top), _read(found["bottom"] or found["bottom_digit"] or ""))]
+    if found["a"] and found["b"]:
         over, under = _read(found["a"]), _read(found["b"])
-        return [signed(_divided(over, under) if under else under)]  # 5/0 is no fraction: its last number
-    if found["base"]:
-        return [signed(_power(_read(found["base"]), _exponent(found["raised"])))]
-    value = _read(found["plain"])
+        return [_divided(over, under) if under else under]  # 5/0 is no fraction: its last number
+    if found["base"] and found["raised"]:
+        return [_power(_read(found["base"]), _exponent(found["raised"]))]
+    digits = found["plain"] or ""
     places = int((found["e"] or "e0")[1:]) + (_exponent(found["ten"]) if found["ten"] else 0)
     places += _LARGE.get(found["large"] or "", 0)
-    return [signed(value.scaleb(places, Context(prec=max(28, len(found["plain"]) + 1))))]
+    return [_read(digits).scaleb(places, Context(prec=max(28, len(digits) + 1)))]
 
 
 def _read(digits: str) -> Decimal:
