@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from fedloom.config import UserError
 from fedloom.data.partition import Kind
 from fedloom.data.partition import partition as divide
 from fedloom.data.sources import Sourced, load_rows
 from fedloom.data.tasks import TASKS
+from fedloom.display import console
 from fedloom.view import RECORD, counts_table, label_counts
 
 if TYPE_CHECKING:
@@ -89,15 +88,15 @@ def run_split(
     for split, part in parts.items():
         _save(_dataset(part), output / split)
     _write_record(output / RECORD, seed, options, counts)
-    console = Console()
-    console.print(counts_table({name: counts[name] for name in labels}, f"{data_name}, {partition}"))
+    terminal = console()
+    terminal.print(counts_table({name: counts[name] for name in labels}, f"{data_name}, {partition}"))
     for split in ("validation", "test"):
-        console.print(f"{split}: {len(held[split])} examples" if split in held else f"{split}: none")
+        terminal.print(f"{split}: {len(held[split])} examples" if split in held else f"{split}: none")
     hints = [f"--dataset_path_template '{output}/client_{{i}}'"]
     hints += [f"--val_dataset_path_template '{output}/validation'"] if "validation" in held else []
-    console.print(f"Written to {output}; train on it with `fedloom dfl`", markup=False, soft_wrap=True)
+    terminal.print(f"Written to {output}; train on it with `fedloom dfl`", soft_wrap=True)
     for hint in hints:
-        console.print(f"  {hint}", markup=False, highlight=False, soft_wrap=True)
+        terminal.print(f"  {hint}", soft_wrap=True)
 
 
 def _check_output(output: Path) -> None:
