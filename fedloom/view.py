@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.table import Table
 
 from fedloom.config import UserError
-from fedloom.data.files import EXTENSIONS, Located, read_part
+from fedloom.data.files import data_name, read_part
+from fedloom.data.rows import Located
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import TASKS, Task
 from fedloom.display import console, shown
@@ -78,12 +79,14 @@ def count_clients(folder: Path) -> dict[str, dict[str, int]]:
         raise UserError(
             f"'{folder}' is not a folder; give one that holds client_1, client_2, ..., see `fedloom split`."
         )
-    paths = {
-        int(match[1]): path
-        for path in folder.iterdir()
-        if (match := re.fullmatch(r"client_(\d+)", path.stem if path.is_file() else path.name))
-        and (path.is_dir() or path.suffix.lower() in EXTENSIONS)
-    }
+    paths: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name if path.is_dir() else (data_name(path) or ("",))[0]
+        if match := re.fullmatch(r"client_([0-9]{1,9})", name):
+            if int(match[1]) in paths:
+                both = f"{paths[int(match[1])].name} and {path.name}"
+                raise UserError(f"'{folder}' has {both}, which are the same client; leave one of them.")
+            paths[int(match[1])] = path
     if not paths:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
         raise UserError(
@@ -103,10 +106,10 @@ def _task_of(folder: Path) -> Task | None:
         return None
     try:
         return TASKS[json.loads(record.read_text(encoding="utf-8"))["options"]["data_name"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"'{record}' is not as `fedloom split` wrote it ({type(error).__name__}: {error}); mend it or "
-            "remove it."
+            f"'{record}' is not as `fedloom split` wrote it ({type(error).__name__}: {shown(error)}); mend "
+            "it or remove it."
         ) from error
 
 

@@ -115,6 +115,15 @@ def test_a_missing_field_is_named_with_file_line_and_what_was_found(tmp_path):
         ),
         ({"question": "1 + 1?", "final_ans": None}, "line 1: field 'final_ans' is empty"),
         ({"question": " ", "final_ans": 2}, "line 1: field 'question' is empty"),
+        (
+            {"question": "1 + 1?", "final_ans": float("nan")},
+            "line 1: field 'final_ans' is nan, a missing value",
+        ),
+        ({"question": float("-inf"), "final_ans": 2}, "line 1: field 'question' is -inf, a missing value"),
+        (
+            {"messages": [{"role": "user", "content": "1 + 1?"}]},
+            r"no field 'question'.* found are 'messages'\. Rename them, or write the rows anew with",
+        ),
     ],
 )
 def test_values_that_cannot_be_used(tmp_path, row, message):
