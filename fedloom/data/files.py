@@ -192,7 +192,10 @@ def _read_saved(
             raise UserError(f"'{state.parent}' has no rows, since no .arrow file lies in it.")
     # The library believes what the folder's JSON files say, and raises whatever comes of it.
     try:
-        saved = datasets.load_from_disk(str(folder))
+        saved = datasets.load_from_disk(str(folder), keep_in_memory=True)
+        # Arrow trusts a file's offsets; those of a damaged one would lead anywhere in the process's memory.
+        for dataset in saved.values() if isinstance(saved, dict) else (saved,):
+            dataset.data.table.validate(full=True)
         if isinstance(saved, dict):
             return rows_of(saved, str(folder), names, needed)
         return _rows_of_one(saved, str(folder))
