@@ -12,7 +12,7 @@ from rich.table import Table
 from fedloom.build import Parts, build, device_name, run_folder, versions
 from fedloom.config import FedConfig
 from fedloom.data.encode import encode_prompts
-from fedloom.display import console
+from fedloom.display import plain_console
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.answering import Answers, Questions, answer
 from fedloom.observe.checkpoint import latest_checkpoint, prepare_run_folder, write_run_config
@@ -52,24 +52,24 @@ def demo_config(
 
 def run_demo(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: str, dtype: Dtype) -> None:
     """Answer unseen problems, fine-tune across four clients, answer them again, and print a table."""
-    terminal = console()
+    console = plain_console()
     wanted = demo_config(
         rounds=rounds, seed=seed, out_dir=out_dir, exp_name=exp_name, device=device, dtype=dtype
     )
     folder = _fresh_folder(run_folder(wanted))
-    terminal.print(f"fedloom demo: {MODEL}, 4 clients with their own word problems, FedAdam + LoRA")
+    console.print(f"fedloom demo: {MODEL}, 4 clients with their own word problems, FedAdam + LoRA")
     config, parts = build(wanted)
     write_run_config(folder, config, versions(), device_name(parts.model.device))
     write_held(folder, parts)
-    terminal.print(f"Answering {TEST_PROBLEMS} problems that no client has …")
+    console.print(f"Answering {TEST_PROBLEMS} problems that no client has …")
     before = answer_unseen(parts, parts.model.initial)
-    terminal.print(f"{before.accuracy:.0%} right. Training {rounds} rounds …")
+    console.print(f"{before.accuracy:.0%} right. Training {rounds} rounds …")
     final = drive(config, parts, folder)
-    terminal.print("Answering the same problems again …")
+    console.print("Answering the same problems again …")
     after = answer_unseen(parts, final.server.adapter)
     adapter = latest_checkpoint(folder)
     assert adapter is not None
-    _report(terminal, before, after, read_rows(folder), adapter)
+    _report(console, before, after, read_rows(folder), adapter)
 
 
 def _fresh_folder(folder: Path) -> Path:
@@ -93,7 +93,7 @@ def answer_unseen(parts: Parts, row: Row) -> Answers:
     return answers
 
 
-def _report(terminal: Console, before: Answers, after: Answers, rows: list[dict], adapter: Path) -> None:
+def _report(console: Console, before: Answers, after: Answers, rows: list[dict], adapter: Path) -> None:
     sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
     seconds = sum(row.get("seconds", 0.0) for row in rows)
     table = Table("", "before", "after", title="Unseen word problems")
@@ -101,6 +101,6 @@ def _report(terminal: Console, before: Answers, after: Answers, rows: list[dict]
     table.add_row("validation loss", f"{rows[0]['val_loss']:.3f}", f"{rows[-1]['val_loss']:.3f}")
     table.add_row("bytes sent, up and down", "0", decimal(sent))
     table.add_row("training time", "", f"{seconds:.0f} s")
-    terminal.print(table)
-    terminal.print(f"The adapter lies in {adapter}\nLoad it with PEFT:", soft_wrap=True)
-    terminal.print(f'  PeftModel.from_pretrained(base_model, "{adapter}")', soft_wrap=True)
+    console.print(table)
+    console.print(f"The adapter lies in {adapter}\nLoad it with PEFT:", soft_wrap=True)
+    console.print(f'  PeftModel.from_pretrained(base_model, "{adapter}")', soft_wrap=True)

@@ -70,7 +70,7 @@ def without_secrets(text: str, *secrets: str | None) -> str:
     return _TOKEN.sub(HIDDEN, text)
 
 
-def console(*, stderr: bool = False) -> Console:
+def plain_console(*, stderr: bool = False) -> Console:
     """A console to which names are data: no `[bold]`, no `:smile:` in them means anything."""
     from rich.console import Console  # not at the top: a mistyped flag is told before rich is loaded
 

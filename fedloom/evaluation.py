@@ -18,7 +18,7 @@ from fedloom.data.encode_classes import encode_classes
 from fedloom.data.example import Example
 from fedloom.data.sources import load_splits
 from fedloom.data.templates import prompt_renderer
-from fedloom.display import console
+from fedloom.display import plain_console
 from fedloom.evaluation_plan import Plan, make_plan
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.bank import AdapterBank
@@ -58,11 +58,11 @@ def run_eval(config: EvalConfig) -> list[Verdict]:
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     plan = make_plan(config)
-    terminal = console()
+    console = plain_console()
     examples = _examples(config, plan)
     if plan.taken:
-        terminal.print(f"taken from the run: {plan.taken}", soft_wrap=True)
-    terminal.print(f"Judging {max(1, len(plan.adapters))} × {len(examples)} examples of {plan.task.name} …")
+        console.print(f"taken from the run: {plan.taken}", soft_wrap=True)
+    console.print(f"Judging {max(1, len(plan.adapters))} × {len(examples)} examples of {plan.task.name} …")
     began = time.perf_counter()
     verdicts: list[Verdict] = []
     for group in _groups(plan) or [[]]:
@@ -84,8 +84,8 @@ def run_eval(config: EvalConfig) -> list[Verdict]:
         "seconds": time.perf_counter() - began,
     }
     write_results(plan.output, facts, verdicts)
-    terminal.print(results_table(facts, verdicts))
-    terminal.print(f"written to {plan.output}", soft_wrap=True)
+    console.print(results_table(facts, verdicts))
+    console.print(f"written to {plan.output}", soft_wrap=True)
     return verdicts
 
 

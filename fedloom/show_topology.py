@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from fedloom.config import UserError
-from fedloom.display import console, shown
+from fedloom.display import plain_console, shown
 from fedloom.federation.positions import positions
 from fedloom.federation.topology import (
     DENSE_LIMIT,
@@ -53,13 +53,13 @@ def run_topology(
         _check_drawable(Path(output))
     topology = build_topology(name, num_clients, seed)
     gap = spectral_gap(topology)
-    terminal = console()
-    terminal.print(_facts(topology, seed, gap, adapter_bytes))
+    console = plain_console()
+    console.print(_facts(topology, seed, gap, adapter_bytes))
     if num_clients <= _MOST_COLUMNS:
-        terminal.print(_matrix(topology, seed))
+        console.print(_matrix(topology, seed))
     if output is not None:
         _save(draw(topology, seed, gap), Path(output))
-        terminal.print(f"Drawn to {output}", soft_wrap=True)
+        console.print(f"Drawn to {output}", soft_wrap=True)
 
 
 def _facts(topology: Topology, seed: int, gap: float | None, adapter_bytes: int | None) -> Table:

@@ -13,7 +13,7 @@ from fedloom.data.partition import partition as divide
 from fedloom.data.rows import reason
 from fedloom.data.sources import Sourced, load_rows
 from fedloom.data.tasks import TASKS
-from fedloom.display import console, shown
+from fedloom.display import plain_console, shown
 from fedloom.view import RECORD, counts_table, label_counts
 
 if TYPE_CHECKING:
@@ -96,15 +96,15 @@ def run_split(
             f"output_path '{output}' cannot be written ({reason(error)}); choose another place, or remove "
             "what is there and try again."
         ) from error
-    terminal = console()
-    terminal.print(counts_table({name: counts[name] for name in labels}, f"{data_name}, {partition}"))
+    console = plain_console()
+    console.print(counts_table({name: counts[name] for name in labels}, f"{data_name}, {partition}"))
     for split in ("validation", "test"):
-        terminal.print(f"{split}: {len(held[split])} examples" if split in held else f"{split}: none")
+        console.print(f"{split}: {len(held[split])} examples" if split in held else f"{split}: none")
     hints = [f"--dataset_path_template '{output}/client_{{i}}'"]
     hints += [f"--val_dataset_path_template '{output}/validation'"] if "validation" in held else []
-    terminal.print(f"Written to {output}; train on it with `fedloom dfl`", soft_wrap=True)
+    console.print(f"Written to {output}; train on it with `fedloom dfl`", soft_wrap=True)
     for hint in hints:
-        terminal.print(f"  {hint}", soft_wrap=True)
+        console.print(f"  {hint}", soft_wrap=True)
 
 
 def _check_output(output: Path) -> None:

@@ -16,7 +16,7 @@ from fedloom.data.files import data_name, read_part
 from fedloom.data.rows import Located
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import TASKS, Task
-from fedloom.display import console, shown
+from fedloom.display import plain_console, shown
 
 RECORD = "split.json"
 """The file in which `fedloom split` writes down what it did."""
@@ -51,11 +51,11 @@ def run_view(folder: str | Path, output: str | Path | None = None) -> None:
     if output is not None:
         check_picture(output)
     counts = count_clients(folder)
-    terminal = console()
-    terminal.print(counts_table(counts, str(folder)))
+    console = plain_console()
+    console.print(counts_table(counts, str(folder)))
     if output is not None:
         draw(counts, output)
-        terminal.print(f"Picture: {output}", soft_wrap=True)
+        console.print(f"Picture: {output}", soft_wrap=True)
 
 
 def check_picture(output: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from rich.table import Table
 
 from fedloom.config import UserError
-from fedloom.display import LONGEST_MESSAGE, console, one_line, shown, without_secrets
+from fedloom.display import LONGEST_MESSAGE, one_line, plain_console, shown, without_secrets
 
 TOKEN = "hf_" + "aB3" * 11
 
@@ -54,7 +54,7 @@ def test_names_are_data_to_the_console(capsys):
     name = "[bold]a[/bold] :smile: [/] 2024"
     table = Table(name, title=name)
     table.add_row(name)
-    terminal = console()
+    terminal = plain_console()
     terminal.file = io.StringIO()
     terminal.width = 100
     terminal.print(table)
