@@ -132,6 +132,14 @@ def test_values_that_cannot_be_used(tmp_path, row, message):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("answer", [18, 18.5, True, ["#### 18"]])
+def test_an_answer_of_gsm8k_that_is_no_text(tmp_path, answer):
+    rows = [{"question": "q", "answer": "#### 18"}, {"question": "q", "answer": answer}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"train\.jsonl, line 2: field 'answer' must end in '#### ' and a number"):
+        load(tmp_path, "gsm8k")
+
+
 def test_camel_math_takes_its_algebra_rows(tmp_path):
     topics = ["Algebra", "Geometry", "Algebra", "Calculus", "Algebra"]
     rows = [{"topic;": t, "message_1": f"q{n}", "message_2": f"x = {n}"} for n, t in enumerate(topics)]

@@ -75,7 +75,7 @@ def _gsm8k(row: Row) -> Example:
     final = normal_number(value)
     if not marker or final is None:
         raise ValueError(
-            f"field 'answer' must end in '#### ' and a number, but ends in {row['answer'][-40:]!r}"
+            f"field 'answer' must end in '#### ' and a number, but ends in {str(row['answer'])[-40:]!r}"
         )
     # <<48/2=24>> told a calculator what to fill in; a model without one should not learn to write it.
     reasoning = re.sub(r"<<[^<>]*>>", "", reasoning).strip()
