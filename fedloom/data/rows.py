@@ -57,6 +57,8 @@ def locate(where: str, row: object) -> Located:
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row must be an object with named fields, but is {shown(row)!r}.")
     for field, value in row.items():
+        if isinstance(value, str) and value.isascii() and field.isascii():
+            continue  # nearly all of them
         _check(where, "a field's name", field, 0)
         _check(where, f"field '{shown(field)}'", value, 0)
     return Located(where, row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def read_runs(folders: Sequence[str]) -> list[RunRecord]:
     if not folders:
         raise UserError("runs: none given; name the folders of runs, such as runs/demo")
     paths = [Path(folder) for folder in folders]
-    resolved = [path.resolve() for path in paths]
+    resolved = [os.path.realpath(path) for path in paths]  # resolve() raises on links that lead to themselves
     for number, path in enumerate(paths):
         if resolved[number] in resolved[:number]:
             raise UserError(f"runs: {path} is given twice; leave one of them out")
