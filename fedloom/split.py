@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,8 +109,8 @@ def run_split(
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        what = "is not empty" if output.is_dir() else "is a file"
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        what = "is not empty" if output.is_dir() else "is a file" if output.exists() else "is a broken link"
         raise UserError(
             f"output_path '{output}' {what}; give a folder that does not exist yet, or remove what is there."
         )

@@ -136,7 +136,7 @@ def test_values_that_cannot_be_used(tmp_path, row, message):
 def test_an_answer_of_gsm8k_that_is_no_text(tmp_path, answer):
     rows = [{"question": "q", "answer": "#### 18"}, {"question": "q", "answer": answer}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"train\.jsonl, line 2: field 'answer' must end in '#### ' and a number"):
+    with pytest.raises(UserError, match=r"line 2: field 'answer' must end in '#### ' and a number"):
         load(tmp_path, "gsm8k")
 
 

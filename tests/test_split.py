@@ -196,6 +196,9 @@ def test_a_place_that_cannot_be_written(sst2, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"output_path '.*file/out' cannot be written \(Not a directory\)"):
         split(tmp_path / "file/out", data_dir=str(sst2))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"output_path '.*loop' is a broken link"):
+        split(tmp_path / "loop", data_dir=str(sst2))
 
 
 def test_rows_with_fields_of_different_kinds(tmp_path):
