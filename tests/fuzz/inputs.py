@@ -63,7 +63,7 @@ def fuzzed(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None
             while True:
                 run = given(**strategies)(once)
                 limits = settings(
-                    max_examples=200,
+                    max_examples=50,
                     deadline=LONGEST_SECONDS * 1000,
                     suppress_health_check=list(HealthCheck),
                     database=None,
