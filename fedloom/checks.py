@@ -5,10 +5,13 @@ from datetime import date
 from typing import Any, get_args
 
 from fedloom.config import PROMPT_DATE, FedConfig, FormatName, Prompts, UserError
+from fedloom.display import shown
 from fedloom.options import did_you_mean, options
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?")
 _NO_FOLDER_NAMES = ("", ".", "..")
+MOST_EXAMPLES_PER_ROUND = 10**7
+"""Examples that all clients of a round draw together; more would take days, and gigabytes for their plan."""
 
 
 def check(config: FedConfig) -> None:
@@ -23,6 +26,14 @@ def check(config: FedConfig) -> None:
         raise UserError(
             f"client_num_per_step: {config.client_num_per_step} clients cannot be sampled from "
             f"client_num {config.client_num}; lower client_num_per_step or raise client_num"
+        )
+    clients = config.client_num_per_step if federated else 1
+    drawn = clients * config.client_batch_per_step * config.batch_size * config.client_epoch
+    if drawn > MOST_EXAMPLES_PER_ROUND:
+        raise UserError(
+            f"client_batch_per_step: {clients} clients x {config.client_batch_per_step} batches x batch_size "
+            f"{config.batch_size} x client_epoch {config.client_epoch} are {drawn:,} examples in a round; "
+            f"{MOST_EXAMPLES_PER_ROUND:,} is the most, so lower one of them"
         )
     if config.target_modules is not None and not config.target_module_names:
         raise UserError(
@@ -60,7 +71,7 @@ def check_values(config: Any) -> None:
         check_prompts(config.prompt_format, config.prompt_date)
     if config.exp_name in _NO_FOLDER_NAMES or re.search(r"[/\\]", config.exp_name):
         raise UserError(
-            f"exp_name: {config.exp_name!r} is not the name of one folder; "
+            f"exp_name: {shown(config.exp_name)!r} is not the name of one folder; "
             "leave out slashes, and choose the place with out_dir"
         )
 
@@ -94,4 +105,4 @@ def check_device(device: str) -> None:
     """
     if not _DEVICE.fullmatch(device):
         nearest = did_you_mean(device, ("auto", "cpu", "cuda", "cuda:0"))
-        raise UserError(f"device: {device} is not auto, cpu, cuda or cuda:N{nearest}")
+        raise UserError(f"device: {shown(device)} is not auto, cpu, cuda or cuda:N{nearest}")

@@ -4,10 +4,12 @@ A command is a dataclass of options, a check and a function that does the work; 
 it is asked for, so that `--help` and a mistyped flag answer without loading torch.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from fedloom.config_flower import FlowerConfig
 from fedloom.config_libp2p import AuditConfig, IdentityConfig, PeerConfig
 from fedloom.config_peers import DflConfig, SplitConfig, TopologyConfig, ViewConfig
 from fedloom.config_report import ReportConfig
+from fedloom.display import one_line, shown, without_secrets
 from fedloom.options import did_you_mean
 from fedloom.parsing import help_text, parse
 from fedloom.startup import prepare_process
@@ -30,6 +33,19 @@ from fedloom.torchrun import place, tells
 EXIT_DOES_NOT_HOLD = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_OF_THE_MACHINE = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "ask for the permission, or choose another place",
+    errno.EPERM: "ask for the permission, or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a file lies where a folder must be; choose another place",
+    errno.EISDIR: "a folder lies where a file must be; choose another place",
+    errno.ELOOP: "its links lead back to themselves; choose another place",
+}
+"""What the machine may refuse anywhere in a run, and what to do about it. Any other OSError is a bug."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(words[0], words[1:])
     except UserError as error:
         if tells(error):
-            print(f"fedloom: error: {error}", file=sys.stderr)
+            _say(f"error: {error}", words)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE or error.filename is None:
+            raise
+        _say(f"error: {error.filename}: {error.strerror}; {_OF_THE_MACHINE[error.errno]}", words)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         if place().leads:
@@ -208,15 +229,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+def _say(message: str, words: Sequence[str]) -> None:
+    """Print a line on stderr, without the token that may stand among the words of the command line."""
+    print(f"fedloom: {one_line(without_secrets(message, *_tokens(words)))}", file=sys.stderr)
+
+
+def _tokens(words: Sequence[str]) -> list[str]:
+    """The values that `--token` has among the words of a command line."""
+    beside = [value for word, value in pairwise(words) if word == "--token"]
+    return beside + [word.partition("=")[2] for word in words if word.startswith("--token=")]
+
+
 def _dispatch(name: str, words: Sequence[str]) -> int:
     command = COMMANDS.get(name)
     if command is None:
-        raise UserError(f"unknown command {name}{did_you_mean(name, COMMANDS)} (`fedloom --help` lists all)")
+        raise UserError(
+            f"unknown command {shown(name)}{did_you_mean(name, COMMANDS)} (`fedloom --help` lists all)"
+        )
     prog = f"fedloom {name}"
     if "--help" in words or "-h" in words:
         print(help_text(command.config_class, prog=prog, description=command.summary))
         return 0
     config = read_config(command, words, prog)
+    if _tokens(words) and place().leads:
+        _say(
+            "warning: other users of this machine can see --token in its list of processes; "
+            "set HF_TOKEN instead",
+            words,
+        )
     prepare_process()
     return command.run(config) or 0
 

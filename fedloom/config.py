@@ -8,6 +8,7 @@ values. None of this needs torch, so that `--help` and a bad value answer at onc
 from dataclasses import dataclass
 from typing import Literal
 
+from fedloom.display import without_secrets
 from fedloom.options import option
 
 Problems = Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"]
@@ -26,23 +27,30 @@ PROMPT_DATE = "2024-07-26"
 class UserError(Exception):
     """A mistake that the user can mend: the message gives the value, the rule and the fix.
 
-    The command line prints the message without a traceback and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2. A hub token never stands
+    in it, whatever it quotes.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Run."""
 
-    exp_name: str = option("test", "name of the run, and of its folder inside out_dir", free=True)
-    out_dir: str = option("runs", "folder that holds the runs", free=True)
+    exp_name: str = option("test", "name of the run, and of its folder inside out_dir", free=True, path=True)
+    out_dir: str = option("runs", "folder that holds the runs", free=True, path=True)
     config: str | None = option(
-        None, "YAML file with options, the same names as the flags; flags win", free=True
+        None,
+        "YAML file with options, the same names as the flags; flags win",
+        free=True,
+        path=True,
     )
     resume: bool = option(
         False, "continue the run of this name; options not given are the run's own", free=True
     )
-    seed: int = option(3407, "seed of every random choice", minimum=0)
+    seed: int = option(3407, "seed of every random choice", minimum=0, maximum=2**32 - 1)
     report_to: Literal["tensorboard", "none"] = option(
         "tensorboard", "where metrics go beside metrics.jsonl", free=True
     )
@@ -64,6 +72,7 @@ class Hardware:
         "tokens that train in one pass; auto: by the free memory; changes only speed",
         minimum=1,
         free=True,
+        maximum=10**9,
     )
 
 
@@ -74,6 +83,7 @@ class Model:
     model_name: str = option(
         "meta-llama/Llama-2-7b-chat-hf",
         "causal language model: a name on the hub, a local folder, a GGUF file, or smollm2-135m",
+        path=True,
     )
     token: str | None = option(
         None, "hub token for gated models, else HF_TOKEN; never logged or saved", free=True, secret=True
@@ -86,14 +96,19 @@ class Adapter:
     """Adapter."""
 
     peft: Literal["lora", "p-tuning", "prompt-tuning"] = option("lora", "which parameters train")
-    lora_r: int = option(16, "rank of LoRA", minimum=1)
-    lora_alpha: int = option(32, "scale of LoRA; its product is multiplied by lora_alpha / lora_r", minimum=1)
-    lora_dropout: float = option(0.1, "dropout before LoRA", minimum=0, below=1)
+    lora_r: int = option(16, "rank of LoRA", minimum=1, maximum=16_384)
+    lora_alpha: int = option(
+        32, "scale of LoRA; its product is multiplied by lora_alpha / lora_r", minimum=1, maximum=1_000_000
+    )
+    lora_dropout: float = option(0.1, "dropout before LoRA", minimum=0, maximum=0.99)
     target_modules: str | None = option(
         None, "layers that get LoRA, with commas between; none: PEFT's default for the architecture"
     )
     num_virtual_tokens: int | None = option(
-        None, "virtual tokens; default 20 for p-tuning, 40 for prompt-tuning", minimum=1
+        None,
+        "virtual tokens; default 20 for p-tuning, 40 for prompt-tuning",
+        minimum=1,
+        maximum=16_384,
     )
 
     @property
@@ -123,8 +138,11 @@ class Data:
         None,
         "local data with the same fields: a folder with train.* (jsonl, json, csv, parquet), one such file, "
         "or a save_to_disk folder",
+        path=True,
     )
-    max_length: int = option(512, "longest example in tokens; longer ones are dropped and counted", minimum=8)
+    max_length: int = option(
+        512, "longest example in tokens; longer ones are dropped and counted", minimum=8, maximum=1_048_576
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,28 +173,30 @@ class Federation:
         "server's rule: FedAdam applies the clients' mean change with AdamW at lr, FedAVG and FedProx with "
         "SGD at lr; FedAVG with lr = client_lr is the textbook's plain averaging of models",
     )
-    client_num: int = option(50, "clients in the federation", minimum=1)
-    client_num_per_step: int = option(4, "clients sampled per round", minimum=1)
-    max_steps: int = option(6000, "federated rounds", minimum=1, free=True)
-    lr: float = option(5e-4, "server learning rate", above=0)
-    prox_mu: float = option(0.01, "weight of FedProx's proximal term; 0 is FedAVG", minimum=0)
+    client_num: int = option(50, "clients in the federation", minimum=1, maximum=1_000_000)
+    client_num_per_step: int = option(4, "clients sampled per round", minimum=1, maximum=100_000)
+    max_steps: int = option(6000, "federated rounds", minimum=1, free=True, maximum=10**8)
+    lr: float = option(5e-4, "server learning rate", above=0, maximum=1000)
+    prox_mu: float = option(0.01, "weight of FedProx's proximal term; 0 is FedAVG", minimum=0, maximum=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientTraining:
     """Client training."""
 
-    client_epoch: int = option(1, "epochs over the batches of a round", minimum=1)
-    client_batch_per_step: int = option(8, "batches a client draws per round", minimum=1)
-    batch_size: int = option(2, "examples per batch", minimum=1)
-    grad_accum_steps: int = option(4, "batches per optimiser step", minimum=1)
+    client_epoch: int = option(1, "epochs over the batches of a round", minimum=1, maximum=1000)
+    client_batch_per_step: int = option(8, "batches a client draws per round", minimum=1, maximum=100_000)
+    batch_size: int = option(2, "examples per batch", minimum=1, maximum=65_536)
+    grad_accum_steps: int = option(4, "batches per optimiser step", minimum=1, maximum=100_000)
     grad_accum_mean: Literal["tokens", "batches"] = option(
         "tokens",
         "the loss of a step of several batches: tokens: mean over all its answer tokens, as of one larger "
         "batch; batches: mean over the batches' own means, as in the original FedGPL",
     )
-    client_lr: float = option(1e-4, "client learning rate (SGD)", above=0)
-    clip_norm: float = option(0.0, "largest gradient norm of a client's step; 0 is off", minimum=0)
+    client_lr: float = option(1e-4, "client learning rate (SGD)", above=0, maximum=1000)
+    clip_norm: float = option(
+        0.0, "largest gradient norm of a client's step; 0 is off", minimum=0, maximum=1e9
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,10 +204,16 @@ class GradientPriority:
     """Gradient priority (fedGradFocus)."""
 
     max_layer_num: int = option(
-        6, "how many of the layers with the highest scores are trained and sent", minimum=0
+        6,
+        "how many of the layers with the highest scores are trained and sent",
+        minimum=0,
+        maximum=10_000,
     )
     min_layer_num: int = option(
-        2, "how many of the layers with the lowest scores are trained and sent beside them", minimum=0
+        2,
+        "how many of the layers with the lowest scores are trained and sent beside them",
+        minimum=0,
+        maximum=10_000,
     )
     grad_eval: Literal["l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2"] = option(
         "lora_per_l1",
@@ -203,9 +229,14 @@ class GradientPriority:
         above=0,
         below=1,
     )
-    server_batches: int = option(4, "batches of batch_size behind the server's gradient", minimum=1)
+    server_batches: int = option(
+        4, "batches of batch_size behind the server's gradient", minimum=1, maximum=100_000
+    )
     server_grad_scale: float = option(
-        0.1, "weight of the server's own gradient in layers that are not selected; 0: they rest", minimum=0
+        0.1,
+        "weight of the server's own gradient in layers that are not selected; 0: they rest",
+        minimum=0,
+        maximum=1e6,
     )
 
 
@@ -213,12 +244,13 @@ class GradientPriority:
 class Validation:
     """Validation."""
 
-    val_steps: int = option(100, "rounds between validations", minimum=1)
+    val_steps: int = option(100, "rounds between validations", minimum=1, maximum=10**8)
     patience: int = option(
         3,
         "stop after this many validations in a row without better accuracy; 0 is never",
         minimum=0,
         free=True,
+        maximum=10**8,
     )
     eval_generate_every: int = option(
         0,
@@ -226,9 +258,14 @@ class Validation:
         "never",
         minimum=0,
         free=True,
+        maximum=10**8,
     )
     eval_generate_limit: int = option(
-        64, "validation problems that it answers then, from the first on", minimum=1, free=True
+        64,
+        "validation problems that it answers then, from the first on",
+        minimum=1,
+        free=True,
+        maximum=10**8,
     )
 
 
@@ -248,9 +285,9 @@ class FedConfig(
 class DemoConfig:
     """Demo."""
 
-    rounds: int = option(20, "federated rounds", minimum=1)
-    seed: int = option(3407, "seed of every random choice", minimum=0)
-    out_dir: str = option("runs", "folder that holds the runs")
-    exp_name: str = option("demo", "name of the run, and of its folder inside out_dir")
+    rounds: int = option(20, "federated rounds", minimum=1, maximum=10**6)
+    seed: int = option(3407, "seed of every random choice", minimum=0, maximum=2**32 - 1)
+    out_dir: str = option("runs", "folder that holds the runs", path=True)
+    exp_name: str = option("demo", "name of the run, and of its folder inside out_dir", path=True)
     device: str = option("auto", "auto (the first GPU, else the CPU), cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "precision of the frozen model")

@@ -15,12 +15,14 @@ class EvalModel:
         None,
         "model: a name on the hub, a local folder, a GGUF file, smollm2-135m or minilm; none: that of the "
         "adapter's run, or the one that adapter_config.json names",
+        path=True,
     )
-    model_checkpoint: str | None = option(None, "another name of model_name")
+    model_checkpoint: str | None = option(None, "another name of model_name", path=True)
     adapter: str | None = option(
         None,
         "what to judge, with commas between: a PEFT adapter folder, a checkpoint of peers (all of them), or "
         "a run's folder (its newest checkpoint); none: the model without an adapter",
+        path=True,
     )
     all_checkpoints: bool = option(False, "every checkpoint of the runs in adapter, not the newest alone")
     token: str | None = option(
@@ -40,7 +42,9 @@ class EvalData:
     )
     dataset_type: AnyTask | None = option(None, "another name of data_name")
     data_dir: str | None = option(
-        None, "local copy with the fields of the hub's data set; none: that of the adapter's run, or the hub"
+        None,
+        "local copy with the fields of the hub's data set; none: that of the adapter's run, or the hub",
+        path=True,
     )
     prompt_format: FormatName | None = option(
         None, "format of the prompts, as `fedloom fed` takes it; none: that of the adapter's run, or auto"
@@ -51,12 +55,13 @@ class EvalData:
         "the default of `fedloom fed`",
     )
     split: Literal["test", "validation", "train"] = option("test", "which part of the data")
-    limit: int | None = option(None, "only the first so many examples", minimum=1)
+    limit: int | None = option(None, "only the first so many examples", minimum=1, maximum=10**9)
     seed: int | None = option(
         None,
         "decides what is held out where the data set has no such split; none: that of the adapter's run, "
         "or 3407",
         minimum=0,
+        maximum=2**32 - 1,
     )
 
 
@@ -64,10 +69,14 @@ class EvalData:
 class EvalAnswers:
     """Answers and output."""
 
-    batch_size: int = option(8, "prompts per pass and adapter; all adapters go into one pass", minimum=1)
-    max_new_tokens: int = option(256, "longest answer in tokens", minimum=1)
+    batch_size: int = option(
+        8, "prompts per pass and adapter; all adapters go into one pass", minimum=1, maximum=65_536
+    )
+    max_new_tokens: int = option(256, "longest answer in tokens", minimum=1, maximum=131_072)
     output_path: str | None = option(
-        None, "folder for eval.json and predictions.jsonl; none: eval in the run's folder, or ./eval"
+        None,
+        "folder for eval.json and predictions.jsonl; none: eval in the run's folder, or ./eval",
+        path=True,
     )
 
 

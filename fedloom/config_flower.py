@@ -14,26 +14,30 @@ class OverFlower:
         None,
         "where clients keep their own training data: node (the path that each SuperNode's data-path gives), "
         "or a path with {i} for the client's number from 1; none: the data set, split as in fedloom fed",
+        path=True,
     )
     min_clients: int | None = option(
         None,
         "clients that must be there for a round to begin; default client_num_per_step",
         minimum=1,
         free=True,
+        maximum=1_000_000,
     )
     join_timeout: float = option(
         300.0,
         "seconds to wait for all clients before the first round, and later where there are too few",
         above=0,
         free=True,
+        maximum=1e7,
     )
     round_timeout: float = option(
         600.0,
         "seconds after which a round ends without the clients that have not answered",
         above=0,
         free=True,
+        maximum=1e7,
     )
-    output_path: str = option("flower-app", "folder to write, new or empty", free=True)
+    output_path: str = option("flower-app", "folder to write, new or empty", free=True, path=True)
 
 
 @dataclass(frozen=True, kw_only=True)

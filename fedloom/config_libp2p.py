@@ -12,14 +12,20 @@ class PeerNode:
     """This peer."""
 
     identity: str | None = option(
-        None, "key file of this peer, required; `fedloom identity FILE` makes one", free=True
+        None,
+        "key file of this peer, required; `fedloom identity FILE` makes one",
+        free=True,
+        path=True,
     )
     listen: str = option("/ip4/127.0.0.1/tcp/4001", "address to listen on, as a multiaddr", free=True)
     neighbors: str | None = option(
-        None, "YAML file, required: client, id and addresses of each neighbour", free=True
+        None,
+        "YAML file, required: client, id and addresses of each neighbour",
+        free=True,
+        path=True,
     )
-    client: int = option(1, "number of this peer, from 1", minimum=1)
-    num_clients: int = option(7, "peers in all", minimum=2)
+    client: int = option(1, "number of this peer, from 1", minimum=1, maximum=4096)
+    num_clients: int = option(7, "peers in all", minimum=2, maximum=4096)
     mix_head: bool = option(True, "average the classification head too; false: it stays with its peer")
     round_timeout: float = option(
         60.0,
@@ -27,6 +33,7 @@ class PeerNode:
         "again until it says something",
         above=0,
         free=True,
+        maximum=1e7,
     )
 
 
@@ -44,11 +51,11 @@ class PeerConfig(Run, Hardware, PeerNode, PeerModel, PeerData, Prompts, PeerTrai
 class IdentityConfig:
     """Identity."""
 
-    key: str = option("peer.key", "key file; made, readable for you alone, unless it is there")
+    key: str = option("peer.key", "key file; made, readable for you alone, unless it is there", path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
     """Audit."""
 
-    runs: tuple[str, ...] = option((), "folders of the runs of all peers")
+    runs: tuple[str, ...] = option((), "folders of the runs of all peers", path=True)

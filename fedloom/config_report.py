@@ -10,6 +10,8 @@ class ReportConfig:
     """Report."""
 
     runs: tuple[str, ...] = option(
-        (), "folders of runs, <out_dir>/<exp_name>; may stand first, without --runs"
+        (),
+        "folders of runs, <out_dir>/<exp_name>; may stand first, without --runs",
+        path=True,
     )
-    output: str = option("report.html", "page to write; -o is short for it")
+    output: str = option("report.html", "page to write; -o is short for it", path=True)

@@ -12,6 +12,7 @@ from rich.table import Table
 from fedloom.build import Parts, build, device_name, run_folder, versions
 from fedloom.config import FedConfig
 from fedloom.data.encode import encode_prompts
+from fedloom.display import plain_console
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.answering import Answers, Questions, answer
 from fedloom.observe.checkpoint import latest_checkpoint, prepare_run_folder, write_run_config
@@ -51,12 +52,12 @@ def demo_config(
 
 def run_demo(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: str, dtype: Dtype) -> None:
     """Answer unseen problems, fine-tune across four clients, answer them again, and print a table."""
-    console = Console()
+    console = plain_console()
     wanted = demo_config(
         rounds=rounds, seed=seed, out_dir=out_dir, exp_name=exp_name, device=device, dtype=dtype
     )
     folder = _fresh_folder(run_folder(wanted))
-    console.print(f"[bold]fedloom demo[/]: {MODEL}, 4 clients with their own word problems, FedAdam + LoRA")
+    console.print(f"fedloom demo: {MODEL}, 4 clients with their own word problems, FedAdam + LoRA")
     config, parts = build(wanted)
     write_run_config(folder, config, versions(), device_name(parts.model.device))
     write_held(folder, parts)
@@ -101,4 +102,4 @@ def _report(console: Console, before: Answers, after: Answers, rows: list[dict],
     table.add_row("training time", "", f"{seconds:.0f} s")
     console.print(table)
     console.print(f"The adapter lies in {adapter}\nLoad it with PEFT:", soft_wrap=True)
-    console.print(f'  PeftModel.from_pretrained(base_model, "{adapter}")', markup=False, soft_wrap=True)
+    console.print(f'  PeftModel.from_pretrained(base_model, "{adapter}")', soft_wrap=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftConfig
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from fedloom.build import device_name, quieten, versions
@@ -19,6 +18,7 @@ from fedloom.data.encode_classes import encode_classes
 from fedloom.data.example import Example
 from fedloom.data.sources import load_splits
 from fedloom.data.templates import PromptFormat, prompt_format
+from fedloom.display import plain_console
 from fedloom.evaluation_plan import Plan, make_plan
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.bank import AdapterBank
@@ -60,10 +60,10 @@ def run_eval(config: EvalConfig) -> list[Verdict]:
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     plan = make_plan(config)
-    console = Console()
+    console = plain_console()
     examples = _examples(config, plan)
     if plan.taken:
-        console.print(f"taken from the run: {plan.taken}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"taken from the run: {plan.taken}", soft_wrap=True)
     console.print(f"Judging {max(1, len(plan.adapters))} × {len(examples)} examples of {plan.task.name} …")
     began = time.perf_counter()
     verdicts: list[Verdict] = []
@@ -87,7 +87,7 @@ def run_eval(config: EvalConfig) -> list[Verdict]:
     }
     write_results(plan.output, facts, verdicts)
     console.print(results_table(facts, verdicts))
-    console.print(f"written to {plan.output}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"written to {plan.output}", soft_wrap=True)
     return verdicts
 
 

@@ -4,15 +4,13 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from jsonargparse import ArgumentParser
+from typing import Any, NoReturn, TypeVar
 
 from fedloom.config import UserError
+from fedloom.display import shown
 from fedloom.options import WORDS, Option, did_you_mean, options
+from fedloom.yaml_file import read_yaml
 
 RUN_CONFIG = "config.yaml"
 """Name of the file in a run's folder that holds its options."""
@@ -36,7 +34,7 @@ def help_text(config_class: type, *, prog: str, description: str) -> str:
 
 
 def parse(config_class: type[C], argv: Sequence[str], *, prog: str) -> C:
-    """Return the options that a command line means; their values are not judged yet.
+    """Return the options that a command line means; what they mean together is not judged yet.
 
     The first of these that gives an option decides: a flag, the file of `--config` (wherever that flag
     stands), with `--resume` the config.yaml of the run, the default.
@@ -47,7 +45,7 @@ def parse(config_class: type[C], argv: Sequence[str], *, prog: str) -> C:
         prog: The command as the user typed it, for messages.
 
     Raises:
-        UserError: An unknown name, or a value of the wrong type.
+        UserError: An unknown name, or a value that breaks its rule.
     """
     by_name = {option.name: option for option in options(config_class)}
     flags = _read_flags(by_name, argv, prog)
@@ -62,8 +60,6 @@ def parse(config_class: type[C], argv: Sequence[str], *, prog: str) -> C:
         # The place where the run lies now is the one that counts, not where it lay when it began.
         place = {name: values[name] for name in ("out_dir", "exp_name")}
         values |= saved | given | place
-    # Several words come as a list, which a frozen config cannot keep frozen.
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if "token" in values:
         values["token"] = values["token"] or os.environ.get("HF_TOKEN") or None
     return config_class(**values)
@@ -73,43 +69,29 @@ def read_options(path: Path, config_class: type) -> dict[str, Any]:
     """Return the options that a YAML file gives, with their types.
 
     Raises:
-        UserError: No such file, no mapping, an unknown name, or a value of the wrong type.
+        UserError: No such file, no mapping, an unknown name, or a value that breaks its rule; the message has
+            the line.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give --config an existing YAML file"
-        ) from None
-    except yaml.MarkedYAMLError as error:
-        # Not the parser's own message: it quotes the line, which may hold the token.
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(
-            f"{path}{line}: is not YAML ({error.problem}); write lines of the form `option: value`"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: is not a text file; give --config a YAML file") from None
+    content, lines = read_yaml(path, "write lines of the form `option: value`")
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold lines of the form `option: value`")
-    content.pop(RUN_RECORD, None)
     by_name = {option.name: option for option in options(config_class)}
-    for name, value in list(content.items()):
+    found = {}
+    for name, value in content.items():
+        if name == RUN_RECORD:
+            continue
+        where = f"{path}, line {lines[name]}"
         if name not in by_name:
-            raise UserError(f"{path}: unknown option {name}{did_you_mean(name, by_name)}")
-        if value is None and not by_name[name].nullable:
-            raise UserError(
-                f"{path}: {name} has no value; give it {by_name[name].rule}, or leave the line out"
-            )
-        if value == "none" and by_name[name].nullable:
-            content[name] = None
-        if isinstance(value, date):  # YAML's reading of 2024-07-26, which is text to every option
-            content[name] = str(value)
-    try:
-        return _build_parser(by_name).parse_object(content, defaults=False).as_dict()
-    except argparse.ArgumentError as error:
-        raise UserError(f"{path}: {_explain(error, by_name, content)}") from None
+            raise UserError(f"{where}: unknown option {shown(name)}{did_you_mean(name, by_name)}")
+        option = by_name[name]
+        if value is None and not option.nullable:
+            raise UserError(f"{where}: {name} has no value; give it {option.rule}, or leave the line out")
+        found[name] = option.from_file(value)
+        if not option.allows(found[name]):
+            raise UserError(f"{where}: {option.explain(value)}")
+    return found
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -119,48 +101,58 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=110)
 
 
-def _build_parser(
-    by_name: Mapping[str, Option], prog: str = "fedloom", description: str = ""
-) -> ArgumentParser:
-    parser = ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """argparse takes the words apart; what a value means, and whether it will do, is the option's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", description: str = "") -> _Parser:
+    parser = _Parser(
         prog=prog,
         usage=f"{prog} [--option value ...]",
         description=description,
         formatter_class=_HelpFormatter,
-        exit_on_error=False,
         add_help=bool(description),
         allow_abbrev=False,
     )
     groups = {option.group: parser.add_argument_group(option.group) for option in by_name.values()}
     for option in by_name.values():
         choices = f" {{{', '.join(option.choices)}}}" if option.choices and not option.plain_types else ""
-        special: dict[str, Any] = {"type": option.annotation}
+        words: dict[str, Any] = {}
         if option.annotation is bool:
-            special |= {"nargs": "?", "const": True}
+            words = {"nargs": "?", "const": "true"}
         elif option.annotation == WORDS:
-            special = {"type": str, "nargs": "+"}
+            words = {"nargs": "+"}
         groups[option.group].add_argument(
             f"--{option.name}",
-            default=option.default,
+            default=argparse.SUPPRESS,
             help=f"{option.help}{choices} (default: {option.default_text})".replace("%", "%%"),
             metavar="true|false" if option.annotation is bool else "VALUE",
-            **special,
+            **words,
         )
     return parser
 
 
 def _read_flags(by_name: Mapping[str, Option], argv: Sequence[str], prog: str) -> dict[str, Any]:
     """Return the options that stand on the command line, and no others."""
-    words = _normalise(argv, by_name)
+    words = [_with_underscores(word) for word in argv]
     for word in words:
         dashes, name = _split_flag(word)
         if dashes == "-" or (dashes and name not in by_name):
             nearest = did_you_mean(name, by_name).replace("mean ", "mean --")
-            raise UserError(f"unknown flag {dashes}{name}{nearest} (`{prog} --help` lists all)")
+            raise UserError(f"unknown flag {dashes}{shown(name)}{nearest} (`{prog} --help` lists all)")
     try:
-        return _build_parser(by_name).parse_args(words, defaults=False).as_dict()
-    except argparse.ArgumentError as error:
-        raise UserError(_explain(error, by_name, {})) from None
+        given = vars(_build_parser(by_name).parse_args(words))
+    except UserError as error:
+        raise _explained(error, by_name) from None
+    values = {}
+    for name, text in given.items():
+        values[name] = tuple(text) if isinstance(text, list) else by_name[name].from_text(text)
+        if not by_name[name].allows(values[name]):
+            raise UserError(by_name[name].explain(text))
+    return values
 
 
 def _split_flag(word: str) -> tuple[str, str]:
@@ -169,29 +161,18 @@ def _split_flag(word: str) -> tuple[str, str]:
     return (flag.group(1), flag.group(2)) if flag else ("", "")
 
 
-def _normalise(argv: Sequence[str], by_name: Mapping[str, Option]) -> list[str]:
-    """Write hyphens in names as underscores, and `none` as the parser's null where that is allowed."""
-    nullable = {f"--{name}" for name, option in by_name.items() if option.nullable}
-    words: list[str] = []
-    for word in argv:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            flag = "--" + name[2:].replace("-", "_")
-            words.append(f"{flag}=null" if flag in nullable and value == "none" else flag + equals + value)
-        else:
-            words.append("null" if word == "none" and words and words[-1] in nullable else word)
-    return words
+def _with_underscores(word: str) -> str:
+    """A word with the hyphens in a flag's name, but not in its value, as underscores."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _explain(error: argparse.ArgumentError, by_name: Mapping[str, Option], content: Mapping[str, Any]) -> str:
-    """Turn the parser's report into value, rule and nearest valid name."""
+def _explained(error: UserError, by_name: Mapping[str, Option]) -> UserError:
+    """The parser's report with the rule of the option that it is about."""
     report = str(error)
-    key = re.search(r'Parser key "(\w+)"|argument --(\w+)', report)
-    name = next((group for group in key.groups() if group), None) if key else None
-    if name is None or name not in by_name:
-        return report.replace("unrecognized arguments:", "these belong to no option:")
-    option = by_name[name]
-    if name in content:
-        return option.explain(content[name])
-    value = re.search(r"[Gg](?:ot|iven) value: (.*)$", report, flags=re.DOTALL)
-    return option.explain(value.group(1)) if value else f"--{name}: needs a value: {option.rule}"
+    flag = re.match(r"argument --(\w+)", report)
+    if flag is not None and flag[1] in by_name:
+        return UserError(f"--{flag[1]}: needs a value: {by_name[flag[1]].rule}")
+    return UserError(report.replace("unrecognized arguments:", "these belong to no option:"))

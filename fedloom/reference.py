@@ -10,7 +10,10 @@ _TITLE = """# Flags
 
 Every command and every option, as `fedloom COMMAND --help` lists them. Flags take underscores and hyphens
 alike. Commands with the option `config` also read options from a YAML file, under the same names; flags win.
-An unknown name or a bad value is an error that gives the rule and the nearest valid name.
+An unknown name or a bad value is an error that gives the rule and the nearest valid name; every number has an
+upper bound that catches slips of the keyboard. A name that stands twice in a YAML file is an error too.
+
+Set a hub token as `HF_TOKEN`: a command line, and `--token` in it, can be read by other users of the machine.
 
 This page is made from the code: `python -m fedloom.reference > docs/flags.md`.
 """

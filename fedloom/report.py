@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.filesize import decimal
 
 from fedloom.config import UserError
+from fedloom.display import plain_console
 from fedloom.observe.atomic import write_atomically
 from fedloom.observe.record import read_runs
 from fedloom.observe.report.groups import group_runs
@@ -36,9 +36,9 @@ def run_report(*, runs: Sequence[str], output: str) -> None:
         write_atomically(path, page(groups, script))
     except OSError as error:
         raise UserError(f"output: cannot write {path}: {error.strerror}; choose another place") from None
-    console = Console()
+    console = plain_console()
     said = f"Page: {path} ({decimal(path.stat().st_size)})"
-    console.print(said, markup=False, soft_wrap=True)
+    console.print(said, soft_wrap=True)
 
 
 def plotly_script() -> str:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from fedloom.config import UserError
+from fedloom.display import plain_console, shown
 from fedloom.federation.positions import positions
 from fedloom.federation.topology import (
     DENSE_LIMIT,
@@ -54,20 +53,20 @@ def run_topology(
         _check_drawable(Path(output))
     topology = build_topology(name, num_clients, seed)
     gap = spectral_gap(topology)
-    console = Console()
+    console = plain_console()
     console.print(_facts(topology, seed, gap, adapter_bytes))
     if num_clients <= _MOST_COLUMNS:
         console.print(_matrix(topology, seed))
     if output is not None:
         _save(draw(topology, seed, gap), Path(output))
-        console.print(f"Drawn to {output}", markup=False, soft_wrap=True)
+        console.print(f"Drawn to {output}", soft_wrap=True)
 
 
 def _facts(topology: Topology, seed: int, gap: float | None, adapter_bytes: int | None) -> Table:
     first = mixing(topology, 0, seed)
     degrees = first.degrees
     in_round = " in a round" if topology.varies else ""
-    table = Table("", escape(topology.name), title=f"{topology.peers} peers")
+    table = Table("", shown(topology.name), title=f"{topology.peers} peers")
     table.add_row("links" + in_round, f"{len(first.edges)}")
     even = degrees.min() == degrees.max()
     spread = f"{degrees.min()} to {degrees.max()}, mean {degrees.mean():.3g}"

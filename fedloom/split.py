@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
 
 from fedloom.config import UserError
 from fedloom.data.fields import label_of
 from fedloom.data.partition import Kind
 from fedloom.data.partition import partition as divide
+from fedloom.data.rows import reason
 from fedloom.data.sources import Sourced, load_rows
 from fedloom.data.tasks import TASKS
+from fedloom.display import plain_console, shown
 from fedloom.view import RECORD, counts_table, label_counts
 
 if TYPE_CHECKING:
@@ -85,25 +86,32 @@ def run_split(
     held = {split: [made.example.label for made in part] for split, part in parts.items()}
     counts = label_counts(labels | held, task)
     whole = _dataset(train)
-    for name, share in zip(labels, shares, strict=True):
-        _save(whole.select(share), output / name)
-    for split, part in parts.items():
-        _save(_dataset(part), output / split)
-    _write_record(output / RECORD, seed, options, counts)
-    console = Console()
+    others = {split: _dataset(part) for split, part in parts.items()}
+    try:
+        for name, share in zip(labels, shares, strict=True):
+            _save(whole.select(share), output / name)
+        for split, dataset in others.items():
+            _save(dataset, output / split)
+        _write_record(output / RECORD, seed, options, counts)
+    except OSError as error:
+        raise UserError(
+            f"output_path '{output}' cannot be written ({reason(error)}); choose another place, or remove "
+            "what is there and try again."
+        ) from error
+    console = plain_console()
     console.print(counts_table({name: counts[name] for name in labels}, f"{data_name}, {partition}"))
     for split in ("validation", "test"):
         console.print(f"{split}: {len(held[split])} examples" if split in held else f"{split}: none")
     hints = [f"--dataset_path_template '{output}/client_{{i}}'"]
     hints += [f"--val_dataset_path_template '{output}/validation'"] if "validation" in held else []
-    console.print(f"Written to {output}; train on it with `fedloom dfl`", markup=False, soft_wrap=True)
+    console.print(f"Written to {output}; train on it with `fedloom dfl`", soft_wrap=True)
     for hint in hints:
-        console.print(f"  {hint}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {hint}", soft_wrap=True)
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        what = "is not empty" if output.is_dir() else "is a file"
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        what = "is not empty" if output.is_dir() else "is a file" if output.exists() else "is a broken link"
         raise UserError(
             f"output_path '{output}' {what}; give a folder that does not exist yet, or remove what is there."
         )
@@ -112,15 +120,15 @@ def _check_output(output: Path) -> None:
 def _values(train: Sequence[Sourced], field: str) -> list[str]:
     """The rows' values of the field that keeps them together."""
     values = []
-    for number, made in enumerate(train, start=1):
+    for made in train:
         try:
             values.append(label_of(made.row, field))
         except ValueError as error:
-            raise UserError(f"training example {number}: {error}; name another field.") from error
+            raise UserError(f"{made.where}: {error}; name another field.") from error
         if not values[-1]:
-            found = ", ".join(f"'{name}'" for name in made.row)
+            found = ", ".join(f"'{shown(name)}'" for name in made.row)
             raise UserError(
-                f"field is '{field}', but training example {number} has none; the fields found are {found}."
+                f"{made.where}: field is '{field}', but the row has none; its fields are {found}."
             )
     return values
 
@@ -128,16 +136,48 @@ def _values(train: Sequence[Sourced], field: str) -> list[str]:
 def _dataset(rows: Sequence[Sourced]) -> Dataset:
     """The rows with all fields that any of them has."""
     import datasets
-    import pyarrow  # type: ignore[import-untyped]
 
     names = dict.fromkeys(name for made in rows for name in made.row)
-    columns = {name: [made.row.get(name) for made in rows] for name in names}
+    columns = {name: _column([made.row.get(name) for made in rows]) for name in names}
     try:
         return datasets.Dataset.from_dict(columns)
-    except pyarrow.ArrowException as error:
-        raise UserError(
-            f"the data's fields do not make a table ({error}); a field needs values of one kind in all rows."
-        ) from error
+    except Exception as error:
+        raise _no_table(columns, rows) from error
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """A field's values; numbers as text where one has over 64 bits, as some ids do, or others are text."""
+    large = any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values)
+    if not large and str not in {*map(type, values)}:
+        return values
+    return [_as_text(value) if isinstance(value, int | float) else value for value in values]
+
+
+def _as_text(value: int | float) -> str | None:
+    return None if value != value else str(value)
+
+
+def _no_table(columns: Mapping[str, list[Any]], rows: Sequence[Sourced]) -> UserError:
+    """Says which field, and where, is of another kind than in the rows before."""
+    import pyarrow  # type: ignore[import-untyped]
+
+    for name, values in columns.items():
+        first, last = 0, len(values)  # the fewest rows that do not make a column
+        while first < last:
+            middle = (first + last) // 2
+            try:
+                pyarrow.array(values[: middle + 1])
+                first = middle + 1
+            except Exception:
+                last = middle
+        if first < len(values):
+            return UserError(
+                f"{rows[first].where}: field '{shown(name)}' is {shown(values[first])!r}, of another kind "
+                "than in the rows before; a table needs values of one kind in all rows."
+            )
+    return UserError(
+        "the data's fields do not make a table, which needs values of one kind in all rows of a field."
+    )
 
 
 def _save(dataset: Dataset, folder: Path) -> None:

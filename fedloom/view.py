@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fedloom.config import UserError
 from fedloom.data.fields import label_of
-from fedloom.data.files import EXTENSIONS, Located, read_part
+from fedloom.data.files import data_name, read_part
+from fedloom.data.rows import Located
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import TASKS, Task
+from fedloom.display import plain_console, shown
 
 RECORD = "split.json"
 """The file in which `fedloom split` writes down what it did."""
@@ -52,11 +52,11 @@ def run_view(folder: str | Path, output: str | Path | None = None) -> None:
     if output is not None:
         check_picture(output)
     counts = count_clients(folder)
-    console = Console()
+    console = plain_console()
     console.print(counts_table(counts, str(folder)))
     if output is not None:
         draw(counts, output)
-        console.print(f"Picture: {output}", markup=False, soft_wrap=True)
+        console.print(f"Picture: {output}", soft_wrap=True)
 
 
 def check_picture(output: Path) -> None:
@@ -80,12 +80,14 @@ def count_clients(folder: Path) -> dict[str, dict[str, int]]:
         raise UserError(
             f"'{folder}' is not a folder; give one that holds client_1, client_2, ..., see `fedloom split`."
         )
-    paths = {
-        int(match[1]): path
-        for path in folder.iterdir()
-        if (match := re.fullmatch(r"client_(\d+)", path.stem if path.is_file() else path.name))
-        and (path.is_dir() or path.suffix.lower() in EXTENSIONS)
-    }
+    paths: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name if path.is_dir() else (data_name(path) or ("",))[0]
+        if match := re.fullmatch(r"client_([0-9]{1,9})", name):
+            if int(match[1]) in paths:
+                both = f"{paths[int(match[1])].name} and {path.name}"
+                raise UserError(f"'{folder}' has {both}, which are the same client; leave one of them.")
+            paths[int(match[1])] = path
     if not paths:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
         raise UserError(
@@ -105,10 +107,10 @@ def _task_of(folder: Path) -> Task | None:
         return None
     try:
         return TASKS[json.loads(record.read_text(encoding="utf-8"))["options"]["data_name"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"'{record}' is not as `fedloom split` wrote it ({type(error).__name__}: {error}); mend it or "
-            "remove it."
+            f"'{record}' is not as `fedloom split` wrote it ({type(error).__name__}: {shown(error)}); mend "
+            "it or remove it."
         ) from error
 
 
@@ -140,17 +142,17 @@ def counts_table(counts: Counts, title: str) -> Table:
     totals = _totals(counts)
     frequent = len(totals) > MOST_COLUMNS
     columns = [] if frequent or list(totals) == [NO_LABEL] else list(totals)
-    table = Table(title=escape(title), caption=_caption(counts))
+    table = Table(title=shown(title), caption=_caption(counts))
     table.add_column("client")
     table.add_column("examples", justify="right")
     for column in columns:
-        table.add_column(escape(column), justify="right")
+        table.add_column(shown(column, LONGEST_NAME), justify="right")
     if frequent:
         table.add_column("labels, most frequent first")
     for client, of_label in [*counts.items(), ("all", totals)]:
         cells = [str(of_label.get(name, 0)) for name in columns]
         if frequent:
-            cells = [escape(_most_frequent(of_label))]
+            cells = [_most_frequent(of_label)]
         if client == "all":
             table.add_section()
         table.add_row(client, str(sum(of_label.values())), *cells)
@@ -175,7 +177,7 @@ def _caption(counts: Counts) -> str:
 def _most_frequent(of_label: Mapping[str, int]) -> str:
     present = sorted(((number, label) for label, number in of_label.items() if number), reverse=True)
     more = f", {len(present) - 3} more" if len(present) > 3 else ""
-    return ", ".join(f"{label} {number}" for number, label in present[:3]) + more
+    return ", ".join(f"{shown(label, LONGEST_NAME)} {number}" for number, label in present[:3]) + more
 
 
 def draw(counts: Counts, output: Path) -> None:
@@ -237,7 +239,7 @@ def draw(counts: Counts, output: Path) -> None:
 
 def _legend_name(label: str) -> str:
     """A label as the legend shows it: short, and without an underscore in front, which would hide it."""
-    short = label if len(label) <= LONGEST_NAME else f"{label[: LONGEST_NAME - 1]}…"
+    short = shown(label if len(label) <= LONGEST_NAME else f"{label[: LONGEST_NAME - 1]}…")
     return f" {short}" if short.startswith("_") else short
 
 

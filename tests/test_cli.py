@@ -73,6 +73,34 @@ def test_a_users_mistake_inside_the_engine_ends_the_same_way(monkeypatch, capsys
     assert capsys.readouterr().err == "fedloom: error: data_dir: no file train.*\n"
 
 
+def test_what_the_machine_refuses_is_told_and_what_is_a_bug_is_not(monkeypatch, capsys):
+    errors = iter([OSError(28, "No space left on device", "runs/a"), OSError(9, "Bad file descriptor", "b")])
+
+    def fail(config):
+        raise next(errors)
+
+    monkeypatch.setitem(sys.modules, "fedloom.run", types.SimpleNamespace(run_fed=fail))
+    assert main(["fed", "--train_mode", "fed"]) == 2
+    assert capsys.readouterr().err == (
+        "fedloom: error: runs/a: No space left on device; free some space, or choose another place\n"
+    )
+    with pytest.raises(OSError, match="Bad file"):
+        main(["fed", "--train_mode", "fed"])
+
+
+@pytest.mark.parametrize("flag", [["--token", "my-own-secret"], ["--token=my-own-secret"]])
+def test_a_token_on_the_command_line_is_warned_of_once_and_never_told(monkeypatch, capsys, flag):
+    def fail(config):
+        raise UserError(f"the hub says:\n{config.token} is not good")
+
+    monkeypatch.setitem(sys.modules, "fedloom.run", types.SimpleNamespace(run_fed=fail))
+    assert main(["fed", "--train_mode", "fed", *flag]) == 2
+    warned, failed = capsys.readouterr().err.splitlines()
+    assert warned.startswith("fedloom: warning: other users of this machine can see --token")
+    assert "HF_TOKEN" in warned
+    assert failed == "fedloom: error: the hub says: (hidden) is not good"
+
+
 def test_an_interrupt_ends_with_status_130(monkeypatch, capsys):
     def interrupt(config):
         raise KeyboardInterrupt

@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 
 from fedloom.checks import check
+from fedloom.cli import COMMANDS
 from fedloom.config import FedConfig, UserError
 from fedloom.options import options
 from fedloom.parsing import help_text, parse
+
+TOKEN = "hf_" + "aB3" * 11
 
 # The documented table: a change here is a change of the interface.
 DEFAULTS = {
@@ -187,6 +190,12 @@ def test_flags_win_over_the_file_wherever_config_stands(tmp_path):
         ("client_num: 1\n  lr: 2: 3", ["line 2", "not YAML"]),
         ("config: other.yaml", ["config", "--config"]),
         ("client:\n  lr: 1", ["unknown option client"]),
+        ("lr: 1.0\nseed: 2026-02-31", ["line 2: seed: 2026-02-31 is not a whole number"]),
+        ("lr: 1.0\nexp_name: [a, b]", ["line 2: exp_name: ['a', 'b'] is not text"]),
+        ('lr: 1.0\nexp_name: "a\\ud83d"', ["line 2: exp_name: a\\ud83d will not do: a control character"]),
+        ("lr: " + "9" * 350, ["line 1: lr: 99999", "(350 characters) is not a number above 0"]),
+        ("3: 4", ["line 1: unknown option 3"]),
+        ("model_name: " + TOKEN, ["line 1: model_name: (hidden) will not do"]),
     ],
 )
 def test_a_bad_file_is_named_with_its_key(tmp_path, content, parts):
@@ -203,6 +212,52 @@ def test_a_day_needs_no_quotes_in_a_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("prompt_date: 2031-02-03\n")
     assert parse_fed("--config", str(path)).prompt_date == "2031-02-03"
+
+
+def test_every_number_has_bounds_that_catch_the_absurd():
+    classes = {command.config_class for command in COMMANDS.values()}
+    numbers = {o.name: o for c in classes for o in options(c) if {int, float} & {*o.plain_types}}
+    assert [name for name, o in numbers.items() if o.maximum is None and o.below is None] == []
+    assert [name for name, o in numbers.items() if o.allows(10**30) or o.allows(1e300)] == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--client_batch_per_step", "1000000000"], "at least 1 and at most 100,000"),
+        (["--lora_dropout", "0.9999999999"], "lora_dropout: 0.9999999999 is not a number of at least 0"),
+        (["--client_num", "9" * 5000], "client_num: 99999"),
+        (["--seed", "[" * 900], "seed: [[["),
+        (["--seed", "2026-02-31"], "seed: 2026-02-31 is not a whole number"),
+        (["--seed", "!!bool abc"], "seed: !!bool abc is not"),
+        (["--lr", "1e999"], "lr: 1e999 is not a number above 0"),
+        (["--lr", "1.2.3"], "lr: 1.2.3 is not a number"),
+        (["--wave_tokens", "&a [*a]"], "wave_tokens: &a [*a] is not"),
+        (["--exp_name", "x" * 256], "a name in it has 256 bytes, and 255 is the most"),
+        (["--exp_name", "é" * 128], "a name in it has 256 bytes"),
+        (["--out_dir", "a/" * 3000], "it has 6,000 bytes, and 4,095 is the most for a path"),
+        (["--data_dir", "there/" + "x" * 300], "a name in it has 300 bytes"),
+        (["--exp_name", "a\x1b[31m"], r"exp_name: a\x1b[31m will not do: a control character"),
+        (["--model_name", "half \ud83d"], r"model_name: half \ud83d will not do"),
+        (["--target_modules", "x" * 40_000], "it has 40,000 characters, and 32,768 is the most"),
+        (["--model_name", TOKEN], "model_name: (hidden) will not do: a hub token stands in it"),
+        (["--exp_name", f"run-{TOKEN}"], "exp_name: run-(hidden) will not do"),
+        (["--token", "a\nb"], "token: (hidden) will not do: a control character"),
+        (["--tokne", TOKEN], "unknown flag --tokne; did you mean --token?"),
+        ([TOKEN], "these belong to no option: (hidden)"),
+        (["--" + "x" * 5000], "unknown flag --xxx"),
+    ],
+)
+def test_absurd_values_on_the_command_line(argv, said):
+    with pytest.raises(UserError) as caught:
+        parse_fed(*argv)
+    assert said in str(caught.value) and len(str(caught.value)) < 400
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_round_of_absurd_length():
+    with pytest.raises(UserError, match=r"50,000,000 examples in a round; 10,000,000 is the most"):
+        check(FedConfig(train_mode="fed", client_batch_per_step=100_000, batch_size=125))
 
 
 def test_a_missing_file_is_named():
@@ -244,13 +299,16 @@ def test_resume_takes_the_options_of_the_run_unless_given(tmp_path, monkeypatch)
     [
         ({"client_num": 0}, "client_num: 0 is not a whole number of at least 1"),
         ({"client_num": True}, "client_num: True is not a whole number"),
-        ({"lora_dropout": 1.0}, "lora_dropout: 1.0 is not a number of at least 0 and below 1"),
+        ({"lora_dropout": 1.0}, "lora_dropout: 1.0 is not a number of at least 0 and at most 0.99"),
         ({"lora_dropout": -0.1}, "lora_dropout: -0.1 is not"),
         ({"lr": 0.0}, "lr: 0.0 is not a number above 0"),
         ({"client_lr": float("nan")}, "client_lr: nan is not a number above 0"),
         ({"lr": float("inf")}, "lr: inf is not a number above 0"),
         ({"prox_mu": -1.0}, "prox_mu: -1.0 is not a number of at least 0"),
-        ({"wave_tokens": 0}, "wave_tokens: 0 is not a whole number of at least 1, or auto"),
+        (
+            {"wave_tokens": 0},
+            "wave_tokens: 0 is not a whole number of at least 1 and at most 1,000,000,000, or auto",
+        ),
         ({"num_virtual_tokens": 0}, "num_virtual_tokens: 0 is not"),
         ({"client_num": 3}, "client_num_per_step: 4 clients cannot be sampled from client_num 3"),
         ({"device": "gpu"}, "device: gpu is not auto, cpu, cuda or cuda:N"),

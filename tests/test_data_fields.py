@@ -91,7 +91,7 @@ def test_split_and_view_count_a_label_0_and_tell_what_is_none(tmp_path, capsys):
     assert "no label" not in capsys.readouterr().out
     content[7]["site"] = float("nan")
     assert split("missing", "--partition", "by_field", "--field", "site") == 2
-    assert "field is 'site', but training example 8 has none" in capsys.readouterr().err
+    assert "line 8: field is 'site', but the row has none" in capsys.readouterr().err
     for row in content:
         row["site"] = [1]
     assert split("lists", "--partition", "by_field", "--field", "site") == 2

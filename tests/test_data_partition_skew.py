@@ -113,6 +113,15 @@ def test_no_alpha_is_too_extreme_for_arithmetic(alpha):
         assert sorted(np.concatenate(shares).tolist()) == list(range(len(LABELS)))
 
 
+@pytest.mark.parametrize("divide", [lambda *of: dirichlet(*of, 1.0, 1, 1), lambda *of: shards(*of, 1, 1)])
+def test_a_label_for_every_example_is_told_at_once(divide):
+    labels = [str(n) for n in range(20_000)]
+    with pytest.raises(
+        UserError, match=r"20,000 labels to divide among 2,000 clients.* --partition quantity"
+    ):
+        divide(labels, 2000)
+
+
 def test_ten_clients_with_two_of_four_labels_each():
     shares = shards(LABELS, 10, 2, seed=1)
     assert [len(count) for count in counts(LABELS, shares)] == [2] * 10

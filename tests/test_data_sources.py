@@ -114,13 +114,32 @@ def test_a_missing_field_is_named_with_file_line_and_what_was_found(tmp_path):
             "line 1: field 'final_ans' must be a number, but is 'two'",
         ),
         ({"question": "1 + 1?", "final_ans": None}, "line 1: field 'final_ans' is empty"),
-        ({"question": " ", "final_ans": 2}, "line 1: field 'question' is empty"),
+        ({"question": " ", "final_ans": 2}, r"line 1: field 'question' is empty"),
+        (
+            {"question": "1 + 1?", "final_ans": float("nan")},
+            r"line 1: field 'final_ans' is empty \(nan\)",
+        ),
+        ({"question": float("-inf"), "final_ans": 2}, r"line 1: field 'question' is empty \(-inf\)"),
+        (
+            {"messages": [{"role": "user", "content": "1 + 1?"}]},
+            r"no field 'question'.* found are 'messages'\. Rename them, or write the rows anew with",
+        ),
     ],
 )
 def test_values_that_cannot_be_used(tmp_path, row, message):
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match=message):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("answer", [18, 18.5, True, ["#### 18"]])
+def test_an_answer_of_gsm8k_that_is_no_text(tmp_path, answer):
+    rows = [{"question": "q", "answer": "#### 18"}, {"question": "q", "answer": answer}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        UserError, match=r"line 2: field 'answer' must (end in '#### ' and|be text or) a number"
+    ):
+        load(tmp_path, "gsm8k")
 
 
 def test_camel_math_takes_its_algebra_rows(tmp_path):

@@ -115,6 +115,7 @@ def test_erdos_renyi_has_its_share_of_links():
         ),
         ("erdos_renyi:p=x", 8, ["p x is not a number above 0"]),
         ("erdos_renyi:p=0", 8, ["p 0 is not a number above 0 and at most 1"]),
+        ("erdos_renyi:p=1e-300", 8, ["8 parts", "raise p"]),
         ("erdos_renyi:p=1e-9", 8, ["8 parts", "peers 1; 2; 3; 4; and 4 more", "raise p", "another --seed"]),
     ],
 )

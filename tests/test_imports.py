@@ -15,6 +15,8 @@ ROOT = Path(fedloom.__file__).parent
 LEVELS = [
     {
         "startup",
+        "display",
+        "yaml_file",
         "torchrun",
         "options",
         "config",

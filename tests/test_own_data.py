@@ -125,6 +125,7 @@ def test_split_and_view_go_by_the_labels_that_rows_have(tmp_path, capsys):
     [
         ([{"prompt": "a", "response": "b"}], ["line 1", "no field 'question'", "'prompt', 'response'"]),
         ([{"question": "a", "answer": " "}], ["line 1", "'answer' is empty"]),
+        ([{"question": "a \ud83d", "answer": "b"}], ["line 1: field 'question'", "an emoji was cut in two"]),
         ([{"question": "a", "answer": ["b"]}], ["line 1", "'answer' must be text or a number", "['b']"]),
         ([{"question": "a", "answer": "b"}, {"question": "a", "answer": float("nan")}], ["line 2", "(nan)"]),
         ([{"question": "a", "answer": "b"}] * 2, ["2 training examples are too few", "at least 3"]),

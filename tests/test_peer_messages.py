@@ -150,7 +150,7 @@ def test_a_neighbour_file_gives_neighbours_by_number(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, ["cannot read"]),
+        (None, ["cannot be read"]),
         ("[", ["is not YAML"]),
         ("client: 2", ["must be a list"]),
         ([{**NEIGHBOR, "adress": 1}], ["adress", "did you mean addresses?"]),

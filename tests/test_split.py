@@ -147,7 +147,9 @@ def test_a_field_keeps_rows_together(tmp_path):
     split(tmp_path / "out", **options, field="film")
     films = [{row["film"] for row in saved_rows(tmp_path / f"out/client_{number}")} for number in (1, 2, 3)]
     assert sorted(film for own in films for film in own) == list("abcde")
-    with pytest.raises(UserError, match=r"field is 'author', but training example 1 has none; .* 'film'"):
+    with pytest.raises(
+        UserError, match=r"train\.jsonl, line 1: field is 'author', but the row has none; .* 'film'"
+    ):
         split(tmp_path / "other", **options, field="author")
     with pytest.raises(UserError, match="num_clients is 6, but the field has 5"):
         split(tmp_path / "other", **options, field="film", num_clients=6)
@@ -172,11 +174,38 @@ def test_a_folder_that_is_not_empty_stays_as_it_is(sst2, tmp_path):
     assert (tmp_path / "empty/client_1").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ([2**63 + n for n in range(20)], [str(2**63 + n) for n in range(20)]),
+        ([-(2**70), *range(19)], [str(-(2**70)), *map(str, range(19))]),
+        ([*range(19), "a12"], [*map(str, range(19)), "a12"]),
+        ([float("nan"), *["x"] * 19], [None, *["x"] * 19]),
+        ([2**63 - 1, *range(19)], [2**63 - 1, *range(19)]),
+    ],
+)
+def test_ids_of_any_size_are_kept(tmp_path, values, kept):
+    write_rows(
+        tmp_path / "train.jsonl", [{**row, "id": v} for row, v in zip(reviews(20), values, strict=True)]
+    )
+    split(tmp_path / "out", data_dir=str(tmp_path / "train.jsonl"), num_clients=1)
+    assert [row["id"] for row in saved_rows(tmp_path / "out/client_1")] == kept
+
+
+def test_a_place_that_cannot_be_written(sst2, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"output_path '.*file/out' cannot be written \(Not a directory\)"):
+        split(tmp_path / "file/out", data_dir=str(sst2))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"output_path '.*loop' is a broken link"):
+        split(tmp_path / "loop", data_dir=str(sst2))
+
+
 def test_rows_with_fields_of_different_kinds(tmp_path):
     rows = reviews(20)
     rows[7]["idx"] = ["seven"]
     write_rows(tmp_path / "train.jsonl", rows)
-    with pytest.raises(UserError, match=r"fields do not make a table .* one kind in all rows"):
+    with pytest.raises(UserError, match=r"train\.jsonl, line 8: field 'idx' is .* of another kind"):
         split(tmp_path / "out", data_dir=str(tmp_path / "train.jsonl"))
     rows[7].pop("idx")
     write_rows(tmp_path / "train.jsonl", rows)

@@ -1,14 +1,21 @@
-"""Rows of local files. Every row keeps where it stands, so that an error can name the place."""
+"""Which files and folders a data set is read from, and by which reader."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedloom.config import UserError
+from fedloom.data.arrow_rows import ROWS_AT_ONCE, read_parquet, rows_of_tables
+from fedloom.data.csv_rows import read_csv, read_tsv
+from fedloom.data.json_rows import read_json, read_json_lines
+from fedloom.data.rows import Located, locate, reason
+from fedloom.display import shown
+
+log = logging.getLogger(__name__)
 
 SplitNames = Mapping[str, tuple[str, ...]]
 # The names that a split's file may have before its extension; the first is the split's own.
@@ -17,14 +24,29 @@ SPLIT_NAMES: SplitNames = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, object]]]] = {
+    ".jsonl": read_json_lines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+}
+EXTENSIONS = tuple(_READERS)
+FORMS = ", ".join(EXTENSIONS) + "; each but parquet also with .gz"
+
+# What stands behind a split's name where it lies in several files: -00000-of-00002, on the hub sometimes with
+# sixteen more digits, or -1, _1.
+_PART = re.compile(r"[-_.](?P<number>\d{1,9})(?:-of-(?P<of>\d{1,9}))?(?:-[0-9a-f]{16})?")
 
 
-class Located(NamedTuple):
-    """A row and where it stands, such as ``"data/train.jsonl, line 3"``."""
-
-    where: str
-    row: Mapping[str, Any]
+def data_name(path: Path) -> tuple[str, str] | None:
+    """Name and extension of a data file, such as ``("train", ".jsonl.gz")``; None of any other file."""
+    packed = path.suffix if path.suffix.lower() == ".gz" else ""
+    inner = path.with_suffix("") if packed else path
+    extension = inner.suffix.lower()
+    if extension not in EXTENSIONS or (packed and extension == ".parquet"):
+        return None
+    return inner.stem, extension + packed.lower()
 
 
 def read_local(data_dir: Path, names: SplitNames = SPLIT_NAMES) -> dict[str, list[Located]]:
@@ -64,117 +86,97 @@ def read_part(path: Path, split: str, *, option: str, names: SplitNames = SPLIT_
 def _read(
     path: Path, option: str, names: SplitNames, needed: str
 ) -> dict[str, list[Located]] | list[Located]:
-    if path.is_file():
-        return read_file(path)
-    if not path.is_dir():
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+        if is_folder:
+            next(path.iterdir(), None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} '{path}' cannot be read ({reason(error)}).") from error
+    if not exists and not path.is_symlink():
         raise UserError(
             f"{option} '{path}' does not exist; give a folder with {needed}.jsonl, or a data file."
         )
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if not is_folder:
+        return read_file(path)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _read_saved(path, option, names, needed)
     files = _split_files(path, option, names)
     if needed not in files:
-        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-        raise UserError(
-            f"{option} '{path}' must hold {names[needed][0]}{'|'.join(EXTENSIONS)}, or be a folder that "
-            f"save_to_disk wrote; it holds {held}."
-        )
-    return {split: read_file(file) for split, file in files.items()}
+        files = _files_below(path, option, names, needed)
+    return {split: [row for file in found for row in read_file(file)] for split, found in files.items()}
 
 
 def read_file(path: Path) -> list[Located]:
-    """Reads the rows of one jsonl, json, csv or parquet file.
+    """Reads the rows of one data file.
 
     Raises:
         UserError: If the extension is unknown, the file is not what its extension says, or it has no rows.
     """
-    readers = dict(zip(EXTENSIONS, (_read_jsonl, _read_json, _read_csv, _read_parquet), strict=True))
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(
-            f"'{path}' has the extension '{path.suffix}'; data files are {', '.join(EXTENSIONS)}."
-        )
-    try:
-        rows = [_located(where, row) for where, row in reader(path)]
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"'{path}' is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from error
+    found = data_name(path)
+    if found is None:
+        raise UserError(f"'{path}' has the extension '{shown(path.suffix)}'; data files are {FORMS}.")
+    rows = [locate(where, row) for where, row in _READERS[found[1].removesuffix(".gz")](path)]
     if not rows:
         raise UserError(f"'{path}' has no rows.")
     return rows
 
 
-def _located(where: str, row: object) -> Located:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a row must be an object with named fields, but is {str(row)[:60]!r}.")
-    return Located(where, row)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{path}, line {number}", _parse(line, f"{path}, line {number}")
-
-
-def _read_json(path: Path) -> Iterator[tuple[str, object]]:
-    content = _parse(path.read_text(encoding="utf-8-sig"), str(path))
-    rows = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(rows, list):
-        raise UserError(f"'{path}' must hold a list of rows, or an object whose 'data' is such a list.")
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f" line {error.lineno}" if error.lineno > 1 else ""
-        raise UserError(f"{where}: not valid JSON ({error.msg},{place} column {error.colno}).") from error
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, object]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        try:
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row:
-                    raise UserError(
-                        f"{where}: more cells than the header has ({len(reader.fieldnames or ())})."
-                    )
-                yield where, row
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"'{path}' is not a readable parquet file ({error}).") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
-
-
-def _split_files(folder: Path, option: str, names: SplitNames) -> dict[str, Path]:
+def _split_files(folder: Path, option: str, names: SplitNames) -> dict[str, list[Path]]:
+    """The files of each split that a folder has: one, or several that are numbered."""
     files = {}
     for split, stems in names.items():
-        found = [
-            path
-            for path in sorted(folder.iterdir())
-            if path.stem in stems and path.suffix.lower() in EXTENSIONS
-        ]
-        if len(found) > 1:
-            listed = " and ".join(path.name for path in found)
-            raise UserError(f"{option} '{folder}' has {listed}; one file per split, so leave one of them.")
-        if found:
-            files[split] = found[0]
+        whole: list[list[Path]] = []
+        parts: dict[tuple[str, str, str | None], list[tuple[int, Path]]] = {}
+        for path in sorted(folder.iterdir()):
+            if path.name in stems and path.is_dir():
+                whole.append([inner for inner in sorted(path.iterdir()) if data_name(inner)])
+                continue
+            stem, extension = data_name(path) or ("", "")
+            own = max((name for name in stems if stem.startswith(name)), key=len, default=None)
+            if own is None:
+                continue
+            part = _PART.fullmatch(stem[len(own) :])
+            if stem == own:
+                whole.append([path])
+            elif part is not None:
+                parts.setdefault((own, extension, part["of"]), []).append((int(part["number"]), path))
+        groups = [*filter(None, whole), *([path for _, path in sorted(part)] for part in parts.values())]
+        if len(groups) > 1:
+            listed = " and ".join(shown(group[0].relative_to(folder)) for group in groups)
+            raise UserError(
+                f"{option} '{folder}' has {listed}; one file per split, or its numbered parts, so leave one."
+            )
+        for (own, _, of), numbered in parts.items():
+            _check_parts(folder, own, of, [number for number, _ in numbered])
+        if groups:
+            files[split] = groups[0]
     return files
+
+
+def _check_parts(folder: Path, name: str, of: str | None, numbers: list[int]) -> None:
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"'{folder}' has the same part of {name} in two files; leave one of them.")
+    if of is not None and len(numbers) < int(of):
+        log.warning(
+            "%s has %d of the %d files of %s; the others are missing", folder, len(numbers), int(of), name
+        )
+
+
+def _files_below(folder: Path, option: str, names: SplitNames, needed: str) -> dict[str, list[Path]]:
+    """The files in the one folder below that has the needed split: the hub's are in ``data`` or ``main``."""
+    below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    found = {path.name: files for path in below if needed in (files := _split_files(path, option, names))}
+    if len(found) > 1:
+        raise UserError(
+            f"{option} '{folder}' has {needed} in each of {', '.join(map(shown, found))}; give one of them."
+        )
+    if not found:
+        held = ", ".join(shown(entry.name) for entry in sorted(folder.iterdir())[:10]) or "nothing"
+        raise UserError(
+            f"{option} '{folder}' must hold {names[needed][0]}{'|'.join(EXTENSIONS)}, or be a folder that "
+            f"save_to_disk wrote; it holds {held}."
+        )
+    return next(iter(found.values()))
 
 
 def _read_saved(
@@ -182,15 +184,28 @@ def _read_saved(
 ) -> dict[str, list[Located]] | list[Located]:
     import datasets
 
+    for path in folder.rglob("*"):
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"'{path}' is a broken link, a pipe or a device, which save_to_disk never wrote.")
+    for state in (folder / "state.json", *folder.glob("*/state.json")):
+        if state.is_file() and not any(state.parent.glob("*.arrow")):
+            raise UserError(f"'{state.parent}' has no rows, since no .arrow file lies in it.")
+    # The library believes what the folder's JSON files say, and raises whatever comes of it.
     try:
-        saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{option} '{folder}' is not a complete save_to_disk folder ({error}).") from error
-    if isinstance(saved, dict):
-        return rows_of(saved, str(folder), names, needed)
-    if len(saved) == 0:
-        raise UserError(f"'{folder}' has no rows.")
-    return [Located(f"{folder}, row {number}", row) for number, row in enumerate(_named(saved), start=1)]
+        saved = datasets.load_from_disk(str(folder), keep_in_memory=True)
+        # Arrow trusts a file's offsets; those of a damaged one would lead anywhere in the process's memory.
+        for dataset in saved.values() if isinstance(saved, dict) else (saved,):
+            dataset.data.table.validate(full=True)
+        if isinstance(saved, dict):
+            return rows_of(saved, str(folder), names, needed)
+        return _rows_of_one(saved, str(folder))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{option} '{folder}' is not a complete save_to_disk folder ({type(error).__name__}: "
+            f"{reason(error)})."
+        ) from error
 
 
 def rows_of(
@@ -205,14 +220,13 @@ def rows_of(
         needed: The split that must be there.
 
     Raises:
-        UserError: If it has no such split.
+        UserError: If it has no such split, a split has no rows, or a value cannot be read.
     """
     rows = {}
     for split, own_names in names.items():
         name = next((name for name in own_names if name in dataset), None)
         if name is not None:
-            listed = enumerate(_named(dataset[name]), start=1)
-            rows[split] = [Located(f"{origin}, split {name}, row {number}", row) for number, row in listed]
+            rows[split] = _rows_of_one(dataset[name], f"{origin}, split {name}")
     if needed not in rows:
         raise UserError(
             f"'{origin}' has no split '{needed}'; it has {', '.join(map(str, dataset)) or 'none'}."
@@ -220,8 +234,8 @@ def rows_of(
     return rows
 
 
-def _named(dataset: Any) -> list[dict[str, Any]]:
-    """Returns the rows of a data set, with the names of classes in the place of its own numbers for them.
+def _rows_of_one(dataset: Any, origin: str) -> list[Located]:
+    """The rows of a data set, with the names of classes in the place of its own numbers for them.
 
     The numbers mean nothing elsewhere: another data set may have the same classes in another order. -1, which
     stands for no class, stays.
@@ -229,7 +243,19 @@ def _named(dataset: Any) -> list[dict[str, Any]]:
     features = dataset.features or {}
     names = {column: getattr(feature, "names", None) for column, feature in features.items()}
     named = {column: own for column, own in names.items() if own and not all(map(str.isdecimal, own))}
+    tables = dataset.with_format("arrow").iter(ROWS_AT_ONCE)
+    rows = [locate(*found) for found in rows_of_tables(tables, f"{origin}, row", dataset.column_names)]
+    if not rows:
+        raise UserError(f"'{origin}' has no rows.")
     return [
-        row | {column: own[row[column]] for column, own in named.items() if row[column] not in (None, -1)}
-        for row in dataset.to_list()
+        Located(
+            where,
+            {
+                **row,
+                **{
+                    column: own[row[column]] for column, own in named.items() if row[column] not in (None, -1)
+                },
+            },
+        )
+        for where, row in rows
     ]

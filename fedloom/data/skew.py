@@ -6,6 +6,7 @@ parts are disjoint and leave nothing out, and depend on the arguments alone.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
@@ -19,6 +20,8 @@ Shares = list[Int64[np.ndarray, " _share"]]
 
 ATTEMPTS = 1000
 """Draws before a Dirichlet partition counts as impossible."""
+_MOST_NUMBERS = 10**7
+"""Numbers that these draws make altogether, a few seconds: many labels and clients mean fewer draws."""
 
 
 def dirichlet(labels: Sequence[str], clients: int, alpha: float, min_size: int, seed: int) -> Shares:
@@ -43,14 +46,13 @@ def dirichlet(labels: Sequence[str], clients: int, alpha: float, min_size: int, 
     if not 0 < alpha < float("inf"):
         raise UserError(f"alpha is {alpha}; it must be above 0 (0.1: very uneven, 100: nearly even).")
     _, classes = np.unique(np.asarray(labels), return_inverse=True)
+    _check_labels(int(classes.max()) + 1, clients)
     taken = _draw(np.bincount(classes), clients, alpha, min_size, seed)
     order = numpy_rng(seed, "dirichlet order").permutation(len(labels))
-    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
-    for label, sizes in enumerate(taken):
-        members = order[classes[order] == label]
-        for part, share in zip(parts, np.split(members, np.cumsum(sizes)[:-1]), strict=True):
-            part.append(share)
-    return [np.sort(np.concatenate(part)) for part in parts]
+    by_label = order[np.argsort(classes[order], kind="stable")]
+    owners = np.repeat(np.tile(np.arange(clients), len(taken)), taken.ravel())
+    by_client = by_label[np.argsort(owners, kind="stable")]
+    return [np.sort(part) for part in np.split(by_client, np.cumsum(taken.sum(axis=0))[:-1])]
 
 
 def quantity(examples: int, clients: int, alpha: float, min_size: int, seed: int) -> Shares:
@@ -81,6 +83,7 @@ def shards(labels: Sequence[str], clients: int, labels_per_client: int, seed: in
     _check_room(len(labels), clients, 1)
     names, classes = np.unique(np.asarray(labels), return_inverse=True)
     counts = np.bincount(classes)
+    _check_labels(len(names), clients)
     if not 1 <= labels_per_client <= len(names):
         listed = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
         raise UserError(
@@ -105,8 +108,8 @@ def shards(labels: Sequence[str], clients: int, labels_per_client: int, seed: in
     owners = _assign(_owners(counts, room, pairs), clients, labels_per_client, rng)
     parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
     order = rng.permutation(len(labels))
-    for label, having in enumerate(owners):
-        members = order[classes[order] == label]
+    by_label = order[np.argsort(classes[order], kind="stable")]
+    for having, members in zip(owners, np.split(by_label, np.cumsum(counts)[:-1]), strict=True):
         for client, share in zip(having, np.array_split(members, len(having)), strict=True):
             parts[client].append(share)
     return [np.sort(np.concatenate(part)) for part in parts]
@@ -155,14 +158,25 @@ def _check_room(examples: int, clients: int, min_size: int) -> None:
         )
 
 
+def _check_labels(labels: int, clients: int) -> None:
+    if labels * clients > _MOST_NUMBERS:
+        raise UserError(
+            f"there are {labels:,} labels to divide among {clients:,} clients, more than goes by label: each "
+            "must stand for many examples. Use --partition quantity or --partition iid."
+        )
+
+
 def _draw(
     counts: Int64[np.ndarray, " labels"], clients: int, alpha: float, min_size: int, seed: int
 ) -> Int64[np.ndarray, "labels clients"]:
     """Draws how many examples of each label every client takes."""
     best = -1
-    for attempt in range(ATTEMPTS):
+    attempts = min(ATTEMPTS, _MOST_NUMBERS // (clients * len(counts)))
+    for attempt in range(attempts):
         rng = numpy_rng(seed, "dirichlet", attempt)
         proportions = rng.dirichlet(np.full(clients, alpha), size=len(counts))
+        if not np.allclose(proportions.sum(axis=1), 1.0):
+            continue  # so small an alpha that all proportions were rounded to 0, or to no number
         ends = np.floor(np.cumsum(proportions, axis=1) * counts[:, None]).astype(np.int64)
         ends[:, -1] = counts  # the sum of proportions may round to a little less than 1
         taken = np.diff(ends, axis=1, prepend=0)
@@ -170,11 +184,11 @@ def _draw(
         if smallest >= min_size:
             return taken
         best = max(best, smallest)
-    lower = f"--min_size {best} or less, " if best else ""
+    lower = f"--min_size {best} or less, " if best > 0 else ""
     raise UserError(
-        f"min_size is {min_size}, but none of {ATTEMPTS} draws with alpha {alpha:g} gave each of the "
+        f"min_size is {min_size}, but none of {attempts} draws with alpha {alpha:g} gave each of the "
         f"{clients} clients so many of the {counts.sum()} examples; the best gave the smallest client "
-        f"{best}. Use {lower}a larger --alpha, or fewer clients."
+        f"{max(best, 0)}. Use {lower}a larger --alpha, or fewer clients."
     )
 
 
@@ -183,9 +197,14 @@ def _owners(
 ) -> Int64[np.ndarray, " labels"]:
     """How many clients have each label: at least one, at most `room`, otherwise in proportion to `counts`."""
     owners = np.ones_like(counts)
+    # The next one goes to the label whose owners have most examples each (D'Hondt's rule).
+    waiting = [(-float(count), label) for label, count in enumerate(counts) if room[label] > 1]
+    heapq.heapify(waiting)
     for _ in range(pairs - len(counts)):
-        # The label whose owners have most examples each (D'Hondt's rule).
-        owners[np.where(owners < room, counts / owners, -1.0).argmax()] += 1
+        _, label = heapq.heappop(waiting)
+        owners[label] += 1
+        if owners[label] < room[label]:
+            heapq.heappush(waiting, (-counts[label] / owners[label], label))
     return owners
 
 

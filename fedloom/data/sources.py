@@ -16,19 +16,22 @@ from typing import Any, NamedTuple
 from fedloom.config import UserError
 from fedloom.data.example import Example, Splits
 from fedloom.data.fields import is_missing
-from fedloom.data.files import Located, read_local, rows_of
+from fedloom.data.files import read_local, rows_of
 from fedloom.data.glue import has_no_labels
 from fedloom.data.randomness import numpy_rng
+from fedloom.data.rows import Located
 from fedloom.data.tasks import Task
+from fedloom.display import shown, without_secrets
 
 log = logging.getLogger(__name__)
 
 
 class Sourced(NamedTuple):
-    """A row as the data set has it, and the problem that it makes."""
+    """A row as the data set has it, the problem that it makes, and where it stands."""
 
     row: Mapping[str, Any]
     example: Example
+    where: str
 
 
 def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: str | None) -> Splits:
@@ -37,8 +40,9 @@ def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: st
     Args:
         task: The data set.
         data_dir: Local data with the fields of the hub's data set: a folder that has ``train.*`` and perhaps
-            ``validation.*`` and ``test.*`` (jsonl, json, csv or parquet), a folder that ``save_to_disk``
-            wrote, or one file with everything. None: from the hub, or made here for an embedded task.
+            ``validation.*`` and ``test.*`` (jsonl, json, csv, tsv or parquet, in one file or numbered parts),
+            a folder that ``save_to_disk`` wrote, or one file with everything. None: from the hub, or made
+            here for an embedded task.
         seed: The seed of the run; decides what is held out, and the problems of an embedded task.
         token: Hub token for gated data sets; None: the one of ``HF_TOKEN`` or of a login, if there is one.
 
@@ -65,7 +69,7 @@ def load_rows(
         fields = " and ".join(f"'{field}'" for field in task.fields)
         raise UserError(
             f"data_dir: {task.name} is data of your own, and none was given; give a folder with train.jsonl "
-            f"(or .json, .csv, .parquet), or one such file, whose rows have the fields {fields}."
+            f"(or .json, .csv, .tsv, .parquet), or one such file, whose rows have the fields {fields}."
         )
     elif task.embedded is not None:
         rows = _embedded_rows(task.name, task.embedded(seed))
@@ -95,8 +99,9 @@ def _read_hub(task: Task, token: str | None) -> dict[str, list[Located]]:
 
     try:
         loaded = datasets.load_dataset(task.hub, task.hub_config, token=token or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = str(error).strip().partition("\n")[0]
+    # What a network, a hub or a builder of data sets raises is in nobody's list.
+    except Exception as error:
+        cause = without_secrets(str(error).strip().partition("\n")[0], token)
         known = "a token was given" if token or os.environ.get("HF_TOKEN") else "no token was given"
         raise UserError(
             f"data set '{task.hub}' could not be loaded from the hub: {cause} ({type(error).__name__}; "
@@ -117,8 +122,8 @@ def read_examples(task: Task, rows: Sequence[Located]) -> list[Sourced]:
         _check_fields(task, where, row)
         try:
             if task.keep(row):
-                made.append(Sourced(row, task.to_example(row)))
-        except ValueError as error:
+                made.append(Sourced(row, task.to_example(row), where))
+        except (ValueError, ArithmeticError) as error:
             raise UserError(f"{where}: {error} (data set {task.name}).") from error
     if not made:
         origin = rows[0].where.rpartition(", ")[0] if rows else "the data set"
@@ -131,13 +136,20 @@ def _check_fields(task: Task, where: str, row: Mapping[str, Any]) -> None:
         names = field.split("|")
         present = [name for name in names if name in row]
         if not present:
-            found = ", ".join(f"'{name}'" for name in row) or "none"
+            needed = ", ".join(f"'{field.partition('|')[0]}'" for field in task.fields)
             raise UserError(
-                f"{where}: no field '{names[0]}', which {task.name} needs; the fields found are {found}."
+                f"{where}: no field '{names[0]}', which {task.name} needs; the fields found are "
+                f"{_listed(row)}. Rename them, or write the rows anew with {needed}."
             )
         if is_missing(value := row[present[0]]):
-            shown = f" ({value})" if isinstance(value, float) else ""
-            raise UserError(f"{where}: field '{present[0]}' is empty{shown}, and {task.name} needs it.")
+            number = f" ({value})" if isinstance(value, float) else ""
+            raise UserError(f"{where}: field '{present[0]}' is empty{number}, and {task.name} needs it.")
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    """The names of a row's fields, those of a wide table not all."""
+    names = [f"'{shown(name)}'" for name in row]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
 
 
 def _complete(parts: dict[str, list[Example]], seed: int) -> Splits:

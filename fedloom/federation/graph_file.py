@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from fedloom.config import UserError
+from fedloom.data.text_files import read_text
+from fedloom.display import shown
 from fedloom.federation.graphs import Edges, sorted_edges
 
 TOLERANCE = 1e-6
@@ -55,10 +57,9 @@ def read_graph(path: str | Path, peers: int) -> tuple[Edges, Float64[np.ndarray,
 def _rows(path: str | Path) -> dict[int, list[float]]:
     """The numbers of each line that has any, by the number of the line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UserError(f"topology: cannot read {path}: {reason}; give the path of a graph") from None
+        lines = read_text(Path(path)).split("\n")
+    except UserError as error:
+        raise UserError(f"topology: {error} Give the path of a graph.") from None
     rows = {}
     for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].replace(",", " ").split()
@@ -66,7 +67,7 @@ def _rows(path: str | Path) -> dict[int, list[float]]:
             numbers = [float(word) for word in words]
         except ValueError:
             raise UserError(
-                f"topology: {path} line {number}: {line.strip()[:40]!r} is not a row of numbers; write "
+                f"topology: {path} line {number}: {shown(line.strip(), 40)!r} is not a row of numbers; write "
                 "two peers, or a row of a matrix"
             ) from None
         if numbers:

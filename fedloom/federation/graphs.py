@@ -149,6 +149,8 @@ def named_edges(name: str, peers: int, seed: int) -> Edges:
         return sorted_edges(_random_regular(name, rest, peers, drawn_by))
     assert kind == "erdos_renyi", f"{kind} is not the name of a static graph"
     probability = _value(name, kind, rest, lambda p: 0 < p <= 1, "a number above 0 and at most 1")
+    if 1 - probability == 1:  # networkx would divide by log(1 - p)
+        return sorted_edges([])
     return sorted_edges(nx.fast_gnp_random_graph(peers, probability, seed=drawn_by).edges)
 
 

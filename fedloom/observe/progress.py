@@ -87,7 +87,7 @@ class Progress:
     def say(self, message: str) -> None:
         """Print a note, above the live line where there is one."""
         if not self._quiet:
-            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(message, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _status(self, row: Mapping[str, Any]) -> str:
         parts = []

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from fedloom.config import UserError
 from fedloom.observe.checkpoint import latest_checkpoint
 from fedloom.observe.clients import CLIENTS_FILE
 from fedloom.observe.metrics import METRICS_FILE, SUMMARY_FILE, read_rows
 from fedloom.parsing import RUN_CONFIG, RUN_RECORD
+from fedloom.yaml_file import read_yaml
 
 EVAL_FILE = "eval/eval.json"
 PREDICTIONS_FILE = "eval/predictions.jsonl"
@@ -109,7 +109,7 @@ def read_runs(folders: Sequence[str]) -> list[RunRecord]:
     if not folders:
         raise UserError("runs: none given; name the folders of runs, such as runs/demo")
     paths = [Path(folder) for folder in folders]
-    resolved = [path.resolve() for path in paths]
+    resolved = [os.path.realpath(path) for path in paths]  # resolve() raises on links that lead to themselves
     for number, path in enumerate(paths):
         if resolved[number] in resolved[:number]:
             raise UserError(f"runs: {path} is given twice; leave one of them out")
@@ -175,10 +175,12 @@ def _read(path: Path) -> dict[str, Any]:
     """A file with one mapping, JSON or YAML; empty where there is no such file."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (ValueError, yaml.YAMLError) as error:
+        if path.suffix == ".yaml":
+            content = read_yaml(path, "mend it, or leave the run out").content
+        else:
+            content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise _damaged(path, error) from None
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no mapping of names")

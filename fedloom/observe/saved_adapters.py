@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from fedloom.config import UserError
-from fedloom.data.tasks import TASKS
-from fedloom.options import did_you_mean
+from fedloom.config import FedConfig, UserError
+from fedloom.config_eval import EvalConfig
+from fedloom.options import did_you_mean, options
 from fedloom.parsing import RUN_CONFIG
+from fedloom.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -24,6 +23,8 @@ CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 KINDS = ("LORA", "P_TUNING", "PROMPT_TUNING")
 """Kinds of adapters that run stacked, as PEFT names them."""
+
+_OF_RUNS = ("data_dir", "seed", "max_length", "prompt_format", "prompt_date")
 
 # Variants of LoRA that add more to a layer than the product BA.
 _PLAIN_LORA = {"use_dora": False, "bias": "none", "lora_bias": False, "trainable_token_indices": None}
@@ -116,23 +117,19 @@ def options_of_run(run: Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read, or names an unknown task.
     """
-    try:
-        content = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{run / RUN_CONFIG}: cannot be read ({type(error).__name__})") from None
+    content, lines = read_yaml(run / RUN_CONFIG, "it is not as fedloom wrote it")
     if not isinstance(content, dict):
         raise UserError(f"{run / RUN_CONFIG}: must hold lines of the form `option: value`")
-    task = content.get("data_name") or content.get("dataset_type")
-    if task is not None and task not in TASKS:
-        raise UserError(f"{run / RUN_CONFIG}: data_name {task} is no task{did_you_mean(task, TASKS)}")
-    return {
-        "model_name": content.get("model_name") or content.get("model_checkpoint"),
-        "data_name": task,
-        **{
-            name: content.get(name)
-            for name in ("data_dir", "seed", "max_length", "prompt_format", "prompt_date")
-        },
-    }
+    rules = {option.name: option for option in (*options(FedConfig), *options(EvalConfig))}
+    found: dict[str, Any] = {}
+    for name, other in (("model_name", "model_checkpoint"), ("data_name", "dataset_type")):
+        found[name] = content.get(name) or content.get(other)
+    found |= {name: content.get(name) for name in _OF_RUNS}
+    for name, value in found.items():
+        if value is not None and not rules[name].allows(value):
+            line = f", line {lines[name]}" if name in lines else ""
+            raise UserError(f"{run / RUN_CONFIG}{line}: {rules[name].explain(value)}")
+    return found
 
 
 def read_config(folder: Path) -> PeftConfig:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedloom.checks_libp2p import check_address
 from fedloom.config import UserError
 from fedloom.options import did_you_mean
+from fedloom.yaml_file import read_yaml
 
 _FIELDS = ("client", "id", "addresses")
 _ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{46,60}")
@@ -47,14 +46,9 @@ def read_neighbors(path: Path, own_client: int, clients: int) -> dict[int, Neigh
         UserError: The file cannot be read, or is not such a list; the message says which entry.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"neighbors: cannot read {path} ({error.strerror}); write a list of {', '.join(_FIELDS)}"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first_line = str(error).split("\n")[0]
-        raise UserError(f"neighbors: {path} is not YAML ({first_line}); mend it") from None
+        content = read_yaml(path, f"write a list of {', '.join(_FIELDS)}").content
+    except UserError as error:
+        raise UserError(f"neighbors: {error}") from None
     if not isinstance(content, list) or not content:
         raise UserError(f"neighbors: {path} must be a list, with {', '.join(_FIELDS)} for each neighbour")
     found: dict[int, Neighbor] = {}
