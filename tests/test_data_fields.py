@@ -95,7 +95,7 @@ def test_split_and_view_count_a_label_0_and_tell_what_is_none(tmp_path, capsys):
     for row in content:
         row["site"] = [1]
     assert split("lists", "--partition", "by_field", "--field", "site") == 2
-    assert "training example 1: field 'site' must be text or a number, but is [1]" in capsys.readouterr().err
+    assert "line 1: field 'site' must be text or a number, but is [1]" in capsys.readouterr().err
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "client_1.jsonl").write_text('{"label": {"a": 1}}\n')
     assert main(["view", f"{tmp_path}/odd"]) == 2
