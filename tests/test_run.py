@@ -232,8 +232,8 @@ def test_a_client_that_diverges_is_left_out_and_named(fed, monkeypatch, caplog):
 
 def test_a_run_in_which_all_diverge_stops_and_keeps_the_last_good_checkpoint(fed, capsys):
     # Each step takes a client a million times as far from the start as it was.
-    flags = "--fed_alg FedProx --prox_mu 1000 --client_lr 1000 --lr 1 --val_steps 1 --client_epoch 9".split()
-    status, _ = fed("diverges", *flags)
+    words = "--fed_alg FedProx --prox_mu 1000 --client_lr 1000 --lr 1 --val_steps 1 --client_epoch 9"
+    status, _ = fed("diverges", *words.split())
     assert status == 2
     said = capsys.readouterr().err
     assert "not finite" in said and "client_lr" in said and "Traceback" not in said
