@@ -16,6 +16,12 @@ class OverFlower:
         "or a path with {i} for the client's number from 1; none: the data set, split as in fedloom fed",
         path=True,
     )
+    client_keys: str = option(
+        "first",
+        "whose a client's number is: first (the key that gives it first keeps it, also after a resume), any "
+        "(nobody's), or the path of public keys on the server, with {i} for the client's number from 1",
+        free=True,
+    )
     min_clients: int | None = option(
         None,
         "clients that must be there for a round to begin; default client_num_per_step",

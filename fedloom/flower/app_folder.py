@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedloom.checks_flower import NODE
+from fedloom.checks_flower import NODE, WORDS
 from fedloom.config import UserError
 from fedloom.config_flower import FlowerConfig
 from fedloom.flower.run_config import to_run_config
@@ -84,6 +84,8 @@ def _settled(config: FlowerConfig) -> FlowerConfig:
             settled[name] = str(Path(value).absolute())
     if config.client_data not in (None, NODE):
         settled["client_data"] = str(Path(config.client_data).absolute())
+    if config.client_keys not in WORDS:
+        settled["client_keys"] = str(Path(config.client_keys).absolute())
     return replace(config, **settled)
 
 
