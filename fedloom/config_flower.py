@@ -21,6 +21,7 @@ class OverFlower:
         "whose a client's number is: first (the key that gives it first keeps it, also after a resume), any "
         "(nobody's), or the path of public keys on the server, with {i} for the client's number from 1",
         free=True,
+        path=True,
     )
     min_clients: int | None = option(
         None,
@@ -44,6 +45,15 @@ class OverFlower:
         maximum=1e7,
     )
     output_path: str = option("flower-app", "folder to write, new or empty", free=True, path=True)
+    signing_key: str | None = option(
+        None,
+        "Ed25519 key file; the app is signed with it, for SuperNodes that run nothing else",
+        free=True,
+        path=True,
+    )
+    hub_url: str = option(
+        "http://127.0.0.1:8001", "where the SuperLink fetches a signed app, on its own machine", free=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

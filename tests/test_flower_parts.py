@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import time
 import tomllib
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ if find_spec("flwr") is None:
     pytest.skip("flwr is not installed", allow_module_level=True)
 
 import torch
+import yaml
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -367,6 +369,42 @@ def test_the_app_has_every_option_and_no_secret(tmp_path, monkeypatch):
     config = from_run_config(app["config"])
     assert (config.max_steps, config.lr, config.data_dir, config.token) == (7, 0.25, None, "hf_secret")
     assert main(words) == 2  # the folder is there already
+
+
+def new_key(path, kind):
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)], check=True, timeout=30)
+    return path
+
+
+def test_a_signed_app_is_one_that_a_supernode_verifies(tmp_path):
+    from flwr.supercore.fab import Fab
+    from flwr.superlink.servicer.control.control_handlers import _format_verification
+    from flwr.supernode.start_client_internal import _verify_fab
+
+    key = new_key(tmp_path / "owner", "ed25519")
+    written(tmp_path / "app", "--signing_key", str(key), "--hub_url", "http://127.0.0.1:1234/")
+    signed = tmp_path / "app" / "signed"
+    answer = json.loads((signed / "fetch-fab.json").read_text())
+    assert answer["fab_url"] == "http://127.0.0.1:1234/hub/app.fab"
+    trusted = yaml.safe_load((signed / "trusted-entities.yaml").read_text())
+    assert list(trusted.values()) == [" ".join((tmp_path / "owner.pub").read_text().split()[:2])]
+    content, said = (signed / "app.fab").read_bytes(), _format_verification(answer["verifications"])
+    assert _verify_fab(Fab("", content, said), trusted)
+    assert not _verify_fab(Fab("", content + b" ", said), trusted)
+    assert b"owner" not in content and "signing_key" not in (tmp_path / "app" / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "mistake"),
+    [("ed25519", 0o644, "others can read"), ("ecdsa", 0o600, "no Ed25519 key"), (None, 0, "cannot read")],
+)
+def test_a_key_that_cannot_sign_is_told(tmp_path, capsys, kind, mode, mistake):
+    key = tmp_path / "key"
+    if kind:
+        new_key(key, kind).chmod(mode)
+    assert main(["flower", "--signing_key", str(key), "--output_path", str(tmp_path / "app")]) == 2
+    told = capsys.readouterr().err
+    assert mistake in told and "signing_key" in told and not (tmp_path / "app").exists()
 
 
 def test_who_a_node_is():
