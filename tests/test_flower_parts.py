@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -195,18 +196,16 @@ def test_no_answer_of_one_client_ends_the_federation(model, tmp_path, caplog):
         tmp_path / "app", *model, *OPTIONS, "--client_num_per_step", "3", "--out_dir", str(tmp_path)
     )
     raw = {
-        0: '{"client": 0, "round": 0, "examples": 2, "loss": 1' + "0" * 400 + "}",
+        0: json.dumps(GOOD | {"client": 0, "round": 0, "loss": 10**400}),
         1: '{"deep": ' + "[" * 100_000,
         2: json.dumps({"mistake": "\x1b[31m" + "a" * 10_000}),
     }
-    rounds = []
 
     def spoil(node, reply):
         parcel = from_records(reply.content)
         round_ = parcel.facts.get("round")
         if round_ is None:
             return reply
-        rounds.append(round_)
         if node == 11:
             reply.content = RecordDict({**reply.content, "fedloom": ConfigRecord({"json": raw[round_]})})
         elif node == 12 and round_ == 1:
@@ -221,8 +220,9 @@ def test_no_answer_of_one_client_ends_the_federation(model, tmp_path, caplog):
     assert [row["clients_refused"] for row in after] == [[0], [1], []]
     assert [row["clients_lost"] for row in after] == [[], [0], [0, 1]]
     assert [row["clients_left_out"] for row in after] == [[0], [0, 1], [0, 1]]
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert all(len(line) < 400 and line.isprintable() for line in said), said
+    assert "round 1: client 1's answer is refused: loss is 1000" in said[0]
     assert len([line for line in said if "client 1" in line and line.startswith("round")]) == 3
     alone = last_adapter(tmp_path / "test")
     assert all(t.isfinite().all() for t in alone.values())
@@ -236,7 +236,7 @@ def test_a_number_belongs_to_its_key_and_the_start_waits_for_the_right_one(model
     # Node 11 has the key of client 3 and says that it is client 1, before that one does.
     claims = [{"client": 1}, {"client": 2}, {"client": 1}]
     grid = Hand(run_config, claims, keys=[KEYS[2], KEYS[1], KEYS[0]])
-    serve(grid, run_config | {"min_clients": 2})
+    serve(grid, run_config | {"min_clients": 2, "join_timeout": 2.0})
     assert "client 1 is claimed by the key SHA256:" in caplog.text and "is client 3's" in caplog.text
     assert "waiting for clients: 2 of 3 are there" in caplog.text
     assert rows(tmp_path / "test")[-1]["clients"] == [0, 1]

@@ -130,7 +130,7 @@ def test_who_is_ready_and_dies_mixes_when_it_is_back(network):
 
 
 def test_a_dead_neighbour_costs_one_timeout_and_is_waited_for_again_when_it_is_back(network):
-    peers = network(LINE)
+    peers = network(LINE, timeout=1.0)
     before, nodes = peers.total(), peers.nodes()
     peers.play(nodes, 1)
     peers.kill(3, nodes.pop(3))
