@@ -12,7 +12,8 @@ import numpy as np
 from fedloom.config import UserError
 from fedloom.federation.realised import realised_faults
 from fedloom.observe.checkpoint import latest_checkpoint
-from fedloom.runtimes.libp2p.journal import JOURNAL_FILE, read_journal, standing_mixes
+from fedloom.runtimes.libp2p.journal import JOURNAL_FILE, read_journal, standing_mixes, statement_of
+from fedloom.runtimes.libp2p.statements import Statement
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class PeerJournal:
         late: Rounds of edges that it added late.
         in_doubt: Rounds of edges whose decision it has not heard.
         missed: Rounds that it was not there for.
+        identities: Of this peer and its neighbours, as it knows them.
+        said: What it says itself of its rows, and what its neighbours have said to it; with who says it.
     """
 
     client: int
@@ -38,6 +41,8 @@ class PeerJournal:
     late: set[tuple[int, int]]
     in_doubt: set[tuple[int, int]]
     missed: int
+    identities: dict[int, str]
+    said: list[tuple[int, Statement]]
 
     def row(self, round_: int) -> dict[int, float]:
         """Its row of W: all to itself where it was not there."""
@@ -82,22 +87,36 @@ def _peer(events: list[dict[str, Any]]) -> PeerJournal:
             given[edge["peer"]] = given.get(edge["peer"], 0.0) + edge["weight"]
     ready = {(event["round"], event["peer"]) for event in events if event["event"] == "ready"}
     decided = {(event["round"], event["peer"]) for event in events if event["event"] == "decision"}
-    return PeerJournal(
-        about["client"], about["clients"], about["run"], weights, own, late, ready - decided, missed
-    )
+    said = [
+        (event.get("peer", about["client"]), statement_of(event))
+        for event in events
+        if event["event"] in ("said", "heard")
+    ]
+    identities = {int(peer): identity for peer, identity in about.get("identities", {}).items()}
+    about_run = (about["client"], about["clients"], about["run"])
+    return PeerJournal(*about_run, weights, own, late, ready - decided, missed, identities, said)
 
 
 def run_audit(runs: Sequence[str]) -> bool:
-    """Print what the peers' matrices came to, round by round; returns whether every one preserves the mean.
+    """Print what the peers' matrices came to, round by round, and who has told two things.
 
     Args:
         runs: The folders of all peers' runs.
+
+    Returns:
+        Whether every matrix preserves the mean, and nobody has told two things.
 
     Raises:
         UserError: They are not those of all peers of one run.
     """
     folders = [Path(folder) for folder in runs]
-    peers = _together([read_peer(folder) for folder in folders])
+    peers = [read_peer(folder) for folder in folders]
+    told = two_things(peers)
+    try:
+        peers = _together(peers)
+    except UserError:
+        print(*told, sep="\n", end="\n" if told else "")  # for this the others' journals are not needed
+        raise
     rounds = max((round_ for peer in peers for round_ in peer.weights), default=0)
     print("round  edges  late  peers out  realised matrix")
     faulty = [round_ for round_ in range(1, rounds + 1) if _print_round(peers, round_)]
@@ -109,10 +128,53 @@ def run_audit(runs: Sequence[str]) -> bool:
         print("peers that were killed, or are in doubt: start them again with --resume, then audit again")
     else:
         print("every matrix is symmetric and doubly stochastic")
+    rows = sum(len(peer.said) for peer in peers)
+    print(*told or [f"nobody has told two things, in {rows} statements"], sep="\n")
     error = _consensus_error(folders)
     if error is not None:
         print(f"consensus error of the last adapters: {error:.4g}")
-    return not faulty
+    return not (faulty or told)
+
+
+def two_things(peers: Sequence[PeerJournal]) -> list[str]:
+    """Who has signed two statements of a round, or two that follow the same one: a line for each of them.
+
+    A peer's journal has only what that peer has checked; a statement that nobody has signed is its own doing.
+    """
+    lines = []
+    known: dict[int, dict[str, list[int]]] = {}  # peer → identities → who knows it by them
+    of_round: dict[tuple[int, int], dict[str, list[int]]] = {}  # (peer, round) → marks → journals
+    after: dict[tuple[int, str], dict[str, list[int]]] = {}  # (peer, the mark before) → marks → journals
+    for journal in peers:
+        for who, identity in journal.identities.items():
+            known.setdefault(who, {}).setdefault(identity, []).append(journal.client)
+        for who, said in journal.said:
+            if not said.holds(journal.run, who, journal.identities.get(who, "")):
+                lines.append(
+                    f"peer {journal.client}'s journal has a statement of peer {who} in round {said.round} "
+                    "that it has not signed"
+                )
+                continue
+            mark = said.mark(journal.run, who)
+            of_round.setdefault((who, said.round), {}).setdefault(mark, []).append(journal.client)
+            after.setdefault((who, said.before), {}).setdefault(mark, []).append(journal.client)
+    for who, identities in sorted(known.items()):
+        if len(identities) > 1:
+            lines.append(f"peer {who} has two identities: {_where(identities)}")
+    for (who, round_), marks in sorted(of_round.items()):
+        if len(marks) > 1:
+            lines.append(f"peer {who} told two things in round {round_}: {_where(marks)}")
+    for (who, _), marks in sorted(after.items()):
+        if len(marks) > 1 and not any(marks.keys() <= found.keys() for found in of_round.values()):
+            lines.append(f"peer {who} told two things that follow the same one: {_where(marks)}")
+    return lines
+
+
+def _where(marks: dict[str, list[int]]) -> str:
+    found = (
+        f"{mark[:12]} (journals of {', '.join(map(str, sorted(set(at))))})" for mark, at in marks.items()
+    )
+    return ", ".join(found)
 
 
 def _print_round(peers: list[PeerJournal], round_: int) -> list[str]:

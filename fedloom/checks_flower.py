@@ -7,6 +7,9 @@ from fedloom.config_flower import FlowerConfig
 NODE = "node"
 """The value of `client_data` that leaves the place to each SuperNode."""
 
+WORDS = ("first", "any")
+"""The values of `client_keys` that are no path."""
+
 
 def check(config: FlowerConfig) -> None:
     """Judge the options, each for itself and together.
@@ -29,4 +32,9 @@ def check(config: FlowerConfig) -> None:
         raise UserError(
             f"client_data: '{config.client_data}' is the same for all clients; write {{i}} where the "
             "client's number goes, such as data/client_{i}, or give node, or none"
+        )
+    if config.client_keys not in WORDS and "{i}" not in config.client_keys:
+        raise UserError(
+            f"client_keys: '{config.client_keys}' is one key for all clients; write {{i}} where the client's "
+            "number goes, such as keys/client{i}.pub, or give first, or any"
         )

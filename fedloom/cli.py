@@ -82,10 +82,10 @@ def _dfl(config: DflConfig) -> None:
 
 
 def _flower(config: FlowerConfig) -> None:
-    from fedloom.flower.app_folder import write_app
+    from fedloom.flower.app_folder import start_command, write_app
 
     folder = write_app(config)
-    print(f"App: {folder}. Start it with: flwr run {folder}")
+    print(f"App: {folder}. Start it with: {start_command(config)}")
 
 
 def _peer(config: PeerConfig) -> None:

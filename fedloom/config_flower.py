@@ -16,6 +16,13 @@ class OverFlower:
         "or a path with {i} for the client's number from 1; none: the data set, split as in fedloom fed",
         path=True,
     )
+    client_keys: str = option(
+        "first",
+        "whose a client's number is: first (the key that gives it first keeps it, also after a resume), any "
+        "(nobody's), or the path of public keys on the server, with {i} for the client's number from 1",
+        free=True,
+        path=True,
+    )
     min_clients: int | None = option(
         None,
         "clients that must be there for a round to begin; default client_num_per_step",
@@ -38,6 +45,15 @@ class OverFlower:
         maximum=1e7,
     )
     output_path: str = option("flower-app", "folder to write, new or empty", free=True, path=True)
+    signing_key: str | None = option(
+        None,
+        "Ed25519 key file; the app is signed with it, for SuperNodes that run nothing else",
+        free=True,
+        path=True,
+    )
+    hub_url: str = option(
+        "http://127.0.0.1:8001", "where the SuperLink fetches a signed app, on its own machine", free=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

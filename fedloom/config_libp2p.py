@@ -35,6 +35,12 @@ class PeerNode:
         free=True,
         maximum=1e7,
     )
+    max_move: float = option(
+        1.0,
+        "how far one neighbour may move this peer's numbers in a round, as a root mean square; what is more "
+        "is scaled down at both ends alike; 0: no bound",
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ def sent(parts: PeerParts, bank: AdapterBank) -> Row:
 def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tuple[Standing, dict[str, Any]]:
     """The next round that this peer can take part in: the new standing, and its row of metrics.
 
-    What was trained before this process was killed is not trained again. After the last round the peer stays
-    until nobody needs an answer.
+    What was trained before this process was killed is not trained again. Whatever others say, a peer ends
+    when it has done the last round itself. After it the peer stays until nobody needs an answer.
 
     Args:
         parts: What this peer is made of.
@@ -40,24 +40,22 @@ def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tupl
     began = time.perf_counter()
     following = now.peers.round + 1
     trained_before = node.shelf.trained_round == following
-    round_ = following if trained_before else max(following, node.furthest())
-    missed = min(round_, rounds + 1) - following
+    round_ = following if trained_before else min(node.next_round(following), rounds)
+    missed = round_ - following
     if missed:
-        log.warning("rounds missed: %d, from round %d on; a neighbour is in %d", missed, following, round_)
-    row: dict[str, Any] = {"round": min(round_, rounds), "rounds_missed": missed}
-    if round_ > rounds:
-        after = replace(now, peers=replace(now.peers, round=rounds))
-    else:
-        node.begin(round_)
-        trained, told = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
-        mix = node.swap(round_, sent(parts, trained.peers.bank), missed)
-        after = _add(trained, mix, trained.peers.bank if parts.judged == "before" else None)
-        row |= told | {"neighbors": mix.neighbours, "neighbors_in_doubt": mix.in_doubt}
-        row["neighbors_late"] = mix.late
-    if round_ >= rounds:
+        log.warning(
+            "rounds missed: %d, from round %d on; the neighbours are in %d", missed, following, round_
+        )
+    node.begin(round_)
+    trained, told = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
+    mix = node.swap(round_, sent(parts, trained.peers.bank), missed)
+    after = _add(trained, mix, trained.peers.bank if parts.judged == "before" else None)
+    row: dict[str, Any] = {"round": round_, "rounds_missed": missed, **told, "neighbors": mix.neighbours}
+    row |= {"neighbors_in_doubt": mix.in_doubt, "neighbors_bounded": mix.bounded, "neighbors_late": mix.late}
+    if round_ == rounds:
         mix = node.finish()
         after = _add(after, mix, after.before_mixing)
-        row["neighbors_late"] = [*row.get("neighbors_late", []), *mix.late]
+        row["neighbors_late"] = [*row["neighbors_late"], *mix.late]
     return after, row | node.counts.since_last() | {"seconds": time.perf_counter() - began}
 
 
@@ -70,6 +68,7 @@ def _train(parts: PeerParts, node: Node, round_: int, now: Standing) -> tuple[St
     """Train from where this peer is, and keep what came of it; with the metrics of training."""
     state = replace(now.peers, round=round_ - 1)
     mixed = state.bank.tensors.keys() - parts.own
+    began = time.perf_counter()
     # The matrix is that of a peer alone, so that nothing is mixed yet.
     peers, report = peer_round(state, partial(train, parts, now.drawn), parts.mixing(round_), mixed)
     if report.left_out:
@@ -84,7 +83,7 @@ def _train(parts: PeerParts, node: Node, round_: int, now: Standing) -> tuple[St
     drawn = [now.drawn[0] + parts.schedules[0].batches]
     tensors = {f"adapter.{name}": t for name, t in peers.bank.tensors.items()}
     tensors |= {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
-    node.keep_trained(round_, tensors, {"drawn": drawn, "row": row})
+    node.keep_trained(round_, tensors, {"drawn": drawn, "row": row}, time.perf_counter() - began)
     return Standing(peers, drawn), row
 
 

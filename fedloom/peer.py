@@ -28,6 +28,7 @@ from fedloom.runtimes.libp2p.messages import Expected
 from fedloom.runtimes.libp2p.neighbors import Neighbor, read_neighbors
 from fedloom.runtimes.libp2p.node import Node, joined, listening
 from fedloom.runtimes.libp2p.schema import Schema
+from fedloom.runtimes.libp2p.statements import Voice
 
 _AGREED = (
     "dataset_type",
@@ -37,6 +38,7 @@ _AGREED = (
     "lora_alpha",
     "num_clients",
     "mix_head",
+    "max_move",
     "num_rounds",
     "seed",
 )
@@ -57,10 +59,13 @@ def run_peer(config: PeerConfig) -> RunRecord:
         resolved, parts = build_one(config)
         write_run_config(folder, resolved, versions(), device_name(parts.model.device))
         write_clients(folder, parts.train, parts.peers, parts.validation)
-        timeout, number = config.round_timeout, config.client
+        timeout, number, expected = config.round_timeout, config.client, _expected(config, parts)
+        voice = Voice.of(Path(config.identity or ""), expected.run, number)
         with (
             logging_to(folder / config.log_path),
-            joined(network, daemon, folder, number, neighbors, _expected(config, parts), timeout) as node,
+            joined(
+                network, daemon, folder, number, neighbors, expected, timeout, voice, config.max_move
+            ) as node,
         ):
             drive(resolved, parts, node, folder)
     return read_run(folder)

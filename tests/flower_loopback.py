@@ -1,7 +1,12 @@
-"""Flower's processes on loopback, for tests: certificates, keys, a SuperLink and SuperNodes with TLS."""
+"""Flower's processes on loopback, for tests: as docs/deploy-flower.md has them, on ports that are free.
+
+Where nginx is not installed SuperNodes speak to the SuperLink itself, and apps are not signed.
+"""
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +20,8 @@ from typer.testing import CliRunner
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "deploy-flower.md").read_text(encoding="utf-8")
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 
 def free_port():
@@ -24,10 +31,18 @@ def free_port():
 
 
 class Loopback:
-    """A SuperLink that knows the keys it is told, and SuperNodes; `stop` ends all that was started."""
+    """A SuperLink that knows the keys it is told, and SuperNodes; `stop` ends all that was started.
+
+    Attributes:
+        port: The SuperLink's, with all its APIs.
+        open_port: What the network reaches: nginx, where there is one.
+        hub: Where the SuperLink fetches signed apps.
+    """
 
     def __init__(self, folder):
-        self.folder, self.port, self.started = folder, free_port(), []
+        self.folder, self.started = folder, []
+        self.port, self.hub = free_port(), free_port()
+        self.open_port = free_port() if NGINX else self.port
         self.environment = {
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -38,18 +53,25 @@ class Loopback:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPERGRID_API_URL": f"http://127.0.0.1:{self.hub}",
         }
         make_certificates(folder)
-        (folder / "flwr").mkdir()
-        (folder / "flwr" / "config.toml").write_text(
-            f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\naddress = "127.0.0.1:{self.port}"\n'
-            f'root-certificates = "{folder}/ca.crt"\n'
+        self.new_home("flwr", self.port)
+
+    def new_home(self, name, port):
+        """A FLWR_HOME that knows a port, and the certificate."""
+        home = self.folder / name
+        home.mkdir()
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "mine"\n\n[superlink.mine]\naddress = "127.0.0.1:{port}"\n'
+            f'root-certificates = "{self.folder}/ca.crt"\n'
         )
+        return home
 
     def start(self, name, *words):
         with (self.folder / f"{name}.log").open("w") as said:
             process = subprocess.Popen(
-                [str(BIN / words[0]), *words[1:]],
+                [words[0] if os.path.isabs(words[0]) else str(BIN / words[0]), *words[1:]],
                 stdout=said,
                 stderr=said,
                 env=self.environment,
@@ -66,29 +88,52 @@ class Loopback:
         """
         return self.start("superlink", *words.split())
 
-    def start_supernode(self, name, node_config, *, key=None, tls=True):
-        words = f"flower-supernode --superlink 127.0.0.1:{self.port} --port {free_port()} --max-retries 2"
+    def start_nginx(self):
+        """The one of the page, with other ports."""
+        text = re.search(r"^```nginx\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[1]
+        ports = {"0.0.0.0:9443": self.open_port, "127.0.0.1:8000": self.port, "127.0.0.1:8001": self.hub}
+        for documented, here in ports.items():
+            assert documented in text
+            text = text.replace(documented, f"127.0.0.1:{here}")
+        # As root it would change to a user that cannot read a test's folder.
+        user = "user root;\n" if os.getuid() == 0 else ""
+        (self.folder / "nginx.conf").write_text(f"daemon off;\n{user}{text}")
+        return self.start("nginx", NGINX, "-p", str(self.folder), "-c", "nginx.conf")
+
+    def start_supernode(self, name, node_config, *, key=None, tls=True, trusted=None):
+        words = (
+            f"flower-supernode --superlink 127.0.0.1:{self.open_port} --port {free_port()} --max-retries 2"
+        )
         secure = ["--root-certificates", "ca.crt"] if tls else ["--insecure"]
         known = ["--auth-supernode-private-key", str(key)] if key else []
+        known += ["--trusted-entities", str(trusted)] if trusted else []
         return self.start(name, *words.split(), *secure, *known, "--node-config", node_config)
 
-    def new_key(self, name):
-        path = self.folder / name
-        ssh = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(path)]
+    def new_key(self, name, kind="ecdsa"):
+        path, bits = self.folder / name, ["-b", "384"] if kind == "ecdsa" else []
+        ssh = ["ssh-keygen", "-q", "-t", kind, *bits, "-N", "", "-f", str(path)]
         subprocess.run(ssh, check=True, timeout=30)
         return path
 
-    def flwr(self, *words):
-        """The command of that name, in this process: to import Flower takes longer than what it does."""
+    def try_flwr(self, *words, home="flwr"):
+        """The command of that name: its status and what it says.
+
+        In this process: to import Flower takes longer than what it does.
+        """
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK"):
+            for name in ("FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK"):
                 patch.setenv(name, self.environment[name])
+            patch.setenv("FLWR_HOME", str(self.folder / home))
             patch.chdir(self.folder)
             from flwr.cli.app import app
 
             done = CliRunner().invoke(app, [str(word) for word in words])
-        assert done.exit_code == 0, done.output
-        return done.output
+        return done.exit_code, done.output
+
+    def flwr(self, *words):
+        status, said = self.try_flwr(*words)
+        assert status == 0, said
+        return said
 
     def said(self, name):
         return (self.folder / f"{name}.log").read_text()

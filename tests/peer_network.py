@@ -7,17 +7,32 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fedloom.federation.neighbours import moved
 from fedloom.runtimes.libp2p.edges import Edges
 from fedloom.runtimes.libp2p.exchange import Exchange
 from fedloom.runtimes.libp2p.journal import Journal
+from fedloom.runtimes.libp2p.lag import Lag
 from fedloom.runtimes.libp2p.messages import PREFIX, Expected
-from fedloom.runtimes.libp2p.node import NetworkThread, Node
+from fedloom.runtimes.libp2p.network_thread import NetworkThread
+from fedloom.runtimes.libp2p.node import Node
 from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.shelf import Shelf
+from fedloom.runtimes.libp2p.statements import Voice
 from fedloom.runtimes.libp2p.transport import Stream, Unreachable
 from fedloom.runtimes.libp2p.wire import Wire
+
+
+class Voices(dict):
+    """A key for each peer; to make one takes a while."""
+
+    def __missing__(self, number):
+        self[number] = Voice(rsa.generate_private_key(65537, 2048), "run", number)
+        return self[number]
+
+
+VOICES = Voices()
 
 
 def row_of(number, size=6):
@@ -68,11 +83,11 @@ class Link:
 class Network:
     """Peers on a graph, each with a folder; `cuts(header)` says before which messages a link fails."""
 
-    def __init__(self, folder, graph, rounds=4, timeout=0.4):
-        self.folder, self.graph, self.timeout = folder, graph, timeout
+    def __init__(self, folder, graph, rounds=4, timeout=0.4, most=0.0):
+        self.folder, self.graph, self.timeout, self.most = folder, graph, timeout, most
         self.expected = Expected("run", Schema.of(row_of(0)), rounds, len(graph))
         self.thread = NetworkThread()
-        self.handlers, self.tasks, self.down = {}, set(), set()
+        self.handlers, self.tasks, self.down, self.made = {}, set(), set(), []
         self.cuts = lambda header: False
         self.rows = {number: row_of(number) for number in graph}
 
@@ -84,11 +99,19 @@ class Network:
         folder = self.folder / str(number)
         journal, shelf = Journal(folder), Shelf(folder)
         near = self.graph[number]
-        journal.write("peer", client=number, clients=len(self.graph), neighbors=near, run="run")
-        wire = Wire(number, len(near), self.expected, Link(self, number), self.timeout)
-        node = Node(self.thread, Exchange(Edges(wire, journal, shelf), near), journal, shelf)
+        identities = {other: VOICES[other].identity for other in [number, *near]}
+        known = {str(other): identity for other, identity in identities.items()}
+        about = {"client": number, "clients": len(self.graph), "neighbors": near, "identities": known}
+        journal.write("peer", **about, run="run")
+        wire = Wire(
+            number, len(near), self.expected, Link(self, number), self.timeout, VOICES[number], identities
+        )
+        exchange = Exchange(Edges(wire, journal, shelf), near)
+        node = Node(self.thread, exchange, journal, shelf, self.most, Lag(self.timeout))
         if shelf.trained_round is not None:
             node.exchange.recover(shelf.trained_round)
+            node.lag.lost, node.lag.training = shelf.since_trained(shelf.trained_round)
+        self.made.append(node)
         self.thread.run(node.exchange.start())
         if meet:
             self.thread.run(node.exchange.meet())
@@ -122,7 +145,7 @@ class Network:
         def one(number, node):
             node.begin(round_)
             if node.shelf.trained_round != round_:
-                node.keep_trained(round_, self.rows[number], {})
+                node.keep_trained(round_, self.rows[number], {}, 0.0)
             trained, _ = node.shelf.load_trained(round_)
             mix = node.swap(round_, trained)
             self.rows[number] = moved(trained, mix.differences)
@@ -148,6 +171,8 @@ class Network:
                 task.cancel()
             await asyncio.gather(*self.tasks, return_exceptions=True)
 
+        for node in self.made:
+            self.thread.run(node.exchange.edges.stop())
         self.thread.run(end())
         self.thread.close()
 

@@ -111,6 +111,13 @@ def test_the_code_of_a_page_runs_and_what_it_quotes_is_there(page, tmp_path, mon
             exec(compile(block.replace("smollm2-135m", str(model)), page, "exec"), scope)
 
 
+def test_every_test_that_the_threat_model_names_is_there():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)`", text)
+    assert len(set(named)) > 5 and all((ROOT / name).is_file() for name in named)
+    assert all((ROOT / path.partition("#")[0]).exists() for path in LINK.findall(text))
+
+
 def test_every_module_that_a_page_names_is_there():
     for name, page in PAGES.items():
         for path in re.findall(r"`((?:fedloom/)?(?:\w+/)+\w+\.py)`", page):

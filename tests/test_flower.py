@@ -1,4 +1,4 @@
-"""`fedloom flower`: the rounds of `fedloom fed` with clients behind Flower, on loopback with TLS and keys."""
+"""`fedloom flower`: the rounds of `fedloom fed` with clients behind Flower, deployed as the page says."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ if find_spec("flwr") is None:
 
 
 import torch
-from flower_loopback import Loopback, wait_until
+from flower_loopback import NGINX, Loopback, wait_until
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
@@ -167,16 +167,23 @@ def killed(inputs, net):
         "--join_timeout",
         "100",
     ]
-    assert main(["flower", *flags(theirs, *options, "--output_path", str(net.folder / "app"))]) == 0
+    options += ["--client_keys", str(net.folder / "key{i}.pub"), "--hub_url", f"http://127.0.0.1:{net.hub}"]
+    options += ["--signing_key", str(net.new_key("owner", "ed25519"))]
+    assert main(["flower", *flags(theirs, *options, "--output_path", str(net.folder / "federation"))]) == 0
     keys = [net.new_key(f"key{client}") for client in (1, 2, 3)]
+    if NGINX:
+        net.start_nginx()
+    trusted = net.folder / "federation" / "signed" / "trusted-entities.yaml" if NGINX else None
     wait_until(lambda: "startup complete" in net.said("superlink"), 60)
     for key in keys:
         net.flwr("supernode", "register", f"{key}.pub")
     nodes = [
-        net.start_supernode(f"node{k}", f'client={k} data-path="client_{k}"', key=keys[k - 1])
+        net.start_supernode(
+            f"node{k}", f'client={k} data-path="client_{k}"', key=keys[k - 1], trusted=trusted
+        )
         for k in (1, 2, 3)
     ]
-    net.flwr("run", "app")
+    net.flwr("run", "@fedloom/fedloom-focus==1.0.0" if NGINX else "federation")
     reference = train_in_process(config_of(inputs, net.folder / "alone", "focus", **FOCUS), lost_from=1)
     folder = net.folder / "runs" / "focus"
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
+import subprocess
 import time
 import tomllib
 from importlib.util import find_spec
@@ -16,8 +18,11 @@ if find_spec("flwr") is None:
     pytest.skip("flwr is not installed", allow_module_level=True)
 
 import torch
+import yaml
 from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file, save
 from tiny import save_tiny_llama
@@ -35,12 +40,13 @@ from fedloom.runtimes.flower.resident import _address, ask_resident
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
 
 HERE = Path(__file__).parent
+KEYS = [public_key_to_bytes(generate_key_pairs()[1]) for _ in range(5)]
 RUN = """
     --client_num 3 --client_num_per_step 2 --client_batch_per_step 2 --client_lr 0.05 --lr 0.05 --lora_r 4
     --max_steps 3 --val_steps 1 --patience 0 --dtype float32 --wave_tokens 2000 --report_to none
     --train_mode fed --fed_alg FedProx
 """
-OPTIONS = [*RUN.split(), "--round_timeout", "2", "--join_timeout", "3"]
+OPTIONS = [*RUN.split(), "--round_timeout", "1", "--join_timeout", "0.8"]
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +73,13 @@ def written(folder, *words):
 
 
 class Hand(Grid):
-    """A grid whose nodes are ClientApps in this process; a test may spoil what they answer."""
+    """A grid whose nodes are ClientApps in this process; a test may spoil what they answer.
 
-    def __init__(self, run_config, configs, spoil=lambda node, reply: reply):
+    Its nodes count from 11, and each has a key of its own, or the one of `keys`.
+    """
+
+    def __init__(self, run_config, configs, spoil=lambda node, reply: reply, keys=()):
+        self.keys = dict(enumerate([*keys, *KEYS[len(keys) :]], 11))
         self.contexts = {
             node: Context(1, node, config, RecordDict(), run_config)
             for node, config in enumerate(configs, 11)
@@ -77,13 +87,13 @@ class Hand(Grid):
         self.spoil, self.waiting, self.count = spoil, [], 0
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
 
-    def get_node_ids(self):
-        return list(self.contexts)
-
     def get_nodes(self):
+        return [NodeInfo(node_id=node, public_key=self.keys[node]) for node in self.contexts]
+
+    def get_node_ids(self):
         raise NotImplementedError
 
-    set_run = create_message = send_and_receive = run = get_nodes
+    set_run = create_message = send_and_receive = run = get_node_ids
 
     def push_messages(self, messages):
         for message in messages:
@@ -97,6 +107,9 @@ class Hand(Grid):
     def pull_messages(self, ids):
         found = [m for m in self.waiting if m.metadata.reply_to_message_id in ids]
         self.waiting = [m for m in self.waiting if m not in found]
+        for message in found:
+            if isinstance(message.content, Exception):  # as Flower's own reader raises
+                raise message.content
         return found
 
 
@@ -178,6 +191,69 @@ def test_bad_answers_are_refused_and_the_round_goes_on(model, tmp_path):
     assert all(t.isfinite().all() for t in last_adapter(tmp_path / "test").values())
 
 
+def test_no_answer_of_one_client_ends_the_federation(model, tmp_path, caplog):
+    run_config = written(
+        tmp_path / "app", *model, *OPTIONS, "--client_num_per_step", "3", "--out_dir", str(tmp_path)
+    )
+    raw = {
+        0: json.dumps(GOOD | {"client": 0, "round": 0, "loss": 10**400}),
+        1: '{"deep": ' + "[" * 100_000,
+        2: json.dumps({"mistake": "\x1b[31m" + "a" * 10_000}),
+    }
+
+    def spoil(node, reply):
+        parcel = from_records(reply.content)
+        round_ = parcel.facts.get("round")
+        if round_ is None:
+            return reply
+        if node == 11:
+            reply.content = RecordDict({**reply.content, "fedloom": ConfigRecord({"json": raw[round_]})})
+        elif node == 12 and round_ == 1:
+            reply.content["fedloom"] = ConfigRecord({"json": json.dumps(parcel.facts | {"examples": 10**6})})
+        elif node == 12 and round_ == 2:
+            reply.__dict__["_content"] = KeyError("of Flower's reader")
+        return reply
+
+    serve(Hand(run_config, nodes(), spoil), {**run_config, "max_steps": 2})
+    serve(Hand(run_config, nodes(), spoil), {**run_config, "resume": True})
+    after = rows(tmp_path / "test")[1:]
+    assert [row["clients_refused"] for row in after] == [[0], [1], []]
+    assert [row["clients_lost"] for row in after] == [[], [0], [0, 1]]
+    assert [row["clients_left_out"] for row in after] == [[0], [0, 1], [0, 1]]
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert all(len(line) < 400 and line.isprintable() for line in said), said
+    assert "round 1: client 1's answer is refused: loss is 1000" in said[0]
+    assert len([line for line in said if "client 1" in line and line.startswith("round")]) == 3
+    alone = last_adapter(tmp_path / "test")
+    assert all(t.isfinite().all() for t in alone.values())
+
+
+def test_a_number_belongs_to_its_key_and_the_start_waits_for_the_right_one(model, tmp_path, caplog):
+    words = [*model, *OPTIONS, "--out_dir", str(tmp_path), "--client_keys", str(tmp_path / "key{i}.pub")]
+    run_config = written(tmp_path / "app", *words, "--max_steps", "1")
+    for number, key in enumerate(KEYS[:3], start=1):
+        (tmp_path / f"key{number}.pub").write_bytes(key)
+    # Node 11 has the key of client 3 and says that it is client 1, before that one does.
+    claims = [{"client": 1}, {"client": 2}, {"client": 1}]
+    grid = Hand(run_config, claims, keys=[KEYS[2], KEYS[1], KEYS[0]])
+    serve(grid, run_config | {"min_clients": 2, "join_timeout": 2.0})
+    assert "client 1 is claimed by the key SHA256:" in caplog.text and "is client 3's" in caplog.text
+    assert "waiting for clients: 2 of 3 are there" in caplog.text
+    assert rows(tmp_path / "test")[-1]["clients"] == [0, 1]
+
+
+def test_a_number_stays_with_the_key_that_gave_it_first_also_after_a_resume(model, tmp_path, caplog):
+    run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path))
+    serve(Hand(run_config, nodes()), {**run_config, "max_steps": 1})
+    marks = json.loads((tmp_path / "test" / "client_keys.json").read_text())
+    assert marks.keys() == {"1", "2", "3"} and all(mark.startswith("SHA256:") for mark in marks.values())
+    again = {**run_config, "resume": True, "max_steps": 2}
+    with pytest.raises(UserError, match=r"client 3 is claimed by the key .*, which is no client's"):
+        serve(Hand(run_config, nodes(), keys=[*KEYS[:2], KEYS[4]]), again | {"min_clients": 3})
+    serve(Hand(run_config, nodes(), keys=[*KEYS[:2], KEYS[4]]), again | {"client_keys": "any"})
+    assert [row["round"] for row in rows(tmp_path / "test")] == [0, 1, 2]
+
+
 def load(parcel):
     import safetensors.torch
 
@@ -187,9 +263,15 @@ def load(parcel):
 @pytest.mark.parametrize(
     ("configs", "options", "mistake"),
     [
-        ([{"client": 4}], {}, "client in the node config is 4; client_num is 3"),
-        ([{}], {}, "--node-config 'client=1'"),
-        ([{"client": 1}, {"client": 2}, {"partition-id": 1}], {}, "client 2 is claimed by two SuperNodes"),
+        ([{"client": 4}] * 3, {}, "client in the node config is 4; client_num is 3"),
+        ([{}] * 3, {"min_clients": 3}, "--node-config 'client=1'"),
+        (
+            [{"client": 2}, {"partition-id": 1}],
+            {"client_keys": "any"},
+            "client 2 is claimed by two SuperNodes",
+        ),
+        ([{"client": 2}, {"partition-id": 1}], {}, "client 2 is claimed by the key SHA256:"),
+        ([{"client": 1}], {"client_keys": "/nowhere/{i}.pub"}, "cannot read /nowhere/1.pub"),
         (nodes(2), {}, "num-supernodes=3"),
         (
             [{"client": 1, "data-path": "/nowhere"}],
@@ -198,7 +280,7 @@ def load(parcel):
         ),
         ([{"client": 1, "data-path": "/nowhere"}], {}, "client_data is none"),
         ([{"client": 2}], {"client_data": "node"}, "client 2 has no data"),
-        ([{"client": 2}], {}, "1 clients are there after 3 seconds, and min_clients asks for 2"),
+        ([{"client": 2}], {}, "1 clients are there after 0.8 seconds, and min_clients asks for 2"),
     ],
 )
 def test_a_mistake_ends_the_run_before_it_begins(model, tmp_path, configs, options, mistake):
@@ -226,7 +308,7 @@ def test_when_nobody_answers_the_run_ends_and_can_go_on(model, tmp_path):
     def silent(node, reply):
         return None if from_records(reply.content).facts.get("round") == 1 else reply
 
-    with pytest.raises(UserError, match=r"round 2: no client answered .no answer in 2 seconds"):
+    with pytest.raises(UserError, match=r"round 2: no client answered .no answer in 1 seconds"):
         serve(Hand(run_config, nodes(), silent), run_config)
 
     def wrong(node, reply):
@@ -289,6 +371,42 @@ def test_the_app_has_every_option_and_no_secret(tmp_path, monkeypatch):
     assert main(words) == 2  # the folder is there already
 
 
+def new_key(path, kind):
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)], check=True, timeout=30)
+    return path
+
+
+def test_a_signed_app_is_one_that_a_supernode_verifies(tmp_path):
+    from flwr.supercore.fab import Fab
+    from flwr.superlink.servicer.control.control_handlers import _format_verification
+    from flwr.supernode.start_client_internal import _verify_fab
+
+    key = new_key(tmp_path / "owner", "ed25519")
+    written(tmp_path / "app", "--signing_key", str(key), "--hub_url", "http://127.0.0.1:1234/")
+    signed = tmp_path / "app" / "signed"
+    answer = json.loads((signed / "fetch-fab.json").read_text())
+    assert answer["fab_url"] == "http://127.0.0.1:1234/hub/app.fab"
+    trusted = yaml.safe_load((signed / "trusted-entities.yaml").read_text())
+    assert list(trusted.values()) == [" ".join((tmp_path / "owner.pub").read_text().split()[:2])]
+    content, said = (signed / "app.fab").read_bytes(), _format_verification(answer["verifications"])
+    assert _verify_fab(Fab("", content, said), trusted)
+    assert not _verify_fab(Fab("", content + b" ", said), trusted)
+    assert b"owner" not in content and "signing_key" not in (tmp_path / "app" / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "mistake"),
+    [("ed25519", 0o644, "others can read"), ("ecdsa", 0o600, "no Ed25519 key"), (None, 0, "cannot read")],
+)
+def test_a_key_that_cannot_sign_is_told(tmp_path, capsys, kind, mode, mistake):
+    key = tmp_path / "key"
+    if kind:
+        new_key(key, kind).chmod(mode)
+    assert main(["flower", "--signing_key", str(key), "--output_path", str(tmp_path / "app")]) == 2
+    told = capsys.readouterr().err
+    assert mistake in told and "signing_key" in told and not (tmp_path / "app").exists()
+
+
 def test_who_a_node_is():
     assert client_number({"client": 3}, 3) == 2
     assert client_number({"partition-id": 0}, 3) == 0
@@ -325,7 +443,15 @@ GOOD = {"round": 1, "client": 0, "examples": 4, "loss": 1.5, "correct": 0, "labe
         ({"examples": 0}, pack(LIKE), "examples is 0"),
         ({"tokens": 2.5}, pack(LIKE), "tokens is 2.5"),
         ({"labels": True}, pack(LIKE), "labels is True"),
+        ({"examples": 5}, pack(LIKE), "examples is 5, and 4 were asked for"),
+        ({"examples": -4}, pack(LIKE), "examples is -4"),
+        ({"examples": math.nan}, pack(LIKE), "examples is nan"),
+        ({"examples": True}, pack(LIKE), "examples is True"),
+        ({"correct": 10}, pack(LIKE), "10 of 9 labels are right"),
         ({"loss": None}, pack(LIKE), "loss is None"),
+        ({"loss": 10**400}, pack(LIKE), "not a loss"),
+        ({"loss": -1.0}, pack(LIKE), "not a loss"),
+        ({"loss": True}, pack(LIKE), "not a loss"),
         ({}, b"", "parameter a is missing"),
         ({}, b"no tensors", "not a safetensors file"),
         ({}, b"x" * 10_000, "more than the adapter's"),
@@ -337,12 +463,12 @@ GOOD = {"round": 1, "client": 0, "examples": 4, "loss": 1.5, "correct": 0, "labe
 )
 def test_what_a_client_answers_is_judged(facts, tensors, why):
     with pytest.raises(Unfit) as told:
-        read_update(Parcel({**GOOD, **facts}, tensors), 0, 1, LIKE)
+        read_update(Parcel({**GOOD, **facts}, tensors), 0, 1, LIKE, 4)
     assert why in str(told.value)
 
 
 def test_a_good_answer_is_read():
-    update = read_update(Parcel(GOOD, pack(LIKE)), 0, 1, LIKE)
+    update = read_update(Parcel(GOOD, pack(LIKE)), 0, 1, LIKE, 4)
     assert (update.client, update.examples, update.loss) == (0, 4, 1.5)
     assert update.adapter.keys() == LIKE.keys()
 
@@ -359,6 +485,8 @@ def test_rows_and_masks_come_back():
 
 
 def test_strange_records_are_no_parcel():
-    with pytest.raises(ValueError, match="not a message of fedloom"):
-        from_records(RecordDict({"fedloom": ConfigRecord({"json": "{"})}))
+    for text in ("{", "[" * 100_000, "9" * 5000, " " * 2**21):
+        with pytest.raises(ValueError, match="not a message of fedloom") as why:
+            from_records(RecordDict({"fedloom": ConfigRecord({"json": text})}))
+        assert len(str(why.value)) < 300
     assert from_records(to_records(Parcel({"a": [1]}, b"xyz"))) == Parcel({"a": [1]}, b"xyz")

@@ -71,9 +71,11 @@ def test_all_five_finish(ring):
 
 def test_the_four_survivors_never_stop(ring):
     for number in (1, 2, 4, 5):
-        assert [row["round"] for row in ring.rows(number)] == list(range(9))
+        rows = ring.rows(number)
+        assert [row["round"] for row in rows] == list(range(9))
         # A dead neighbour costs one timeout, not one per round.
-        assert sum(row["seconds"] > 9 for row in ring.rows(number)[1:]) <= 2
+        usual = max(row["seconds"] for row in rows[1:] if len(row["neighbors"]) == 2)
+        assert sum(row["seconds"] > usual + 9 for row in rows[1:]) <= 1
     assert any(3 not in row["neighbors"] for row in ring.rows(2)[1:])
 
 
@@ -100,6 +102,8 @@ def test_the_audit_finds_every_matrix_doubly_stochastic(ring, capsys):
     assert main(["audit", *folders]) == 0
     said = capsys.readouterr().out
     assert said.count("symmetric, doubly stochastic\n") == 8
+    signed = sum(1 + len(row["neighbors"]) for n in range(1, 6) for row in ring.rows(n)[1:])
+    assert int(re.search(r"nobody has told two things, in (\d+) statements", said)[1]) >= signed
     journal = ring.run(4) / "exchange" / "journal.jsonl"
     whole = journal.read_text()
     journal.write_text(whole.replace('"round": 6, "row": {"3"', '"round": 6, "row": {"2"'))

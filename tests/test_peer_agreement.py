@@ -95,7 +95,12 @@ def test_who_dies_before_it_decided_decides_out(network):
     peers.together(
         nodes,
         lambda number, node: (
-            (node.begin(1), node.keep_trained(1, peers.rows[1], {}), time.sleep(0.2), peers.kill(1, node))
+            (
+                node.begin(1),
+                node.keep_trained(1, peers.rows[1], {}, 0.0),
+                time.sleep(0.2),
+                peers.kill(1, node),
+            )
             if number == 1
             else mixes.update(peers.play({2: node}, 1))
         ),
@@ -125,7 +130,7 @@ def test_who_is_ready_and_dies_mixes_when_it_is_back(network):
 
 
 def test_a_dead_neighbour_costs_one_timeout_and_is_waited_for_again_when_it_is_back(network):
-    peers = network(LINE)
+    peers = network(LINE, timeout=1.0)
     before, nodes = peers.total(), peers.nodes()
     peers.play(nodes, 1)
     peers.kill(3, nodes.pop(3))
@@ -136,7 +141,7 @@ def test_a_dead_neighbour_costs_one_timeout_and_is_waited_for_again_when_it_is_b
         seconds.append(time.monotonic() - began)
     assert seconds[0] >= peers.timeout > seconds[1]
     nodes[3] = peers.revive(3)
-    assert nodes[3].furthest() == 3
+    assert nodes[3].next_round(2) == 3
     assert peers.play(nodes, 4)[2].neighbours == [1, 3]
     torch.testing.assert_close(peers.total(), before)
     assert run_audit(peers.folders())
@@ -179,7 +184,7 @@ def test_an_offer_of_a_round_that_is_over_is_refused(network):
 
     async def replay():
         async with wire.dialled(2) as stream:
-            await wire.send(stream, "offer", 1, row=peers.rows[1])
+            await wire.send(stream, "offer", 1, row=peers.rows[1], said=nodes[1].journal.said[1])
             return await wire.receive(stream, 2, ("passed",), 1)
 
     for _ in range(2):

@@ -1,5 +1,6 @@
 """Messages between peers: whatever arrives is a message of this run, or refused. And whom a peer talks to."""
 
+import hashlib
 import json
 from contextlib import suppress
 
@@ -8,7 +9,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from peer_network import header_of, row_of
+from peer_network import VOICES, header_of, row_of
 from safetensors.torch import save
 
 from fedloom.cli import main
@@ -19,7 +20,8 @@ from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 
 ROW = row_of(1)
 EXPECTED = Expected("a run", Schema.of(ROW), rounds=8, clients=5)
-OFFER = Message("offer", sender=2, round=3, at=3, degree=2, row=ROW)
+SAID = VOICES[2].say(3, hashlib.sha256(EXPECTED.schema.pack(ROW)).hexdigest(), "")
+OFFER = Message("offer", sender=2, round=3, at=3, degree=2, row=ROW, said=SAID)
 DECISION = Message("decision", sender=2, round=3, at=4, degree=2, verdict="commit")
 FRAMES = [encode(OFFER, EXPECTED), encode(DECISION, EXPECTED)]
 
@@ -36,9 +38,15 @@ def framed(header, body):
     return PREFIX.pack(MAGIC, len(head), len(body)) + head + body
 
 
+def told(body):
+    """An offer with any body, and its hash."""
+    header = header_of(FRAMES[0])
+    return framed(header | {"said": [hashlib.sha256(body).hexdigest(), *header["said"][1:]]}, body)
+
+
 def test_what_is_encoded_is_decoded():
     found = decode(FRAMES[0], EXPECTED, sender=2)
-    assert (found.kind, found.round, found.degree) == ("offer", 3, 2)
+    assert (found.kind, found.round, found.degree, found.said) == ("offer", 3, 2, SAID)
     assert found.row.keys() == ROW.keys() and all(torch.equal(found.row[name], ROW[name]) for name in ROW)
     assert decode(FRAMES[1], EXPECTED, sender=2) == DECISION
 
@@ -113,6 +121,9 @@ def test_what_is_wrong_with_a_message_is_named():
     assert refused(FRAMES[0], oldest=4) == "old_round"
     assert refused(framed(header, b"")) == "format"
     assert refused(framed(header_of(FRAMES[1]), row)) == "format"
+    assert refused(framed(header | {"said": None}, row)) == "format"
+    assert refused(framed(header | {"said": ["", 1, "", ""]}, row)) == "format"
+    assert refused(framed(header, Schema.of(ROW).pack(row_of(2)))) == "hash"
 
 
 @pytest.mark.parametrize(
@@ -128,12 +139,12 @@ def test_what_is_wrong_with_a_message_is_named():
     ],
 )
 def test_what_is_wrong_with_a_row_is_named(flat, kind):
-    assert refused(framed(header_of(FRAMES[0]), save(flat))) == kind
+    assert refused(told(save(flat))) == kind
 
 
 def test_a_header_that_would_take_all_memory_is_never_parsed():
     body = (2**62).to_bytes(8, "little") + b"{}" + bytes(60)
-    assert refused(framed(header_of(FRAMES[0]), body)) == "format"
+    assert refused(told(body)) == "format"
 
 
 NEIGHBOR = {"client": 2, "id": "Qm" + "a" * 44, "addresses": ["/ip4/127.0.0.1/tcp/4002"]}

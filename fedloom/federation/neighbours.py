@@ -5,11 +5,17 @@
 W_ij is the Metropolis weight of the configured graph, so that an edge that fails gives its weight back to
 both diagonals. What an edge adds at one end it takes at the other, W_ij (w_j − w_i) = −W_ij (w_i − w_j): the
 mean over all peers stays what it was, also where one end adds its difference rounds later.
+
+A bound on what one neighbour may move a row in a round lowers the weight of the edge, at both ends to the
+same number: W stays symmetric and doubly stochastic, and what the edge loses goes back to both diagonals.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+
+import numpy as np
 
 from fedloom.model.bank import Row
 
@@ -19,9 +25,39 @@ def edge_weight(degree: int, other_degree: int) -> float:
     return 1.0 / (1.0 + max(degree, other_degree))
 
 
+def bounded_weight(own: Row, other: Row, weight: float, most: float) -> float:
+    """W_ij, lowered where its difference would move a row by more than a bound.
+
+    The difference is measured by its root mean square, ‖W_ij (w_j − w_i)‖ / √n with n numbers in a row. Both
+    ends find the same weight to the bit, whatever their processors: squares are symmetric, and are added up
+    one by one, in one order.
+
+    Args:
+        own: A row.
+        other: The neighbour's, of the parameters that are mixed.
+        weight: W_ij.
+        most: The bound; 0 is none.
+    """
+    if most == 0:
+        return weight
+    total, count = 0.0, 0
+    for name in sorted(other):
+        apart = (other[name].cpu().double() - own[name].cpu().double()).flatten().numpy()
+        if apart.size:
+            # Not np.sum, whose order depends on the processor.
+            total += float(np.cumsum(apart * apart)[-1])
+            count += apart.size
+    moved_by = weight * math.sqrt(total / max(count, 1))
+    return weight if moved_by <= most else weight * (most / moved_by)
+
+
 def difference(own: Row, other: Row, weight: float) -> Row:
     """W_ij (w_j − w_i) of the parameters that the neighbour sent."""
-    return {name: weight * (t - own[name].to(t.device)) for name, t in other.items()}
+    # In float64, where what two rows of any numbers differ by is a number too.
+    return {
+        name: (weight * (t.double() - own[name].to(t.device).double())).to(t.dtype)
+        for name, t in other.items()
+    }
 
 
 def moved(own: Row, differences: Iterable[Row]) -> Row:

@@ -8,22 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedloom.checks_flower import NODE
+from fedloom.checks_flower import NODE, WORDS
 from fedloom.config import UserError
 from fedloom.config_flower import FlowerConfig
 from fedloom.flower.run_config import to_run_config
+from fedloom.runtimes.flower.signed import read_signing_key, sign_app
 
 _PROJECT = """\
 # Written by `fedloom flower`. Start it with `flwr run .`; fedloom itself must be installed on every machine.
 [project]
 name = {name}
-version = "1.0.0"
+version = "{version}"
 description = "A federation of fedloom over Flower"
 license = "Apache-2.0"
 dependencies = []
 
 [tool.flwr.app]
-publisher = "fedloom"
+publisher = "{publisher}"
 
 [tool.flwr.app.components]
 serverapp = "{package}.server_app:app"
@@ -41,6 +42,8 @@ from fedloom.flower.{module} import app as {name}
 app = {name}
 '''
 _PACKAGE = "federation"
+_PUBLISHER = "fedloom"
+_VERSION = "1.0.0"
 
 
 def write_app(config: FlowerConfig) -> Path:
@@ -49,18 +52,21 @@ def write_app(config: FlowerConfig) -> Path:
     Paths that exist here become absolute, since Flower's processes run elsewhere.
 
     Raises:
-        UserError: There is something in the way.
+        UserError: There is something in the way, or the key cannot be used.
     """
     folder = Path(config.output_path)
+    key = None if config.signing_key is None else read_signing_key(Path(config.signing_key))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(
             f"output_path: '{folder}' is there already; give a folder that does not exist yet, or remove "
             "what is there"
         )
-    name = re.sub(r"[^a-z0-9]+", "-", config.exp_name.lower()).strip("-") or "federation"
+    name = _project_name(config)
     listed = "\n".join(f"{key} = {_toml(value)}" for key, value in to_run_config(_settled(config)).items())
     files = {
-        "pyproject.toml": _PROJECT.format(name=_toml(f"fedloom-{name}"), package=_PACKAGE, options=listed),
+        "pyproject.toml": _PROJECT.format(
+            name=_toml(name), version=_VERSION, publisher=_PUBLISHER, package=_PACKAGE, options=listed
+        ),
         f"{_PACKAGE}/__init__.py": '"""Flower\'s two apps."""\n',
         f"{_PACKAGE}/server_app.py": _MODULE.format(part="ServerApp", module="server", name="server_app"),
         f"{_PACKAGE}/client_app.py": _MODULE.format(part="ClientApp", module="client", name="client_app"),
@@ -69,11 +75,25 @@ def write_app(config: FlowerConfig) -> Path:
         for path, content in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(content, encoding="utf-8")
+        if key is not None:
+            sign_app(folder, key, config.hub_url)
     except OSError as error:
         raise UserError(
             f"output_path: '{folder}' cannot be written ({error.strerror}); choose another"
         ) from None
     return folder
+
+
+def start_command(config: FlowerConfig) -> str:
+    """What starts the app of `write_app`, on a SuperLink that is called mine where it is signed."""
+    if config.signing_key is None:
+        return f"flwr run {config.output_path}"
+    return f"flwr run @{_PUBLISHER}/{_project_name(config)}=={_VERSION} mine"
+
+
+def _project_name(config: FlowerConfig) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", config.exp_name.lower()).strip("-") or "federation"
+    return f"fedloom-{name}"
 
 
 def _settled(config: FlowerConfig) -> FlowerConfig:
@@ -84,6 +104,8 @@ def _settled(config: FlowerConfig) -> FlowerConfig:
             settled[name] = str(Path(value).absolute())
     if config.client_data not in (None, NODE):
         settled["client_data"] = str(Path(config.client_data).absolute())
+    if config.client_keys not in WORDS:
+        settled["client_keys"] = str(Path(config.client_keys).absolute())
     return replace(config, **settled)
 
 

@@ -11,7 +11,7 @@ from fedloom.config import UserError
 from fedloom.config_flower import FlowerConfig
 from fedloom.options import Option, did_you_mean, options
 
-_NOT_IN_AN_APP = ("config", "output_path", "token")
+_NOT_IN_AN_APP = ("config", "output_path", "token", "signing_key", "hub_url")
 _NONE = "none"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from fedloom.build_data import EVERYBODYS, SERVERS
 from fedloom.config import FedConfig, UserError
 from fedloom.config_flower import FlowerConfig
 from fedloom.flower.run_config import from_run_config
+from fedloom.observe.atomic import write_atomically
 from fedloom.observe.checkpoint import latest_checkpoint, open_run, write_run_config
 from fedloom.parsing import RUN_CONFIG, read_options
 from fedloom.rounds import Afar, Progressed, play_round
@@ -22,7 +24,10 @@ from fedloom.run import drive, write_held
 from fedloom.runtimes.flower.apps import make_server_app
 from fedloom.runtimes.flower.courier import Courier, Delivery
 from fedloom.runtimes.flower.fleet import Fleet
+from fedloom.runtimes.flower.keys import KEYS_FILE, Keys
+from fedloom.runtimes.flower.messages import told
 from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.post import Post
 from fedloom.runtimes.flower.rows import digest
 from fedloom.startup import prepare_process
 
@@ -38,19 +43,16 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
     folder = run_folder(wanted)
     wanted = _as_before(wanted, folder) if wanted.resume else wanted
     checkpoint = open_run(folder, wanted.of_the_run)
+    keys = _keys(wanted, folder)
     holdings = EVERYBODYS if wanted.client_data is None else SERVERS
     config, parts = build(wanted.of_the_run, holdings=holdings)
-    fleet = Fleet(
-        grid,
-        Parcel(),
-        partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num),
-        wanted.join_timeout,
-    )
-    fleet.wait_for(wanted.client_num, wanted.clients_needed, strict=True)
+    admit = partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num)
+    fleet = Fleet(Post(grid), Parcel(), admit, wanted.join_timeout, keys)
+    fleet.wait_for(wanted.client_num, wanted.clients_needed)
     _write_down(folder, config, parts, wanted)
-    federation = _Federation(
-        config, parts, fleet, Courier(fleet, wanted.round_timeout), wanted.clients_needed
-    )
+    schedule = parts.schedule
+    courier = Courier(fleet, wanted.round_timeout, schedule.batches * schedule.batch_size * schedule.epochs)
+    federation = _Federation(config, parts, folder, fleet, courier, wanted.clients_needed)
     drive(config, parts, folder, checkpoint, federation.play)
     print(f"Adapter: {latest_checkpoint(folder)}")
 
@@ -61,14 +63,17 @@ class _Federation:
 
     config: FedConfig
     parts: Parts
+    folder: Path
     fleet: Fleet
     courier: Courier
     clients_needed: int
 
     def play(self, now: Progressed) -> tuple[Progressed, dict[str, Any]]:
         """`run.Play`."""
-        traffic, delivery = replace(self.fleet.traffic), Delivery()
-        self.fleet.wait_for(self.clients_needed, self.clients_needed, strict=False)
+        traffic, delivery = replace(self.fleet.post.traffic), Delivery()
+        self.fleet.wait_for(self.clients_needed, self.clients_needed)
+        if self.fleet.keys is not None and (known := self.fleet.keys.begin()):
+            write_atomically(self.folder / KEYS_FILE, json.dumps(known, indent=1) + "\n")
         train = partial(self.courier.train, drawn=now.drawn, delivery=delivery)
         after, row = play_round(self.config, self.parts, now, Afar(self.fleet.clients, train))
         row |= {
@@ -77,8 +82,8 @@ class _Federation:
             "clients_refused": delivery.refused,
             "bytes_up": delivery.bytes_up,
             "bytes_down": delivery.bytes_down,
-            "message_bytes_up": self.fleet.traffic.up - traffic.up,
-            "message_bytes_down": self.fleet.traffic.down - traffic.down,
+            "message_bytes_up": self.fleet.post.traffic.up - traffic.up,
+            "message_bytes_down": self.fleet.post.traffic.down - traffic.down,
         }
         return after, row
 
@@ -92,7 +97,8 @@ def _admit(adapter: str, reading: str, client_num: int, answer: Parcel) -> int:
     client, found = answer.facts.get("client"), answer.facts.get("adapter")
     if type(client) is not int or not 0 <= client < client_num:
         raise UserError(
-            f"a SuperNode gave {client!r} as its number of {client_num}; is its fedloom of another version?"
+            f"a SuperNode gave {told(repr(client))} as its number of {client_num}; is its fedloom of another "
+            "version?"
         )
     if found != adapter:
         raise UserError(
@@ -105,6 +111,15 @@ def _admit(adapter: str, reading: str, client_num: int, answer: Parcel) -> int:
             "or chat template is another; give both the same model files"
         )
     return client
+
+
+def _keys(config: FlowerConfig, folder: Path) -> Keys | None:
+    """Whose each client's number is."""
+    if config.client_keys == "any":
+        return None
+    if config.client_keys != "first":
+        return Keys.listed(config.client_keys, config.client_num)
+    return Keys.of_the_run(folder) if config.resume else Keys()
 
 
 def _as_before(config: FlowerConfig, folder: Path) -> FlowerConfig:

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -19,12 +20,15 @@ from fedloom.config import UserError
 from fedloom.federation.aggregate import ClientUpdate
 from fedloom.model.bank import Row, bytes_of
 from fedloom.runtimes.flower.fleet import Fleet
+from fedloom.runtimes.flower.messages import told
 from fedloom.runtimes.flower.parcel import Parcel
 from fedloom.runtimes.flower.rows import Unfit, mask_of, pack, unpack
 
 log = logging.getLogger(__name__)
 
 _COUNTS = ("examples", "correct", "labels", "tokens")
+_MOST = 2**53
+"""Whole numbers up to this are exact in floating point."""
 
 
 @dataclass
@@ -58,10 +62,12 @@ class Courier:
     Attributes:
         fleet: The clients.
         round_timeout: Seconds for a round's answers.
+        examples: As many examples is a client asked to train on in a round, at most.
     """
 
     fleet: Fleet
     round_timeout: float
+    examples: int
     _run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     _latest: Row = field(default_factory=dict)
     _versions: dict[str, int] = field(default_factory=dict)
@@ -112,13 +118,14 @@ class Courier:
         for client in sorted(replies.parcels):
             reply = replies.parcels.pop(client)
             try:
-                update = read_update(reply, client, round_, trained)
-            except Unfit as error:
+                update = read_update(reply, client, round_, trained, self.examples)
+            except Exception as error:  # whatever it is, this client's answer is at fault and nobody else's
+                why = told(error) if isinstance(error, Unfit) else told(f"{type(error).__name__}: {error}")
                 self._held.pop(client, None)
                 delivery.refused.append(client)
                 delivery.bytes_up += len(reply.tensors)
-                reasons.add(str(error))
-                log.warning("round %d: client %d's answer is refused: %s", round_ + 1, client + 1, error)
+                reasons.add(why)
+                log.warning("round %d: client %d's answer is refused: %s", round_ + 1, client + 1, why)
                 continue
             delivery.bytes_up += bytes_of(update.adapter)
             self._held[client] = _Held(word, dict(self._versions))
@@ -160,7 +167,7 @@ class Courier:
         return Parcel(facts, self._packed[names])
 
 
-def read_update(reply: Parcel, client: int, round_: int, trained: Row) -> ClientUpdate:
+def read_update(reply: Parcel, client: int, round_: int, trained: Row, examples: int) -> ClientUpdate:
     """A client's answer, judged. Whether its numbers are finite is for the aggregation to see.
 
     Args:
@@ -168,6 +175,7 @@ def read_update(reply: Parcel, client: int, round_: int, trained: Row) -> Client
         client: Whose answer it should be.
         round_: Which round's.
         trained: The parameters that were to be trained.
+        examples: As many was it asked to train on, at most: its weight in the mean.
 
     Raises:
         Unfit: It is not what was asked for.
@@ -178,11 +186,18 @@ def read_update(reply: Parcel, client: int, round_: int, trained: Row) -> Client
             raise Unfit(f"{name} is {facts.get(name)!r}, not {expected}")
     for name in _COUNTS:
         value = facts.get(name)
-        if type(value) is not int or not 0 <= value < 2**53 or (name == "examples" and value == 0):
+        if type(value) is not int or not 0 <= value < _MOST or (name == "examples" and value == 0):
             raise Unfit(f"{name} is {value!r}, not a count")
-    if type(facts.get("loss")) not in (float, int):
-        raise Unfit(f"loss is {facts.get('loss')!r}, not a number")
+    if facts["examples"] > examples:
+        raise Unfit(f"examples is {facts['examples']}, and {examples} were asked for")
+    if not facts["correct"] <= facts["labels"] <= facts["tokens"]:
+        raise Unfit(
+            f"{facts['correct']} of {facts['labels']} labels are right, of {facts['tokens']} tokens in all"
+        )
+    loss: Any = facts.get("loss")
+    if type(loss) not in (float, int) or (isinstance(loss, int) and abs(loss) >= _MOST) or loss < 0:
+        raise Unfit(f"loss is {loss!r}, not a loss")
     device = next(iter(trained.values())).device
     adapter = unpack(reply.tensors, trained, device, all_of_it=True)
     counts = {name: facts[name] for name in _COUNTS}
-    return ClientUpdate(client=client, adapter=adapter, loss=float(facts["loss"]), **counts)
+    return ClientUpdate(client=client, adapter=adapter, loss=float(loss), **counts)

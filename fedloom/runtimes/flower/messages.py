@@ -11,6 +11,8 @@ from fedloom.runtimes.flower.parcel import Parcel
 
 _FACTS, _TENSORS = "fedloom", "fedloom-tensors"
 _STYPE = "safetensors"
+_MOST_FACTS = 2**20
+_MOST_TOLD = 200
 
 
 def to_records(parcel: Parcel) -> RecordDict:
@@ -32,14 +34,24 @@ def from_records(records: RecordDict) -> Parcel:
     if _FACTS not in records:
         return Parcel()
     try:
-        facts = json.loads(str(records.config_records[_FACTS]["json"]))
+        text = str(records.config_records[_FACTS]["json"])
+        if len(text) > _MOST_FACTS:
+            raise ValueError(f"{len(text)} characters of facts")
+        facts = json.loads(text)
         held = records.array_records.get(_TENSORS)
         tensors = b"" if held is None else held["all"].data
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"not a message of fedloom ({error})") from None
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"not a message of fedloom ({told(error)})") from None
     if not isinstance(facts, dict):
         raise ValueError("not a message of fedloom (its facts are no object)")
     return Parcel(facts, tensors)
+
+
+def told(what: object) -> str:
+    """What a client sent, fit for a message or a log: one short line of characters that can be printed."""
+    text = str(what)
+    line = "".join(c if c.isprintable() else " " for c in text[:_MOST_TOLD])
+    return line if len(text) <= _MOST_TOLD else f"{line}… ({len(text)} characters)"
 
 
 def bytes_on_the_wire(thing: InflatableObject) -> int:

@@ -18,32 +18,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from fedloom.federation.neighbours import edge_weight
 from fedloom.model.bank import Row
+from fedloom.runtimes.libp2p.attempts import Attempts
 from fedloom.runtimes.libp2p.journal import Journal, Key
 from fedloom.runtimes.libp2p.messages import Message, Verdict
 from fedloom.runtimes.libp2p.schema import MessageRefused
 from fedloom.runtimes.libp2p.shelf import Shelf
+from fedloom.runtimes.libp2p.statements import Statement
 from fedloom.runtimes.libp2p.transport import Stream
 from fedloom.runtimes.libp2p.wire import LOST, Wire
 
 RETRY_SECONDS = 0.25
-
-Talk = Callable[..., Awaitable[None]]
-"""``(peer, …)``: something that is said to a neighbour."""
+_MOST_STREAMS = 16
 
 
 @dataclass(frozen=True)
 class Open:
-    """The round whose rows are being exchanged: its number from 1, this peer's row, and since when."""
+    """The round whose rows are exchanged: from 1, this peer's row, what it says of it, and since when."""
 
     round: int
     row: Row
+    said: Statement
     began: float
 
 
@@ -51,6 +51,7 @@ class Edges:
     """What this peer says to its neighbours, and how it answers them; all in one event loop.
 
     Attributes:
+        attempts: What is being said and answered.
         opened: The round whose rows are being exchanged, if any.
         unthanked: Commits that the other end has not confirmed.
         ready_at: Since when this peer has been ready.
@@ -65,11 +66,12 @@ class Edges:
             shelf: Where rows outlive a crash.
         """
         self.wire, self.journal, self.shelf = wire, journal, shelf
+        self.attempts = Attempts(wire.counts)
         self.opened: Open | None = None
         self.unthanked: set[Key] = set()
         self.ready_at: dict[Key, float] = {}
         self._answering: dict[Key, asyncio.Task[bool]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._streams: Counter[int] = Counter()
 
     async def greet(self, peer: int) -> None:
         """Say hello, and ask for what is in doubt."""
@@ -106,13 +108,14 @@ class Edges:
     async def _offer(self, peer: int, opened: Open) -> None:
         key = (opened.round, peer)
         async with self.wire.dialled(peer) as stream:
-            await self.wire.send(stream, "offer", opened.round, row=opened.row)
+            await self.wire.send(stream, "offer", opened.round, row=opened.row, said=opened.said)
             # It answers when it has trained; whoever called says how long that may take.
             answer = await self.wire.receive(stream, peer, ("ready", "passed"), opened.round, wait=True)
             if answer.row is None:
                 self.journal.decide(key, False)
                 self.wire.wake()
                 return
+            self._believe(key, answer.said)
             if key not in self.journal.decisions:
                 self.shelf.save_heard(key, answer.row)
                 self.unthanked.add(key)
@@ -124,14 +127,17 @@ class Edges:
 
     async def serve(self, peer: int, stream: Stream) -> None:
         """Answer a stream that a neighbour opened."""
-        self._keep(asyncio.current_task())
+        self.attempts.keep(asyncio.current_task())
+        self._streams[peer] += 1
         try:
+            if self._streams[peer] > _MOST_STREAMS:
+                raise MessageRefused("busy", f"more than {_MOST_STREAMS} streams at once")
             request = await self.wire.receive(
                 stream, peer, ("hello", "offer", "question"), oldest=self.wire.at
             )
             if request.kind == "hello":
                 await self.wire.send(stream, "hello", request.round)
-                self.spawn(self.settle, peer)
+                self.attempts.spawn(self.settle, peer)
             elif request.kind == "question":
                 await self._answer_question(peer, request, stream)
             else:
@@ -143,6 +149,7 @@ class Edges:
         except LOST:
             pass
         finally:
+            self._streams[peer] -= 1
             stream.close()
 
     async def _answer_question(self, peer: int, question: Message, stream: Stream) -> None:
@@ -157,7 +164,7 @@ class Edges:
         """Of several offers of a round, or of later rounds, the newest counts: the older streams are lost."""
         if peer > self.wire.number:
             raise MessageRefused("format", "an offer by the side that does not decide")
-        key, task = (offer.round, peer), self.spawn(self._answer_offer, peer, offer, stream)
+        key, task = (offer.round, peer), self.attempts.spawn(self._answer_offer, peer, offer, stream)
         for other, older in self._answering.items():
             if other[1] == peer and (other == key or other[0] > self.wire.at):
                 older.cancel()
@@ -175,18 +182,41 @@ class Edges:
         if opened is None or opened.round != offer.round or key in self.journal.decisions:
             await self.wire.send(stream, "passed", offer.round)
             return
+        try:
+            self._believe(key, offer.said)
+        except MessageRefused as error:
+            self.wire.counts.refuse(peer, error)
+            await self.wire.send(stream, "passed", offer.round)
+            return
         if key not in self.journal.weights:
             self.shelf.save_heard(key, offer.row)
             self.journal.ready(key, edge_weight(self.wire.degree, offer.degree))
-        self.ready_at[key] = time.monotonic()
+        # The first offer counts: by repeating it nobody gets more time.
+        self.ready_at.setdefault(key, time.monotonic())
         try:
-            await self.wire.send(stream, "ready", offer.round, row=opened.row)
+            await self.wire.send(stream, "ready", offer.round, row=opened.row, said=opened.said)
             answer = await self.wire.receive(stream, peer, ("decision",), offer.round)
             self._learn(key, answer.verdict)
             await self.wire.send(stream, "thanks", offer.round)
         finally:
             if key in self.journal.doubts:
-                self.spawn(self._ask_while_open, peer, offer.round)
+                self.attempts.spawn(self._ask_while_open, peer, offer.round)
+
+    def _believe(self, key: Key, said: Statement | None) -> None:
+        """Keep what a neighbour says of its row.
+
+        Raises:
+            MessageRefused: It has said something else before.
+        """
+        assert said is not None, "a row comes with a statement"
+        self.journal.hear(key, said)  # also, and above all, where it contradicts itself
+        if not said.says_what(self.journal.heard[key]):
+            raise MessageRefused("two_rows", f"another row of round {key[0]} than before")
+        last = self.journal.heard.get((key[0] - 1, key[1]))
+        if last is not None and said.before != last.mark(self.wire.expected.run, key[1]):
+            raise MessageRefused(
+                "chain", f"what it says of round {key[0]} does not follow what it said before"
+            )
 
     def _before(self, round_: int) -> bool:
         """Whether the rows of a round are still to be exchanged."""
@@ -196,7 +226,7 @@ class Edges:
         while (
             self.opened is not None and self.opened.round == round_ and (round_, peer) in self.journal.doubts
         ):
-            await self.attempt(self.settle, peer)
+            await self.attempts.attempt(self.settle, peer)
             await asyncio.sleep(RETRY_SECONDS)
 
     def _verdict(self, key: Key) -> Verdict:
@@ -210,30 +240,6 @@ class Edges:
             self.journal.decide(key, verdict == "commit", self.journal.weights[key])
             self.wire.wake()
 
-    async def attempt(self, talk: Talk, peer: int, *about: Any) -> bool:
-        """Talk to a neighbour who may not be there, or not as it should be; returns whether it was there."""
-        try:
-            await talk(peer, *about)
-        except MessageRefused as error:
-            self.wire.counts.refuse(peer, error)
-        except LOST:
-            return False
-        return True
-
-    def spawn(self, talk: Talk, peer: int, *about: Any) -> asyncio.Task[bool]:
-        """Attempt something while other things go on."""
-        task = asyncio.ensure_future(self.attempt(talk, peer, *about))
-        self._keep(task)
-        return task
-
-    def _keep(self, task: asyncio.Task[Any] | None) -> None:
-        assert task is not None, "messages are answered in tasks"
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def stop(self) -> None:
         """End everything that still runs."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.attempts.stop()

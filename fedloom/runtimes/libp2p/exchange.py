@@ -1,7 +1,9 @@
 """The exchange of rows of a round with all neighbours: who is waited for, and for how long.
 
-A neighbour is waited for `timeout` seconds, and after that not again until it says something. One that is
-known to be in a later round is not waited for.
+A neighbour is waited for `timeout` seconds, and after that not again until it says something. One that comes
+into the round or is ready in this time has the whole time from then, and nobody more than that: whatever a
+neighbour says or repeats, a round waits for it twice as long at most. One that says to be in a later round is
+not waited for, nor one that `patience` has set aside.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from contextlib import suppress
 from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.edges import RETRY_SECONDS, Edges, Open
 from fedloom.runtimes.libp2p.journal import Key
+from fedloom.runtimes.libp2p.patience import Patience
+from fedloom.runtimes.libp2p.statements import Statement
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ class Exchange:
         """
         self.edges, self.neighbours = edges, sorted(neighbours)
         self.wire, self.journal = edges.wire, edges.journal
+        self.patience = Patience()
 
     async def start(self) -> None:
         """Answer neighbours from now on."""
@@ -41,7 +46,7 @@ class Exchange:
 
         async def until_heard(peer: int) -> None:
             while peer not in self.wire.present:
-                if await self.edges.attempt(self.edges.greet, peer):
+                if await self.edges.attempts.attempt(self.edges.greet, peer):
                     return
                 await self.wire.change(RETRY_SECONDS)
 
@@ -60,7 +65,7 @@ class Exchange:
         self.wire.at = round_
         self.wire.wake()
         for peer in self.neighbours:
-            self.edges.spawn(self.edges.greet, peer)
+            self.edges.attempts.spawn(self.edges.greet, peer)
 
     def recover(self, round_: int) -> None:
         """Settle the edges of a round in which this process was killed, before `start` and `swap`."""
@@ -68,7 +73,7 @@ class Exchange:
         for peer in self.neighbours:
             self._give_up((round_, peer))
 
-    async def swap(self, round_: int, row: Row) -> None:
+    async def swap(self, round_: int, row: Row, said: Statement) -> None:
         """Exchange rows with everybody who is there in time.
 
         Afterwards the journal has a decision for every edge, except where it is in doubt.
@@ -76,17 +81,21 @@ class Exchange:
         Args:
             round_: Which round, from 1.
             row: What this peer trained, and saved.
+            said: What it says of it, in the journal already.
         """
-        opened = self.edges.opened = Open(round_, row, time.monotonic())
+        self.edges.ready_at.clear()
+        opened = self.edges.opened = Open(round_, row, said, time.monotonic())
         offers = {
-            peer: self.edges.spawn(self.edges.keep_offering, peer, opened)
+            peer: self.edges.attempts.spawn(self.edges.keep_offering, peer, opened)
             for peer in self.neighbours
             if peer > self.wire.number
         }
         self.wire.wake()
+        spent: dict[int, float] = {}  # seconds that a neighbour was waited for
         while waited := [peer for peer in self.neighbours if self._waited_for(peer, opened)]:
             ends = min(self._deadline(peer, opened) for peer in waited)
             await self.wire.change(max(0.0, ends - time.monotonic()))
+            spent |= dict.fromkeys(waited, time.monotonic() - opened.began)
         self.edges.opened = None
         for peer in self.neighbours:
             if (round_, peer) not in self.journal.decisions:
@@ -94,6 +103,7 @@ class Exchange:
                 self._give_up((round_, peer))
                 if peer in offers:
                     offers[peer].cancel()
+            self._remember(peer, round_, spent.get(peer, 0.0))
         self.wire.wake()
 
     async def finish(self) -> None:
@@ -108,7 +118,7 @@ class Exchange:
         ):
             for peer in {key[1] for key in self.journal.doubts}:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self.edges.attempt(self.edges.settle, peer), left)
+                    await asyncio.wait_for(self.edges.attempts.attempt(self.edges.settle, peer), left)
             await self.wire.change(min(left, RETRY_SECONDS))
 
     def _give_up(self, key: Key) -> None:
@@ -116,9 +126,18 @@ class Exchange:
         if key[1] > self.wire.number or key not in self.journal.weights:
             self.journal.decide(key, False)
 
+    def _remember(self, peer: int, round_: int, seconds: float) -> None:
+        """How long a neighbour was waited for, and whether it came of it."""
+        if self.journal.decisions.get((round_, peer)):
+            self.patience.came(peer)
+        elif seconds > self.wire.timeout / 2 and (rounds := self.patience.missed(peer, round_)):
+            log.warning("peer %d is not waited for in the next %d rounds: it only lets wait", peer, rounds)
+
     def _waited_for(self, peer: int, opened: Open) -> bool:
         key = (opened.round, peer)
         if key in self.journal.decisions or peer not in self.wire.present:
+            return False
+        if not self.patience.waits_for(peer, opened.round):
             return False
         gone_on = self.wire.heard[peer][0] > opened.round
         if gone_on and key not in self.journal.weights:
@@ -126,8 +145,9 @@ class Exchange:
         return time.monotonic() < self._deadline(peer, opened)
 
     def _deadline(self, peer: int, opened: Open) -> float:
-        """Who has just come into this round, or is ready, has the whole time from then."""
+        """Who has just come into this round, or is ready, has the whole time from then, but once."""
         at, since = self.wire.heard.get(peer, (0, 0.0))
         entered = since if at == opened.round else 0.0
         ready = self.edges.ready_at.get((opened.round, peer), 0.0)
-        return max(opened.began, entered, ready) + self.wire.timeout
+        begins = min(max(opened.began, entered, ready), opened.began + self.wire.timeout)
+        return begins + self.wire.timeout

@@ -2,7 +2,10 @@
 
 One JSON object per line, on the disk before anything follows from it. `event` is one of
 
-    peer       the process began: `client`, `clients`, `neighbors`, `run`
+    peer       the process began: `client`, `clients`, `neighbors`, `run`, `identities` of this peer and its
+               neighbours, by number
+    said       of this peer's row of a round, before it is sent: a statement, with its `key`
+    heard      of a neighbour's row of a round: `peer`, and its statement
     ready      as the higher number of an edge it can mix, and no longer decides alone: `round`, `peer`,
                `weight`
     decision   of an edge's round: `round`, `peer`, `commit`, `weight`; of the lower number its own decision,
@@ -21,8 +24,11 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from fedloom.runtimes.libp2p.statements import Statement
 
 JOURNAL_FILE = "exchange/journal.jsonl"
 
@@ -54,12 +60,19 @@ def standing_mixes(events: list[Event]) -> Iterator[Event]:
     yield from standing
 
 
+def statement_of(event: Event) -> Statement:
+    """The statement of a `said` or `heard`."""
+    return Statement(**{field.name: event[field.name] for field in fields(Statement)})
+
+
 class Journal:
     """The journal of a peer that is running.
 
     Attributes:
         weights: Weight of every edge's round that this peer was ready for or committed.
         decisions: Whether an edge's round was committed, as far as known.
+        said: This peer's statements, by round.
+        heard: Its neighbours' statements, by an edge's round: the first of each.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,6 +80,9 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.weights: dict[Key, float] = {}
         self.decisions: dict[Key, bool] = {}
+        self.said: dict[int, Statement] = {}
+        self.heard: dict[Key, Statement] = {}
+        self._two_things: set[Key] = set()
         self._mixes: list[Event] = []
         self._lock = threading.Lock()
         self._file = path.open("ab")
@@ -94,6 +110,16 @@ class Journal:
         """Promise to mix an edge's round if the other end decides so."""
         if key not in self.weights:
             self.write("ready", round=key[0], peer=key[1], weight=weight)
+
+    def say(self, statement: Statement) -> None:
+        """Keep what this peer is about to say."""
+        self.write("said", **vars(statement))
+
+    def hear(self, key: Key, statement: Statement) -> None:
+        """Keep what a neighbour says; where it says two things of a round, these two are proof enough."""
+        known = self.heard.get(key)
+        if known is None or not (known.says_what(statement) or key in self._two_things):
+            self.write("heard", peer=key[1], **vars(statement))
 
     @property
     def doubts(self) -> list[Key]:
@@ -127,5 +153,11 @@ class Journal:
             self.decisions[key] = event["commit"]
             if event["commit"]:
                 self.weights[key] = event["weight"]
+        elif event["event"] == "said":
+            self.said[event["round"]] = statement_of(event)
+        elif event["event"] == "heard":
+            key, heard = (event["round"], event["peer"]), statement_of(event)
+            if not self.heard.setdefault(key, heard).says_what(heard):
+                self._two_things.add(key)
         elif event["event"] in ("mixed", "closed"):
             self._mixes = list(standing_mixes([*self._mixes, event]))

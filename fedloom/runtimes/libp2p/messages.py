@@ -10,6 +10,7 @@ The body is empty, or a row as its `Schema` packs it. Whatever is not exactly as
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from asyncio import IncompleteReadError, StreamReader
@@ -18,10 +19,11 @@ from typing import Any, Literal, get_args
 
 from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
+from fedloom.runtimes.libp2p.statements import Statement
 
-MAGIC = b"FLP\x01"
+MAGIC = b"FLP\x02"
 PREFIX = struct.Struct(">4sIQ")
-HEADER_LIMIT = 1024
+HEADER_LIMIT = 4096
 
 Kind = Literal["hello", "offer", "ready", "passed", "question", "decision", "thanks"]
 Verdict = Literal["commit", "out", "open"]
@@ -43,6 +45,7 @@ class Message:
         degree: How many neighbours the sender has in the configured graph.
         verdict: Of a decision: ``open`` is not decided yet.
         row: Of an offer or a ready: the sender's trained parameters.
+        said: With a row: what the sender says of it.
     """
 
     kind: Kind
@@ -52,6 +55,7 @@ class Message:
     degree: int
     verdict: Verdict | None = None
     row: Row | None = None
+    said: Statement | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def encode(message: Message, expected: Expected) -> bytes:
     header = {
         "run": expected.run,
         "schema": expected.schema.digest,
-        **{name: value for name, value in vars(message).items() if name != "row"},
+        **{name: value for name, value in vars(message).items() if name not in ("row", "said")},
+        "said": None if message.said is None else [getattr(message.said, name) for name in _SAID],
     }
     head = json.dumps(header, separators=(",", ":")).encode()
     body = b"" if message.row is None else expected.schema.pack(message.row)
@@ -119,8 +124,10 @@ def decode(frame: bytes, expected: Expected, sender: int, oldest: int = 0) -> Me
     if header["kind"] == "offer" and header["round"] < oldest:
         said = f"an offer of round {header['round']}, which is over"
         raise MessageRefused("old_round", said, header["round"])
+    statement = _statement(header["said"], header["round"], body)
     row = expected.schema.unpack(body) if body else None
-    return Message(**{name: header[name] for name in _TYPES if name not in ("run", "schema")}, row=row)
+    given: dict[str, Any] = {n: header[n] for n in _TYPES if n not in ("run", "schema", "said")}
+    return Message(**given, row=row, said=statement)
 
 
 async def read_frame(reader: StreamReader, body_limit: int) -> bytes:
@@ -157,7 +164,11 @@ _TYPES: dict[str, type] = {
     "at": int,
     "degree": int,
     "verdict": str,
+    "said": list,
 }
+_NULLABLE = ("verdict", "said")
+_SAID = ("row", "before", "signature", "key")
+"""What a header has of a statement; its round is the message's."""
 
 
 def _header(text: bytes) -> dict[str, Any]:
@@ -168,8 +179,21 @@ def _header(text: bytes) -> dict[str, Any]:
     if not isinstance(header, dict) or header.keys() != _TYPES.keys():
         raise MessageRefused("format", "the header has not the fields of this version")
     for name, kind in _TYPES.items():
-        if type(header[name]) is not kind and not (name == "verdict" and header[name] is None):
+        if type(header[name]) is not kind and not (name in _NULLABLE and header[name] is None):
             raise MessageRefused("format", f"{name} of the header is not {kind.__name__}")
     if header["kind"] not in get_args(Kind) or header["verdict"] not in (None, *get_args(Verdict)):
         raise MessageRefused("format", "a kind or verdict that there is not")
     return header
+
+
+def _statement(said: list[Any] | None, round_: int, body: bytes) -> Statement | None:
+    if (said is not None) != bool(body):
+        raise MessageRefused("format", "a row without a statement, or a statement without a row")
+    if said is None:
+        return None
+    if len(said) != len(_SAID) or not all(isinstance(word, str) for word in said):
+        raise MessageRefused("format", "the statement has not the fields of this version")
+    statement = Statement(round_, *said)
+    if hashlib.sha256(body).hexdigest() != statement.row:
+        raise MessageRefused("hash", "the row is another one than was said")
+    return statement

@@ -1,51 +1,29 @@
-"""A peer's network side in a thread of its own, so that neighbours are answered while it trains."""
+"""A peer among its neighbours, as its rounds see it."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Iterator
+import hashlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fedloom.federation.neighbours import difference
+from fedloom.config import UserError
+from fedloom.federation.neighbours import bounded_weight, difference
 from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.counts import Counts
 from fedloom.runtimes.libp2p.edges import Edges
 from fedloom.runtimes.libp2p.exchange import Exchange
 from fedloom.runtimes.libp2p.journal import Journal
+from fedloom.runtimes.libp2p.lag import Lag
 from fedloom.runtimes.libp2p.messages import Expected
 from fedloom.runtimes.libp2p.neighbors import Neighbor
+from fedloom.runtimes.libp2p.network_thread import NetworkThread
 from fedloom.runtimes.libp2p.shelf import Shelf
+from fedloom.runtimes.libp2p.statements import NOTHING, Statement, Voice
 from fedloom.runtimes.libp2p.transport import Libp2p
 from fedloom.runtimes.libp2p.wire import Wire
-
-T = TypeVar("T")
-
-
-class NetworkThread:
-    """An event loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="peers", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something there, and wait for it; it ends if this is interrupted."""
-        running = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return running.result()
-        except BaseException:
-            running.cancel()
-            raise
-
-    def close(self) -> None:
-        """End the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
 
 
 @dataclass(frozen=True)
@@ -57,12 +35,14 @@ class Mix:
         neighbours: With whom the round was mixed.
         late: Rounds of edges that were in doubt until now: ``round``, ``peer``, ``weight``.
         in_doubt: Neighbours whose decision is not known yet.
+        bounded: Neighbours whose edge was lowered, because their rows were too far away.
     """
 
     differences: list[Row]
     neighbours: list[int]
     late: list[dict[str, Any]]
     in_doubt: list[int]
+    bounded: list[int]
 
 
 @dataclass(frozen=True)
@@ -73,12 +53,16 @@ class Node:
         network: Where messages are sent and answered.
         exchange: The agreement with neighbours.
         journal, shelf: What outlives a crash.
+        most: How far a neighbour may move this peer's row in a round; see `bounded_weight`.
+        lag: How far others may be ahead.
     """
 
     network: NetworkThread
     exchange: Exchange
     journal: Journal
     shelf: Shelf
+    most: float
+    lag: Lag
 
     @property
     def counts(self) -> Counts:
@@ -87,18 +71,27 @@ class Node:
 
     def open(self) -> None:
         """Answer neighbours from now on, and say hello; a round that was not finished is settled first."""
-        if self.shelf.trained_round is not None:
-            self.exchange.recover(self.shelf.trained_round)
+        last = self.shelf.trained_round
+        if last is not None:
+            self.exchange.recover(last)
+            self.lag.lost, self.lag.training = self.shelf.since_trained(last)
         self.network.run(self.exchange.start())
         self.network.run(self.exchange.meet())
+        self.lag.leaves()
 
     def begin(self, round_: int) -> None:
         """Enter a round."""
         self.network.run(self.exchange.begin(round_))
 
-    def furthest(self) -> int:
-        """The latest round that a neighbour is in; one more than there are where it has done all."""
-        return max((at for at, _ in list(self.exchange.wire.heard.values())), default=0)
+    def next_round(self, following: int) -> int:
+        """The round to go on with: `following`, or that of the others where they are ahead; see `Lag`.
+
+        It may be one more than there are, where they have done all.
+        """
+        wire = self.exchange.wire
+        claims = sorted((wire.heard[peer][0] for peer in list(wire.present)), reverse=True)
+        voices = len(claims) // 2 + 1  # more than half
+        return self.lag.believed(following, claims[voices - 1], voices) if claims else following
 
     def swap(self, round_: int, own: Row, missed: int = 0) -> Mix:
         """Exchange rows with the neighbours; what comes of it is in the journal when this returns.
@@ -108,20 +101,25 @@ class Node:
             own: What this peer trained; it has been saved.
             missed: Rounds before this one that it was not there for.
         """
-        self.network.run(self.exchange.swap(round_, own))
-        row, in_doubt, differences = {}, [], []
+        self.lag.enters()
+        self.network.run(self.exchange.swap(round_, own, self._say(round_, own)))
+        row, in_doubt, differences, bounded = {}, [], [], []
         for peer in self.exchange.neighbours:
             key = (round_, peer)
             heard = self.shelf.heard(key)
             if key not in self.journal.weights or heard is None:
                 continue
-            weight, commit = self.journal.weights[key], self.journal.decisions.get(key)
+            whole, commit = self.journal.weights[key], self.journal.decisions.get(key)
+            weight = bounded_weight(own, heard, whole, self.most)
+            if weight < whole:
+                bounded.append(peer)
             if commit:
                 row[peer] = weight
                 differences.append(difference(own, heard, weight))
             elif commit is None:
-                self.shelf.save_doubt(key, difference(own, heard, weight))
+                self.shelf.save_doubt(key, difference(own, heard, weight), weight)
                 in_doubt.append(peer)
+        self.lag.leaves(in_step=bool(row))
         late, more = self._late(round_)
         self.journal.write(
             "mixed",
@@ -132,7 +130,7 @@ class Node:
             in_doubt=in_doubt,
             missed=missed,
         )
-        return Mix([*differences, *more], [*row], late, in_doubt)
+        return Mix([*differences, *more], [*row], late, in_doubt, bounded)
 
     def finish(self) -> Mix:
         """After the last round: leave nobody without an answer, and get one's own."""
@@ -140,19 +138,38 @@ class Node:
         rounds = self.exchange.wire.expected.rounds
         late, differences = self._late(rounds + 1)
         self.journal.write("closed", round=rounds, late=late)
-        return Mix(differences, [], late, [])
+        return Mix(differences, [], late, [], [])
 
-    def keep_trained(self, round_: int, tensors: Row, state: dict[str, Any]) -> None:
-        """Save what training came to; what only earlier rounds needed goes."""
-        self.shelf.save_trained(round_, tensors, state)
+    def _say(self, round_: int, own: Row) -> Statement:
+        """What this peer says of its row; what it has said before it was killed stands."""
+        wire = self.exchange.wire
+        digest = hashlib.sha256(wire.expected.schema.pack(own)).hexdigest()
+        said = self.journal.said.get(round_)
+        if said is None:
+            last = max(self.journal.said, default=0)
+            before = self.journal.said[last].mark(wire.expected.run, wire.number) if last else NOTHING
+            said = wire.voice.say(round_, digest, before)
+            self.journal.say(said)
+        elif said.row != digest:
+            raise UserError(
+                f"round {round_}: this peer has told its neighbours another row than it has; exchange/ is "
+                "not as fedloom left it: put it back, or take another exp_name and another key"
+            )
+        return said
+
+    def keep_trained(self, round_: int, tensors: Row, state: dict[str, Any], seconds: float) -> None:
+        """Save what training came to, and how long it took; what only earlier rounds needed goes."""
+        self.lag.training = seconds
+        self.shelf.save_trained(round_, tensors, state, seconds)
         self.shelf.clear(round_, {*self.journal.doubts, *self.journal.unapplied(round_)})
 
     def _late(self, before: int) -> tuple[list[dict[str, Any]], list[Row]]:
         late, differences = [], []
         for key in self.journal.unapplied(before):
-            change = self.shelf.doubt(key)
-            assert change is not None, f"the difference of round {key[0]} with peer {key[1]} is not there"
-            late.append({"round": key[0], "peer": key[1], "weight": self.journal.weights[key]})
+            kept = self.shelf.doubt(key)
+            assert kept is not None, f"the difference of round {key[0]} with peer {key[1]} is not there"
+            change, weight = kept
+            late.append({"round": key[0], "peer": key[1], "weight": weight})
             differences.append(change)
         return late, differences
 
@@ -186,6 +203,8 @@ def joined(
     neighbours: dict[int, Neighbor],
     expected: Expected,
     timeout: float,
+    voice: Voice,
+    most: float,
 ) -> Iterator[Node]:
     """A peer that has said hello to its neighbours.
 
@@ -197,13 +216,23 @@ def joined(
         neighbours: Whom it talks to.
         expected: What all messages have in common.
         timeout: Seconds that a neighbour is waited for.
+        voice: What this peer signs with.
+        most: How far a neighbour may move this peer's row in a round.
     """
     journal, shelf = Journal(folder), Shelf(folder)
+    identities = {peer: neighbour.id for peer, neighbour in neighbours.items()}
     journal.write(
-        "peer", client=number, clients=expected.clients, neighbors=sorted(neighbours), run=expected.run
+        "peer",
+        client=number,
+        clients=expected.clients,
+        neighbors=sorted(neighbours),
+        run=expected.run,
+        identities={str(peer): known for peer, known in {**identities, number: voice.identity}.items()},
     )
-    wire = Wire(number, len(neighbours), expected, transport, timeout)
-    node = Node(network, Exchange(Edges(wire, journal, shelf), neighbours), journal, shelf)
+    wire = Wire(number, len(neighbours), expected, transport, timeout, voice, identities)
+    node = Node(
+        network, Exchange(Edges(wire, journal, shelf), neighbours), journal, shelf, most, Lag(timeout)
+    )
     try:
         node.open()
         yield node

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ class Shelf:
         """The last round whose training is done, if any."""
         return max((key[0] for kind, key in self._files() if kind == "trained"), default=None)
 
-    def save_trained(self, round_: int, tensors: Row, state: dict[str, Any]) -> None:
-        """Keep what training came to, and what goes with it as JSON keeps it."""
-        self._write(self._path("trained", (round_, 0)), tensors, {"state": json.dumps(state)})
+    def save_trained(self, round_: int, tensors: Row, state: dict[str, Any], seconds: float) -> None:
+        """Keep what training came to, what goes with it as JSON keeps it, and how long it took."""
+        metadata = {"state": json.dumps(state), "seconds": repr(seconds)}
+        self._write(self._path("trained", (round_, 0)), tensors, metadata)
 
     def load_trained(self, round_: int) -> tuple[Row, dict[str, Any]]:
         """What `save_trained` was given."""
@@ -47,6 +49,13 @@ class Shelf:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
         return load_file(path), state
+
+    def since_trained(self, round_: int) -> tuple[float, float]:
+        """How many seconds ago a round's training was kept, and how many it took."""
+        path = self._path("trained", (round_, 0))
+        with safe_open(path, framework="pt") as file:
+            seconds = float(file.metadata()["seconds"])
+        return max(0.0, time.time() - path.stat().st_mtime), seconds
 
     def save_heard(self, key: Key, row: Row) -> None:
         """Keep the row that a neighbour sent."""
@@ -56,13 +65,18 @@ class Shelf:
         """The row that a neighbour sent, if it is there."""
         return self._read("heard", key)
 
-    def save_doubt(self, key: Key, difference: Row) -> None:
-        """Keep the difference that an edge in doubt would make."""
-        self._write(self._path("doubt", key), difference)
+    def save_doubt(self, key: Key, difference: Row, weight: float) -> None:
+        """Keep the difference that an edge in doubt would make, and its weight."""
+        self._write(self._path("doubt", key), difference, {"weight": repr(weight)})
 
-    def doubt(self, key: Key) -> Row | None:
-        """The difference that an edge in doubt would make, if it is there."""
-        return self._read("doubt", key)
+    def doubt(self, key: Key) -> tuple[Row, float] | None:
+        """The difference that an edge in doubt would make, and its weight, if it is there."""
+        path = self._path("doubt", key)
+        if not path.exists():
+            return None
+        with safe_open(path, framework="pt") as file:
+            weight = float(file.metadata()["weight"])
+        return load_file(path), weight
 
     def clear(self, round_: int, open_doubts: Collection[Key]) -> None:
         """Remove what no crash can ask for again, once the training of ``round_`` is kept.

@@ -18,7 +18,7 @@ from fedloom.config import UserError
 from fedloom.runtimes.libp2p.messages import read_frame
 from fedloom.runtimes.libp2p.neighbors import Neighbor
 
-PROTOCOL = "/fedloom/peer/1"
+PROTOCOL = "/fedloom/peer/2"
 
 
 class Unreachable(ConnectionError):

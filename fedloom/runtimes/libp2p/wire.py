@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -12,6 +12,7 @@ from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.counts import Counts
 from fedloom.runtimes.libp2p.messages import Expected, Kind, Message, Verdict, decode, encode
 from fedloom.runtimes.libp2p.schema import MessageRefused
+from fedloom.runtimes.libp2p.statements import Statement, Voice
 from fedloom.runtimes.libp2p.transport import Stream, Transport
 
 LOST = (OSError, EOFError, TimeoutError)
@@ -28,6 +29,8 @@ class Wire:
         expected: What all messages have in common.
         transport: How neighbours are reached.
         timeout: Seconds that a message may take.
+        voice: What this peer signs with.
+        identities: Of the neighbours, by their numbers.
         at: The round that this peer is in, from 1; one more than there are when all are done.
         heard: For each neighbour the round that it was in last, and since when this is known.
         present: Neighbours that have said something since they were last missed.
@@ -39,6 +42,8 @@ class Wire:
     expected: Expected
     transport: Transport
     timeout: float
+    voice: Voice
+    identities: Mapping[int, str]
     at: int = 1
     heard: dict[int, tuple[int, float]] = field(default_factory=dict)
     present: set[int] = field(default_factory=set)
@@ -75,9 +80,10 @@ class Wire:
         *,
         verdict: Verdict | None = None,
         row: Row | None = None,
+        said: Statement | None = None,
     ) -> None:
         """Send a message; rounds count from 1."""
-        message = Message(kind, self.number, round_, self.at, self.degree, verdict, row)
+        message = Message(kind, self.number, round_, self.at, self.degree, verdict, row, said)
         frame = encode(message, self.expected)
         await asyncio.wait_for(stream.send(frame), self.timeout)
         self.counts.messages_up += len(frame)
@@ -117,6 +123,10 @@ class Wire:
             raise MessageRefused("format", f"a {message.kind} where {' or '.join(kinds)} was due")
         if round_ is not None and message.round != round_:
             raise MessageRefused("round", f"round {message.round} instead of {round_}")
+        if message.said is not None and not message.said.holds(
+            self.expected.run, peer, self.identities.get(peer, "")
+        ):
+            raise MessageRefused("signature", "it has not signed what it says of its row")
         if message.row is not None:
             self.counts.rows_down += self.expected.schema.row_bytes
         self._note(peer, message.at)
