@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.build import ADAMW_WEIGHT_DECAY, quieten
 from fedloom.checks_peers import check
@@ -28,18 +29,15 @@ from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.loop import Pace
 from fedloom.model.adapters import choice
-from fedloom.model.base import (
-    BaseModel,
-    check_model_name,
-    check_quantize,
-    is_encoder,
-    load_base,
-    resolve_device,
-)
+from fedloom.model.adapters.supported import check_adapter
+from fedloom.model.base import BaseModel, is_encoder, load_base
+from fedloom.model.files import check_model_name
+from fedloom.model.fit import check_fit
+from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
-from fedloom.observe.answering import Questions, questions_of
+from fedloom.observe.answering import Questions, questions_of, within_room
 from fedloom.peer_data import Held, Setting, hold
 from fedloom.peer_rounds import Mixing, PeerParts
 from fedloom.runtimes.group import ALONE, Group
@@ -118,9 +116,16 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         )
     encoded: list[tuple[list[list[Tokens]], list[list[Tokens]], list[Questions]]] = []
 
-    def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
-        train, validation = _encode(config, task, held, tokenizer, classify)
-        encoded.append((train, validation, _questions(config, task, tokenizer, validation)))
+    adapters: list[PeftConfig] = []
+
+    def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
+        read: tuple[list[list[Tokens]], list[list[Tokens]]] = _encode(config, task, held, tokenizer, classify)
+        texts = [tokens.ids for part in (*read[0], *read[1]) for tokens in part]
+        check_fit(structure, tokenizer, texts, max_length=config.max_length)
+        questions = _questions(config, task, tokenizer, read[1])
+        encoded.append((*read, [within_room(own, structure) for own in questions]))
+        adapters.append(_adapter(config, structure))
+        check_adapter(structure, adapters[0])
 
     base = load_base(
         config.model_checkpoint,
@@ -130,9 +135,9 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         token=config.token,
         trust_remote_code=config.trust_remote_code,
         num_labels=task.num_labels if classify else None,
-        with_tokenizer=encode_first,
+        before_weights=before_weights,
     )
-    model = _stack(config, base, [*encoded[0][0], *encoded[0][1]])
+    model = _stack(config, base, adapters[0], [*encoded[0][0], *encoded[0][1]])
     # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
     train, validation = _own(encoded[0][0], only), _own(encoded[0][1], only)
     questions = _own(encoded[0][2], only)
@@ -192,14 +197,25 @@ def _encode(
     return done[0], done[1]
 
 
-def _stack(config: Setting, base: BaseModel, sequences: Sequence[Sequence[Tokens]]) -> StackedModel:
-    adapter = choice.lora(
-        base.model,
+def _adapter(config: Setting, model: PreTrainedModel) -> PeftConfig:
+    return choice.lora(
+        model,
         r=config.lora_r,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         target_modules=config.target_module_names,
     )
+
+
+def _stack(
+    config: Setting, base: BaseModel, adapter: PeftConfig, sequences: Sequence[Sequence[Tokens]]
+) -> StackedModel:
+    if base.drawn:
+        log.warning(
+            "not in the model's files, so drawn at random, trained, and saved with the adapter: %s",
+            ", ".join(base.drawn),
+        )
+    adapter = choice.with_drawn(adapter, base.drawn)
     adapter.base_model_name_or_path = base.name
     model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
     if base.model.can_generate():

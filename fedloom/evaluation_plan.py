@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fedloom.config import UserError
 from fedloom.config_eval import EvalConfig
 from fedloom.data.tasks import TASKS, Task
-from fedloom.model.base import check_model_name, is_encoder
+from fedloom.model.base import is_encoder
+from fedloom.model.files import check_model_name
 from fedloom.model.source import ALIASES, locate
 from fedloom.observe.saved_adapters import SavedAdapter, find_adapters, options_of_run, read_config
 

@@ -11,18 +11,20 @@ from fedloom.config import UserError
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The dotted name and the list of a transformer's layers (decoder's or encoder's).
 
-    Found by structure: of all lists whose elements are of one class, those of as many elements as the
-    configuration counts hidden layers come first, and of these the one with the most parameters.
+    Found by structure: lists of as many elements as the configuration counts hidden layers come first (they
+    may be of several classes: attention here, a state space there), then those whose elements are of one
+    class; of these the one with the most parameters.
 
     Raises:
         UserError: the model has no such list.
     """
     config: Any = model.config
-    expected = config.get_text_config().num_hidden_layers
+    expected = getattr(config.get_text_config(), "num_hidden_layers", None)
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1
+        if isinstance(module, nn.ModuleList)
+        and (len(module) == expected or len({type(layer) for layer in module}) == 1)
     ]
     if not lists:
         raise UserError(

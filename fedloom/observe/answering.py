@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.config import UserError
 from fedloom.data.answers import extract_number, same_answer
@@ -13,6 +13,7 @@ from fedloom.data.encode import Tokens
 from fedloom.data.templates import end_of_answer
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
+from fedloom.model.structure import positions_of
 from fedloom.observe.generate import generate
 from fedloom.runtimes.group import Group
 
@@ -84,6 +85,21 @@ def questions_of(
         expected=[finals[i] for i in chosen],
         max_new_tokens=2 * max(len(given[i]) for i in chosen),
     )
+
+
+def within_room(questions: Questions, model: PreTrainedModel, virtual: int = 0) -> Questions:
+    """The same questions, with answers no longer than the model has positions for behind the longest prompt.
+
+    Args:
+        questions: Of which each prompt leaves room for an answer.
+        model: Its weights are not looked at.
+        virtual: Virtual tokens before each prompt.
+    """
+    positions = positions_of(model)
+    if positions is None:
+        return questions
+    room = positions - virtual - max(map(len, questions.prompts))
+    return replace(questions, max_new_tokens=min(questions.max_new_tokens, max(room, 1)))
 
 
 def answer(

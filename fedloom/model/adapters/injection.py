@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
-from peft import PeftConfig, PeftType, get_peft_model
+from peft import PeftConfig, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
@@ -14,6 +12,7 @@ from transformers import PreTrainedModel
 from fedloom.model.adapters.heads import StackedLinear
 from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.prompts import PROMPT
+from fedloom.model.adapters.supported import build
 from fedloom.model.bank import Row
 from fedloom.model.wave import Wave, replace_module
 
@@ -31,13 +30,14 @@ def inject(model: PreTrainedModel, config: PeftConfig, wave: Wave, seed: int) ->
 
     Returns:
         The initial adapter (at least float32), and the number of virtual tokens before each sequence.
+
+    Raises:
+        UserError: Something of the adapter does not run stacked.
     """
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        # PEFT's layers are thrown away at once; what they warn of does not concern ours.
-        warnings.simplefilter("ignore")
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, config)
+        wrapped = build(model, config)
     initial = {
         saved_name(name, config): p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
         for name, p in wrapped.named_parameters()

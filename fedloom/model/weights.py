@@ -1,0 +1,188 @@
+"""What a model's files lacked: nothing may be trained on weights that nobody trained.
+
+transformers draws at random whatever the files do not hold, and says so in a warning. Here that is an error,
+but for what a new task needs and no file can hold: a classifier's head, and a pooler that only the head
+reads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedloom.config import UserError
+from fedloom.model.layers import decoder_layers, layer_of
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 3  # names in a message
+
+
+def check_weights(
+    model: PreTrainedModel, report: Mapping[str, Any], name: str, classify: bool
+) -> tuple[str, ...]:
+    """Make sure that the files held every tensor, but for a classifier's head.
+
+    Args:
+        model: As transformers loaded it.
+        report: What transformers says of the loading (`output_loading_info`).
+        name: The model, for messages.
+        classify: Whether the model is a classifier, whose head may be new.
+
+    Returns:
+        The names of the modules that were drawn at random; they must be saved with an adapter.
+
+    Raises:
+        UserError: Tensors are missing or of another shape; says how many, which, and what to do.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    lacking = {tensor for tensor in report["missing_keys"] if tensor in parameters}
+    shapes = {tensor: (tuple(found), tuple(wanted)) for tensor, found, wanted in report["mismatched_keys"]}
+    constant = sorted(set(report["missing_keys"]) - parameters.keys())
+    if constant:
+        log.warning("the files lack %s, which the architecture sets itself", _some(constant))
+    new = _drawable(model, sorted(lacking | shapes.keys())) if classify else set()
+    wrong = {tensor: shape for tensor, shape in shapes.items() if tensor not in new}
+    if lacking - new or wrong:
+        raise UserError(
+            f"model {name!r}: {_what_is_wrong(sorted(lacking - new), wrong, len(parameters))}. "
+            f"{_advice(model, lacking - new, wrong, report['unexpected_keys'])}"
+        )
+    return _drawn(model, sorted(new), shapes, name)
+
+
+def _drawn(
+    model: PreTrainedModel, new: Sequence[str], shapes: Mapping[str, tuple[Any, Any]], name: str
+) -> tuple[str, ...]:
+    """The modules that are new. Constants, such as a norm's ones, are the same wherever they are made."""
+    modules: dict[str, nn.Module] = {}
+    for tensor in new:
+        values = model.get_parameter(tensor)
+        if values.numel() > 1 and bool((values != values.flatten()[0]).any()):
+            module = tensor.rpartition(".")[0]
+            modules[module] = model.get_submodule(module)
+    for module, made in modules.items():
+        if not isinstance(made, nn.Linear):
+            raise UserError(
+                f"model {name!r}: its files lack {module} ({type(made).__name__}), and only linear layers "
+                "can be made anew. Choose a model whose files hold it."
+            )
+    resized = [tensor for tensor in new if tensor in shapes]
+    if resized:
+        found, wanted = shapes[resized[0]]
+        log.warning(
+            "the model's head is for %d classes, the task has %d: it is replaced by a new one",
+            found[0],
+            wanted[0],
+        )
+    return tuple(modules)
+
+
+def _drawable(model: PreTrainedModel, tensors: Sequence[str]) -> set[str]:
+    """Of some tensors those of a classifier's head: outside the trunk, or read behind its hidden states."""
+    trunk = model.base_model
+    prefix = next((f"{name}." for name, module in model.named_modules() if module is trunk and name), None)
+    if prefix is None:
+        return set()
+    layers, _ = decoder_layers(model)
+    outside = {tensor for tensor in tensors if not tensor.startswith(prefix)}
+    return outside | {
+        tensor
+        for tensor in tensors
+        if tensor not in outside
+        and layer_of(tensor, layers) is None
+        and _is_pooled(trunk, model.get_parameter(tensor))
+    }
+
+
+@torch.no_grad()
+def _is_pooled(trunk: nn.Module, tensor: Tensor) -> bool:
+    """Whether the pooled output depends on a tensor and the hidden states do not: NaN shows where it goes."""
+    if not tensor.is_floating_point():
+        return False
+    before = tensor.clone()
+    tensor.fill_(torch.nan)
+    try:
+        out = trunk(input_ids=torch.tensor([[1, 2, 3]], device=tensor.device))
+        pooled = getattr(out, "pooler_output", None)
+        return (
+            pooled is not None
+            and bool(pooled.isnan().any())
+            and not bool(out.last_hidden_state.isnan().any())
+        )
+    except Exception:  # a trunk that cannot be tried gets no benefit of the doubt
+        return False
+    finally:
+        tensor.copy_(before)
+
+
+def _what_is_wrong(lacking: Sequence[str], wrong: Mapping[str, tuple[Any, Any]], every: int) -> str:
+    said = []
+    if lacking:
+        said.append(f"its files lack {len(lacking)} of {every} tensors ({_some(lacking)})")
+    if wrong:
+        first = sorted(wrong)[0]
+        found, wanted = wrong[first]
+        said.append(
+            f"{len(wrong)} of {every} tensors have another shape than config.json says ({first} is "
+            f"{list(found)}, not {list(wanted)})"
+        )
+    return ", and ".join(said)
+
+
+def _advice(
+    model: PreTrainedModel, lacking: set[str], wrong: Mapping[str, tuple[Any, Any]], unexpected: Iterable[str]
+) -> str:
+    prefix = _prefix(lacking, unexpected)
+    if prefix is not None:
+        return prefix
+    if any(0 in found for found, _ in wrong.values()):
+        return "DeepSpeed ZeRO-3 leaves tensors of size 0: gather them (zero_to_fp32.py) and save them again."
+    head = model.get_output_embeddings()
+    heads = {name for name, module in model.named_modules() if module is head}
+    if lacking and not wrong and {tensor.rpartition(".")[0] for tensor in lacking} <= heads:
+        return (
+            "It is the language model's head: set tie_word_embeddings to true in config.json if it is the "
+            "embedding, else fetch the file that holds it."
+        )
+    if wrong and not lacking:
+        return "Fetch config.json and the weights again, both from one place."
+    return (
+        "Fetch the missing file of weights; if all are there, config.json (num_hidden_layers, model_type) is "
+        "another model's."
+    )
+
+
+def _prefix(lacking: set[str], unexpected: Iterable[str]) -> str | None:
+    """What to do where the files name the missing tensors with a prefix too many or too few."""
+    more: Counter[str] = Counter()
+    less: Counter[str] = Counter()
+    by_end: dict[str, list[str]] = {}
+    for tensor in lacking:
+        by_end.setdefault(".".join(tensor.split(".")[-2:]), []).append(tensor)
+    for there in unexpected:
+        for tensor in by_end.get(".".join(there.split(".")[-2:]), []):
+            if there.endswith(f".{tensor}"):
+                more[there.removesuffix(tensor)] += 1
+            elif tensor.endswith(f".{there}"):
+                less[tensor.removesuffix(there)] += 1
+    if more:
+        ((prefix, count),) = more.most_common(1)
+        return (
+            f"The files hold {count} of them as {prefix}…: strip the prefix {prefix!r} from their names (a "
+            "model that was compiled or wrapped must be unwrapped before it is saved)."
+        )
+    if less:
+        ((prefix, count),) = less.most_common(1)
+        return f"The files hold {count} of them without {prefix!r} in front: put that before their names."
+    return None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if names[_SHOWN:] else "")
