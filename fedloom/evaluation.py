@@ -23,7 +23,7 @@ from fedloom.data.templates import prompt_renderer
 from fedloom.evaluation_plan import Plan, make_plan
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.adapters.supported import check_adapter
-from fedloom.model.bank import AdapterBank
+from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.base import BaseModel, load_base
 from fedloom.model.fit import check_fit
 from fedloom.model.hardware import check_quantize, resolve_device
@@ -122,7 +122,8 @@ def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[A
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
         for adapter, peft in plan.adapters:
-            check_adapter(structure, peft, str(adapter.folder / CONFIG_FILE))
+            expected = as_saved(check_adapter(structure, peft, str(adapter.folder / CONFIG_FILE)))
+            _read_fitting(adapter, expected, structure)
         virtual = max((getattr(peft, "num_virtual_tokens", 0) for _, peft in plan.adapters), default=0)
         room = positions_of(structure)
         made = _encode(plan, examples, tokenizer, None if room is None else room - virtual)
@@ -193,13 +194,16 @@ def _judge(config: EvalConfig, plan: Plan, base: BaseModel, group: Group, asked:
 
 def _bank(model: StackedModel, adapters: Sequence[SavedAdapter]) -> AdapterBank:
     """The adapters' tensors, each of which must fit the model."""
-    rows = []
-    for adapter in adapters:
-        expected = as_saved(model.initial)
-        row = without_copies(read_row(adapter.folder), expected, model.model, adapter.folder)
-        check_row(row, expected, adapter.folder)
-        rows.append(row)
+    expected = as_saved(model.initial)
+    rows = [_read_fitting(adapter, expected, model.model) for adapter in adapters]
     return AdapterBank.stack(rows) if rows else AdapterBank({})
+
+
+def _read_fitting(adapter: SavedAdapter, expected: Row, model: PreTrainedModel) -> Row:
+    """An adapter's tensors, which must be those of `expected`, an adapter that belongs to the model."""
+    row = without_copies(read_row(adapter.folder), expected, model, adapter.folder)
+    check_row(row, expected, adapter.folder)
+    return row
 
 
 def _say_of_drawn(base: BaseModel, model: StackedModel, adapters: Sequence[SavedAdapter]) -> None:

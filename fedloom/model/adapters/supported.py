@@ -17,6 +17,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedloom.config import UserError
+from fedloom.model.adapters.prompts import PROMPT
+from fedloom.model.bank import Row
+
+ADAPTER = "default"
+"""What PEFT calls an adapter that nobody names."""
 
 LINEAR = (nn.Linear, Conv1D)
 """Modules that may have a low-rank term; those of bitsandbytes are kinds of `nn.Linear`."""
@@ -97,7 +102,7 @@ def check_config(config: PeftConfig, where: str) -> None:
             raise UserError(f"{where}: {name} is {str(value)[:80]}; fedloom runs plain LoRA, with {plain}")
 
 
-def check_adapter(model: PreTrainedModel, config: PeftConfig, where: str = "target_modules") -> None:
+def check_adapter(model: PreTrainedModel, config: PeftConfig, where: str = "target_modules") -> Row:
     """Let PEFT put an adapter into a copy of a model without weights, and look at what becomes of it.
 
     Args:
@@ -105,10 +110,14 @@ def check_adapter(model: PreTrainedModel, config: PeftConfig, where: str = "targ
         config: The adapter; it is not changed.
         where: What the user gave it by, for the message.
 
+    Returns:
+        The adapter that would train: names and shapes, no numbers.
+
     Raises:
         UserError: PEFT does not take the adapter, or it holds something that does not run stacked.
     """
-    build(copy.deepcopy(model), copy.deepcopy(config), where, low_cpu_mem_usage=True)
+    config = copy.deepcopy(config)
+    return trained(build(copy.deepcopy(model), config, where, low_cpu_mem_usage=True), config)
 
 
 def build(model: PreTrainedModel, config: PeftConfig, where: str = "adapter", **options: bool) -> nn.Module:
@@ -158,6 +167,18 @@ def build(model: PreTrainedModel, config: PeftConfig, where: str = "adapter", **
         if isinstance(module, ModulesToSaveWrapper):
             _check_saved(where, config.modules_to_save or (), name, module.original_module)
     return wrapped
+
+
+def trained(wrapped: nn.Module, config: PeftConfig) -> Row:
+    """The parameters that PEFT's adapter trains, under the names under which it saves them."""
+    return {saved_name(name, config): p.detach() for name, p in wrapped.named_parameters() if p.requires_grad}
+
+
+def saved_name(name: str, config: PeftConfig) -> str:
+    """The name under which PEFT saves a parameter, from the one under which it trains it."""
+    if config.peft_type == PeftType.PROMPT_TUNING and name.startswith("prompt_encoder."):
+        return PROMPT
+    return name.replace(f".modules_to_save.{ADAPTER}", "").replace(f".{ADAPTER}", "")
 
 
 def linear_names(model: nn.Module, within: str = "") -> list[str]:
