@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fedloom.model.files import check_files, check_model_name
+from fedloom.model.files import check_files, check_model_name, empty_tensors
 from fedloom.model.gguf_file import dequantise_options, forget_quantisation, parsed_once
 from fedloom.model.hardware import check_quantize, quantised, resolve_device
 from fedloom.model.kinds import check_kind, encodes
@@ -26,7 +26,7 @@ from fedloom.model.layers import decoder_layers, layer_of
 from fedloom.model.precision import choose_dtype
 from fedloom.model.source import Source, explained, locate
 from fedloom.model.structure import rows_of, without_weights
-from fedloom.model.weights import check_weights
+from fedloom.model.weights import check_sizes, check_weights
 
 __all__ = ["BaseModel", "check_model_name", "check_quantize", "load_base", "resolve_device"]
 
@@ -100,6 +100,7 @@ def load_base(
             structure = without_weights(config, num_labels, trust_remote_code)
         structure.name_or_path = source.name
         check_kind(source.name, config, num_labels, structure)
+        check_sizes(structure, empty_tensors(source), source.name)
         if before_weights:
             before_weights(tokenizer, structure)
         auto = "bfloat16" if quantize != "none" and dtype == "auto" else dtype

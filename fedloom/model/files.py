@@ -67,6 +67,18 @@ def check_files(source: Source) -> None:
         _check_weights(source, name)
 
 
+def empty_tensors(source: Source) -> list[str]:
+    """The names of tensors of size 0 in a model's files, by their headers."""
+    if not source.local or source.gguf_file:
+        return []
+    empty = []
+    for file in _weight_files(source):
+        if file.endswith(".safetensors"):
+            with safe_open(Path(source.location) / file, "pt") as tensors:
+                empty += [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]  # noqa: SIM118
+    return empty
+
+
 def _weight_files(source: Source) -> list[str]:
     """The files of weights that transformers will read."""
     folder = Path(source.location)

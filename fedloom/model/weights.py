@@ -22,6 +22,30 @@ from fedloom.model.layers import decoder_layers, layer_of
 log = logging.getLogger(__name__)
 
 _SHOWN = 3  # names in a message
+_GATHER = "DeepSpeed ZeRO-3 leaves tensors of size 0: gather them (zero_to_fp32.py) and save them again."
+
+
+def check_sizes(structure: PreTrainedModel, empty: Iterable[str], name: str) -> None:
+    """Refuse files that hold tensors of size 0, before any are read.
+
+    Args:
+        structure: The model without weights.
+        empty: Names of such tensors in the files.
+        name: The model, for messages.
+
+    Raises:
+        UserError: The model needs one of them.
+    """
+    tensors, prefix = structure.state_dict(), f"{structure.base_model_prefix}."
+    wanted = {
+        there: tensors[own]
+        for there in empty
+        for own in (there, prefix + there, there.removeprefix(prefix))
+        if own in tensors and tensors[own].numel()
+    }
+    if wanted:
+        shapes = {there: ((0,), tuple(tensor.shape)) for there, tensor in wanted.items()}
+        raise UserError(f"model {name!r}: {_what_is_wrong([], shapes, len(tensors))}. {_GATHER}")
 
 
 def check_weights(
@@ -44,6 +68,7 @@ def check_weights(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     lacking = {tensor for tensor in report["missing_keys"] if tensor in parameters}
     shapes = {tensor: (tuple(found), tuple(wanted)) for tensor, found, wanted in report["mismatched_keys"]}
+    shapes |= _quantised_shapes(model)
     constant = sorted(set(report["missing_keys"]) - parameters.keys())
     if constant:
         log.warning("the files lack %s, which the architecture sets itself", _some(constant))
@@ -55,6 +80,19 @@ def check_weights(
             f"{_advice(model, lacking - new, wrong, report['unexpected_keys'])}"
         )
     return _drawn(model, sorted(new), shapes, name)
+
+
+def _quantised_shapes(model: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Weights that bitsandbytes quantised in another shape than their layer has: no report names them."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and type(module).__module__.startswith("bitsandbytes"):
+            state = getattr(module.weight, "quant_state", None)
+            held = tuple(module.weight.shape if state is None else state.shape)
+            wanted = (module.out_features, module.in_features)
+            if held != wanted:
+                found[f"{name}.weight"] = held, wanted
+    return found
 
 
 def _drawn(
@@ -143,7 +181,7 @@ def _advice(
     if prefix is not None:
         return prefix
     if any(0 in found for found, _ in wrong.values()):
-        return "DeepSpeed ZeRO-3 leaves tensors of size 0: gather them (zero_to_fp32.py) and save them again."
+        return _GATHER
     head = model.get_output_embeddings()
     heads = {name for name, module in model.named_modules() if module is head}
     if lacking and not wrong and {tensor.rpartition(".")[0] for tensor in lacking} <= heads:
