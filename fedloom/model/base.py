@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fedloom.model.files import check_files, check_model_name, empty_tensors
+from fedloom.model.files import check_files, check_model_name, tensors_in
 from fedloom.model.gguf_file import dequantise_options, forget_quantisation, parsed_once
 from fedloom.model.hardware import check_quantize, quantised, resolve_device
 from fedloom.model.kinds import check_kind, encodes
@@ -26,7 +26,8 @@ from fedloom.model.layers import decoder_layers, layer_of
 from fedloom.model.precision import choose_dtype
 from fedloom.model.source import Source, explained, locate
 from fedloom.model.structure import rows_of, without_weights
-from fedloom.model.weights import check_sizes, check_weights
+from fedloom.model.template import check_template
+from fedloom.model.weights import check_depth, check_shapes, check_weights
 
 __all__ = ["BaseModel", "check_model_name", "check_quantize", "load_base", "resolve_device"]
 
@@ -96,17 +97,26 @@ def load_base(
         check_kind(source.name, config, num_labels)
         with explained(source, "its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(**files)
+            check_template(tokenizer, source.name)
+            if not tokenizer("A text, as good as any.").input_ids:  # some damage shows only now
+                raise ValueError("it makes no token of a text")
+        held = tensors_in(source)
+        check_depth(config, held, source.name)
         with explained(source, "what config.json describes"):
             structure = without_weights(config, num_labels, trust_remote_code)
         structure.name_or_path = source.name
         check_kind(source.name, config, num_labels, structure)
-        check_sizes(structure, empty_tensors(source), source.name)
+        check_shapes(structure, held, source.name, empty=True)
         if before_weights:
             before_weights(tokenizer, structure)
         auto = "bfloat16" if quantize != "none" and dtype == "auto" else dtype
         files["dtype"] = choose_dtype(auto, place, config)
         with explained(source, "its weights"), _seeded(place):
-            model, drawn = _load_model(source, files, quantize, place, num_labels, structure)
+            try:
+                model, drawn = _load_model(source, files, quantize, place, num_labels, structure)
+            except Exception:
+                check_shapes(structure, held, source.name, empty=False)  # the likely reason, in plain words
+                raise
     _agree_on_padding(model, tokenizer)
     model.config._name_or_path = model.name_or_path = source.name
     return BaseModel(model.requires_grad_(False).eval(), tokenizer, source.name, place, drawn)

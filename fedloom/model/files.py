@@ -67,16 +67,15 @@ def check_files(source: Source) -> None:
         _check_weights(source, name)
 
 
-def empty_tensors(source: Source) -> list[str]:
-    """The names of tensors of size 0 in a model's files, by their headers."""
-    if not source.local or source.gguf_file:
-        return []
-    empty = []
-    for file in _weight_files(source):
+def tensors_in(source: Source) -> dict[str, list[int]]:
+    """The tensors in a model's files and their shapes, by the headers; {} where the files have none."""
+    found: dict[str, list[int]] = {}
+    for file in _weight_files(source) if source.local and not source.gguf_file else ():
         if file.endswith(".safetensors"):
             with safe_open(Path(source.location) / file, "pt") as tensors:
-                empty += [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]  # noqa: SIM118
-    return empty
+                names = tensors.keys()
+                found |= {name: tensors.get_slice(name).get_shape() for name in names}
+    return found
 
 
 def _weight_files(source: Source) -> list[str]:
@@ -94,17 +93,25 @@ def _weight_files(source: Source) -> list[str]:
                 raise _damaged(source, index, str(error)) from None
             if not isinstance(content.get("metadata"), dict):
                 raise _damaged(source, index, "it holds no metadata")
-            absent = [shard for shard in shards if not (folder / shard).is_file()]
+            absent = [shard for shard in shards if not _is_file(folder / shard)]
             if absent:
                 raise UserError(
                     f"model {source.name!r}: {len(absent)} of {len(shards)} files of weights are not there "
-                    f"({', '.join(absent[:3])}{', …' if absent[3:] else ''}). Fetch them into the folder."
+                    f"({', '.join(shard[:80] for shard in absent[:3])}{', …' if absent[3:] else ''}). Fetch "
+                    "them into the folder."
                 )
             return shards
     raise UserError(
         f"model {source.name!r}: cannot be loaded, the folder holds no weights ({' or '.join(WEIGHT_FILES)}, "
         "or their index). Fetch them into it."
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name of a file
+        return False
 
 
 def _check_weights(source: Source, name: str) -> None:

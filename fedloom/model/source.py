@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
@@ -218,11 +219,18 @@ def explain_hub(source: Source, error: Exception) -> UserError | None:
                 f"model {name!r}: this model brings code of its own, which runs only if you say so. "
                 "Read that code, then pass --trust_remote_code true."
             )
-        if (
-            isinstance(cause, MemoryError)
-            or "not enough memory" in str(cause)
-            or "out of memory" in str(cause)
-        ):
+        if isinstance(cause, ImportError):
+            return UserError(
+                f"model {name!r}: it needs a package that is not installed ({_in_a_line(cause)}). Install "
+                "it, or choose another model."
+            )
+        said = str(cause)
+        if isinstance(cause, UnpicklingError) or "weights_only" in said:
+            return UserError(
+                f"model {name!r}: a file of its weights (.bin) is damaged, or holds more than tensors, which "
+                "could run code. Fetch it again, or the model as .safetensors."
+            )
+        if isinstance(cause, MemoryError) or "allocate memory" in said or "out of memory" in said:
             return UserError(
                 f"model {name!r}: there is not enough memory for it ({_in_a_line(cause)}). "
                 "Close other programs, use --quantize 4bit, or choose a smaller model."
@@ -232,7 +240,7 @@ def explain_hub(source: Source, error: Exception) -> UserError | None:
 
 def _in_a_line(error: BaseException) -> str:
     """An error's kind, and the beginning of what it says."""
-    said = " ".join(str(error).split())
+    said = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
     return f"{type(error).__name__}: {said[:_LONGEST]}{'…' if said[_LONGEST:] else ''}"
 
 

@@ -14,38 +14,64 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fedloom.config import UserError
 from fedloom.model.layers import decoder_layers, layer_of
+from fedloom.model.structure import setting
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 3  # names in a message
+_MOST_LAYERS = 10_000
 _GATHER = "DeepSpeed ZeRO-3 leaves tensors of size 0: gather them (zero_to_fp32.py) and save them again."
 
 
-def check_sizes(structure: PreTrainedModel, empty: Iterable[str], name: str) -> None:
-    """Refuse files that hold tensors of size 0, before any are read.
+def check_depth(config: PretrainedConfig, held: Mapping[str, Sequence[int]], name: str) -> None:
+    """Refuse a number of layers that no files could fill, before anything is built.
 
     Args:
-        structure: The model without weights.
-        empty: Names of such tensors in the files.
+        config: The model's configuration.
+        held: The tensors in the files and their shapes; empty where these are not known.
         name: The model, for messages.
 
     Raises:
-        UserError: The model needs one of them.
+        UserError: Says how many layers there are to be.
+    """
+    layers = setting(config, "num_hidden_layers")
+    most = len(held) or _MOST_LAYERS
+    if isinstance(layers, int) and not 1 <= layers <= most:
+        there = f"its files hold {most:,} tensors" if held else f"a model has 1 to {most:,}"
+        raise UserError(
+            f"model {name!r}: config.json counts {layers:,} layers (num_hidden_layers), but {there}. Fetch "
+            "config.json and the weights again, both from one place."
+        )
+
+
+def check_shapes(
+    structure: PreTrainedModel, held: Mapping[str, Sequence[int]], name: str, *, empty: bool
+) -> None:
+    """Hold the files' headers against a model.
+
+    Args:
+        structure: The model without weights.
+        held: The tensors in the files and their shapes.
+        name: The model, for messages.
+        empty: Look at tensors of size 0 alone. Others may be turned over or joined when they are read.
+
+    Raises:
+        UserError: Tensors that the model needs have another shape.
     """
     tensors, prefix = structure.state_dict(), f"{structure.base_model_prefix}."
-    wanted = {
-        there: tensors[own]
-        for there in empty
+    wrong = {
+        there: (shape, tensors[own].shape)
+        for there, shape in held.items()
         for own in (there, prefix + there, there.removeprefix(prefix))
-        if own in tensors and tensors[own].numel()
+        if own in tensors and list(shape) != list(tensors[own].shape) and (0 in shape or not empty)
     }
-    if wanted:
-        shapes = {there: ((0,), tuple(tensor.shape)) for there, tensor in wanted.items()}
-        raise UserError(f"model {name!r}: {_what_is_wrong([], shapes, len(tensors))}. {_GATHER}")
+    if wrong:
+        what = _what_is_wrong([], wrong, len(tensors))
+        raise UserError(f"model {name!r}: {what}. {_advice(structure, set(), wrong, ())}")
 
 
 def check_weights(
@@ -72,6 +98,7 @@ def check_weights(
     constant = sorted(set(report["missing_keys"]) - parameters.keys())
     if constant:
         log.warning("the files lack %s, which the architecture sets itself", _some(constant))
+    _check_unused(model, report["unexpected_keys"], name)
     new = _drawable(model, sorted(lacking | shapes.keys())) if classify else set()
     wrong = {tensor: shape for tensor, shape in shapes.items() if tensor not in new}
     if lacking - new or wrong:
@@ -80,6 +107,37 @@ def check_weights(
             f"{_advice(model, lacking - new, wrong, report['unexpected_keys'])}"
         )
     return _drawn(model, sorted(new), shapes, name)
+
+
+def _check_unused(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
+    """Whole layers that the files hold and the model does not: config.json counts too few of them.
+
+    Other tensors may be left over: another task's head, a tower for images, a further layer that predicts
+    more tokens (it has parts that no other layer has).
+    """
+    layers, _ = decoder_layers(model)
+    parts = {_part_of_layer(tensor, layers) for tensor, _ in model.named_parameters()}
+    unused: dict[int, list[str]] = {}
+    for tensor in unexpected:
+        layer = layer_of(tensor, layers)
+        if layer is not None:
+            unused.setdefault(layer, []).append(tensor)
+    whole = [
+        layer
+        for layer, held in unused.items()
+        if all(_part_of_layer(tensor, layers) in parts for tensor in held)
+    ]
+    if whole:
+        raise UserError(
+            f"model {name!r}: its files hold {len(whole)} layers more than config.json counts (number "
+            f"{min(whole)} is the first, {unused[min(whole)][0]}). Set num_hidden_layers to "
+            f"{max(whole) + 1}, or fetch config.json again."
+        )
+
+
+def _part_of_layer(tensor: str, layers: str) -> str:
+    """``model.layers.7.mlp.up_proj.weight -> mlp.up_proj.weight``."""
+    return tensor.partition(f"{layers}.")[2].partition(".")[2]
 
 
 def _quantised_shapes(model: nn.Module) -> dict[str, tuple[Any, Any]]:
