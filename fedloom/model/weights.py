@@ -95,9 +95,6 @@ def check_weights(
     lacking = {tensor for tensor in report["missing_keys"] if tensor in parameters}
     shapes = {tensor: (tuple(found), tuple(wanted)) for tensor, found, wanted in report["mismatched_keys"]}
     shapes |= _quantised_shapes(model)
-    constant = sorted(set(report["missing_keys"]) - parameters.keys())
-    if constant:
-        log.warning("the files lack %s, which the architecture sets itself", _some(constant))
     _check_unused(model, report["unexpected_keys"], name)
     new = _drawable(model, sorted(lacking | shapes.keys())) if classify else set()
     wrong = {tensor: shape for tensor, shape in shapes.items() if tensor not in new}
@@ -106,32 +103,49 @@ def check_weights(
             f"model {name!r}: {_what_is_wrong(sorted(lacking - new), wrong, len(parameters))}. "
             f"{_advice(model, lacking - new, wrong, report['unexpected_keys'])}"
         )
-    return _drawn(model, sorted(new), shapes, name)
+    drawn = _drawn(model, sorted(new), shapes, name)
+    # Buffers, and what has the same value wherever it is made, such as a norm's ones.
+    set_here = {
+        tensor for tensor in {*report["missing_keys"], *new} if tensor.rpartition(".")[0] not in drawn
+    }
+    if set_here:
+        log.warning(
+            "the model's files lack %s: set to what the architecture begins with", _some(sorted(set_here))
+        )
+    return drawn
 
 
 def _check_unused(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
     """Whole layers that the files hold and the model does not: config.json counts too few of them.
 
-    Other tensors may be left over: another task's head, a tower for images, a further layer that predicts
-    more tokens (it has parts that no other layer has).
+    A further layer that predicts more tokens has parts that no other layer has, and may be left over; so may
+    what stands outside the layers, such as another task's head.
     """
-    layers, _ = decoder_layers(model)
+    layers, modules = decoder_layers(model)
     parts = {_part_of_layer(tensor, layers) for tensor, _ in model.named_parameters()}
     unused: dict[int, list[str]] = {}
     for tensor in unexpected:
         layer = layer_of(tensor, layers)
         if layer is not None:
             unused.setdefault(layer, []).append(tensor)
-    whole = [
+    further = [
         layer
         for layer, held in unused.items()
-        if all(_part_of_layer(tensor, layers) in parts for tensor in held)
+        if layer >= len(modules) and all(_part_of_layer(tensor, layers) in parts for tensor in held)
     ]
-    if whole:
+    if further:
         raise UserError(
-            f"model {name!r}: its files hold {len(whole)} layers more than config.json counts (number "
-            f"{min(whole)} is the first, {unused[min(whole)][0]}). Set num_hidden_layers to "
-            f"{max(whole) + 1}, or fetch config.json again."
+            f"model {name!r}: its files hold {len(further)} more layers than config.json counts, such as "
+            f"{unused[min(further)][0]}. Set num_hidden_layers to {max(further) + 1}, or fetch config.json "
+            "again."
+        )
+    inside = sorted(tensor for layer, held in unused.items() if layer < len(modules) for tensor in held)
+    if inside:
+        log.warning(
+            "the model has no use for %d tensors that its files hold in its layers (%s): config.json may be "
+            "another model's",
+            len(inside),
+            _some(inside),
         )
 
 
