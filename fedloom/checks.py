@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from fedloom.config import FedConfig, UserError
-from fedloom.options import did_you_mean, options
+from fedloom.options import did_you_mean, names_or_pattern, options
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _NO_FOLDER_NAMES = ("", ".", "..")
@@ -23,16 +23,34 @@ def check(config: FedConfig) -> None:
             f"client_num_per_step: {config.client_num_per_step} clients cannot be sampled from "
             f"client_num {config.client_num}; lower client_num_per_step or raise client_num"
         )
-    if config.target_modules is not None and not config.target_module_names:
-        raise UserError(
-            f"target_modules: {config.target_modules!r} names no layer; "
-            "give names with commas between, or none"
-        )
+    check_target_modules(config.target_modules)
     if config.train_mode == "fedGradFocus" and config.peft != "lora":
         raise UserError(
             f"peft: {config.peft} trains virtual tokens, so there are no layers for fedGradFocus to choose; "
             "choose --peft lora, or --train_mode fed"
         )
+
+
+def check_target_modules(given: str | None) -> None:
+    """Judge the names of the layers that get LoRA.
+
+    Raises:
+        UserError: There is no name, or a text with the signs of a regular expression is none.
+    """
+    names = names_or_pattern(given)
+    if given is not None and not names:
+        raise UserError(
+            f"target_modules: {given!r} names no layer; give names with commas between, a regular "
+            "expression, all-linear, or none"
+        )
+    if isinstance(names, str):
+        try:
+            re.compile(names)
+        except re.error as error:
+            raise UserError(
+                f"target_modules: {given} is no regular expression ({error}); give one that fits the whole "
+                "names of layers, or names with commas between"
+            ) from None
 
 
 def check_rules(config: Any) -> None:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_PATTERN = re.compile(r"[*+?|^$\\()\[\]{}]")
 
 WORDS = tuple[str, ...]
 """The type of an option that takes several words."""
@@ -134,6 +137,13 @@ class Option:
         shown = "(hidden)" if self.secret else str(value)
         nearest = did_you_mean(value, self.choices, cutoff=0.0 if not self.plain_types else 0.5)
         return f"{self.name}: {shown} is not {self.rule}{nearest}"
+
+
+def names_or_pattern(text: str | None) -> list[str] | str | None:
+    """Names with commas between, as a list; a text that can only be a regular expression as it is."""
+    if text is None or _PATTERN.search(text):
+        return text
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def did_you_mean(value: object, names: Iterable[str], cutoff: float = 0.5) -> str:

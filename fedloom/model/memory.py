@@ -6,9 +6,13 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from fedloom.model.layers import decoder_layers
+from fedloom.model.structure import size
+
 # Numbers kept for the backward pass, per token and layer, in units of the hidden and the intermediate
 # size; counted on Llama with LoRA on q and v, rounded up.
 _HIDDEN_NUMBERS, _INTERMEDIATE_NUMBERS = 20, 5
+_USUAL_WIDTH = 4096  # of a model whose configuration gives none
 _SHARE_OF_FREE = 0.4
 _SHARE_FOR_CACHE = 0.25  # a cache that grows is there twice for a moment
 _FEWEST = 256
@@ -26,10 +30,10 @@ def auto_wave_tokens(model: PreTrainedModel, sharing: int = 1) -> int:
         model: The base model.
         sharing: Processes on this machine that will train; those on a CPU share its memory.
     """
-    config = model.config.get_text_config()
-    hidden = config.hidden_size
-    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
-    numbers = config.num_hidden_layers * (_HIDDEN_NUMBERS * hidden + _INTERMEDIATE_NUMBERS * intermediate)
+    hidden = size(model.config, "hidden_size", _USUAL_WIDTH)
+    intermediate = size(model.config, "intermediate_size", 4 * hidden)
+    layers = size(model.config, "num_hidden_layers", len(decoder_layers(model)[1]))
+    numbers = layers * (_HIDDEN_NUMBERS * hidden + _INTERMEDIATE_NUMBERS * intermediate)
     bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
     free = _free_bytes(model.device) / (1 if model.device.type == "cuda" else sharing)
     fits = int(_SHARE_OF_FREE * free / bytes_per_token)
@@ -44,10 +48,11 @@ def _enough(device: torch.device, bytes_per_token: int) -> int:
 
 def cached_tokens(model: PreTrainedModel) -> int:
     """Tokens whose keys and values fit well into the memory that is free now, in generation."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * heads * width
+    hidden = size(model.config, "hidden_size", _USUAL_WIDTH)
+    queries = size(model.config, "num_attention_heads", 1)
+    heads = size(model.config, "num_key_value_heads", queries)
+    width = size(model.config, "head_dim", max(1, hidden // queries))
+    numbers = 2 * size(model.config, "num_hidden_layers", len(decoder_layers(model)[1])) * heads * width
     bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
     return int(_SHARE_FOR_CACHE * _free_bytes(model.device) / bytes_per_token)
 

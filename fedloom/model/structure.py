@@ -59,6 +59,14 @@ def setting(config: PretrainedConfig, name: str) -> Any:
         return None
 
 
+def size(config: PretrainedConfig, name: str, otherwise: int) -> int:
+    """A size as a configuration gives it, the largest where layers differ; ``otherwise`` where there is none."""
+    value = setting(config, name)
+    if isinstance(value, (list, tuple)):
+        value = max((each for each in value if isinstance(each, int)), default=None)
+    return value if isinstance(value, int) and value > 0 else otherwise
+
+
 def rows_of(model: PreTrainedModel) -> int | None:
     """How many token ids a model has an embedding for; None where it embeds in another way."""
     try:
