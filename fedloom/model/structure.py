@@ -60,7 +60,7 @@ def setting(config: PretrainedConfig, name: str) -> Any:
 
 
 def size(config: PretrainedConfig, name: str, otherwise: int) -> int:
-    """A size as a configuration gives it, the largest where layers differ; ``otherwise`` where there is none."""
+    """A size as a configuration gives it, the largest where layers differ; or else ``otherwise``."""
     value = setting(config, name)
     if isinstance(value, (list, tuple)):
         value = max((each for each in value if isinstance(each, int)), default=None)

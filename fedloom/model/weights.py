@@ -7,9 +7,11 @@ reads.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -207,29 +209,42 @@ def _drawable(model: PreTrainedModel, tensors: Sequence[str]) -> set[str]:
         for tensor in tensors
         if tensor not in outside
         and layer_of(tensor, layers) is None
-        and _is_pooled(trunk, model.get_parameter(tensor))
+        and _is_pooled(model, model.get_parameter(tensor))
     }
 
 
 @torch.no_grad()
-def _is_pooled(trunk: nn.Module, tensor: Tensor) -> bool:
+def _is_pooled(model: PreTrainedModel, tensor: Tensor) -> bool:
     """Whether the pooled output depends on a tensor and the hidden states do not: NaN shows where it goes."""
     if not tensor.is_floating_point():
         return False
     before = tensor.clone()
     tensor.fill_(torch.nan)
     try:
-        out = trunk(input_ids=torch.tensor([[1, 2, 3]], device=tensor.device))
-        pooled = getattr(out, "pooler_output", None)
-        return (
-            pooled is not None
-            and bool(pooled.isnan().any())
-            and not bool(out.last_hidden_state.isnan().any())
-        )
-    except Exception:  # a trunk that cannot be tried gets no benefit of the doubt
-        return False
+        for whole in (False, True):
+            with (
+                contextlib.suppress(Exception),
+                contextlib.nullcontext() if whole else _without_layers(model),
+            ):
+                out = model.base_model(input_ids=torch.tensor([[1, 2, 3]], device=tensor.device))
+                pooled = getattr(out, "pooler_output", None)
+                hidden = out.last_hidden_state
+                return pooled is not None and bool(pooled.isnan().any()) and not bool(hidden.isnan().any())
     finally:
         tensor.copy_(before)
+    return False  # a trunk that cannot be tried gets no benefit of the doubt
+
+
+@contextmanager
+def _without_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model go from its embeddings straight to what stands behind its layers, which cost time."""
+    name, layers = decoder_layers(model)
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.ModuleList())
+    try:
+        yield
+    finally:
+        setattr(model.get_submodule(parent), leaf, layers)
 
 
 def _what_is_wrong(lacking: Sequence[str], wrong: Mapping[str, tuple[Any, Any]], every: int) -> str:
