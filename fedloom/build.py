@@ -83,10 +83,10 @@ def build(
         )
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
+    check_model_name(config.model_name, config.token)
     task = TASKS[config.data_name]
     splits = holdings.load(config, task)
     holdings.deal(config, len(splits.train))  # too many clients: say so now
-    check_model_name(config.model_name, config.token)
     ready: list[tuple[Encoded, PeftConfig]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:

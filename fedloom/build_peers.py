@@ -102,9 +102,9 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
     quieten()
     assert config.model_checkpoint is not None
     check_quantize(config.quantize, resolve_device(config.device))
+    check_model_name(config.model_checkpoint, config.token)
     task = TASKS[config.dataset_type]
     held = hold(config, task, only)
-    check_model_name(config.model_checkpoint, config.token)
     classify = task.num_labels > 0 and (
         task.embedded is None
         or is_encoder(config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code)

@@ -51,7 +51,8 @@ def load(folder, num_labels=None, **options):
 
 def damaged(folder, change):
     """Change the tensors of a model's folder."""
-    tensors = load_file(folder / WEIGHTS)
+    # A file that is read may be mapped, and then must not be written.
+    tensors = {name: t.clone() for name, t in load_file(folder / WEIGHTS).items()}
     save_file(change(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     return folder
 
