@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from fedloom.build_data import EVERYBODYS, Encoded, Holdings, encode_data
@@ -25,9 +25,14 @@ from fedloom.federation.focus import Focus
 from fedloom.federation.priority import Projection
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.lora import frozen_weight
-from fedloom.model.base import BaseModel, check_model_name, check_quantize, load_base, resolve_device
+from fedloom.model.adapters.supported import check_adapter
+from fedloom.model.base import BaseModel, BeforeWeights, load_base
+from fedloom.model.files import check_model_name
+from fedloom.model.fit import check_fit
+from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
+from fedloom.observe.answering import within_room
 from fedloom.runtimes.group import ALONE, Group
 
 ADAMW_WEIGHT_DECAY = 0.01
@@ -78,18 +83,26 @@ def build(
         )
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
+    check_model_name(config.model_name, config.token)
     task = TASKS[config.data_name]
     splits = holdings.load(config, task)
     holdings.deal(config, len(splits.train))  # too many clients: say so now
-    check_model_name(config.model_name, config.token)
-    encoded: list[Encoded] = []
+    ready: list[tuple[Encoded, PeftConfig]] = []
 
-    def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
-        encoded.append(encode_data(config, task, splits, holdings.deal, tokenizer))
+    def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
+        data = encode_data(config, task, splits, holdings.deal, tokenizer)
+        virtual = 0 if config.peft == "lora" else config.virtual_tokens
+        texts = [tokens.ids for tokens in (*data.train, *data.validation)]
+        check_fit(structure, tokenizer, texts, max_length=config.max_length, virtual=virtual)
+        if data.questions:
+            data = replace(data, questions=within_room(data.questions, structure, virtual))
+        adapter = _adapter(config, structure)
+        check_adapter(structure, adapter)
+        ready.append((data, adapter))
 
-    base = _load(config, encode_first)
-    (data,) = encoded
-    model = _stack(config, base, data)
+    base = _load(config, before_weights)
+    ((data, adapter),) = ready
+    model = _stack(config, base, adapter, data)
     resolved = replace(
         config,
         dtype=cast(Any, str(base.model.dtype).removeprefix("torch.")),
@@ -116,7 +129,7 @@ def build(
     )
 
 
-def _load(config: FedConfig, with_tokenizer: Callable[[PreTrainedTokenizerBase], None]) -> BaseModel:
+def _load(config: FedConfig, before_weights: BeforeWeights) -> BaseModel:
     return load_base(
         config.model_name,
         device=config.device,
@@ -124,22 +137,24 @@ def _load(config: FedConfig, with_tokenizer: Callable[[PreTrainedTokenizerBase],
         quantize=config.quantize,
         token=config.token,
         trust_remote_code=config.trust_remote_code,
-        with_tokenizer=with_tokenizer,
+        before_weights=before_weights,
     )
 
 
-def _stack(config: FedConfig, base: BaseModel, data: Encoded) -> StackedModel:
+def _adapter(config: FedConfig, model: PreTrainedModel) -> PeftConfig:
     if config.peft == "lora":
-        adapter = choice.lora(
-            base.model,
+        return choice.lora(
+            model,
             r=config.lora_r,
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
             target_modules=config.target_module_names,
         )
-    else:
-        kind = choice.p_tuning if config.peft == "p-tuning" else choice.prompt_tuning
-        adapter = kind(base.model, virtual_tokens=config.virtual_tokens)
+    kind = choice.p_tuning if config.peft == "p-tuning" else choice.prompt_tuning
+    return kind(model, virtual_tokens=config.virtual_tokens)
+
+
+def _stack(config: FedConfig, base: BaseModel, adapter: PeftConfig, data: Encoded) -> StackedModel:
     adapter.base_model_name_or_path = base.name
     # PEFT draws from torch's generator, which takes 64 bits; ours have a purpose.
     model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.build import ADAMW_WEIGHT_DECAY, quieten
 from fedloom.checks_peers import check
@@ -29,20 +30,16 @@ from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.loop import Pace
 from fedloom.model.adapters import choice
-from fedloom.model.base import (
-    BaseModel,
-    check_model_name,
-    check_quantize,
-    configuration,
-    is_encoder,
-    load_base,
-    resolve_device,
-)
+from fedloom.model.adapters.supported import check_adapter
+from fedloom.model.base import BaseModel, configuration, is_encoder, load_base
 from fedloom.model.class_order import class_order, name_classes
+from fedloom.model.files import check_model_name
+from fedloom.model.fit import check_fit
+from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
-from fedloom.observe.answering import Questions, questions_of
+from fedloom.observe.answering import Questions, questions_of, within_room
 from fedloom.peer_data import Held, Setting, hold
 from fedloom.peer_rounds import Mixing, PeerParts
 from fedloom.runtimes.group import ALONE, Group
@@ -117,9 +114,9 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
     quieten()
     assert config.model_checkpoint is not None
     check_quantize(config.quantize, resolve_device(config.device))
+    check_model_name(config.model_checkpoint, config.token)
     task = TASKS[config.dataset_type]
     held = hold(config, task, only)
-    check_model_name(config.model_checkpoint, config.token)
     classify = task.num_labels > 0 and (
         task.embedded is None
         or is_encoder(config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code)
@@ -137,8 +134,15 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         classes = class_order(own, task.label_names, config.model_checkpoint)
     encoded: list[_Encoded] = []
 
-    def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
-        encoded.append(_encode(config, task, held, tokenizer, classes))
+    adapters: list[PeftConfig] = []
+
+    def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
+        read: _Encoded = _encode(config, task, held, tokenizer, classes)
+        texts = [tokens.ids for part in (*read.train, *read.validation) for tokens in part]
+        check_fit(structure, tokenizer, texts, max_length=config.max_length)
+        encoded.append(replace(read, questions=[within_room(own, structure) for own in read.questions]))
+        adapters.append(_adapter(config, structure))
+        check_adapter(structure, adapters[0])
 
     base = load_base(
         config.model_checkpoint,
@@ -148,12 +152,12 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
         token=config.token,
         trust_remote_code=config.trust_remote_code,
         num_labels=task.num_labels if classify else None,
-        with_tokenizer=encode_first,
+        before_weights=before_weights,
     )
     if classify:
         name_classes(base.model, classes)
     data: _Encoded = encoded[0]
-    model = _stack(config, base, [*data.train, *data.validation])
+    model = _stack(config, base, adapters[0], [*data.train, *data.validation])
     # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
     train, validation = _own(data.train, only), _own(data.validation, only)
     questions = _own(data.questions, only)
@@ -220,14 +224,25 @@ def _encode(
     return _Encoded(train, validation, questions, reading(tokenizer, form))
 
 
-def _stack(config: Setting, base: BaseModel, sequences: Sequence[Sequence[Tokens]]) -> StackedModel:
-    adapter = choice.lora(
-        base.model,
+def _adapter(config: Setting, model: PreTrainedModel) -> PeftConfig:
+    return choice.lora(
+        model,
         r=config.lora_r,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         target_modules=config.target_module_names,
     )
+
+
+def _stack(
+    config: Setting, base: BaseModel, adapter: PeftConfig, sequences: Sequence[Sequence[Tokens]]
+) -> StackedModel:
+    if base.drawn:
+        log.warning(
+            "not in the model's files, so drawn at random, trained, and saved with the adapter: %s",
+            ", ".join(base.drawn),
+        )
+    adapter = choice.with_drawn(adapter, base.drawn)
     adapter.base_model_name_or_path = base.name
     model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
     if base.model.can_generate():

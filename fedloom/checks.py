@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from fedloom.config import PROMPT_DATE, FedConfig, FormatName, Prompts, UserError
 from fedloom.display import shown
-from fedloom.options import did_you_mean, options
+from fedloom.options import did_you_mean, names_or_pattern, options
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?")
 _NO_FOLDER_NAMES = ("", ".", "..")
@@ -35,16 +35,34 @@ def check(config: FedConfig) -> None:
             f"{config.batch_size} x client_epoch {config.client_epoch} are {drawn:,} examples in a round; "
             f"{MOST_EXAMPLES_PER_ROUND:,} is the most, so lower one of them"
         )
-    if config.target_modules is not None and not config.target_module_names:
-        raise UserError(
-            f"target_modules: {config.target_modules!r} names no layer; "
-            "give names with commas between, or none"
-        )
+    check_target_modules(config.target_modules)
     if config.train_mode == "fedGradFocus" and config.peft != "lora":
         raise UserError(
             f"peft: {config.peft} trains virtual tokens, so there are no layers for fedGradFocus to choose; "
             "choose --peft lora, or --train_mode fed"
         )
+
+
+def check_target_modules(given: str | None) -> None:
+    """Judge the names of the layers that get LoRA.
+
+    Raises:
+        UserError: There is no name, or a text with the signs of a regular expression is none.
+    """
+    names = names_or_pattern(given)
+    if given is not None and not names:
+        raise UserError(
+            f"target_modules: {given!r} names no layer; give names with commas between, a regular "
+            "expression, all-linear, or none"
+        )
+    if isinstance(names, str):
+        try:
+            re.compile(names)
+        except re.error as error:
+            raise UserError(
+                f"target_modules: {given} is no regular expression ({error}); give one that fits the whole "
+                "names of layers, or names with commas between"
+            ) from None
 
 
 def check_rules(config: Any) -> None:

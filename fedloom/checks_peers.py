@@ -1,6 +1,6 @@
 """Judge the options of `fedloom dfl`, before anything heavy is loaded; see `fedloom.checks`."""
 
-from fedloom.checks import check_values
+from fedloom.checks import check_target_modules, check_values
 from fedloom.config import UserError
 from fedloom.config_peers import DflConfig, PeerModel
 
@@ -26,8 +26,4 @@ def check_model(config: PeerModel) -> None:
             "model_checkpoint: is required; name a model on the hub, a local folder, a GGUF file, "
             "smollm2-135m or minilm"
         )
-    if config.target_modules is not None and not config.target_module_names:
-        raise UserError(
-            f"target_modules: {config.target_modules!r} names no layer; "
-            "give names with commas between, or none"
-        )
+    check_target_modules(config.target_modules)

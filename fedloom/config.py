@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedloom.display import without_secrets
-from fedloom.options import option
+from fedloom.options import names_or_pattern, option
 
 Problems = Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"]
 """Data sets of questions and answers, by their names on the hub."""
@@ -102,7 +102,9 @@ class Adapter:
     )
     lora_dropout: float = option(0.1, "dropout before LoRA", minimum=0, maximum=0.99)
     target_modules: str | None = option(
-        None, "layers that get LoRA, with commas between; none: PEFT's default for the architecture"
+        None,
+        "layers that get LoRA: names with commas between, a regular expression for whole names, or "
+        "all-linear; none: PEFT's default for the architecture, else the projections of query and value",
     )
     num_virtual_tokens: int | None = option(
         None,
@@ -112,11 +114,9 @@ class Adapter:
     )
 
     @property
-    def target_module_names(self) -> list[str] | None:
-        """The names in `target_modules`, or None for PEFT's default."""
-        if self.target_modules is None:
-            return None
-        return [name.strip() for name in self.target_modules.split(",") if name.strip()]
+    def target_module_names(self) -> list[str] | str | None:
+        """The names in `target_modules`, the regular expression that it is, or None for the default."""
+        return names_or_pattern(self.target_modules)
 
     @property
     def virtual_tokens(self) -> int:

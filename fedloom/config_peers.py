@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedloom.config import AnyTask, Hardware, Prompts, Run
-from fedloom.options import option
+from fedloom.options import names_or_pattern, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,9 @@ class PeerModel:
     )
     lora_dropout: float = option(0.01, "dropout before LoRA", minimum=0, maximum=0.99)
     target_modules: str | None = option(
-        None, "layers that get LoRA, with commas between; none: PEFT's default for the architecture"
+        None,
+        "layers that get LoRA: names with commas between, a regular expression for whole names, or "
+        "all-linear; none: PEFT's default for the architecture, else the projections of query and value",
     )
 
     @property
@@ -40,11 +42,9 @@ class PeerModel:
         return self.training_type != "LoRA"
 
     @property
-    def target_module_names(self) -> list[str] | None:
-        """The names in `target_modules`, or None for PEFT's default."""
-        if self.target_modules is None:
-            return None
-        return [name.strip() for name in self.target_modules.split(",") if name.strip()]
+    def target_module_names(self) -> list[str] | str | None:
+        """The names in `target_modules`, the regular expression that it is, or None for the default."""
+        return names_or_pattern(self.target_modules)
 
 
 @dataclass(frozen=True, kw_only=True)

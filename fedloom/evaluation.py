@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftConfig
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.build import device_name, quieten, versions
 from fedloom.config import UserError
@@ -21,15 +22,28 @@ from fedloom.data.templates import PromptFormat, prompt_format
 from fedloom.display import plain_console
 from fedloom.evaluation_plan import Plan, make_plan
 from fedloom.model.adapters.prompts import as_saved
-from fedloom.model.bank import AdapterBank
-from fedloom.model.base import BaseModel, check_quantize, load_base, resolve_device
+from fedloom.model.adapters.supported import check_adapter
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.base import BaseModel, load_base
+from fedloom.model.fit import check_fit
+from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
+from fedloom.model.structure import positions_of
 from fedloom.observe.answering import Questions, answer
 from fedloom.observe.evaluate import predict_rows
-from fedloom.observe.saved_adapters import SavedAdapter, check_row, read_row, same_function
+from fedloom.observe.saved_adapters import (
+    CONFIG_FILE,
+    SavedAdapter,
+    check_row,
+    read_row,
+    same_function,
+    without_copies,
+)
 from fedloom.observe.scores import class_scores, wilson_interval
 from fedloom.observe.verdict import Verdict, results_table, write_results
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,8 +122,18 @@ def _examples(config: EvalConfig, plan: Plan) -> list[Example]:
 def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[Asked]) -> BaseModel:
     """The model; `asked` gets the examples as it reads them, before its weights are read."""
 
-    def encode(tokenizer: PreTrainedTokenizerBase) -> None:
-        asked.append(_encode(plan, examples, tokenizer))
+    def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
+        for adapter, peft in plan.adapters:
+            expected = as_saved(check_adapter(structure, peft, str(adapter.folder / CONFIG_FILE)))
+            _read_fitting(adapter, expected, structure)
+        virtual = max((getattr(peft, "num_virtual_tokens", 0) for _, peft in plan.adapters), default=0)
+        room = positions_of(structure)
+        made = _encode(plan, examples, tokenizer, None if room is None else room - virtual)
+        texts = [*made.prompts, *(tokens.ids for tokens in made.sequences)]
+        if not plan.classify:
+            _check_room(config, texts, virtual, room)
+        check_fit(structure, tokenizer, texts, max_length=plan.max_length, virtual=virtual)
+        asked.append(made)
 
     return load_base(
         plan.model_name,
@@ -119,13 +143,16 @@ def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[A
         token=config.token,
         trust_remote_code=config.trust_remote_code,
         num_labels=plan.task.num_labels if plan.classify else None,
-        with_tokenizer=encode,
+        before_weights=before_weights,
     )
 
 
-def _encode(plan: Plan, examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> Asked:
+def _encode(
+    plan: Plan, examples: list[Example], tokenizer: PreTrainedTokenizerBase, room: int | None
+) -> Asked:
     if plan.classify:
-        sequences, _ = encode_classes(examples, tokenizer, plan.classes, plan.max_length)
+        longest = plan.max_length if room is None else min(plan.max_length, room)
+        sequences, _ = encode_classes(examples, tokenizer, plan.classes, longest)
         texts = ["\n".join(example.pair or (example.question,)) for example in examples]
         return Asked(examples, texts, [], None, sequences)
     form = prompt_format(tokenizer, plan.task.instruction, plan.prompt_format, plan.prompt_date)
@@ -148,7 +175,9 @@ def _judge(config: EvalConfig, plan: Plan, base: BaseModel, group: Group, asked:
     """The verdict on each adapter of a group, or on the base where there is none."""
     began = time.perf_counter()
     model = StackedModel(base.model, group[0][1] if group else None, seed=plan.seed)
-    bank = _bank(model, [adapter for adapter, _ in group])
+    adapters = [adapter for adapter, _ in group]
+    bank = _bank(model, adapters)
+    _say_of_drawn(base, model, adapters)
     count = max(1, len(group))
     if plan.classify:
         tokens = auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens
@@ -167,12 +196,29 @@ def _judge(config: EvalConfig, plan: Plan, base: BaseModel, group: Group, asked:
 
 def _bank(model: StackedModel, adapters: Sequence[SavedAdapter]) -> AdapterBank:
     """The adapters' tensors, each of which must fit the model."""
-    rows = []
-    for adapter in adapters:
-        row = read_row(adapter.folder)
-        check_row(row, as_saved(model.initial), adapter.folder)
-        rows.append(row)
+    expected = as_saved(model.initial)
+    rows = [_read_fitting(adapter, expected, model.model) for adapter in adapters]
     return AdapterBank.stack(rows) if rows else AdapterBank({})
+
+
+def _read_fitting(adapter: SavedAdapter, expected: Row, model: PreTrainedModel) -> Row:
+    """An adapter's tensors, which must be those of `expected`, an adapter that belongs to the model."""
+    row = without_copies(read_row(adapter.folder), expected, model, adapter.folder)
+    check_row(row, expected, adapter.folder)
+    return row
+
+
+def _say_of_drawn(base: BaseModel, model: StackedModel, adapters: Sequence[SavedAdapter]) -> None:
+    """Layers that the files do not hold must come from the adapter; else the classes are noise."""
+    lacking = [name for name in base.drawn if not any(f".{name}." in held for held in model.initial)]
+    if lacking:
+        log.warning(
+            "the files of %s lack %s, which are drawn at random: without an adapter that holds them (%s) its "
+            "classes mean nothing",
+            base.name,
+            ", ".join(lacking),
+            "these do not: " + ", ".join(each.name for each in adapters) if adapters else "there is none",
+        )
 
 
 Judged = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -187,7 +233,6 @@ def _answers(
     asked: Asked,
     count: int,
 ) -> list[Judged]:
-    _check_room(config, model, asked)
     expected = [example.final for example in asked.examples]
     assert asked.form is not None, "answers are written to prompts of a format"
     questions = Questions(asked.prompts, expected, config.max_new_tokens, asked.form.end)
@@ -201,9 +246,8 @@ def _answers(
     ]
 
 
-def _check_room(config: EvalConfig, model: StackedModel, asked: Asked) -> None:
-    room = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
-    needed = max(map(len, asked.prompts)) + model.layout.virtual + config.max_new_tokens
+def _check_room(config: EvalConfig, prompts: list[list[int]], virtual: int, room: int | None) -> None:
+    needed = max(map(len, prompts)) + virtual + config.max_new_tokens
     if room is not None and needed > room:
         raise UserError(
             f"max_new_tokens: {config.max_new_tokens} behind the longest prompt make {needed} tokens, and "

@@ -12,8 +12,9 @@ from fedloom.checks import check_prompts
 from fedloom.config import PROMPT_DATE, FormatName, UserError
 from fedloom.config_eval import EvalConfig
 from fedloom.data.tasks import TASKS, Task
-from fedloom.model.base import check_model_name, configuration, is_encoder
+from fedloom.model.base import configuration, is_encoder
 from fedloom.model.class_order import class_order
+from fedloom.model.files import check_model_name
 from fedloom.model.source import ALIASES, locate
 from fedloom.observe.saved_adapters import SavedAdapter, find_adapters, options_of_run, read_config
 

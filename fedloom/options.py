@@ -10,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedloom.display import HIDDEN, is_plain, looks_like_a_token, shown
 
+_PATTERN = re.compile(r"[*+?|^$\\()\[\]{}]")
+
 WORDS = tuple[str, ...]
 """The type of an option that takes several words."""
 
@@ -223,6 +225,13 @@ class Option:
                 )
         nearest = did_you_mean(value, self.choices, cutoff=0.0 if not self.plain_types else 0.5)
         return f"{self.name}: {HIDDEN if self.secret else shown(value)} is not {self.rule}{nearest}"
+
+
+def names_or_pattern(text: str | None) -> list[str] | str | None:
+    """Names with commas between, as a list; a text that can only be a regular expression as it is."""
+    if text is None or _PATTERN.search(text):
+        return text
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def did_you_mean(value: object, names: Iterable[str], cutoff: float = 0.5) -> str:

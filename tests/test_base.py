@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 from types import SimpleNamespace
 
@@ -173,12 +174,12 @@ class TestQuantize:
             base.check_quantize("2bit", torch.device("cpu"))
 
     def test_without_bitsandbytes_the_user_hears_how_to_install_it(self, monkeypatch, llama_folder):
-        monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(UserError, match=r"pip install 'fedloom\[quantize\]'"):
             load_base(llama_folder, device="cpu", quantize="4bit")
 
     def test_a_device_it_does_not_support_is_refused(self, monkeypatch):
-        monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
         only_cuda = SimpleNamespace(supported_torch_devices={"cuda"})
         monkeypatch.setitem(sys.modules, "bitsandbytes", only_cuda)
         with pytest.raises(UserError, match="works on cuda, not on device 'cpu'"):

@@ -14,7 +14,7 @@ from peft import LoraConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_m
 from tiny import tiny_bert, tiny_bloom, tiny_distilbert, tiny_gpt2, tiny_llama, tiny_roberta
 
 from fedloom.client.optimisers import adam, sgd
-from fedloom.model.adapters.injection import saved_name
+from fedloom.model.adapters.supported import saved_name
 
 LMS = {"llama": tiny_llama, "bloom": tiny_bloom, "gpt2": tiny_gpt2}
 CLASSIFIERS = {"distilbert": tiny_distilbert, "roberta": tiny_roberta, "bert": tiny_bert}

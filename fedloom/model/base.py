@@ -1,8 +1,5 @@
 """The frozen base model that all clients share: load it, quantise it."""
 
-import importlib
-import importlib.util
-import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,16 +17,22 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from fedloom.config import UserError
+from fedloom.model.files import check_files, check_model_name, tensors_in
 from fedloom.model.gguf_file import dequantise_options, forget_quantisation, parsed_once
+from fedloom.model.hardware import check_quantize, quantised, resolve_device
+from fedloom.model.kinds import check_kind, encodes
+from fedloom.model.layers import decoder_layers, layer_of
 from fedloom.model.precision import choose_dtype
-from fedloom.model.source import Source, check_model_name, explain, locate
+from fedloom.model.source import Source, explained, locate
+from fedloom.model.structure import rows_of, without_weights
+from fedloom.model.template import check_template
+from fedloom.model.weights import check_depth, check_shapes, check_weights
 
-__all__ = ["BaseModel", "check_model_name", "load_base", "resolve_device"]
+__all__ = ["BaseModel", "check_model_name", "check_quantize", "load_base", "resolve_device"]
 
-log = logging.getLogger(__name__)
+BeforeWeights = Callable[[PreTrainedTokenizerBase, PreTrainedModel], None]
+"""Is given a model's tokenizer, and the model without weights."""
 
 # A classifier's new head is part of the frozen starting point, so it is the same in every run and process.
 HEAD_SEED = 3407
@@ -39,12 +43,15 @@ class BaseModel:
     """A frozen model in `eval()` mode and its tokenizer, which has a pad token.
 
     `name` is what an adapter gives as its base: the hub id behind an alias, else the name as given.
+    `drawn` are the layers that the files do not hold and that were drawn at random: they belong into the
+    adapter.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     device: torch.device
+    drawn: tuple[str, ...] = ()
 
 
 def load_base(
@@ -56,7 +63,7 @@ def load_base(
     token: str | None = None,
     trust_remote_code: bool = False,
     num_labels: int | None = None,
-    with_tokenizer: Callable[[PreTrainedTokenizerBase], None] | None = None,
+    before_weights: BeforeWeights | None = None,
 ) -> BaseModel:
     """Load a model and its tokenizer, frozen.
 
@@ -70,38 +77,49 @@ def load_base(
         token: for gated models; the hub's own settings (`HF_TOKEN`) where it is empty.
         trust_remote_code: whether code that comes with the model may run.
         num_labels: None for a causal language model; else a sequence classifier with that many classes. A
-            head that the files do not hold is drawn from a fixed seed.
-        with_tokenizer: called with the tokenizer before the weights are read, so that data which do not
-            fit the model are found out in time.
+            head that the files do not hold is drawn from a fixed seed, and so is a pooler.
+        before_weights: called with the tokenizer and the model without weights before the weights are read,
+            so
+            that data or an adapter which do not fit the model are found out in time.
 
     Raises:
-        UserError: the model, the device or the quantisation cannot be had, and how to mend it.
+        UserError: the model, the device or the quantisation cannot be had, the files are damaged or lack
+            tensors,
+            and how to mend it.
     """
     place = resolve_device(device)
     check_quantize(quantize, place)
     source = locate(name)
+    check_files(source)
     files = _files(source, token, trust_remote_code)
-    try:
-        with parsed_once(), _seeded(place):
+    with parsed_once():
+        config = _configuration(source, files)
+        check_kind(source.name, config, num_labels)
+        with explained(source, "its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(**files)
-            config = AutoConfig.from_pretrained(**files)
-            _check_kind(source, config, num_labels)
-            _say_of_new_head(config, num_labels)
-            if with_tokenizer:
-                with_tokenizer(tokenizer)
-            auto = "bfloat16" if quantize != "none" and dtype == "auto" else dtype
-            files["dtype"] = choose_dtype(auto, place, config)
-            model = _load_model(source, files, quantize, place, num_labels)
-    except UserError:
-        raise
-    except Exception as error:
-        mistake = explain(source, error)
-        if mistake is None:
-            raise
-        raise mistake from error
+            check_template(tokenizer, source.name)
+            if not tokenizer("A text, as good as any.").input_ids:  # some damage shows only now
+                raise ValueError("it makes no token of a text")
+        held = tensors_in(source)
+        check_depth(config, held, source.name)
+        with explained(source, "what config.json describes"):
+            structure = without_weights(config, num_labels, trust_remote_code)
+        structure.name_or_path = source.name
+        check_kind(source.name, config, num_labels, structure)
+        check_shapes(structure, held, source.name, empty=True)
+        if before_weights:
+            before_weights(tokenizer, structure)
+        auto = "bfloat16" if quantize != "none" and dtype == "auto" else dtype
+        files["dtype"] = choose_dtype(auto, place, config)
+        with explained(source, "its weights"), _seeded(place):
+            try:
+                model, drawn = _load_model(source, files, quantize, place, num_labels, structure)
+            except Exception:
+                check_shapes(structure, held, source.name, empty=False)  # the likely reason, in plain words
+                raise
     _agree_on_padding(model, tokenizer)
     model.config._name_or_path = model.name_or_path = source.name
-    return BaseModel(model.requires_grad_(False).eval(), tokenizer, source.name, place)
+    return BaseModel(model.requires_grad_(False).eval(), tokenizer, source.name, place, drawn)
 
 
 def is_encoder(name: str, *, token: str | None = None, trust_remote_code: bool = False) -> bool:
@@ -110,7 +128,7 @@ def is_encoder(name: str, *, token: str | None = None, trust_remote_code: bool =
     Raises:
         UserError: the configuration cannot be had.
     """
-    return _encodes(configuration(name, token=token, trust_remote_code=trust_remote_code))
+    return encodes(configuration(name, token=token, trust_remote_code=trust_remote_code))
 
 
 def configuration(
@@ -122,11 +140,14 @@ def configuration(
         UserError: it cannot be had.
     """
     source = locate(name)
-    try:
-        with parsed_once():
-            return AutoConfig.from_pretrained(**_files(source, token, trust_remote_code))
-    except Exception as error:
-        raise explain(source, error) or error from error
+    check_files(source)
+    with parsed_once():
+        return _configuration(source, _files(source, token, trust_remote_code))
+
+
+def _configuration(source: Source, files: dict[str, Any]) -> PretrainedConfig:
+    with explained(source, "its configuration"):
+        return AutoConfig.from_pretrained(**files)
 
 
 def _files(source: Source, token: str | None, trust_remote_code: bool) -> dict[str, Any]:
@@ -137,23 +158,49 @@ def _files(source: Source, token: str | None, trust_remote_code: bool) -> dict[s
 
 
 def _load_model(
-    source: Source, files: dict[str, Any], quantize: str, device: torch.device, num_labels: int | None
-) -> PreTrainedModel:
+    source: Source,
+    files: dict[str, Any],
+    quantize: str,
+    device: torch.device,
+    num_labels: int | None,
+    structure: PreTrainedModel,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model, and the names of its layers that were drawn at random."""
     auto = AutoModelForCausalLM if num_labels is None else AutoModelForSequenceClassification
-    # A head for other classes than these is as good as none: a new one is drawn.
-    head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-    quantised = {} if quantize == "none" else _quantised(quantize, files["dtype"], device)
+    head = {} if num_labels is None else {"num_labels": num_labels}
+    options: dict[str, Any] = {}
+    if quantize != "none":
+        plain = None if num_labels is None else _outside_the_layers(structure)
+        options = quantised(quantize, files["dtype"], device, plain)
+
+    def read(**how: Any) -> tuple[PreTrainedModel, tuple[str, ...]]:
+        # Tensors of another size are reported too, instead of raising; `check_weights` lets only a head pass.
+        model, report = auto.from_pretrained(
+            **files, **head, **how, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        return model, check_weights(model, report, source.name, num_labels is not None)
+
     if source.gguf_file:
-        model = auto.from_pretrained(**files, **head, **dequantise_options())
+        model, drawn = read(**dequantise_options())
         forget_quantisation(model)
-        if not quantised:
-            return model.to(device)
+        if not options:
+            return model.to(device), drawn
         # bitsandbytes quantises while it loads ordinary files, so the model goes through a folder of them.
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            return auto.from_pretrained(folder, dtype=files["dtype"], **quantised)
-    model = auto.from_pretrained(**files, **head, **quantised)
-    return model if quantised else model.to(device)
+            return auto.from_pretrained(folder, dtype=files["dtype"], **options), drawn
+    model, drawn = read(**options)
+    return model if options else model.to(device), drawn
+
+
+def _outside_the_layers(structure: PreTrainedModel) -> list[str]:
+    """Linear layers that are not quantised: those before and behind the transformer's own, such as a head."""
+    layers, _ = decoder_layers(structure)
+    return [
+        name
+        for name, module in structure.named_modules()
+        if isinstance(module, nn.Linear) and layer_of(name, layers) is None
+    ]
 
 
 @contextmanager
@@ -164,92 +211,18 @@ def _seeded(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _check_kind(source: Source, config: PretrainedConfig, num_labels: int | None) -> None:
-    """An encoder loads as a language model too, with a head of noise; that is never meant."""
-    if num_labels is None and _encodes(config):
-        raise UserError(
-            f"model {source.name!r}: a {config.model_type} encoder, which classifies but does not write "
-            "answers. Choose a causal language model, or a classification task."
-        )
-
-
-def _say_of_new_head(config: PretrainedConfig, num_labels: int | None) -> None:
-    trained = any("SequenceClassification" in name for name in config.architectures or [])
-    if num_labels is not None and trained and config.num_labels != num_labels:
-        log.warning(
-            "the model's head is for %d classes, the task has %d: it is replaced by a new one",
-            config.num_labels,
-            num_labels,
-        )
-
-
-def _encodes(config: PretrainedConfig) -> bool:
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-
-
 def _agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give tokenizer and model the same pad token: classifiers of decoders look for it in their input."""
+    """Give tokenizer and model the same pad token: classifiers of decoders look for it in their input.
+
+    No pad token is ever looked at. So where the tokenizer's has no row in the embedding, the model pads with
+    another that has one and that ends no text.
+    """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    rows, pad = rows_of(model), tokenizer.pad_token_id
+    if rows is not None and pad is not None and pad >= rows:
+        others = (tokenizer.bos_token_id, tokenizer.unk_token_id)
+        pad = next((token for token in others if token is not None and token < rows), 0)
+    model.config.pad_token_id = pad
     if model.can_generate():
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def _quantised(quantize: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    from transformers import BitsAndBytesConfig
-
-    if quantize == "4bit":
-        config = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    else:
-        config = BitsAndBytesConfig(load_in_8bit=True)
-    return {"quantization_config": config, "device_map": {"": device}}
-
-
-def check_quantize(quantize: str, device: torch.device) -> None:
-    """Say early that bitsandbytes is missing or does not work on this device.
-
-    Raises:
-        UserError: with the way to mend it.
-    """
-    if quantize == "none":
-        return
-    if quantize not in ("8bit", "4bit"):
-        raise UserError(f"quantize {quantize!r}: must be one of none, 8bit, 4bit.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"quantize {quantize!r}: needs bitsandbytes, which is not installed. "
-            "Install it: pip install 'fedloom[quantize]'; or use --quantize none."
-        )
-    try:
-        devices = set(importlib.import_module("bitsandbytes").supported_torch_devices)
-    except Exception as error:  # a build that does not fit this machine fails in many ways
-        raise UserError(
-            f"quantize {quantize!r}: bitsandbytes is installed but does not start here ({error}). "
-            "Reinstall it: pip install -U 'fedloom[quantize]'; or use --quantize none."
-        ) from error
-    if device.type not in devices:
-        raise UserError(
-            f"quantize {quantize!r}: this bitsandbytes works on {', '.join(sorted(devices))}, "
-            f"not on device {str(device)!r}. Choose another device, or --quantize none."
-        )
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device of this name; `auto` is the first CUDA GPU, else the CPU.
-
-    Raises:
-        UserError: there is no such device on this machine.
-    """
-    found = ["cpu"]
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is not None:
-        found += [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
-    if device == "auto":
-        return torch.device("cuda:0" if "cuda:0" in found else "cpu")
-    wanted = device if ":" in device or device == "cpu" else f"{device}:0"
-    if wanted not in found:
-        raise UserError(f"device {device!r}: there is no such device here. Choose auto, {', '.join(found)}.")
-    return torch.device(wanted)
+        model.generation_config.pad_token_id = pad

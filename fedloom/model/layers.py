@@ -12,9 +12,9 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The dotted name and the list of a transformer's layers (decoder's or encoder's).
 
     Found by structure: of the lists whose elements are of one class, or of as many as the configuration
-        counts
-    hidden layers (of several classes where layers take turns, as in hybrids), that of so many which lies in
-    no other list comes first (a layer's experts may be as many), then the one with the most parameters.
+    counts hidden layers (of several classes where layers take turns, as in hybrids), that of so many which
+    lies in no other list comes first (a layer's experts may be as many), then the one with the most
+    parameters.
 
     Raises:
         UserError: the model has no such list.

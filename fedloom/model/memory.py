@@ -10,10 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from fedloom.model.cache import argument_name
+from fedloom.model.layers import decoder_layers
+from fedloom.model.structure import size
 
 # Numbers kept for the backward pass, per token and layer, in units of the hidden and the intermediate
 # size; counted on Llama with LoRA on q and v, rounded up.
 _HIDDEN_NUMBERS, _INTERMEDIATE_NUMBERS = 20, 5
+_USUAL_WIDTH = 4096  # of a model whose configuration gives none
 _SHARE_OF_FREE = 0.4
 _SHARE_FOR_CACHE = 0.25  # a cache that grows is there twice for a moment
 _FEWEST = 256
@@ -31,10 +34,10 @@ def auto_wave_tokens(model: PreTrainedModel, sharing: int = 1) -> int:
         model: The base model.
         sharing: Processes on this machine that will train; those on a CPU share its memory.
     """
-    config = model.config.get_text_config()
-    hidden = config.hidden_size
-    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
-    numbers = config.num_hidden_layers * (_HIDDEN_NUMBERS * hidden + _INTERMEDIATE_NUMBERS * intermediate)
+    hidden = size(model.config, "hidden_size", _USUAL_WIDTH)
+    intermediate = size(model.config, "intermediate_size", 4 * hidden)
+    layers = size(model.config, "num_hidden_layers", len(decoder_layers(model)[1]))
+    numbers = layers * (_HIDDEN_NUMBERS * hidden + _INTERMEDIATE_NUMBERS * intermediate)
     bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
     free = free_bytes(model.device) / (1 if model.device.type == "cuda" else sharing)
     fits = int(_SHARE_OF_FREE * free / bytes_per_token)

@@ -10,6 +10,7 @@ import torch
 from transformers import PretrainedConfig
 
 from fedloom.config import UserError
+from fedloom.model.structure import size
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,8 @@ def _cpu_dtype(hidden: int, intermediate: int) -> torch.dtype:
 
 
 def _probe_sizes(model_config: PretrainedConfig) -> tuple[int, int]:
-    text_config = model_config.get_text_config()
-    hidden = text_config.hidden_size
-    intermediate = getattr(text_config, "intermediate_size", None) or 4 * hidden
+    hidden = size(model_config, "hidden_size", PROBE_MAX_HIDDEN)
+    intermediate = size(model_config, "intermediate_size", 4 * hidden)
     return min(hidden, PROBE_MAX_HIDDEN), min(intermediate, PROBE_MAX_INTERMEDIATE)
 
 

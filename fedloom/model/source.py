@@ -8,8 +8,11 @@ not there, and a model that lies in the cache is used as it lies there.
 import importlib.util
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -26,6 +29,9 @@ from huggingface_hub.utils import validate_repo_id
 from fedloom.config import UserError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""In the order in which transformers looks for them; beside each may be an index of several such files."""
+
+_LONGEST = 240  # characters of another library's message that are worth reading
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,8 @@ def locate(name: str) -> Source:
     """
     if name in ALIASES:
         return _locate_alias(ALIASES[name])
-    path = Path(name).expanduser()
-    if path.exists():
+    path = _path(name)
+    if path is not None and path.exists():
         return _source_at(name, path)
     if name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model {name!r}: there is no such file or folder. Check the path.")
@@ -93,23 +99,6 @@ def locate(name: str) -> Source:
     return Source(name, str(cached)) if cached else Source(name, name, local=False)
 
 
-def check_model_name(name: str, token: str | None = None) -> None:
-    """Say early, before anything heavy is done, that a model cannot be had.
-
-    Asks the hub one small question where the model is not on this machine.
-
-    Raises:
-        UserError: no such path, no such model on the hub, a gated model without access, or no hub in reach.
-    """
-    source = locate(name)
-    if source.local:
-        return
-    try:
-        huggingface_hub.auth_check(source.location, token=token or None)
-    except Exception as error:
-        raise explain(source, error) or unreachable(source) from error
-
-
 def _locate_alias(alias: Alias) -> Source:
     cached = _cached_folder(alias.hub)
     if cached:
@@ -121,6 +110,16 @@ def _locate_alias(alias: Alias) -> Source:
             found = _source_at(alias.hub, path)
             return Source(alias.hub, found.location, found.gguf_file, alias=alias)
     return Source(alias.hub, alias.hub, local=False, alias=alias)
+
+
+def _path(name: str) -> Path | None:
+    """A name as a path; None where no file can be called so."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, no such user
+        return None
+    return path
 
 
 def _source_at(name: str, path: Path) -> Source:
@@ -147,13 +146,56 @@ def _cached_folder(repo: str) -> Path | None:
             return folder
         index = folder / f"{weights}.index.json"
         if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            try:
+                shards = shards_of(json.loads(index.read_bytes()))
+            except (OSError, ValueError):
+                return None
             return folder if all((folder / shard).is_file() for shard in shards) else None
     return None
 
 
-def explain(source: Source, error: BaseException) -> UserError | None:
-    """The user's way out of an error of the hub or of transformers; None where there is none to give."""
+def shards_of(index: Any) -> set[str]:
+    """The files that an index of weights names.
+
+    Raises:
+        ValueError: It is no such index, or names a file outside its folder.
+    """
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError("it holds no weight_map")
+    for shard in weight_map.values():
+        path = PurePosixPath(str(shard))
+        if not isinstance(shard, str) or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"its weight_map names {str(shard)[:80]!r}, which is no file of this folder")
+    return set(weight_map.values())
+
+
+@contextmanager
+def explained(source: Source, what: str) -> Iterator[None]:
+    """Turn whatever the libraries raise within the block into a mistake that the user can mend.
+
+    Args:
+        source: The model.
+        what: What is read, for the message: `its tokenizer`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # damaged files make them raise anything, from KeyError to RecursionError
+        raise explain(source, error, what) from error
+
+
+def explain(source: Source, error: Exception, what: str) -> UserError:
+    """The user's way out of an error of the hub, of transformers, or of what these use."""
+    return explain_hub(source, error) or UserError(
+        f"model {source.name!r}: {what} cannot be loaded ({_in_a_line(error)}). Fetch the files again, and "
+        "check that they belong to one model and that this version of transformers knows it."
+    )
+
+
+def explain_hub(source: Source, error: Exception) -> UserError | None:
+    """The user's way out of what has nothing to do with the files; None where it is something else."""
     name = source.name
     for cause in _chain(error):
         if isinstance(cause, GatedRepoError):
@@ -177,9 +219,29 @@ def explain(source: Source, error: BaseException) -> UserError | None:
                 f"model {name!r}: this model brings code of its own, which runs only if you say so. "
                 "Read that code, then pass --trust_remote_code true."
             )
-    if isinstance(error, (OSError, ValueError)):
-        return UserError(f"model {name!r}: cannot be loaded: {error}")
+        if isinstance(cause, ImportError):
+            return UserError(
+                f"model {name!r}: it needs a package that is not installed ({_in_a_line(cause)}). Install "
+                "it, or choose another model."
+            )
+        said = str(cause)
+        if isinstance(cause, UnpicklingError) or "weights_only" in said:
+            return UserError(
+                f"model {name!r}: a file of its weights (.bin) is damaged, or holds more than tensors, which "
+                "could run code. Fetch it again, or the model as .safetensors."
+            )
+        if isinstance(cause, MemoryError) or "allocate memory" in said or "out of memory" in said:
+            return UserError(
+                f"model {name!r}: there is not enough memory for it ({_in_a_line(cause)}). "
+                "Close other programs, use --quantize 4bit, or choose a smaller model."
+            )
     return None
+
+
+def _in_a_line(error: BaseException) -> str:
+    """An error's kind, and the beginning of what it says."""
+    said = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return f"{type(error).__name__}: {said[:_LONGEST]}{'…' if said[_LONGEST:] else ''}"
 
 
 def unreachable(source: Source) -> UserError:

@@ -13,6 +13,7 @@ from fedloom.data.encode import Tokens
 from fedloom.data.templates import special_tokens
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
+from fedloom.model.structure import positions_of
 from fedloom.observe.generate import generate
 from fedloom.runtimes.group import Group
 
@@ -102,6 +103,21 @@ def ends_of_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 
 def _ids(given: int | Sequence[int] | None) -> Sequence[int]:
     return () if given is None else (given,) if isinstance(given, int) else given
+
+
+def within_room(questions: Questions, model: PreTrainedModel, virtual: int = 0) -> Questions:
+    """The same questions, with answers no longer than the model has positions for behind the longest prompt.
+
+    Args:
+        questions: Of which each prompt leaves room for an answer.
+        model: Its weights are not looked at.
+        virtual: Virtual tokens before each prompt.
+    """
+    positions = positions_of(model)
+    if positions is None:
+        return questions
+    room = positions - virtual - max(map(len, questions.prompts))
+    return replace(questions, max_new_tokens=min(questions.max_new_tokens, max(room, 1)))
 
 
 def answer(

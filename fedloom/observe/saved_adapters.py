@@ -16,6 +16,7 @@ from fedloom.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from torch import Tensor, nn
 
     from fedloom.model.bank import Row
 
@@ -25,18 +26,6 @@ KINDS = ("LORA", "P_TUNING", "PROMPT_TUNING")
 """Kinds of adapters that run stacked, as PEFT names them."""
 
 _OF_RUNS = ("data_dir", "seed", "max_length", "prompt_format", "prompt_date")
-
-# Variants of LoRA that add more to a layer than the product BA.
-_PLAIN_LORA = {"use_dora": False, "bias": "none", "lora_bias": False, "trainable_token_indices": None}
-# They say where an adapter came from, or how it starts and trains; its function does not depend on them.
-_NOT_OF_THE_FUNCTION = (
-    "base_model_name_or_path",
-    "revision",
-    "peft_version",
-    "inference_mode",
-    "lora_dropout",
-    "init_lora_weights",
-)
 
 
 @dataclass(frozen=True)
@@ -136,25 +125,27 @@ def read_config(folder: Path) -> PeftConfig:
     """An adapter's configuration, ready to be put into a model.
 
     Raises:
-        UserError: It is damaged, or of a kind that does not run stacked.
+        UserError: It is damaged, or has something that does not run stacked.
     """
     from peft import PeftConfig
+
+    from fedloom.model.adapters.supported import check_config
 
     path = folder / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         kind = content["peft_type"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: is not the configuration of a PEFT adapter ({error})") from None
-    if kind not in KINDS:
-        raise UserError(f"{path}: peft_type is {kind}; fedloom runs {', '.join(KINDS)}")
-    config = PeftConfig.from_pretrained(str(folder))
+        if kind not in KINDS:
+            raise UserError(f"{path}: peft_type is {kind}; fedloom runs {', '.join(KINDS)}")
+        config = PeftConfig.from_pretrained(str(folder))
+    except UserError:
+        raise
+    except Exception as error:  # any value may be of any type
+        raise UserError(
+            f"{path}: is not the configuration of a PEFT adapter ({type(error).__name__}: {str(error)[:200]})"
+        ) from None
     config.inference_mode = False
-    if kind == "LORA":
-        for name, plain in _PLAIN_LORA.items():
-            value = getattr(config, name, plain)
-            if value != plain:
-                raise UserError(f"{path}: {name} is {value}; fedloom runs plain LoRA, with {name} {plain}")
+    check_config(config, str(path))
     # How virtual tokens are made in training is not saved, only the tokens.
     if kind == "PROMPT_TUNING":
         config.prompt_tuning_init = "RANDOM"
@@ -165,7 +156,13 @@ def read_config(folder: Path) -> PeftConfig:
 
 def same_function(config: PeftConfig) -> str:
     """A text that is equal for adapters that can run in one pass: those that differ in numbers alone."""
-    facts = {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_FUNCTION}
+    from fedloom.model.adapters.supported import NOT_OF_THE_FUNCTION
+
+    facts = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in NOT_OF_THE_FUNCTION and name != "init_lora_weights"
+    }
     return json.dumps(facts, sort_keys=True, default=lambda value: sorted(map(str, value)))
 
 
@@ -182,9 +179,36 @@ def read_row(folder: Path) -> Row:
     path = folder / TENSORS_FILE
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); save the adapter again with PEFT") from None
     return {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in tensors.items()}
+
+
+def without_copies(row: Row, expected: Row, model: nn.Module, folder: Path) -> Row:
+    """A row without the weights of the base that PEFT saves beside an adapted head or a resized vocabulary.
+
+    Args:
+        row: The adapter.
+        expected: One that belongs to the model.
+        model: The base, with or without weights, and with stacked adapters in it or not.
+        folder: Where the adapter lies, for the message.
+
+    Raises:
+        UserError: Such weights are others than the model's: then they belong to the adapter's function.
+    """
+    kept = {}
+    for name, held in row.items():
+        base = None if name in expected else _of_the_base(name, model)
+        if base is None:
+            kept[name] = held
+        elif base.is_floating_point() and not _same_weights(held, base):
+            raise UserError(
+                f"{folder}: the adapter brings weights of its own for "
+                f"{name.removeprefix('base_model.model.')}, {list(held.shape)} where the model has "
+                f"{list(base.shape)}: its vocabulary was resized, or its embedding trained. fedloom does not "
+                "run that; merge the adapter into its model with PEFT"
+            )
+    return kept
 
 
 def check_row(row: Row, expected: Row, folder: Path) -> None:
@@ -205,3 +229,26 @@ def check_row(row: Row, expected: Row, folder: Path) -> None:
                 f"{folder}: the adapter does not fit the model: {name} is {was or 'missing'} in the adapter, "
                 f"and {wanted or 'nowhere'} in the model; give the --model_name that it was trained on"
             )
+
+
+def _same_weights(held: Tensor, base: Tensor) -> bool:
+    """Whether two are the same but for the precision in which one of them was kept."""
+    import torch
+
+    if base.is_meta or held.shape != base.shape:
+        return held.shape == base.shape
+    return any(
+        torch.equal(held.to(base.device, dtype), base.to(dtype))
+        for dtype in (base.dtype, torch.bfloat16, torch.float16)
+    )
+
+
+def _of_the_base(name: str, model: nn.Module) -> Tensor | None:
+    """The tensor of the frozen base that a name in an adapter's file means, where it means one."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    path = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    parent, _, leaf = path.rpartition(".")
+    for there in (path, f"{parent}.base.{leaf}"):  # a stacked layer holds the frozen one as `base`
+        if there in parameters:
+            return parameters[there].detach()
+    return None

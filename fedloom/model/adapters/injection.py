@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
-from peft import PeftConfig, PeftType, get_peft_model
+from peft import PeftConfig, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
@@ -13,11 +11,9 @@ from transformers import PreTrainedModel
 
 from fedloom.model.adapters.heads import StackedLinear
 from fedloom.model.adapters.lora import StackedLora
-from fedloom.model.adapters.prompts import PROMPT
+from fedloom.model.adapters.supported import ADAPTER, build, trained
 from fedloom.model.bank import Row
 from fedloom.model.wave import Wave, replace_module
-
-_ADAPTER = "default"
 
 
 def inject(model: PreTrainedModel, config: PeftConfig, wave: Wave, seed: int) -> tuple[Row, int]:
@@ -31,17 +27,17 @@ def inject(model: PreTrainedModel, config: PeftConfig, wave: Wave, seed: int) ->
 
     Returns:
         The initial adapter (at least float32), and the number of virtual tokens before each sequence.
+
+    Raises:
+        UserError: Something of the adapter does not run stacked.
     """
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        # PEFT's layers are thrown away at once; what they warn of does not concern ours.
-        warnings.simplefilter("ignore")
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, config)
+        wrapped = build(model, config)
     initial = {
-        saved_name(name, config): p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
-        for name, p in wrapped.named_parameters()
-        if p.requires_grad
+        name: p.to(torch.promote_types(p.dtype, torch.float32), copy=True)
+        for name, p in trained(wrapped, config).items()
     }
     prefix = next((name for name, module in wrapped.named_modules() if module is model), "")
     for name, module in list(model.named_modules()):
@@ -49,7 +45,7 @@ def inject(model: PreTrainedModel, config: PeftConfig, wave: Wave, seed: int) ->
             stacked = StackedLora(
                 module.get_base_layer(),
                 f"{prefix}.{name}",
-                module.scaling[_ADAPTER],
+                module.scaling[ADAPTER],
                 config.lora_dropout,
                 wave,
             )
@@ -58,13 +54,6 @@ def inject(model: PreTrainedModel, config: PeftConfig, wave: Wave, seed: int) ->
             replace_module(model, name, _stacked_head(module.original_module, f"{prefix}.{name}", wave))
     model.requires_grad_(False)
     return initial, 0 if config.peft_type == PeftType.LORA else config.num_virtual_tokens
-
-
-def saved_name(name: str, config: PeftConfig) -> str:
-    """The name under which PEFT saves a parameter, from the one under which it trains it."""
-    if config.peft_type == PeftType.PROMPT_TUNING and name.startswith("prompt_encoder."):
-        return PROMPT
-    return name.replace(f".modules_to_save.{_ADAPTER}", "").replace(f".{_ADAPTER}", "")
 
 
 def _stacked_head(head: nn.Module, name: str, wave: Wave) -> nn.Module:
