@@ -22,8 +22,8 @@ from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import sgd
 from fedloom.config import UserError
 from fedloom.data.encode import Tokens
-from fedloom.model.adapters.injection import saved_name
 from fedloom.model.adapters.prompts import PROMPT
+from fedloom.model.adapters.supported import saved_name
 from fedloom.model.layout import Batch, Head
 from fedloom.model.packing import build_pack
 
