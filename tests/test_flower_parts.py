@@ -221,7 +221,7 @@ def test_no_answer_of_one_client_ends_the_federation(model, tmp_path, caplog):
     assert [row["clients_lost"] for row in after] == [[], [0], [0, 1]]
     assert [row["clients_left_out"] for row in after] == [[0], [0, 1], [0, 1]]
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert all(len(line) < 400 and line.isprintable() for line in said), said
+    assert all(len(line) < 500 and line.isprintable() for line in said), said
     assert "round 1: client 1's answer is refused: loss is 1000" in said[0]
     assert len([line for line in said if "client 1" in line and line.startswith("round")]) == 3
     alone = last_adapter(tmp_path / "test")
@@ -488,5 +488,5 @@ def test_strange_records_are_no_parcel():
     for text in ("{", "[" * 100_000, "9" * 5000, " " * 2**21):
         with pytest.raises(ValueError, match="not a message of fedloom") as why:
             from_records(RecordDict({"fedloom": ConfigRecord({"json": text})}))
-        assert len(str(why.value)) < 300
+        assert len(str(why.value)) < 400
     assert from_records(to_records(Parcel({"a": [1]}, b"xyz"))) == Parcel({"a": [1]}, b"xyz")

@@ -7,12 +7,13 @@ import json
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import InflatableObject
 
+from fedloom.display import shown
 from fedloom.runtimes.flower.parcel import Parcel
 
 _FACTS, _TENSORS = "fedloom", "fedloom-tensors"
 _STYPE = "safetensors"
 _MOST_FACTS = 2**20
-_MOST_TOLD = 200
+_MOST_TOLD = 300
 
 
 def to_records(parcel: Parcel) -> RecordDict:
@@ -48,10 +49,8 @@ def from_records(records: RecordDict) -> Parcel:
 
 
 def told(what: object) -> str:
-    """What a client sent, fit for a message or a log: one short line of characters that can be printed."""
-    text = str(what)
-    line = "".join(c if c.isprintable() else " " for c in text[:_MOST_TOLD])
-    return line if len(text) <= _MOST_TOLD else f"{line}… ({len(text)} characters)"
+    """What a client sent, as a message or a log repeats it."""
+    return shown(what, _MOST_TOLD)
 
 
 def bytes_on_the_wire(thing: InflatableObject) -> int:
