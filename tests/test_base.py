@@ -179,7 +179,12 @@ class TestLoad:
             ("ibert", 2, {}, "a ibert model computes in whole numbers"),
             ("t5", 2, {}, "a t5 model has an encoder and a decoder"),
             ("bart", None, {}, "a bart model has an encoder and a decoder"),
-            ("bart", None, {"is_encoder_decoder": False}, "a bart model reads a second input"),
+            (
+                "bart",
+                None,
+                {"is_encoder_decoder": False, "is_decoder": True},
+                "a bart model reads a second input",
+            ),
             ("vit", 2, {}, "a vit model has no head that classifies texts"),
             ("deberta-v2", None, {}, "a deberta-v2 encoder"),
         ],
