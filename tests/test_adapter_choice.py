@@ -132,15 +132,12 @@ def test_all_linear_is_every_linear_layer_but_the_head(make, everything):
     assert names == set(everything.split())
 
 
-def test_all_linear_leaves_whole_experts_out_and_says_so(caplog):
-    model = described("mixtral", **DECODER, num_local_experts=4, num_experts_per_tok=2)
+def test_all_linear_leaves_out_what_peft_takes_for_experts_and_says_so(caplog):
+    model = described("deepseek_v3", **{**DECODER, **LATENT})
     config = lora(model, r=2, alpha=4, dropout=0.0, target_modules="all-linear")
-    assert {name.rpartition(".")[2] for name in adapted(model, config)} == {
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    }
+    names = {name.rpartition(".")[2] for name in adapted(model, config)}
+    assert names == {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "q_a_proj", "q_b_proj"}
+    assert "without down_proj, gate_proj, up_proj" in caplog.text
 
 
 @pytest.mark.parametrize(

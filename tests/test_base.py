@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import (
     save_tiny_llama,
     tiny_bert,
@@ -16,13 +17,21 @@ from tiny import (
     tiny_tokenizer,
 )
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, OPTConfig, Qwen2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    OPTConfig,
+    Qwen2Config,
+)
 
 from fedloom.config import UserError
 from fedloom.model import base, source
 from fedloom.model.base import load_base, resolve_device
 from fedloom.model.layers import decoder_layers, layer_of
 
+WEIGHTS = "model.safetensors"
 SMOLLM2 = source.ALIASES["smollm2-135m"]
 
 
@@ -161,11 +170,35 @@ class TestLoad:
             load_base(str(tmp_path), device="cpu")
         assert load_base(str(tmp_path), device="cpu", num_labels=2).model.config.num_labels == 2
 
-    def test_a_broken_folder_is_the_users_to_mend(self, tmp_path):
-        save_tiny_llama(tmp_path)
-        (tmp_path / "model.safetensors").unlink()
-        with pytest.raises(UserError, match="cannot be loaded"):
-            load_base(str(tmp_path), device="cpu")
+    @pytest.mark.parametrize(
+        ("kind", "labels", "options", "words"),
+        [
+            ("rwkv", None, {}, "a rwkv model carries a state"),
+            ("mamba", None, {}, "a mamba model is made of state-space layers"),
+            ("xlnet", 2, {}, "a xlnet model reads a text in several orders"),
+            ("ibert", 2, {}, "a ibert model computes in whole numbers"),
+            ("t5", 2, {}, "a t5 model has an encoder and a decoder"),
+            ("bart", None, {}, "a bart model has an encoder and a decoder"),
+            (
+                "bart",
+                None,
+                {"is_encoder_decoder": False, "is_decoder": True},
+                "a bart model reads a second input",
+            ),
+            ("vit", 2, {}, "a vit model has no head that classifies texts"),
+            ("deberta-v2", None, {}, "a deberta-v2 encoder"),
+        ],
+    )
+    def test_a_kind_that_does_not_run_is_refused_before_weights_are_read(
+        self, kind, labels, options, words, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(base, "_load_model", lambda *args: pytest.fail("weights were read"))
+        AutoConfig.for_model(kind, **options).save_pretrained(tmp_path)
+        tiny_tokenizer().save_pretrained(tmp_path)
+        save_file({str(i): torch.ones(1) for i in range(99)}, tmp_path / WEIGHTS)
+        with pytest.raises(UserError, match=words) as told:
+            load_base(str(tmp_path), device="cpu", num_labels=labels)
+        assert "\n" not in str(told.value)
 
 
 class TestQuantize:
