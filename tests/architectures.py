@@ -69,6 +69,16 @@ _DELTA_NET = {
     "linear_conv_kernel_dim": 4,
     "layer_types": ["linear_attention", "full_attention"],
 }
+# Sparse attention: a token sees those alone that an indexer picks for it.
+_INDEX = {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 6, "layer_types": ["indexed_attention"] * 2}
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 _NEO = {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW, "num_layers": 2, "num_heads": 4}
 
 
@@ -102,6 +112,18 @@ def _encoder(model_type: str, *parts: Mapping[str, Any], **options: Any) -> Fact
 def _plain(model_type: str, **options: Any) -> Factory:
     """An architecture that has its own names for everything."""
     return _make({}, model_type, {"vocab_size": VOCABULARY, **options})
+
+
+def _multimodal(model_type: str, text: Factory, vision: Mapping[str, Any], **options: Any) -> Factory:
+    """A language model beside a vision tower; only text is given to it."""
+
+    def config() -> PretrainedConfig:
+        vision_config = {**_VISION, **vision}
+        return AutoConfig.for_model(
+            model_type, text_config=text(), vision_config=vision_config, initializer_range=0.2, **options
+        )
+
+    return config
 
 
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.2, **_IDS}
@@ -429,6 +451,64 @@ CAUSAL: dict[str, Factory] = {
         adapter_rank=4,
         use_mem_rope=True,
         use_mamba_kernels=False,
+    ),
+}
+
+CAUSAL |= {
+    "deepseek-v3.2": _decoder(
+        "deepseek_v32", _LATENT, _ROUTED, _GROUPS, _INDEX, head_dim=4, mlp_layer_types=["dense", "sparse"]
+    ),
+    "minimax-m3": _decoder(
+        "minimax_m3_vl_text",
+        _HEADS,
+        _LOCAL_EXPERTS,
+        dense_intermediate_size=48,
+        shared_intermediate_size=16,
+        index_block_size=4,
+        index_head_dim=8,
+        index_n_heads=2,
+        index_topk_blocks=2,
+        rotary_dim=4,
+        layer_types=["full_attention", "minimax_m3_sparse"],
+        mlp_layer_types=["dense", "sparse"],
+    ),
+    "kimi-linear": _decoder(
+        "kimi_linear",
+        _LATENT,
+        _EXPERTS,
+        _GROUPS,
+        head_dim=4,
+        n_shared_experts=1,
+        linear_head_dim=8,
+        linear_num_heads=4,
+        layer_types=["linear_attention", "full_attention"],
+        mlp_layer_types=["dense", "sparse"],
+    ),
+    "gemma-3, multimodal": _multimodal(
+        "gemma3",
+        CAUSAL["gemma-3"],
+        {},
+        mm_tokens_per_image=4,
+        image_token_index=319,
+        boi_token_index=318,
+        eoi_token_index=317,
+    ),
+    "llama-4, multimodal": _multimodal(
+        "llama4",
+        CAUSAL["llama-4"],
+        {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+        image_token_index=319,
+        boi_token_index=318,
+        eoi_token_index=317,
+    ),
+    "qwen-3.5, multimodal": _multimodal(
+        "qwen3_5",
+        CAUSAL["qwen-3.5"],
+        {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16},
+        image_token_id=319,
+        video_token_id=318,
+        vision_start_token_id=317,
+        vision_end_token_id=316,
     ),
 }
 

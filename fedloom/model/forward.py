@@ -119,7 +119,7 @@ class Forward:
     @property
     def pad_id(self) -> int:
         """Any valid token id that is the model's pad token where it has one."""
-        return self.model.config.pad_token_id or 0
+        return getattr(self.model.config, "pad_token_id", None) or 0
 
     @contextmanager
     def plainly(self, parameters: Mapping[str, Tensor], units: tuple[int, ...]) -> Iterator[PreTrainedModel]:
