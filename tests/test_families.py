@@ -170,6 +170,17 @@ def test_a_model_that_takes_no_prompts_says_so(name):
         make_stacked(base, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3, **sizes))
 
 
+@pytest.mark.parametrize("name", ["olmo", "olmo-2", "olmo-3", "deberta", "deberta-v3", "mixtral", "lfm-2"])
+def test_in_half_precision_a_model_runs_the_same_way(name):
+    base = build(name, torch.bfloat16)
+    model = make_stacked(base, lora(base), DATA)
+    assert way_of(model) == written_ways()[name]
+    loss = first_step(model, torch.float32).loss
+    whole = build(name, torch.float32)
+    expected = first_step(make_stacked(whole, lora(whole), DATA), torch.float32).loss
+    torch.testing.assert_close(loss, expected, rtol=0.1, atol=0.05)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_transformers_itself_does_not_do_is_told(name):
     families = {name: (CAUSAL[name], None) if name in CAUSAL else (ENCODERS[name], 2)}

@@ -79,7 +79,7 @@ def test_positions_are_those_that_a_text_can_use(make, positions):
 
 
 def test_answers_are_no_longer_than_there_is_room():
-    questions = Questions([[1] * 10, [1] * 12], ["1", "2"], 30)
+    questions = Questions([[1] * 10, [1] * 12], ["1", "2"], 30, end=2)
     assert within_room(questions, tiny_gpt2(n_positions=16)).max_new_tokens == 4
     assert within_room(questions, tiny_gpt2(n_positions=64)).max_new_tokens == 30
     assert within_room(questions, tiny_bloom()).max_new_tokens == 30

@@ -103,6 +103,7 @@ class StackedModel:
         wave = Wave()
         keep_backward(model)
         layers_name, layers = decoder_layers(model)
+        dtype = model.dtype  # in which it will rotate, whatever the trial computes in
         with torch.no_grad(), in_float32(model):
             clients = trial_clients(model, 0)
             first = torch.tensor([clients[0][0].sequences[0].ids] * 2, device=model.device)
@@ -119,7 +120,7 @@ class StackedModel:
                 )
                 plain = self._logits({}, clients, replace(self.layout, head=Head.MODEL, together=0))
             fuse(model)
-            self._forward.rotary = fusable_rotary(model, model.dtype)
+            self._forward.rotary = fusable_rotary(model, dtype)
             self.initial, virtual = inject(model, config, wave, seed) if config else ({}, 0)
             self.adapted = _by_layer(model, layers_name)
             for name, module in model.named_modules():
