@@ -39,7 +39,7 @@ def kind(*kinds):
 
 
 def test_without_faults_a_round_is_the_product_with_the_mixing_matrix(network):
-    peers = network(LINE)
+    peers = network(LINE, timeout=5.0)
     edges = np.array([(0, 1), (1, 2)])
     matrix = RoundMixing(edges, metropolis(edges, 3), np.ones(3, dtype=bool))
     bank = AdapterBank.stack([peers.rows[number] for number in LINE])
@@ -162,7 +162,7 @@ def test_whatever_is_lost_every_matrix_is_doubly_stochastic_in_the_end(network, 
 
 
 def test_messages_that_are_refused_are_counted_and_the_round_goes_on(network, caplog):
-    peers = network(LINE)
+    peers = network(LINE, timeout=5.0)
     nodes = peers.nodes()
     bad = peers.rows[3]
     peers.rows[3] = {name: t / 0 for name, t in bad.items()}
@@ -176,7 +176,7 @@ def test_messages_that_are_refused_are_counted_and_the_round_goes_on(network, ca
 
 
 def test_an_offer_of_a_round_that_is_over_is_refused(network):
-    peers = network(PAIR)
+    peers = network(PAIR, timeout=5.0)
     nodes = peers.nodes()
     peers.play(nodes, 1)
     nodes[2].begin(2)
@@ -194,7 +194,7 @@ def test_an_offer_of_a_round_that_is_over_is_refused(network):
 
 
 def test_rows_and_messages_are_counted_within_five_percent_of_each_other(network):
-    peers = network(PAIR)
+    peers = network(PAIR, timeout=5.0)
     row = {f"layer.{i}.lora_B.weight": torch.zeros(576, 4) for i in range(60)}
     peers.rows = dict.fromkeys(PAIR, row)
     peers.expected = Expected("run", Schema.of(row), 4, 2)
@@ -209,7 +209,7 @@ def test_rows_and_messages_are_counted_within_five_percent_of_each_other(network
 
 
 def test_the_audit_tells_what_does_not_hold_and_what_is_no_run(network, capsys, tmp_path):
-    peers = network(LINE)
+    peers = network(LINE, timeout=5.0)
     nodes = peers.nodes()
     peers.play(nodes, 1)
     assert run_audit(peers.folders())
@@ -229,7 +229,7 @@ def test_the_audit_tells_what_does_not_hold_and_what_is_no_run(network, capsys, 
 
 
 def test_every_pair_of_the_complete_graph_agrees(network):
-    peers = network(COMPLETE)
+    peers = network(COMPLETE, timeout=5.0)
     nodes = peers.nodes()
     peers.play(nodes, 1)
     for i, j in combinations(COMPLETE, 2):

@@ -239,7 +239,7 @@ def test_what_contradicts_what_was_said_before_is_refused_and_kept(network):
 
 
 def test_a_row_that_its_sender_has_not_signed_is_refused(network):
-    peers = network(PAIR)
+    peers = network(PAIR, timeout=5.0)
     node = peers.node(2, meet=False)
     liar, row = Liar(peers, 1), row_of(1)
     good = liar.statement(row)

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peer_network import VOICES, header_of, row_of
 from safetensors.torch import save
@@ -58,6 +58,7 @@ def test_a_row_of_several_dtypes_comes_back_as_it_was():
     assert all(torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in row.items())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_refused_and_nothing_worse(frame):
     with pytest.raises(MessageRefused):
@@ -66,6 +67,7 @@ def test_any_bytes_are_refused_and_nothing_worse(frame):
         EXPECTED.schema.unpack(frame)
 
 
+@settings(deadline=None)
 @given(header=st.binary(max_size=300), body=st.binary(max_size=300))
 def test_any_header_and_body_are_refused_and_nothing_worse(header, body):
     with pytest.raises(MessageRefused):
@@ -79,6 +81,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(FRAMES), st.sampled_from(sorted(header_of(FRAMES[0]))), JSON)
 def test_any_value_in_a_header_is_a_message_or_refused(frame, name, value):
     header = header_of(frame)
@@ -87,6 +90,7 @@ def test_any_value_in_a_header_is_a_message_or_refused(frame, name, value):
         assert decode(framed(header | {name: value}, body), EXPECTED, sender=2).sender == 2
 
 
+@settings(deadline=None)
 @given(st.sampled_from(FRAMES), st.data())
 def test_a_message_that_was_changed_on_the_way_is_a_message_or_refused(frame, data):
     changed = bytearray(frame)
