@@ -114,7 +114,7 @@ def test_the_audit_finds_every_matrix_doubly_stochastic(ring, capsys):
 
 
 def test_the_peers_are_nearer_to_each_other_than_without_mixing(ring, tmp_path, capsys):
-    common = ring.common.replace("--round_timeout 10", "--name ring --drop_link 0.9999999")
+    common = ring.common.replace("--round_timeout 10", "--name ring --drop_link 0.99")
     process = start(
         ["dfl", *common.split(), "--out_dir", str(tmp_path), "--exp_name", "alone"], tmp_path / "log"
     )
