@@ -20,7 +20,7 @@ from fedloom.client.work import Schedule
 from fedloom.config import FedConfig, Run, UserError
 from fedloom.data.example import Splits
 from fedloom.data.randomness import derive_seed
-from fedloom.data.tasks import TASKS
+from fedloom.data.tasks import TASKS, Task
 from fedloom.federation.focus import Focus
 from fedloom.federation.priority import Projection
 from fedloom.model.adapters import choice
@@ -90,12 +90,7 @@ def build(
     ready: list[tuple[Encoded, PeftConfig]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
-        data = encode_data(config, task, splits, holdings.deal, tokenizer)
-        virtual = 0 if config.peft == "lora" else config.virtual_tokens
-        texts = [tokens.ids for tokens in (*data.train, *data.validation)]
-        check_fit(structure, tokenizer, texts, max_length=config.max_length, virtual=virtual)
-        if data.questions:
-            data = replace(data, questions=within_room(data.questions, structure, virtual))
+        data = fitting_data(config, task, splits, holdings, tokenizer, structure)
         adapter = _adapter(config, structure)
         check_adapter(structure, adapter)
         ready.append((data, adapter))
@@ -127,6 +122,28 @@ def build(
         focus=_focus(config, model) if config.train_mode == "fedGradFocus" else None,
         group=group,
     )
+
+
+def fitting_data(
+    config: FedConfig,
+    task: Task,
+    splits: Splits,
+    holdings: Holdings,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+) -> Encoded:
+    """Examples as token ids that a model can read; its weights are not looked at.
+
+    Raises:
+        UserError: They do not fit the model, or nothing is left of them.
+    """
+    data = encode_data(config, task, splits, holdings.deal, tokenizer)
+    virtual = 0 if config.peft == "lora" else config.virtual_tokens
+    texts = [tokens.ids for tokens in (*data.train, *data.validation)]
+    check_fit(model, tokenizer, texts, max_length=config.max_length, virtual=virtual)
+    if data.questions:
+        data = replace(data, questions=within_room(data.questions, model, virtual))
+    return data
 
 
 def _load(config: FedConfig, before_weights: BeforeWeights) -> BaseModel:

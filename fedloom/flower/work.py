@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedloom.build import Parts, build
-from fedloom.build_data import EVERYBODYS, Encoded, Holdings, encode_data
+from fedloom.build import Parts, build, fitting_data
+from fedloom.build_data import EVERYBODYS, Encoded, Holdings
 from fedloom.client.work import plan_work
 from fedloom.config import FedConfig, UserError
 from fedloom.config_flower import FlowerConfig
@@ -111,8 +111,8 @@ def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Standing:
         _standing = _Standing(options, resolved, parts, {path: parts.data})
     elif path not in _standing.data:
         task, holdings = TASKS[fed.data_name], EVERYBODYS if path is None else _own(path)
-        splits = holdings.load(fed, task)
-        _standing.data[path] = encode_data(fed, task, splits, holdings.deal, _standing.parts.tokenizer)
+        splits, parts = holdings.load(fed, task), _standing.parts
+        _standing.data[path] = fitting_data(fed, task, splits, holdings, parts.tokenizer, parts.model.model)
     return _standing
 
 

@@ -97,7 +97,6 @@ def check_weights(
     lacking = {tensor for tensor in report["missing_keys"] if tensor in parameters}
     shapes = {tensor: (tuple(found), tuple(wanted)) for tensor, found, wanted in report["mismatched_keys"]}
     shapes |= _quantised_shapes(model)
-    _check_unused(model, report["unexpected_keys"], name)
     new = _drawable(model, sorted(lacking | shapes.keys())) if classify else set()
     wrong = {tensor: shape for tensor, shape in shapes.items() if tensor not in new}
     if lacking - new or wrong:
@@ -105,6 +104,7 @@ def check_weights(
             f"model {name!r}: {_what_is_wrong(sorted(lacking - new), wrong, len(parameters))}. "
             f"{_advice(model, lacking - new, wrong, report['unexpected_keys'])}"
         )
+    _check_unused(model, report["unexpected_keys"], name)
     drawn = _drawn(model, sorted(new), shapes, name)
     # Buffers, and what has the same value wherever it is made, such as a norm's ones.
     set_here = {
