@@ -133,6 +133,7 @@ def test_a_number_is_read_however_it_is_written(written, number):
         (r"\boxed{4}. The answer is 5.", "5"),
         ("The answer is 3 + 4 = 7, not 8.", "7"),
         ("The answer is 3 + 4.", None),
+        ("The answer is 7 = 3 + 4.", "7"),
         ("The answer is: **42**", "42"),
         ("x = - 5", "-5"),
         ("10 - 5", "5"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from decimal import Decimal
+from itertools import pairwise
 
 from fedloom.data.quantities import Number, Quantity, numbers_in, plain
 from fedloom.data.units import same_unit, unit_after, unit_of
@@ -145,19 +146,14 @@ def _final(text: str) -> Number | None:
         found = _boxed(text[last.end() :])
         end = last.end() + len(_braced(text[last.end() :]))
         return None if found is None else Number(last.start(), end, found.value, found.unit)
-    number = None
-    result = True
-    for following in numbers_in(text):
-        if following.start < last.end():
-            continue
-        if number is not None:
-            between = text[number.end : following.start]
-            joined, equal = _OPERATOR.fullmatch(between), _EQUALS.fullmatch(between)
-            if not joined and not equal:
-                break
-            result = bool(equal)
-        number = following
-    return number if result else None
+    after = [number for number in numbers_in(text) if number.start >= last.end()]
+    for place, (number, following) in enumerate(pairwise(after)):
+        between = text[number.end : following.start]
+        if _EQUALS.fullmatch(between):
+            return following if place else number
+        if not _OPERATOR.fullmatch(between):
+            return None if place else number
+    return after[0] if len(after) == 1 else None
 
 
 def _boxed(text: str) -> Quantity | None:
