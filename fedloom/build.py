@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,9 @@ from fedloom.model.adapters import choice
 from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.base import BaseModel, check_model_name, check_quantize, load_base, resolve_device
 from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.source import locate
 from fedloom.model.stacked import StackedModel
+from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens, note_model
 from fedloom.runtimes.group import ALONE, Group
 
 ADAMW_WEIGHT_DECAY = 0.01
@@ -55,13 +58,17 @@ class Parts:
 
 
 def build(
-    config: FedConfig, group: Group = ALONE, holdings: Holdings = EVERYBODYS
+    config: FedConfig,
+    group: Group = ALONE,
+    inputs: Inputs | None = None,
+    holdings: Holdings = EVERYBODYS,
 ) -> tuple[FedConfig, Parts]:
     """Make the parts of a run, cheap and fallible things first.
 
     Args:
         config: What the user wants.
         group: The run's processes.
+        inputs: Is told the digests of what is read.
         holdings: Whose data this process has; all clients' where they live in it.
 
     Returns:
@@ -70,6 +77,7 @@ def build(
     Raises:
         UserError: A mistake of the user, before any weights are read.
     """
+    inputs = inputs or Inputs()
     check(config)
     if group.size > 1 and config.train_mode == "local":
         raise UserError(
@@ -80,14 +88,19 @@ def build(
     check_quantize(config.quantize, resolve_device(config.device))
     task = TASKS[config.data_name]
     splits = holdings.load(config, task)
+    inputs.note("training data", digest_of_examples([splits.train]))
+    inputs.note("validation data", digest_of_examples([splits.validation]))
     holdings.deal(config, len(splits.train))  # too many clients: say so now
     check_model_name(config.model_name, config.token)
     encoded: list[Encoded] = []
 
     def encode_first(tokenizer: PreTrainedTokenizerBase) -> None:
         encoded.append(encode_data(config, task, splits, holdings.deal, tokenizer))
+        inputs.note("tokens of the data", digest_of_tokens([encoded[0].train, encoded[0].validation]))
+        inputs.check()
 
-    base = _load(config, encode_first)
+    with base_noted(inputs, config.model_name):
+        base = _load(config, encode_first)
     (data,) = encoded
     model = _stack(config, base, data)
     resolved = replace(
@@ -111,6 +124,27 @@ def build(
         focus=_focus(config, model) if config.train_mode == "fedGradFocus" else None,
         group=group,
     )
+
+
+@contextmanager
+def base_noted(inputs: Inputs, name: str) -> Iterator[None]:
+    """Take down the base model's digests, where it can be before it is loaded, and check all that there are.
+
+    Args:
+        inputs: Is told.
+        name: Of the model.
+
+    Raises:
+        UserError: It, or something taken down before, is not what the run began with.
+    """
+    here = locate(name)
+    if here.local:
+        note_model(inputs, Path(here.location), here.gguf_file)
+    inputs.check()
+    yield
+    if not here.local and (here := locate(name)).local:  # it has been downloaded
+        note_model(inputs, Path(here.location), here.gguf_file)
+        inputs.check()
 
 
 def _load(config: FedConfig, with_tokenizer: Callable[[PreTrainedTokenizerBase], None]) -> BaseModel:

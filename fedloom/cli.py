@@ -24,12 +24,14 @@ from fedloom.config_peers import DflConfig, SplitConfig, TopologyConfig, ViewCon
 from fedloom.config_report import ReportConfig
 from fedloom.options import did_you_mean
 from fedloom.parsing import help_text, parse
+from fedloom.runtimes.signals import Terminated, ended_by_sigterm
 from fedloom.startup import prepare_process
 from fedloom.torchrun import place, tells
 
 EXIT_DOES_NOT_HOLD = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `fedloom` with the words of `argv` (by default the process's own) and return the exit status.
 
     0: done. 1: an audit found that something does not hold. 2: a mistake of the user, told on stderr in one
-    message. 130: interrupted.
+    message. 130: interrupted. 143: terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -197,15 +199,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fedloom {_version()}")
         return 0
     try:
-        return _dispatch(words[0], words[1:])
+        with ended_by_sigterm():
+            return _dispatch(words[0], words[1:])
     except UserError as error:
         if tells(error):
             print(f"fedloom: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
         if place().leads:
-            print("fedloom: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+            print(f"fedloom: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
 
 
 def _dispatch(name: str, words: Sequence[str]) -> int:

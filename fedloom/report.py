@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from fedloom.config import UserError
-from fedloom.observe.atomic import write_atomically
 from fedloom.observe.record import read_runs
 from fedloom.observe.report.groups import group_runs
 from fedloom.observe.report.page import page
+from fedloom.runs.files import write_atomically
 
 
 def run_report(*, runs: Sequence[str], output: str) -> None:

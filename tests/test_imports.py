@@ -31,6 +31,7 @@ LEVELS = [
         "parsing",
     },
     {"data"},
+    {"runs"},
     {"model"},
     {"client"},
     {"federation"},

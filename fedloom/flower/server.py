@@ -15,10 +15,11 @@ from fedloom.build_data import EVERYBODYS, SERVERS
 from fedloom.config import FedConfig, UserError
 from fedloom.config_flower import FlowerConfig
 from fedloom.flower.run_config import from_run_config
-from fedloom.observe.checkpoint import latest_checkpoint, open_run, write_run_config
-from fedloom.parsing import RUN_CONFIG, read_options
+from fedloom.observe.checkpoint import latest_checkpoint
+from fedloom.observe.run_folder import Opened, opened, write_run_config
 from fedloom.rounds import Afar, Progressed, play_round
 from fedloom.run import drive, write_held
+from fedloom.runs.inputs import Inputs
 from fedloom.runtimes.flower.apps import make_server_app
 from fedloom.runtimes.flower.courier import Courier, Delivery
 from fedloom.runtimes.flower.fleet import Fleet
@@ -36,20 +37,27 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
     prepare_process()
     wanted = from_run_config(run_config)
     folder = run_folder(wanted)
-    wanted = _as_before(wanted, folder) if wanted.resume else wanted
-    checkpoint = open_run(folder, wanted.of_the_run)
+    with opened(folder, wanted.of_the_run) as run:
+        _run(grid, wanted, folder, run)
+    print(f"Adapter: {latest_checkpoint(folder)}")
+
+
+def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig]) -> None:
+    inputs = Inputs(run.inputs)
     holdings = EVERYBODYS if wanted.client_data is None else SERVERS
-    config, parts = build(wanted.of_the_run, holdings=holdings)
+    config, parts = build(run.config, inputs=inputs, holdings=holdings)
     fleet = Fleet(
         grid, Parcel(), partial(_admit, digest(parts.model.initial), wanted.client_num), wanted.join_timeout
     )
     fleet.wait_for(wanted.client_num, wanted.clients_needed, strict=True)
-    _write_down(folder, config, parts, wanted)
+    found = versions() | {"flwr": version("flwr")}
+    write_run_config(folder, config, found, device_name(parts.model.device), inputs.found)
+    if wanted.client_data is None:
+        write_held(folder, parts)
     federation = _Federation(
         config, parts, fleet, Courier(fleet, wanted.round_timeout), wanted.clients_needed
     )
-    drive(config, parts, folder, checkpoint, federation.play)
-    print(f"Adapter: {latest_checkpoint(folder)}")
+    drive(config, parts, folder, run.checkpoint, federation.play)
 
 
 @dataclass(frozen=True)
@@ -97,23 +105,6 @@ def _admit(adapter: str, client_num: int, answer: Parcel) -> int:
             "their adapters differ in names or shapes"
         )
     return client
-
-
-def _as_before(config: FlowerConfig, folder: Path) -> FlowerConfig:
-    """What `auto` turned out to be when the run began."""
-    path = folder / RUN_CONFIG
-    saved = read_options(path, FedConfig) if path.is_file() else {}
-    auto = {
-        name: saved[name] for name in ("dtype", "wave_tokens") if getattr(config, name) == "auto" and saved
-    }
-    return replace(config, **auto)
-
-
-def _write_down(folder: Path, config: FedConfig, parts: Parts, wanted: FlowerConfig) -> None:
-    found = versions() | {"flwr": version("flwr")}
-    write_run_config(folder, config, found, device_name(parts.model.device))
-    if wanted.client_data is None:
-        write_held(folder, parts)
 
 
 app = make_server_app(serve)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.data.encode import Tokens
-from fedloom.observe.atomic import write_atomically
+from fedloom.runs.files import write_atomically
 
 CLIENTS_FILE = "clients.json"
 NO_LABEL = "no label"

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from fedloom.config import UserError
-from fedloom.observe.atomic import write_atomically
+from fedloom.runs.files import write_atomically
 
 EVAL_FILE = "eval.json"
 PREDICTIONS_FILE = "predictions.jsonl"
