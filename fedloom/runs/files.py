@@ -63,10 +63,11 @@ def writing(path: Path, then: str = GO_ON) -> Iterator[None]:
 
 def _refused(path: Path, number: int | None, said: str, then: str) -> CannotWrite:
     reason = os.strerror(number) if number else said
-    first = _FIRST.get(number or 0, "see to it")
+    first = _FIRST.get(number or 0)
+    what_to_do = f"{first}, then {then}" if first else then
     # The name that the file will have, not the one that it has until it is whole.
     name = Path(*(part.removeprefix(TEMPORARY) for part in path.parts))
-    return CannotWrite(f"{name} cannot be written ({reason}); {first}, then {then}")
+    return CannotWrite(f"{name} cannot be written ({reason}); {what_to_do}")
 
 
 def _number_of_safetensors(error: Exception) -> int | None:
@@ -78,12 +79,12 @@ def _number_of_safetensors(error: Exception) -> int | None:
     return int(found[1])
 
 
-def write_atomically(path: Path, text: str, *, private: bool = False, then: str = GO_ON) -> None:
-    """Replace `path` by a file that holds `text`; a reader sees the old content or the new one.
+def write_atomically(path: Path, content: str | bytes, *, private: bool = False, then: str = GO_ON) -> None:
+    """Replace `path` by a file with this content; a reader sees the old content or the new one.
 
     Args:
         path: The file.
-        text: Its new content.
+        content: Its new content; text becomes UTF-8.
         private: Whether only this user may read it, as befits what tells of persons.
         then: What to do once the file can be written.
 
@@ -96,7 +97,7 @@ def write_atomically(path: Path, text: str, *, private: bool = False, then: str 
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
         try:
             with open(descriptor, "wb") as file:
-                file.write(text.encode("utf-8"))
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -144,33 +145,27 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_output(path: Path, option: str = "output") -> None:
+def check_output(path: Path, example: str) -> None:
     """Make sure that a file may be made, or replaced: only an ordinary file is ever replaced.
 
     Not a folder, a device or a pipe; and not a link, which may lead out of the folder that the user sees.
 
     Args:
-        path: Where it goes.
-        option: The option that gave it, for the message.
+        path: Where the option `output` wants it.
+        example: A name for such a file, for the message.
 
     Raises:
-        UserError: There is something else, or no folder for it.
+        UserError: There is something else.
     """
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        if not path.parent.is_dir():
-            raise UserError(
-                f"{option}: there is no folder {path.parent}; make it, or choose another place"
-            ) from None
         return
     except OSError as error:
-        raise UserError(f"{option}: cannot look at {path} ({error.strerror}); choose another place") from None
+        raise UserError(f"output: cannot look at {path} ({error.strerror}); choose another place") from None
     if stat.S_ISDIR(mode):
-        raise UserError(f"{option}: {path} is a folder; name a file in it, such as {path / 'report.html'}")
+        raise UserError(f"output: {path} is a folder; name a file in it, such as {path / example}")
     if stat.S_ISLNK(mode):
-        raise UserError(
-            f"{option}: {path} is a link to {os.readlink(path)}; name that file itself, or another one"
-        )
+        raise UserError(f"output: {path} is a link to {os.readlink(path)}; name that file, or another one")
     if not stat.S_ISREG(mode):
-        raise UserError(f"{option}: {path} is no ordinary file, and is not replaced; choose another name")
+        raise UserError(f"output: {path} is no ordinary file and is not replaced; choose another name")
