@@ -1,18 +1,19 @@
 """The loop over rounds when a round comes to nothing, the disk is full, or files are not as they were."""
 
 import json
+import logging
 import math
-import resource
 import signal
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
+from full_disk import files_up_to
 
 from fedloom import loop
 from fedloom.config import UserError
 from fedloom.federation.server import Diverged
+from fedloom.logfile import logging_to
 from fedloom.loop import Pace, Regime
 from fedloom.observe.checkpoint import intact_checkpoint, load_state, save_checkpoint
 from fedloom.observe.rows import read_rows
@@ -154,17 +155,6 @@ def test_rows_are_unique_and_complete_or_the_run_says_so(folder, capsys, spoil, 
     assert json.loads((folder / "summary.json").read_text()).get("rounds_without_metrics", 0) == missing
 
 
-@contextmanager
-def files_up_to(size):
-    """A limit on the size of files: writing fails as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize(
     "numbers, size, file", [(4000, 9000, "tensors.safetensors"), (4, 600, "metrics.jsonl")]
 )
@@ -184,3 +174,16 @@ def test_a_full_disk_is_one_message_where_tensorboard_writes_too(folder, capsys)
     with files_up_to(800), pytest.raises(CannotWrite, match=r"events.* cannot be written"):
         drive(folder, regime(), rounds=100, report_to="tensorboard", save_every=99)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_log_that_a_full_disk_ends_says_so_once(tmp_path, capsys):
+    log = logging.getLogger("fedloom.x")
+    with logging_to(tmp_path / "a.log"):
+        log.info("before")
+        with files_up_to(20):
+            for _ in range(9):
+                log.info("a line that there is no room for")
+    said = capsys.readouterr().err
+    assert said.count("a.log cannot be written (File too large)") == said.count("\n") == 1
+    with pytest.raises(CannotWrite, match=r"choose another --log_path"), logging_to(tmp_path):
+        pass

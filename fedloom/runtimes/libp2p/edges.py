@@ -25,6 +25,7 @@ from typing import Any
 
 from fedloom.federation.neighbours import edge_weight
 from fedloom.model.bank import Row
+from fedloom.runs.files import CannotWrite
 from fedloom.runtimes.libp2p.journal import Journal, Key
 from fedloom.runtimes.libp2p.messages import Message, Verdict
 from fedloom.runtimes.libp2p.schema import MessageRefused
@@ -54,6 +55,7 @@ class Edges:
         opened: The round whose rows are being exchanged, if any.
         unthanked: Commits that the other end has not confirmed.
         ready_at: Since when this peer has been ready.
+        failure: Why what was said or heard could not be kept: the disk is full, not a neighbour lost.
     """
 
     def __init__(self, wire: Wire, journal: Journal, shelf: Shelf) -> None:
@@ -68,6 +70,7 @@ class Edges:
         self.opened: Open | None = None
         self.unthanked: set[Key] = set()
         self.ready_at: dict[Key, float] = {}
+        self.failure: CannotWrite | None = None
         self._answering: dict[Key, asyncio.Task[bool]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -140,6 +143,8 @@ class Edges:
             self.wire.counts.refuse(peer, error)
             with suppress(*LOST):
                 await self.wire.send(stream, "passed", error.round)
+        except CannotWrite as error:
+            self._fail(error)
         except LOST:
             pass
         finally:
@@ -216,9 +221,25 @@ class Edges:
             await talk(peer, *about)
         except MessageRefused as error:
             self.wire.counts.refuse(peer, error)
+        except CannotWrite as error:
+            self._fail(error)
+            return False
         except LOST:
             return False
         return True
+
+    def check(self) -> None:
+        """Raise what has kept anything that was said or heard from being kept.
+
+        Raises:
+            CannotWrite: The disk is full, or may not be written.
+        """
+        if self.failure is not None:
+            raise self.failure
+
+    def _fail(self, error: CannotWrite) -> None:
+        self.failure = error
+        self.wire.wake()
 
     def spawn(self, talk: Talk, peer: int, *about: Any) -> asyncio.Task[bool]:
         """Attempt something while other things go on."""

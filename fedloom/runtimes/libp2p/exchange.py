@@ -77,6 +77,7 @@ class Exchange:
             round_: Which round, from 1.
             row: What this peer trained, and saved.
         """
+        self.edges.check()
         opened = self.edges.opened = Open(round_, row, time.monotonic())
         offers = {
             peer: self.edges.spawn(self.edges.keep_offering, peer, opened)
@@ -87,6 +88,7 @@ class Exchange:
         while waited := [peer for peer in self.neighbours if self._waited_for(peer, opened)]:
             ends = min(self._deadline(peer, opened) for peer in waited)
             await self.wire.change(max(0.0, ends - time.monotonic()))
+            self.edges.check()
         self.edges.opened = None
         for peer in self.neighbours:
             if (round_, peer) not in self.journal.decisions:
@@ -110,6 +112,7 @@ class Exchange:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.edges.attempt(self.edges.settle, peer), left)
             await self.wire.change(min(left, RETRY_SECONDS))
+            self.edges.check()
 
     def _give_up(self, key: Key) -> None:
         """Decide `out` where this side may: the lower number always, the higher one before it is ready."""
