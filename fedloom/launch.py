@@ -82,6 +82,6 @@ def build_together(
 
 
 def recall(folder: Path, group: Group) -> RunRecord:
-    """What the run has left, read by rank 0, whose folder it is."""
-    own = vars(read_run(folder)) | {"folder": None} if group.rank == 0 else None
+    """What the run has left, read by rank 0, whose folder it is; what judged it before is not of it."""
+    own = vars(read_run(folder, judged=False)) | {"folder": None} if group.rank == 0 else None
     return RunRecord(**{**group.share(own or {}), "folder": folder})

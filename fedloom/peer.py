@@ -68,7 +68,7 @@ def run_peer(config: PeerConfig) -> RunRecord:
             joined(network, daemon, folder, number, neighbors, _expected(config, parts), timeout) as node,
         ):
             drive(resolved, parts, node, folder)
-    return read_run(folder)
+    return read_run(folder, judged=False)
 
 
 def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Standing:

@@ -54,11 +54,12 @@ def resume(place, rounds):
 
 @pytest.fixture
 def copy(place, tmp_path):
-    """The same place elsewhere, to be spoiled: its config.yaml names the paths there."""
-    shutil.copytree(place, tmp_path / "copy")
-    saved = tmp_path / "copy" / "runs" / "run" / "config.yaml"
-    saved.write_text(saved.read_text().replace(str(place), str(tmp_path / "copy")))
-    return tmp_path / "copy"
+    """The place, to be spoiled; afterwards it is as it was."""
+    shutil.copytree(place, tmp_path / "before")
+    yield place
+    for path in place.iterdir():
+        shutil.rmtree(path)
+    shutil.copytree(tmp_path / "before", place, dirs_exist_ok=True)
 
 
 def other_tokens(place):
@@ -93,8 +94,27 @@ def test_other_inputs_than_the_run_began_with_are_refused(copy, capsys, spoil, t
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_the_same_inputs_elsewhere_are_the_same(copy):
+def test_the_same_inputs_written_again_are_the_same(copy):
+    write(copy / "data" / "train.jsonl", problems(ROWS))
+    save_tiny_llama(copy / "model")
     assert resume(copy, 3) == 0
+
+
+@pytest.mark.parametrize(
+    "spoil, told",
+    [
+        (lambda text: text.replace("lr: 0.0005", "lr: 0.0006"), "has another value"),
+        (lambda text: text.split("run:")[0], "its end is missing"),
+    ],
+)
+def test_options_are_those_that_were_written(copy, capsys, spoil, told):
+    """Edited by hand, or cut off: a missing option would silently be the default."""
+    saved = copy / "runs" / "run" / "config.yaml"
+    whole = saved.read_text()
+    saved.write_text(spoil(whole))
+    assert resume(copy, 3) == 2 and told in capsys.readouterr().err
+    saved.write_text(whole.replace("max_steps: 2", "max_steps: 3"))
+    assert main(f"fed --exp_name run --out_dir {copy}/runs --resume".split()) == 0, "a free one may change"
 
 
 def test_a_run_without_digests_goes_on_with_a_warning(copy, caplog):

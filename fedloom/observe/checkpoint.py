@@ -82,7 +82,7 @@ def save_checkpoint(
             # On a full disk the space is needed; and what is unfinished is of no use to anybody.
             remove(temporary)
             raise
-    for older in _complete(checkpoints)[1:]:
+    for older in _complete(folder)[1:]:
         if _round_of(older) < round_:
             _drop_state(older)
     return final
@@ -90,26 +90,32 @@ def save_checkpoint(
 
 def drop_older_states(folder: Path, proven: int) -> None:
     """Let checkpoints keep their adapter alone that are older than the last one up to round ``proven``."""
-    good = [path for path in _complete(folder / "checkpoints") if _round_of(path) <= proven]
+    good = [path for path in _complete(folder) if _round_of(path) <= proven]
     for path in good[:-1]:
         _drop_state(path)
 
 
 def drop_unproven_states(folder: Path, proven: int) -> None:
     """Let a run go on from round ``proven`` or before: what came later has led to nothing finite."""
-    for path in _complete(folder / "checkpoints"):
+    for path in _complete(folder):
         if _round_of(path) > proven:
             _drop_state(path)
 
 
 def oldest_state(folder: Path) -> int:
     """The round of the oldest checkpoint that has a state; 0 where none has."""
-    return min(map(_round_of, _complete(folder / "checkpoints")), default=0)
+    return min(map(_round_of, _complete(folder)), default=0)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint of a run's folder that can be resumed from, or None."""
-    return next(reversed(_complete(folder / "checkpoints")), None)
+    return next(reversed(_complete(folder)), None)
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """All checkpoints of a run's folder, the oldest first; those that have no state any more too."""
+    found = (folder / "checkpoints").iterdir() if (folder / "checkpoints").is_dir() else ()
+    return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=_round_of)
 
 
 def intact_checkpoint(folder: Path) -> Path | None:
@@ -120,7 +126,7 @@ def intact_checkpoint(folder: Path) -> Path | None:
     Raises:
         UserError: There are checkpoints, and all are damaged.
     """
-    complete = _complete(folder / "checkpoints")
+    complete = _complete(folder)
     for place, path in reversed(list(enumerate(complete))):
         try:
             load_state(path)
@@ -193,11 +199,9 @@ def _kind(t: torch.Tensor | None) -> str:
     return "missing" if t is None else f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
 
 
-def _complete(checkpoints: Path) -> list[Path]:
-    """The checkpoints that have a state, the oldest first."""
-    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
-    complete = [path for path in found if _NAME.fullmatch(path.name) and (path / "state").is_dir()]
-    return sorted(complete, key=_round_of)
+def _complete(folder: Path) -> list[Path]:
+    """The checkpoints of a run that have a state, the oldest first."""
+    return [path for path in checkpoints_of(folder) if (path / "state").is_dir()]
 
 
 def _round_of(checkpoint: Path) -> int:

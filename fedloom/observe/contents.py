@@ -6,6 +6,8 @@ not known are left alone, since another version may have them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from fedloom.runs.reading import Damaged
 Check = Callable[[Any], bool]
 """Whether a value is what it must be."""
 
+OPTIONS_DIGEST = "options"
+"""What the record in config.yaml calls the digest of `digest_of_options`."""
 OPTIONS = {"fed": FedConfig, "dfl": DflConfig, "peer": PeerConfig}
 MOST_LAYERS = 10_000
 
@@ -124,11 +128,30 @@ def check_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             raise Damaged(path, f"round {before}: a layer is selected that has no score")
 
 
-def check_options(path: Path, content: dict[str, Any], command: str) -> None:
+def command_of(options: Mapping[str, Any]) -> str:
+    """The command that has these options: `fed`, `dfl` or `peer`."""
+    if "neighbors" in options:
+        return "peer"
+    return "dfl" if "model_checkpoint" in options else "fed"
+
+
+def digest_of_options(content: Mapping[str, Any], command: str) -> str:
+    """Digest of the options in config.yaml that a round depends on.
+
+    Args:
+        content: What the file holds.
+        command: Whose options they are.
+    """
+    free = {option.name for option in options(OPTIONS[command]) if option.free} | {RUN_RECORD}
+    kept = {name: value for name, value in content.items() if name not in free}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def check_options(path: Path, content: Mapping[str, Any], command: str) -> None:
     """Make sure of the options in config.yaml, and of what it says beside them.
 
     Raises:
-        Damaged: A value breaks its rule.
+        Damaged: A value breaks its rule, or is not the one that was written.
     """
     kinds = {option.name: option.allows for option in options(OPTIONS[command])}
     check_known(path, content, kinds)
@@ -139,6 +162,14 @@ def check_options(path: Path, content: dict[str, Any], command: str) -> None:
         and all(map(is_text, record.get("versions", {})))
     ):
         raise Damaged(path, f"{RUN_RECORD} is no record of versions and device")
+    if record is None:
+        raise Damaged(path, f"its end is missing, with the record {RUN_RECORD}")
+    if record.get(OPTIONS_DIGEST, digest := digest_of_options(content, command)) != digest:
+        raise Damaged(
+            path,
+            "an option that rounds depend on has another value than when the run began",
+            "put the value back, or take another --exp_name",
+        )
 
 
 def check_peers(folder: Path, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

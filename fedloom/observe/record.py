@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fedloom.observe.contents import (
     check_peers,
     check_rows,
     check_verdicts,
+    command_of,
 )
 from fedloom.observe.rows import METRICS_FILE, SUMMARY_FILE, read_rows
 from fedloom.parsing import RUN_CONFIG, RUN_RECORD
@@ -121,8 +122,12 @@ def read_runs(folders: Sequence[str]) -> list[RunRecord]:
     return [read_run(path) for path in paths]
 
 
-def read_run(folder: str | Path) -> RunRecord:
+def read_run(folder: str | Path, *, judged: bool = True) -> RunRecord:
     """Read one run, one that has ended or one that still goes on.
+
+    Args:
+        folder: The run's.
+        judged: Whether to read what `fedloom eval` left there too.
 
     Raises:
         UserError: The folder is no run, has no metrics yet, or a file in it is damaged.
@@ -144,12 +149,11 @@ def read_run(folder: str | Path) -> RunRecord:
             f"{folder / METRICS_FILE} has no rows, the run has done nothing yet; "
             "leave it out, or wait for its first round"
         )
-    summary, clients, judged = (
-        read_mapping(folder / name) for name in (SUMMARY_FILE, CLIENTS_FILE, EVAL_FILE)
-    )
+    summary, clients = (read_mapping(folder / name) for name in (SUMMARY_FILE, CLIENTS_FILE))
+    verdicts = read_mapping(folder / EVAL_FILE) if judged else {}
     check_known(folder / SUMMARY_FILE, summary, SUMMARY)
     check_clients(folder / CLIENTS_FILE, clients)
-    check_verdicts(folder / EVAL_FILE, judged)
+    check_verdicts(folder / EVAL_FILE, verdicts)
     return RunRecord(
         folder=folder,
         options=options,
@@ -158,15 +162,8 @@ def read_run(folder: str | Path) -> RunRecord:
         rows=rows,
         summary=summary,
         clients=clients,
-        judged=judged,
+        judged=verdicts,
     )
-
-
-def command_of(options: Mapping[str, Any]) -> str:
-    """The command that has these options: `fed`, `dfl` or `peer`."""
-    if "neighbors" in options:
-        return "peer"
-    return "dfl" if "model_checkpoint" in options else "fed"
 
 
 def _runs_inside(folder: Path) -> str:

@@ -13,7 +13,8 @@ import yaml
 
 from fedloom.config import UserError
 from fedloom.observe.checkpoint import intact_checkpoint
-from fedloom.observe.metrics import METRICS_FILE
+from fedloom.observe.contents import OPTIONS_DIGEST, check_options, command_of, digest_of_options
+from fedloom.observe.rows import METRICS_FILE
 from fedloom.options import options
 from fedloom.parsing import RUN_CONFIG, RUN_RECORD, read_options
 from fedloom.runs.files import write_atomically
@@ -61,6 +62,8 @@ def opened(folder: Path, config: C) -> Iterator[Opened[C]]:
         if not config.resume:
             yield Opened(config, None, {})
             return
+        content = read_mapping(folder / RUN_CONFIG)
+        check_options(folder / RUN_CONFIG, content, command_of(content))
         config = as_before(folder, config)
         check_same_run(folder, config)
         yield Opened(config, intact_checkpoint(folder), inputs_of(folder))
@@ -105,7 +108,9 @@ def write_run_config(
         for option in options(type(config))
         if not option.secret and option.name not in ("config", "resume")
     }
-    record = {"device": device, "versions": dict(versions)} | ({INPUTS: dict(inputs)} if inputs else {})
+    record: dict[str, Any] = {"device": device, "versions": dict(versions)}
+    record |= {INPUTS: dict(inputs)} if inputs else {}
+    record[OPTIONS_DIGEST] = digest_of_options(values, command_of(values))
     content = yaml.safe_dump(values | {RUN_RECORD: record}, sort_keys=False)
     write_atomically(folder / RUN_CONFIG, content, then="start again")
 

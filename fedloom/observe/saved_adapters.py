@@ -12,8 +12,10 @@ import yaml
 
 from fedloom.config import UserError
 from fedloom.data.tasks import TASKS
+from fedloom.observe.checkpoint import checkpoints_of
 from fedloom.options import did_you_mean
 from fedloom.parsing import RUN_CONFIG
+from fedloom.runs.checksums import verify
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -83,7 +85,7 @@ def _folders(path: Path, all_checkpoints: bool) -> list[Path]:
     if (path / CONFIG_FILE).is_file():
         return [path]
     if (path / "checkpoints").is_dir():
-        rounds = sorted((path / "checkpoints").glob("round-*"))
+        rounds = checkpoints_of(path)
         if not rounds:
             raise UserError(f"adapter: the run in {path} has left no checkpoint yet")
         return [f for folder in (rounds if all_checkpoints else rounds[-1:]) for f in _folders(folder, False)]
@@ -141,6 +143,7 @@ def read_config(folder: Path) -> PeftConfig:
     from peft import PeftConfig
 
     path = folder / CONFIG_FILE
+    verify(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         kind = content["peft_type"]
@@ -180,6 +183,7 @@ def read_row(folder: Path) -> Row:
     from safetensors.torch import load_file
 
     path = folder / TENSORS_FILE
+    verify(path)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
