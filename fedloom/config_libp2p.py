@@ -40,7 +40,6 @@ class PeerNode:
         "how far one neighbour may move this peer's numbers in a round, as a root mean square; what is more "
         "is scaled down at both ends alike; 0: no bound",
         minimum=0,
-        maximum=1e9,
         maximum=1e6,
     )
 

@@ -16,7 +16,7 @@ from fedloom.build_peers import build_one
 from fedloom.config import UserError
 from fedloom.config_libp2p import PeerConfig
 from fedloom.federation.neighbours import bounded_weight
-from fedloom.observe.checkpoint import write_run_config
+from fedloom.observe.run_folder import write_run_config
 from fedloom.peer import _expected, drive
 from fedloom.runtimes.libp2p.lag import Lag
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
