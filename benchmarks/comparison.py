@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedloom.observe.atomic import write_atomically
+from fedloom.runs.files import write_atomically
 
 Run = dict[str, Any]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,8 +33,10 @@ from fedloom.model.files import check_model_name
 from fedloom.model.fit import check_fit
 from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.source import locate
 from fedloom.model.stacked import StackedModel
 from fedloom.observe.answering import within_room
+from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens, note_model
 from fedloom.runtimes.group import ALONE, Group
 
 ADAMW_WEIGHT_DECAY = 0.01
@@ -60,13 +64,17 @@ class Parts:
 
 
 def build(
-    config: FedConfig, group: Group = ALONE, holdings: Holdings = EVERYBODYS
+    config: FedConfig,
+    group: Group = ALONE,
+    inputs: Inputs | None = None,
+    holdings: Holdings = EVERYBODYS,
 ) -> tuple[FedConfig, Parts]:
     """Make the parts of a run, cheap and fallible things first.
 
     Args:
         config: What the user wants.
         group: The run's processes.
+        inputs: Is told the digests of what is read.
         holdings: Whose data this process has; all clients' where they live in it.
 
     Returns:
@@ -75,6 +83,7 @@ def build(
     Raises:
         UserError: A mistake of the user, before any weights are read.
     """
+    inputs = inputs or Inputs()
     check(config)
     if group.size > 1 and config.train_mode == "local":
         raise UserError(
@@ -86,16 +95,21 @@ def build(
     check_model_name(config.model_name, config.token)
     task = TASKS[config.data_name]
     splits = holdings.load(config, task)
+    inputs.note("training data", digest_of_examples([splits.train]))
+    inputs.note("validation data", digest_of_examples([splits.validation]))
     holdings.deal(config, len(splits.train))  # too many clients: say so now
     ready: list[tuple[Encoded, PeftConfig]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
         data = fitting_data(config, task, splits, holdings, tokenizer, structure)
+        inputs.note("tokens of the data", digest_of_tokens([data.train, data.validation]))
+        inputs.check()
         adapter = _adapter(config, structure)
         check_adapter(structure, adapter)
         ready.append((data, adapter))
 
-    base = _load(config, before_weights)
+    with base_noted(inputs, config.model_name):
+        base = _load(config, before_weights)
     ((data, adapter),) = ready
     model = _stack(config, base, adapter, data)
     resolved = replace(
@@ -144,6 +158,27 @@ def fitting_data(
     if data.questions:
         data = replace(data, questions=within_room(data.questions, model, virtual))
     return data
+
+
+@contextmanager
+def base_noted(inputs: Inputs, name: str) -> Iterator[None]:
+    """Take down the base model's digests, where it can be before it is loaded, and check all that there are.
+
+    Args:
+        inputs: Is told.
+        name: Of the model.
+
+    Raises:
+        UserError: It, or something taken down before, is not what the run began with.
+    """
+    here = locate(name)
+    if here.local:
+        note_model(inputs, Path(here.location), here.gguf_file)
+    inputs.check()
+    yield
+    if not here.local and (here := locate(name)).local:  # it has been downloaded
+        note_model(inputs, Path(here.location), here.gguf_file)
+        inputs.check()
 
 
 def _load(config: FedConfig, before_weights: BeforeWeights) -> BaseModel:

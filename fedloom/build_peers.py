@@ -12,7 +12,7 @@ import numpy as np
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedloom.build import ADAMW_WEIGHT_DECAY, quieten
+from fedloom.build import ADAMW_WEIGHT_DECAY, base_noted, quieten
 from fedloom.checks_peers import check
 from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import Optimiser, adam, sgd
@@ -42,6 +42,7 @@ from fedloom.model.stacked import StackedModel
 from fedloom.observe.answering import Questions, questions_of, within_room
 from fedloom.peer_data import Held, Setting, hold
 from fedloom.peer_rounds import Mixing, PeerParts
+from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
 
 log = logging.getLogger(__name__)
@@ -60,12 +61,15 @@ class _Encoded:
     reading: str
 
 
-def build(config: DflConfig, group: Group = ALONE) -> tuple[DflConfig, PeerParts]:
+def build(
+    config: DflConfig, group: Group = ALONE, inputs: Inputs | None = None
+) -> tuple[DflConfig, PeerParts]:
     """Make the parts of a run, cheap and fallible things first.
 
     Args:
         config: What the user wants.
         group: The run's processes.
+        inputs: Is told the digests of what is read.
 
     Returns:
         The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
@@ -79,24 +83,29 @@ def build(config: DflConfig, group: Group = ALONE) -> tuple[DflConfig, PeerParts
             f"num_clients: {config.num_clients} peers cannot be dealt over {group.size} ranks, "
             "at least one each; raise num_clients or start fewer ranks"
         )
+    inputs = inputs or Inputs()
     graph = build_topology(config.name, config.num_clients, config.seed)
+    if graph.static is not None:
+        links = f"{len(graph.static.edges)} links"
+        inputs.note("links of the graph", digest_of_arrays(links, [graph.static.edges, graph.static.weights]))
     drawn = partial(mixing, graph, seed=config.seed, drop_peer=config.drop_peer, drop_link=config.drop_link)
-    return _build(config, drawn, group)
+    return _build(config, drawn, group, inputs)
 
 
-def build_one(config: PeerConfig) -> tuple[PeerConfig, PeerParts]:
+def build_one(config: PeerConfig, inputs: Inputs | None = None) -> tuple[PeerConfig, PeerParts]:
     """Make the parts of a real peer, which knows no other: as `build` makes those of all.
 
     Within the process its matrix is that of a peer alone; its neighbours are the runtime's business.
 
     Args:
         config: What the user wants, checked.
+        inputs: Is told the digests of what is read.
 
     Raises:
         UserError: A mistake of the user, before any weights are read.
     """
     alone = RoundMixing(np.empty((0, 2), dtype=np.int64), np.empty(0), np.ones(1, dtype=bool))
-    return _build(config, lambda round_: alone, ALONE, only=config.client - 1)
+    return _build(config, lambda round_: alone, ALONE, inputs or Inputs(), only=config.client - 1)
 
 
 def pace(config: Setting) -> Pace:
@@ -110,13 +119,17 @@ def pace(config: Setting) -> Pace:
     )
 
 
-def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> tuple[S, PeerParts]:
+def _build(
+    config: S, mixing: Mixing, group: Group, inputs: Inputs, only: int | None = None
+) -> tuple[S, PeerParts]:
     quieten()
     assert config.model_checkpoint is not None
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_checkpoint, config.token)
     task = TASKS[config.dataset_type]
     held = hold(config, task, only)
+    inputs.note("training data", digest_of_examples(held.train))
+    inputs.note("validation data", digest_of_examples(held.validation))
     classify = task.num_labels > 0 and (
         task.embedded is None
         or is_encoder(config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code)
@@ -138,22 +151,25 @@ def _build(config: S, mixing: Mixing, group: Group, only: int | None = None) -> 
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
         read: _Encoded = _encode(config, task, held, tokenizer, classes)
+        inputs.note("tokens of the data", digest_of_tokens([*read.train, *read.validation]))
+        inputs.check()
         texts = [tokens.ids for part in (*read.train, *read.validation) for tokens in part]
         check_fit(structure, tokenizer, texts, max_length=config.max_length)
         encoded.append(replace(read, questions=[within_room(own, structure) for own in read.questions]))
         adapters.append(_adapter(config, structure))
         check_adapter(structure, adapters[0])
 
-    base = load_base(
-        config.model_checkpoint,
-        device=config.device,
-        dtype=config.dtype,
-        quantize=config.quantize,
-        token=config.token,
-        trust_remote_code=config.trust_remote_code,
-        num_labels=task.num_labels if classify else None,
-        before_weights=before_weights,
-    )
+    with base_noted(inputs, config.model_checkpoint):
+        base = load_base(
+            config.model_checkpoint,
+            device=config.device,
+            dtype=config.dtype,
+            quantize=config.quantize,
+            token=config.token,
+            trust_remote_code=config.trust_remote_code,
+            num_labels=task.num_labels if classify else None,
+            before_weights=before_weights,
+        )
     if classify:
         name_classes(base.model, classes)
     data: _Encoded = encoded[0]

@@ -27,12 +27,14 @@ from fedloom.config_report import ReportConfig
 from fedloom.display import one_line, shown, without_secrets
 from fedloom.options import did_you_mean
 from fedloom.parsing import help_text, parse
+from fedloom.runtimes.signals import Terminated, ended_by_sigterm
 from fedloom.startup import prepare_process
 from fedloom.torchrun import place, tells
 
 EXIT_DOES_NOT_HOLD = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 _OF_THE_MACHINE = {
     errno.ENOSPC: "free some space, or choose another place",
@@ -203,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `fedloom` with the words of `argv` (by default the process's own) and return the exit status.
 
     0: done. 1: an audit found that something does not hold. 2: a mistake of the user, told on stderr in one
-    message. 130: interrupted.
+    message. 130: interrupted. 143: terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -213,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fedloom {_version()}")
         return 0
     try:
-        return _dispatch(words[0], words[1:])
+        with ended_by_sigterm():
+            return _dispatch(words[0], words[1:])
     except UserError as error:
         if tells(error):
             _say(f"error: {error}", words)
@@ -223,10 +226,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say(f"error: {error.filename}: {error.strerror}; {_OF_THE_MACHINE[error.errno]}", words)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
         if place().leads:
-            print("fedloom: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+            print(f"fedloom: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
 
 
 def _say(message: str, words: Sequence[str]) -> None:

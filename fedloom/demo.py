@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +17,12 @@ from fedloom.data.encode import encode_prompts
 from fedloom.display import plain_console
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.answering import Answers, Questions, answer
-from fedloom.observe.checkpoint import latest_checkpoint, prepare_run_folder, write_run_config
-from fedloom.observe.metrics import read_rows
+from fedloom.observe.checkpoint import latest_checkpoint
+from fedloom.observe.rows import read_rows
+from fedloom.observe.run_folder import opened, write_run_config
 from fedloom.run import drive, write_held
+from fedloom.runs.files import writing
+from fedloom.runs.inputs import Inputs
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MODEL = "smollm2-135m"
@@ -57,9 +62,15 @@ def run_demo(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: str
         rounds=rounds, seed=seed, out_dir=out_dir, exp_name=exp_name, device=device, dtype=dtype
     )
     folder = _fresh_folder(run_folder(wanted))
+    with opened(folder, wanted):
+        _run(console, wanted, folder, rounds)
+
+
+def _run(console: Console, wanted: FedConfig, folder: Path, rounds: int) -> None:
     console.print(f"fedloom demo: {MODEL}, 4 clients with their own word problems, FedAdam + LoRA")
-    config, parts = build(wanted)
-    write_run_config(folder, config, versions(), device_name(parts.model.device))
+    inputs = Inputs()
+    config, parts = build(wanted, inputs=inputs)
+    write_run_config(folder, config, versions(), device_name(parts.model.device), inputs.found)
     write_held(folder, parts)
     console.print(f"Answering {TEST_PROBLEMS} problems that no client has …")
     before = answer_unseen(parts, parts.model.initial)
@@ -74,12 +85,13 @@ def run_demo(*, rounds: int, seed: int, out_dir: str, exp_name: str, device: str
 
 def _fresh_folder(folder: Path) -> Path:
     """A folder that holds no run yet: the demo may be repeated, earlier ones stay."""
-    candidate, number = folder, 1
-    while candidate.exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    prepare_run_folder(candidate, resume=False)
-    return candidate
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        # Made here and now, so that of two demos that start together each has its own.
+        with writing(candidate, then="start again"), suppress(FileExistsError):
+            candidate.mkdir(parents=True)
+            return candidate
+    raise AssertionError("there is always a next number")
 
 
 def answer_unseen(parts: Parts, row: Row) -> Answers:

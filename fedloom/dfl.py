@@ -11,13 +11,20 @@ from fedloom.build import device_name, run_folder, versions
 from fedloom.build_peers import build, pace
 from fedloom.config_peers import DflConfig
 from fedloom.federation.peers import PeerState
-from fedloom.launch import build_together, open_together, processes, recall
+from fedloom.launch import build_together, opened_together, processes, recall
 from fedloom.logfile import logging_to
 from fedloom.loop import Regime
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.observe.checkpoint import load_state, save_checkpoint, write_run_config
+from fedloom.observe.checkpoint import (
+    are_counts,
+    check_state,
+    damaged_checkpoint,
+    load_state,
+    save_checkpoint,
+)
 from fedloom.observe.clients import write_clients
 from fedloom.observe.record import RunRecord
+from fedloom.observe.run_folder import write_run_config
 from fedloom.peer_evaluation import answered, averaged, evaluated
 from fedloom.peer_rounds import PeerParts, Standing, play_round, start
 
@@ -31,14 +38,14 @@ def run_dfl(config: DflConfig) -> RunRecord:
     """
     with processes(config.device) as group:
         folder = run_folder(config)
-        checkpoint = open_together(folder, config, group)
-        resolved, parts = build_together(build, config, group)
-        with ExitStack() as open_files:
+        with ExitStack() as held:
+            run = held.enter_context(opened_together(folder, config, group))
+            resolved, parts, inputs = build_together(build, run, group)
             if group.rank == 0:
-                write_run_config(folder, resolved, versions(), device_name(parts.model.device))
+                write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
                 write_clients(folder, parts.train, parts.peers, parts.validation)
-                open_files.enter_context(logging_to(folder / config.log_path))
-            drive(resolved, parts, folder, checkpoint)
+                held.enter_context(logging_to(folder / config.log_path))
+            drive(resolved, parts, folder, run.checkpoint)
         return recall(folder, group)
 
 
@@ -71,8 +78,7 @@ def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
     """Leave a checkpoint: a PEFT adapter folder per peer, and the state."""
     if now.peers.round == 0:
         return
-    own = {f"adapter.{name}": t for name, t in now.peers.bank.tensors.items()}
-    own |= {f"optimiser.{name}": t for name, t in now.peers.optimiser.items()}
+    own = _tensors(now.peers)
     counts = [len(block) for block in parts.blocks]
     # One after another to the CPU: a GPU need not hold the rows of all.
     tensors = {
@@ -98,10 +104,24 @@ def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
     )
 
 
+def _tensors(peers: PeerState) -> Row:
+    tensors = {f"adapter.{name}": t for name, t in peers.bank.tensors.items()}
+    return tensors | {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
+
+
 def _restore(parts: PeerParts, checkpoint: Path) -> Standing:
-    """The standing of a checkpoint; a process takes the rows of its own peers."""
+    """The standing of a checkpoint; a process takes the rows of its own peers.
+
+    Raises:
+        Damaged: It is not one of this run.
+    """
     here, device = parts.here, parts.model.device
     tensors, state = load_state(checkpoint)
+    everybody = len(parts.peers)
+    expected = {n: t.new_empty(everybody, *t.shape[1:]) for n, t in _tensors(start(parts).peers).items()}
+    check_state(checkpoint, tensors, expected)
+    if not are_counts(state.get("drawn"), everybody):
+        raise damaged_checkpoint(checkpoint, "state.json", "the batches drawn are not a count for each peer")
     groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
     for name, t in tensors.items():
         group, _, rest = name.partition(".")

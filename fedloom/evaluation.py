@@ -42,6 +42,7 @@ from fedloom.observe.saved_adapters import (
 )
 from fedloom.observe.scores import class_scores, wilson_interval
 from fedloom.observe.verdict import Verdict, results_table, write_results
+from fedloom.runs.lock import sole_writer
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,17 @@ def run_eval(config: EvalConfig) -> list[Verdict]:
     if plan.taken:
         console.print(f"taken from the run: {plan.taken}", soft_wrap=True)
     console.print(f"Judging {max(1, len(plan.adapters))} × {len(examples)} examples of {plan.task.name} …")
+    # Not a lock on the run, which may go on meanwhile: only what is judged is written, and by one at a time.
+    with sole_writer(plan.output):
+        facts, verdicts = _judged(config, plan, examples)
+        write_results(plan.output, facts, verdicts)
+    console.print(results_table(facts, verdicts))
+    console.print(f"written to {plan.output}", soft_wrap=True)
+    return verdicts
+
+
+def _judged(config: EvalConfig, plan: Plan, examples: list[Example]) -> tuple[dict[str, Any], list[Verdict]]:
+    """What all verdicts have in common, and the verdicts."""
     began = time.perf_counter()
     verdicts: list[Verdict] = []
     for group in _groups(plan) or [[]]:
@@ -99,10 +111,7 @@ def run_eval(config: EvalConfig) -> list[Verdict]:
         "versions": versions(),
         "seconds": time.perf_counter() - began,
     }
-    write_results(plan.output, facts, verdicts)
-    console.print(results_table(facts, verdicts))
-    console.print(f"written to {plan.output}", soft_wrap=True)
-    return verdicts
+    return facts, verdicts
 
 
 def _examples(config: EvalConfig, plan: Plan) -> list[Example]:

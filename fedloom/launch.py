@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedloom.observe.checkpoint import open_run
 from fedloom.observe.record import RunRecord, read_run
+from fedloom.observe.run_folder import Opened, opened
+from fedloom.runs.inputs import Inputs
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.torchrun import place
 
@@ -37,37 +38,50 @@ def processes(device: str) -> Iterator[Group]:
         yield ranks
 
 
-def open_together(folder: Path, config: Any, group: Group) -> Path | None:
-    """As `open_run`; it is rank 0 that opens the folder, and chooses the checkpoint."""
-    own = group.together(lambda: open_run(folder, config) if group.rank == 0 else None)
-    found = group.share(None if own is None else str(own))
-    return None if found is None else Path(found)
+@contextmanager
+def opened_together(folder: Path, config: C, group: Group) -> Iterator[Opened[C]]:
+    """As `opened`; it is rank 0 that opens the folder and holds it, and chooses the checkpoint."""
+    with ExitStack() as held:
+        elsewhere = Opened(config, None, {})
+        own = group.together(
+            lambda: held.enter_context(opened(folder, config)) if group.rank == 0 else elsewhere
+        )
+        found = group.share(None if own.checkpoint is None else str(own.checkpoint))
+        yield replace(own, checkpoint=None if found is None else Path(found))
 
 
-def build_together(build: Callable[[C, Group], tuple[C, P]], config: C, group: Group) -> tuple[C, P]:
+def build_together(
+    build: Callable[[C, Group, Inputs], tuple[C, P]], run: Opened[C], group: Group
+) -> tuple[C, P, dict[str, str]]:
     """Build the parts of a run, on rank 0 first.
 
     So a model is downloaded once, a mistake is told once, and all take what `auto` turned out to be there.
+    What they read must be the same.
 
     Args:
         build: Makes the parts, and the config with what `auto` turned out to be.
-        config: What the user wants.
+        run: What the user wants, and what the run has read so far.
         group: The run's processes.
 
+    Returns:
+        The config, the parts, and the digests of what they were made from.
+
     Raises:
-        UserError: A mistake of the user, on any rank.
+        UserError: A mistake of the user, on any rank; or what is read is not what it was, or is on rank 0.
     """
+    inputs = Inputs(run.inputs)
     if group.size == 1:
-        return build(config, group)
-    own = replace(config, device=str(group.device))
-    first = group.together(lambda: build(own, group) if group.rank == 0 else None)
+        return *build(run.config, group, inputs), inputs.found
+    own = replace(run.config, device=str(group.device))
+    first = group.together(lambda: build(own, group, inputs) if group.rank == 0 else None)
     names = ("dtype", "wave_tokens")
     auto = group.share({name: getattr(first[0], name) for name in names} if first else {})
-    resolved, parts = group.together(lambda: first or build(replace(own, **auto), group))
-    return replace(resolved, device=config.device), parts
+    inputs = Inputs(group.share(inputs.found))
+    resolved, parts = group.together(lambda: first or build(replace(own, **auto), group, inputs))
+    return replace(resolved, device=run.config.device), parts, dict(inputs.before)
 
 
 def recall(folder: Path, group: Group) -> RunRecord:
-    """What the run has left, read by rank 0, whose folder it is."""
-    own = vars(read_run(folder)) | {"folder": None} if group.rank == 0 else None
+    """What the run has left, read by rank 0, whose folder it is; what judged it before is not of it."""
+    own = vars(read_run(folder, judged=False)) | {"folder": None} if group.rank == 0 else None
     return RunRecord(**{**group.share(own or {}), "folder": folder})

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from fedloom.config import UserError
 from fedloom.federation.server import Diverged
-from fedloom.observe.checkpoint import latest_checkpoint
-from fedloom.observe.metrics import MetricsLog, read_rows, summary, write_summary
+from fedloom.observe.checkpoint import (
+    drop_older_states,
+    drop_unproven_states,
+    latest_checkpoint,
+    oldest_state,
+)
+from fedloom.observe.metrics import MetricsLog, summary, write_summary
 from fedloom.observe.progress import Progress
+from fedloom.observe.rows import read_rows, seconds_spent
+from fedloom.runs.files import CannotWrite
 from fedloom.runtimes.group import ALONE, Group
+from fedloom.runtimes.signals import ended_by_sigterm
 from fedloom.torchrun import RankLost
 
 S = TypeVar("S")
@@ -101,13 +110,16 @@ def drive(
 
     Raises:
         UserError: Nothing finite came of a round; the last good standing has been saved.
+        CannotWrite: The disk is full, or may not be written; the last checkpoint stands.
         RankLost: Another process has died; the last checkpoint stands.
         KeyboardInterrupt: After a checkpoint was left.
     """
-    began = time.monotonic()
+    began = time.monotonic() - (seconds_spent(folder) if checkpoint and group.rank == 0 else 0.0)
     now = group.together(lambda: regime.start() if checkpoint is None else regime.restore(checkpoint))
     done = regime.rounds_done
-    with _voice(pace, folder, done(now) if checkpoint else None, group) as voice:
+    # The last round whose standing has proven itself; of a run that goes on, as its checkpoints have it.
+    proven, pending = oldest_state(folder) if checkpoint else 0, True
+    with ended_by_sigterm(), _voice(pace, folder, done(now) if checkpoint else None, began, group) as voice:
         try:
             if checkpoint is None:
                 now, row = regime.validate(now, {"round": 0})
@@ -120,26 +132,34 @@ def drive(
                 if pace.answers(done(after)):
                     row = regime.answer(after, row)
                 voice.write(row)
-                now = after  # not before its row is written: a checkpoint has all rows up to its round
+                # Not before its row is written: a checkpoint has all rows up to its round.
+                before, now = done(now), after
                 if done(now) % pace.save_every == 0:
                     regime.save(folder, now)
+                    pending = True  # its state has not replaced the one before
+                if _sound(row):
+                    proven = done(now) if "val_loss" in row else before
+                if pending and _sound(row) and group.rank == 0:
+                    drop_older_states(folder, proven)
+                    pending = proven < done(now)
             if reason := regime.stops(now):
                 voice.say(f"stopped: {reason}")
         except RankLost as lost:
             if regime.saves_alone:
                 regime.save(folder, now)
             raise RankLost(f"round {done(now) + 1}: {lost}; {_how_to_go_on(folder)}", lost.tells) from lost
-        except KeyboardInterrupt:
-            voice.say(f"interrupted after round {done(now)}; --resume goes on from there")
+        except (KeyboardInterrupt, SystemExit):
             regime.save(folder, now)
+            voice.say(f"interrupted after round {done(now)}; --resume goes on from there")
             raise
         except Diverged as error:
-            regime.save(folder, now)
+            _keep_what_is_sound(regime, now, proven, folder, group)
             raise UserError(f"{error}; {_kept(folder)}. {regime.advice}") from error
         except Exception:
             # `now` is always the standing after a whole round; other ranks may be elsewhere.
             if group.size == 1 or regime.saves_alone:
-                regime.save(folder, now)
+                with suppress(CannotWrite):  # the disk is full, perhaps: what happened first is told
+                    regime.save(folder, now)
             raise
         regime.save(folder, now)
     at_end = regime.at_end(now)
@@ -149,25 +169,53 @@ def drive(
     return now
 
 
+def _sound(row: Metrics) -> bool:
+    """Whether a round's numbers show that what it began from, and what it was validated with, is of use."""
+    return not row.get("peers_left_out") and math.isfinite(row.get("val_loss", 0.0))
+
+
+def _keep_what_is_sound(regime: Regime[S], now: S, proven: int, folder: Path, group: Group) -> None:
+    """After a divergence: leave a checkpoint of where the run stands, or of nothing that leads there again.
+
+    A standing may be finite and of no use, since large numbers become infinite on their way through the
+    model. Validation shows it.
+    """
+    round_ = regime.rounds_done(now)
+    _, row = regime.validate(now, {"round": round_})
+    if _sound(row):
+        regime.save(folder, now)
+    proven = round_ if _sound(row) else min(proven, round_ - 1)
+    if group.rank == 0:
+        drop_older_states(folder, proven)
+        drop_unproven_states(folder, proven)
+
+
 @contextmanager
-def _voice(pace: Pace, folder: Path, resumed: int | None, group: Group) -> Iterator[_Voice]:
-    """A rank's voice; ``resumed`` are the rounds of the checkpoint that the run goes on from, if any."""
+def _voice(pace: Pace, folder: Path, resumed: int | None, began: float, group: Group) -> Iterator[_Voice]:
+    """A rank's voice.
+
+    Args:
+        pace: How many rounds there are.
+        folder: The run's folder.
+        resumed: The rounds of the checkpoint that the run goes on from, if any.
+        began: When the run would have begun on the monotonic clock, had it never been stopped.
+        group: The run's processes.
+    """
     if group.rank != 0:
         yield _Voice(write=lambda row: None, say=lambda words: None)
         return
-    rows = [row for row in read_rows(folder) if resumed is not None and row["round"] <= resumed]
-    sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
-    with (
-        MetricsLog(folder, pace.report_to, resumed) as metrics,
-        Progress(pace.rounds, done=resumed or 0, bytes_sent=sent) as progress,
-    ):
+    with MetricsLog(folder, pace.report_to, resumed) as metrics:
+        sent = sum((row.get("bytes_up") or 0) + (row.get("bytes_down") or 0) for row in metrics.rows)
+        with Progress(pace.rounds, done=resumed or 0, bytes_sent=sent) as progress:
 
-        def write(row: Metrics) -> None:
-            metrics.write(row)
-            if row["round"] > 0:
-                progress.update(row)
+            def write(row: Metrics) -> None:
+                metrics.write(row | {"wall_seconds": time.monotonic() - began})
+                if row["round"] > 0:
+                    progress.update(row)
 
-        yield _Voice(write, progress.say)
+            if metrics.remark:
+                progress.say(metrics.remark)
+            yield _Voice(write, progress.say)
 
 
 def _how_to_go_on(folder: Path) -> str:
@@ -176,4 +224,4 @@ def _how_to_go_on(folder: Path) -> str:
 
 def _kept(folder: Path) -> str:
     last = latest_checkpoint(folder)
-    return f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
+    return f"the last good checkpoint is {last}" if last else "there is no good checkpoint"

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedloom.federation.neighbours import moved
 from fedloom.federation.peers import PeerState, peer_round
+from fedloom.federation.server import Diverged
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.answering import answer
 from fedloom.observe.evaluate import validate_rows
@@ -18,6 +19,9 @@ from fedloom.peer_rounds import PeerParts, Standing, judged, train
 from fedloom.runtimes.libp2p.node import Mix, Node
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 3
+"""Rounds in a row without a finite result after which a peer stops: mixing has not brought it back."""
 
 
 def sent(parts: PeerParts, bank: AdapterBank) -> Row:
@@ -36,6 +40,9 @@ def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tupl
         node: This peer among its neighbours.
         rounds: How many there are.
         now: Where this peer is.
+
+    Raises:
+        Diverged: Nothing finite has come of its training for `PATIENCE` rounds.
     """
     began = time.perf_counter()
     following = now.peers.round + 1
@@ -61,7 +68,7 @@ def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tupl
 
 def _add(now: Standing, mix: Mix, before_mixing: AdapterBank | None) -> Standing:
     bank = AdapterBank.stack([moved(now.peers.bank.row(0), mix.differences)])
-    return Standing(replace(now.peers, bank=bank), now.drawn, before_mixing)
+    return replace(now, peers=replace(now.peers, bank=bank), before_mixing=before_mixing)
 
 
 def _train(parts: PeerParts, node: Node, round_: int, now: Standing) -> tuple[Standing, dict[str, Any]]:
@@ -71,20 +78,26 @@ def _train(parts: PeerParts, node: Node, round_: int, now: Standing) -> tuple[St
     began = time.perf_counter()
     # The matrix is that of a peer alone, so that nothing is mixed yet.
     peers, report = peer_round(state, partial(train, parts, now.drawn), parts.mixing(round_), mixed)
-    if report.left_out:
-        log.warning("round %d: goes on from where it was, its loss or update is not finite", round_)
+    fruitless = now.fruitless + 1 if report.left_out else 0
+    if fruitless:
+        log.warning(
+            "round %d: goes on from where it was, its loss or update is not finite, or too large", round_
+        )
+    if fruitless == PATIENCE:
+        raise Diverged(f"round {round_}: nothing finite has come of training for {PATIENCE} rounds")
     trained = report.trained
     labels = int(trained.labels)
     row = {
         "train_loss": float(trained.loss),
         "train_accuracy": int(trained.correct) / labels if labels else math.nan,
         "tokens": int(trained.tokens),
+        "peers_left_out": report.left_out,
     }
     drawn = [now.drawn[0] + parts.schedules[0].batches]
     tensors = {f"adapter.{name}": t for name, t in peers.bank.tensors.items()}
     tensors |= {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
     node.keep_trained(round_, tensors, {"drawn": drawn, "row": row}, time.perf_counter() - began)
-    return Standing(peers, drawn), row
+    return Standing(peers, drawn, fruitless=fruitless), row
 
 
 def recall(parts: PeerParts, node: Node, round_: int) -> tuple[Standing, dict[str, Any]]:

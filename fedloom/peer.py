@@ -17,12 +17,14 @@ from fedloom.config_libp2p import PeerConfig
 from fedloom.logfile import logging_to
 from fedloom.loop import Regime
 from fedloom.model.bank import Row
-from fedloom.observe.checkpoint import open_run, save_checkpoint, write_run_config
+from fedloom.observe.checkpoint import save_checkpoint
 from fedloom.observe.clients import write_clients
-from fedloom.observe.metrics import read_rows
 from fedloom.observe.record import RunRecord, read_run
+from fedloom.observe.rows import read_rows
+from fedloom.observe.run_folder import opened, write_run_config
 from fedloom.one_peer import answered, evaluated, play_round, restore, sent
 from fedloom.peer_rounds import PeerParts, Standing, start
+from fedloom.runs.inputs import Inputs
 from fedloom.runtimes.libp2p.identity import read_identity
 from fedloom.runtimes.libp2p.messages import Expected
 from fedloom.runtimes.libp2p.neighbors import Neighbor, read_neighbors
@@ -54,10 +56,13 @@ def run_peer(config: PeerConfig) -> RunRecord:
     """
     neighbors = _neighbors(config)
     folder = run_folder(config)
-    open_run(folder, config)
-    with listening(Path(config.identity or ""), config.listen, neighbors) as (network, daemon):
-        resolved, parts = build_one(config)
-        write_run_config(folder, resolved, versions(), device_name(parts.model.device))
+    with (
+        opened(folder, config) as run,
+        listening(Path(config.identity or ""), config.listen, neighbors) as (network, daemon),
+    ):
+        inputs = Inputs(run.inputs)
+        resolved, parts = build_one(run.config, inputs)
+        write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs.found)
         write_clients(folder, parts.train, parts.peers, parts.validation)
         timeout, number, expected = config.round_timeout, config.client, _expected(config, parts)
         voice = Voice.of(Path(config.identity or ""), expected.run, number)
@@ -68,7 +73,7 @@ def run_peer(config: PeerConfig) -> RunRecord:
             ) as node,
         ):
             drive(resolved, parts, node, folder)
-    return read_run(folder)
+    return read_run(folder, judged=False)
 
 
 def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Standing:

@@ -99,7 +99,7 @@ class PeerParts:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands between two rounds; all but `before_mixing` goes into a checkpoint.
+    """Where a run stands between two rounds; the peers' state and the counts go into a checkpoint.
 
     A process has the rows of its own peers; the counts are those of all.
 
@@ -107,11 +107,13 @@ class Standing:
         peers: The peers' state.
         drawn: Batches that each peer has drawn so far.
         before_mixing: The bank of the last round before it was mixed, where that is what is judged.
+        fruitless: Rounds in a row in which nothing finite came of a real peer's training.
     """
 
     peers: PeerState
     drawn: list[int]
     before_mixing: AdapterBank | None = None
+    fruitless: int = 0
 
 
 def start(parts: PeerParts) -> Standing:
@@ -143,12 +145,12 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
     told = _told(parts.group, report)
     for peer in told["peers_left_out"]:
         log.warning(
-            "round %d: peer %d goes on from where it was, its loss or update is not finite",
+            "round %d: peer %d goes on from where it was, its loss or update is not finite, or too large",
             peers.round,
             peer + 1,
         )
     if told["peers_left_out"] and len(told["peers_left_out"]) == int(report.active.sum()):
-        raise Diverged(f"round {peers.round}: the loss or update of every peer is not finite")
+        raise Diverged(f"round {peers.round}: the loss or update of every peer is not finite, or too large")
     drawn = [
         count + (schedule.batches if takes_part else 0)
         for count, schedule, takes_part in zip(

@@ -9,10 +9,10 @@ from rich.filesize import decimal
 
 from fedloom.config import UserError
 from fedloom.display import plain_console
-from fedloom.observe.atomic import write_atomically
 from fedloom.observe.record import read_runs
 from fedloom.observe.report.groups import group_runs
 from fedloom.observe.report.page import page
+from fedloom.runs.files import check_output, write_atomically
 
 
 def run_report(*, runs: Sequence[str], output: str) -> None:
@@ -26,16 +26,13 @@ def run_report(*, runs: Sequence[str], output: str) -> None:
         UserError: A folder is no run, plotly is missing, or the page cannot be written there.
     """
     path = Path(output)
-    if path.is_dir():
-        raise UserError(f"output: {path} is a folder; name a file in it, such as {path / 'report.html'}")
+    check_output(path, "report.html")
     if not path.parent.is_dir():
         raise UserError(f"output: there is no folder {path.parent}; make it, or choose another place")
     script = plotly_script()
     groups = group_runs(read_runs(runs))
-    try:
-        write_atomically(path, page(groups, script))
-    except OSError as error:
-        raise UserError(f"output: cannot write {path}: {error.strerror}; choose another place") from None
+    # It tells what the model answered to whose questions, and who holds how much.
+    write_atomically(path, page(groups, script), private=True, then="start again, or choose another place")
     console = plain_console()
     said = f"Page: {path} ({decimal(path.stat().st_size)})"
     console.print(said, soft_wrap=True)

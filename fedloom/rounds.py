@@ -83,7 +83,11 @@ def play_round(
     for client in [0] if config.train_mode == "local" else report.clients:
         drawn[client] += parts.schedule.batches
     for client in report.left_out:
-        log.warning("round %d: client %d left out, its loss or update is not finite", server.round, client)
+        log.warning(
+            "round %d: client %d left out, its loss or update is not finite, or too large",
+            server.round,
+            client + 1,
+        )
     row = _row(server.round, report) | _focus_row(focus) | moved_since(parts.group, sent)
     row |= {"seconds": time.perf_counter() - began}
     return replace(now, server=server, drawn=drawn), row

@@ -9,20 +9,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedloom import loop
 from fedloom.build import Parts, build, device_name, run_folder, versions
 from fedloom.config import FedConfig
 from fedloom.federation.server import ServerState, initial_state
-from fedloom.launch import build_together, open_together, processes, recall
+from fedloom.launch import build_together, opened_together, processes, recall
 from fedloom.loop import Pace, Regime
 from fedloom.model.bank import Row
 from fedloom.observe.answering import share_right
-from fedloom.observe.checkpoint import load_state, save_checkpoint, write_run_config
+from fedloom.observe.checkpoint import (
+    are_counts,
+    check_state,
+    damaged_checkpoint,
+    load_state,
+    save_checkpoint,
+)
 from fedloom.observe.clients import write_clients
 from fedloom.observe.evaluate import validate
 from fedloom.observe.record import RunRecord
+from fedloom.observe.run_folder import write_run_config
 from fedloom.rounds import Progressed, play_round
 
 
@@ -35,12 +40,12 @@ def run_fed(config: FedConfig) -> RunRecord:
     """
     with processes(config.device) as group:
         folder = run_folder(config)
-        checkpoint = open_together(folder, config, group)
-        resolved, parts = build_together(build, config, group)
-        if group.rank == 0:
-            write_run_config(folder, resolved, versions(), device_name(parts.model.device))
-            write_held(folder, parts)
-        drive(resolved, parts, folder, checkpoint)
+        with opened_together(folder, config, group) as run:
+            resolved, parts, inputs = build_together(build, run, group)
+            if group.rank == 0:
+                write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
+                write_held(folder, parts)
+            drive(resolved, parts, folder, run.checkpoint)
         return recall(folder, group)
 
 
@@ -67,10 +72,8 @@ def drive(
         play: Plays a round; None: with clients in this run's processes.
     """
     regime = Regime(
-        start=lambda: Progressed(
-            initial_state(parts.model.initial, parts.server_optimiser), [0] * len(parts.data.clients)
-        ),
-        restore=partial(_restore, device=parts.model.device),
+        start=partial(_start, parts),
+        restore=partial(_restore, parts),
         rounds_done=lambda now: now.server.round,
         play=play or partial(play_round, config, parts),
         validate=partial(_validated, parts),
@@ -90,6 +93,11 @@ def drive(
         report_to=config.report_to,
     )
     return loop.drive(regime, pace, folder, checkpoint, parts.group)
+
+
+def _start(parts: Parts) -> Progressed:
+    server = initial_state(parts.model.initial, parts.server_optimiser)
+    return Progressed(server, [0] * len(parts.data.clients))
 
 
 def _reason_to_stop(config: FedConfig, now: Progressed) -> str | None:
@@ -123,13 +131,11 @@ def _save(parts: Parts, folder: Path, now: Progressed) -> None:
     """Leave a checkpoint; where there is one of this round already, nothing is done."""
     if now.server.round == 0 or parts.group.rank != 0:
         return
-    tensors = {f"adapter.{name}": t for name, t in now.server.adapter.items()}
-    tensors |= {f"optimiser.{name}": t for name, t in now.server.optimiser.items()}
     save_checkpoint(
         folder,
         now.server.round,
         write_adapter=lambda path: parts.model.save(now.server.adapter, path),
-        tensors=tensors,
+        tensors=_tensors(now.server),
         state={
             "round": now.server.round,
             "drawn": now.drawn,
@@ -139,15 +145,29 @@ def _save(parts: Parts, folder: Path, now: Progressed) -> None:
     )
 
 
-def _restore(checkpoint: Path, device: torch.device) -> Progressed:
+def _tensors(server: ServerState) -> Row:
+    tensors = {f"adapter.{name}": t for name, t in server.adapter.items()}
+    return tensors | {f"optimiser.{name}": t for name, t in server.optimiser.items()}
+
+
+def _restore(parts: Parts, checkpoint: Path) -> Progressed:
+    """The standing of a checkpoint.
+
+    Raises:
+        Damaged: It is not one of this run.
+    """
     tensors, state = load_state(checkpoint)
+    new = _start(parts)
+    check_state(checkpoint, tensors, _tensors(new.server))
+    if not (
+        are_counts(state.get("drawn"), len(new.drawn))
+        and are_counts([state.get("not_risen")], 1)
+        and isinstance(state.get("accuracy", ""), float | None)
+    ):
+        raise damaged_checkpoint(checkpoint, "state.json", "a count or the accuracy is not one")
     groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
     for name, t in tensors.items():
         group, _, rest = name.partition(".")
-        groups[group][rest] = t.to(device)
-    return Progressed(
-        server=ServerState(state["round"], groups["adapter"], groups["optimiser"]),
-        drawn=state["drawn"],
-        accuracy=state["accuracy"],
-        not_risen=state["not_risen"],
-    )
+        groups[group][rest] = t.to(parts.model.device)
+    server = ServerState(state["round"], groups["adapter"], groups["optimiser"])
+    return Progressed(server, state["drawn"], state["accuracy"], state["not_risen"])

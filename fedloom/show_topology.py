@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from fedloom.federation.topology import (
     mixing,
     spectral_gap,
 )
+from fedloom.runs.files import check_output, write_atomically, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,6 +147,7 @@ def draw(topology: Topology, seed: int, gap: float | None) -> Figure:
 def _check_drawable(path: Path) -> None:
     if path.suffix.lower() not in PICTURES:
         raise UserError(f"output: {path} is not a .png or .svg file; choose a name that ends so")
+    check_output(path, "graph.svg")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -154,8 +157,8 @@ def _check_drawable(path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    try:
+    drawn, then = BytesIO(), "start again, or choose another place"
+    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150)
+    with writing(path, then):
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"output: cannot write {path}: {error.strerror}; choose another place") from None
+        write_atomically(path, drawn.getvalue(), then=then)

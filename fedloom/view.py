@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 from rich.table import Table
@@ -18,6 +19,7 @@ from fedloom.data.rows import Located
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import TASKS, Task
 from fedloom.display import plain_console, shown
+from fedloom.runs.files import check_output, write_atomically, writing
 
 RECORD = "split.json"
 """The file in which `fedloom split` writes down what it did."""
@@ -65,6 +67,7 @@ def check_picture(output: Path) -> None:
         raise UserError(f"output '{output}' ends in '{output.suffix}'; a picture is .png or .svg.")
     if find_spec("matplotlib") is None:
         raise UserError(f"output '{output}' needs matplotlib; pip install 'fedloom[plots]', or leave it out.")
+    check_output(output, "clients.svg")
 
 
 def count_clients(folder: Path) -> dict[str, dict[str, int]]:
@@ -227,14 +230,13 @@ def draw(counts: Counts, output: Path) -> None:
             text.set_parse_math(False)
     # Without a date and with fixed ids, the same counts make the same file.
     metadata = {"Date": None} if output.suffix.lower() == ".svg" else {}
-    try:
+    drawn = BytesIO()
+    with rc_context({"svg.hashsalt": "fedloom", "hatch.linewidth": 0.6}):
+        figure.savefig(drawn, format=output.suffix[1:].lower(), dpi=150, metadata=metadata)
+    then = "start again, or choose another place"
+    with writing(output, then):
         output.parent.mkdir(parents=True, exist_ok=True)
-        with rc_context({"svg.hashsalt": "fedloom", "hatch.linewidth": 0.6}):
-            figure.savefig(output, dpi=150, metadata=metadata)
-    except OSError as error:
-        raise UserError(
-            f"output '{output}' cannot be written ({error.strerror}); choose another place."
-        ) from None
+        write_atomically(output, drawn.getvalue(), private=True, then=then)
 
 
 def _legend_name(label: str) -> str:

@@ -29,6 +29,19 @@ _TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
 _TAG = "tag:yaml.org,2002:"
 
 
+class NotYaml(UserError):
+    """A file that is not YAML as it is read here.
+
+    Attributes:
+        problem: What is wrong with it, and in which line.
+    """
+
+    def __init__(self, path: Path, problem: str, what: str, line: int | None = None) -> None:
+        place = f", line {line}" if line is not None else ""
+        super().__init__(f"{path}{place}: {problem}; {what}")
+        self.problem = f"line {line}: {problem}" if line is not None else problem
+
+
 class YamlFile(NamedTuple):
     """What a file holds.
 
@@ -51,7 +64,7 @@ def read_yaml(path: Path, what: str = "write lines of the form `name: value`") -
         what: What to do about a file that is not YAML, for messages.
 
     Raises:
-        UserError: It cannot be read, is not such YAML, or goes beyond the limits; the message has the line,
+        NotYaml: It cannot be read, is not such YAML, or goes beyond the limits; the message has the line,
             but nothing that the file says, which may be a hub token.
     """
     text = _text(path, what)
@@ -83,15 +96,14 @@ def read_yaml(path: Path, what: str = "write lines of the form `name: value`") -
 def _text(path: Path, what: str) -> str:
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"{path}: is a folder or a device, not a file; {what}")
+            raise NotYaml(path, "is a folder or a device, not a file", what)
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing file") from None
+        raise NotYaml(path, f"cannot be read ({error.strerror})", "give an existing file") from None
     if len(content) > LARGEST_FILE:
-        raise UserError(
-            f"{path}: has more than {LARGEST_FILE >> 10} KiB, too much for a file that people write; {what}"
-        )
+        problem = f"has more than {LARGEST_FILE >> 10} KiB, too much for a file that people write"
+        raise NotYaml(path, problem, what)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -99,9 +111,8 @@ def _text(path: Path, what: str) -> str:
         raise _not_yaml(path, line, "it is not UTF-8 text", what) from None
 
 
-def _not_yaml(path: Path, line: int | None, problem: str, what: str) -> UserError:
-    place = f", line {line}" if line is not None else ""
-    return UserError(f"{path}{place}: is not YAML as read here ({problem}); {what}")
+def _not_yaml(path: Path, line: int | None, problem: str, what: str) -> NotYaml:
+    return NotYaml(path, f"is not YAML as read here ({problem})", what, line)
 
 
 def _check_size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedloom.config import FedConfig
 from fedloom.config_peers import DflConfig
-from fedloom.observe.checkpoint import write_run_config
+from fedloom.observe.run_folder import write_run_config
 
 
 def rows_of(losses, **more: list) -> list[dict[str, Any]]:

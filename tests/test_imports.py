@@ -33,6 +33,7 @@ LEVELS = [
         "parsing",
     },
     {"data"},
+    {"runs"},
     {"model"},
     {"client"},
     {"federation"},

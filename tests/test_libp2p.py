@@ -200,6 +200,10 @@ def test_a_key_is_made_once_and_read_by_nobody_else(tmp_path, capsys):
     assert re.fullmatch(r"Qm\w{44}\n", made) and key.stat().st_mode & 0o077 == 0
     assert main(["identity", str(key)]) == 0
     assert capsys.readouterr().out == made
+    key.chmod(0o640)
+    assert main(["identity", str(key)]) == 2
+    assert f"chmod 600 {key}" in capsys.readouterr().err
     (tmp_path / "other").write_text("no key")
+    (tmp_path / "other").chmod(0o600)
     assert main(["identity", str(tmp_path / "other")]) == 2
     assert "holds no key" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What two ends of an edge come to, whatever is lost between them and whoever dies."""
 
+import math
 import time
 from itertools import combinations
 
@@ -161,11 +162,13 @@ def test_whatever_is_lost_every_matrix_is_doubly_stochastic_in_the_end(network, 
     assert any(len(heard) < 3 for heard in everybody) and any(everybody), "faults, but not only"
 
 
-def test_messages_that_are_refused_are_counted_and_the_round_goes_on(network, caplog):
+@pytest.mark.parametrize("number", [math.inf, 3e38, -1e19])
+def test_messages_that_are_refused_are_counted_and_the_round_goes_on(network, caplog, number):
+    """A row that is finite and would ruin everybody who averages with it is refused as well."""
     peers = network(LINE, timeout=5.0)
     nodes = peers.nodes()
     bad = peers.rows[3]
-    peers.rows[3] = {name: t / 0 for name, t in bad.items()}
+    peers.rows[3] = {name: t * 0 + number for name, t in bad.items()}
     mixes = peers.play(nodes, 1)
     assert mixes[2].neighbours == [1] and mixes[3].neighbours == []
     assert nodes[2].counts.refused == {"not_finite": 1}

@@ -139,6 +139,7 @@ def test_what_is_wrong_with_a_message_is_named():
         ({"weights": torch.zeros(15)}, "names"),
         ({"float32": torch.full((15,), torch.nan)}, "not_finite"),
         ({"float32": torch.full((15,), torch.inf)}, "not_finite"),
+        ({"float32": torch.full((15,), 3e38)}, "not_finite"),
         ({"float32": torch.zeros(10_000)}, "oversized"),
     ],
 )

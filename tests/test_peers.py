@@ -1,6 +1,7 @@
 """The round of peers: against FedAvg, against being alone, and what mixing keeps."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -157,6 +158,33 @@ def test_a_peer_whose_update_is_not_finite_goes_on_from_where_it_was(spoil):
     for name, t in bank.tensors.items():
         assert torch.equal(after.bank.tensors[name][1], t[1])
         assert torch.equal(after.bank.tensors[name][0], t[0] + 1.0)
+
+
+@pytest.mark.parametrize("number", [1.7e308, -1e154])
+def test_a_peer_with_a_row_too_large_ruins_nobody(number):
+    start = random_bank()
+    peers, report = peer_round(state_of(start), going([0.0, number, 0.0, 0.0, 0.0]), uniform(), set(SHAPES))
+    assert report.left_out == [1]
+    for name, t in peers.bank.tensors.items():
+        torch.testing.assert_close(t, start.tensors[name].mean(0).expand_as(t))
+
+
+def test_moments_that_are_not_finite_count_as_well():
+    start = random_bank()
+
+    def train(state, who):
+        trained = going([0.1] * PEERS)(state, who)
+        moments = {
+            name: t + torch.tensor([0.0, math.inf, 0, 0, 0]).view(-1, *[1] * (t.ndim - 1))
+            for name, t in trained.optimiser.items()
+        }
+        return replace(trained, optimiser=moments)
+
+    before = state_of(start, adam(0.1))
+    before = replace(before, optimiser={n: t for n, t in before.optimiser.items() if n.startswith("second")})
+    peers, report = peer_round(before, train, alone(), set(SHAPES))
+    assert report.left_out == [1]
+    assert all(t.isfinite().all() for t in peers.optimiser.values())
 
 
 def test_a_loss_that_is_not_finite_counts_as_well():

@@ -2,9 +2,11 @@
 
 import builtins
 import json
+import os
 import re
 from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from runs import leave_predictions, leave_run, rows_of
@@ -422,7 +424,7 @@ def test_mistakes_are_told(report, tmp_path):
         ([broken], ["summary.json is not as fedloom wrote it"]),
         ([torn], ["metrics.jsonl is not as fedloom wrote it"]),
         ([strange], ["config.yaml is not as fedloom wrote it", "are missing"]),
-        ([roundless], ["metrics.jsonl is not as fedloom wrote it", "no round"]),
+        ([roundless], ["metrics.jsonl is not as fedloom wrote it", "no row with a round"]),
         ([good, f"{good}/"], ["is given twice"]),
         ([good, "-o", tmp_path / "no" / "page.html"], ["there is no folder", "make it"]),
         ([good, "-o", tmp_path], ["is a folder", "report.html"]),
@@ -442,7 +444,7 @@ def test_predictions_that_are_none_are_named(report, tmp_path):
     assert status == 2 and "eval.json is not as fedloom wrote it (a task" in err
     (run / "eval" / "eval.json").unlink()
     status, _, err = report(run, "-o", tmp_path / "page.html")
-    assert status == 2 and "predictions.jsonl, line 1 is not as `fedloom eval` wrote it" in err
+    assert status == 2 and "predictions.jsonl is not as fedloom wrote it (line 1" in err
 
 
 def test_without_plotly_the_extra_is_named(report, tmp_path, monkeypatch):
@@ -457,3 +459,32 @@ def test_without_plotly_the_extra_is_named(report, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     status, _, err = report(run, "-o", tmp_path / "page.html")
     assert status == 2 and "pip install 'fedloom[report]'" in err
+
+
+# Where the page goes.
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "device", "link"])
+def test_the_page_replaces_ordinary_files_only(tmp_path, capsys, what):
+    run = leave_run(tmp_path / "run", rows_of([3, 2]))
+    (tmp_path / "mine.txt").write_text("mine")
+    make = {
+        "folder": lambda path: path.mkdir(),
+        "pipe": os.mkfifo,
+        "device": lambda path: None,
+        "link": lambda path: path.symlink_to(tmp_path / "mine.txt"),
+    }
+    page = Path("/dev/null") if what == "device" else tmp_path / "page.html"
+    make[what](page)
+    before = page.lstat()
+    assert main(["report", str(run), "-o", str(page)]) == 2
+    assert str(page) in capsys.readouterr().err and page.lstat() == before
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_page_is_replaced_and_is_for_this_user_alone(tmp_path):
+    run = leave_run(tmp_path / "run", rows_of([3, 2]))
+    page = tmp_path / "page.html"
+    page.write_text("an older page")
+    assert main(["report", str(run), "-o", str(page)]) == 0
+    assert page.read_text().startswith("<!DOCTYPE html>") and page.stat().st_mode & 0o777 == 0o600

@@ -141,13 +141,15 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(fed, tmp_path
     assert any(not torch.equal(t, adapter(other)[name]) for name, t in adapter(first).items())
 
 
-def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, model, data, tmp_path):
+def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, model, data, tmp_path, capsys):
     flags = ["--max_steps", "30", "--val_steps", "3", "--patience", "0"]
     _, never = fed("never", *flags)
     command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "killed", *flags)]
     # As many threads as here: another number adds up in another order.
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
     wait_for(lambda: sum(1 for _ in (tmp_path / "killed").glob("checkpoints/round-*/state")) > 0, process)
+    assert main(["fed", "--out_dir", str(tmp_path), "--exp_name", "killed", "--resume"]) == 2
+    assert f"process {process.pid} on " in capsys.readouterr().err, "one process at a time"
     process.send_signal(signal.SIGKILL)
     process.wait()
     reached = rows_written(tmp_path / "killed")
@@ -160,7 +162,10 @@ def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, model, dat
         assert {k: row[k] for k in same if k in row} == {k: expected[k] for k in same if k in expected}
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_a_clean_message(model, data, tmp_path):
+@pytest.mark.parametrize(
+    "number, status, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_leaves_a_checkpoint_and_a_clean_message(model, data, tmp_path, number, status, word):
     flags = ["--max_steps", "500", "--val_steps", "500"]
     command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "run", *flags)]
     # Where the tests themselves run in the background, SIGINT is ignored, and children inherit that.
@@ -171,10 +176,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_clean_message(model, data, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: rows_written(tmp_path / "run") > 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in said and "Traceback" not in said
+    assert process.returncode == status
+    assert "--resume" in said and f"fedloom: {word}" in said and "Traceback" not in said
     assert list((tmp_path / "run").glob("checkpoints/round-*/state/state.json"))
 
 
@@ -210,24 +215,35 @@ def test_training_stops_when_accuracy_has_not_risen(fed):
     assert rows(folder)[-1]["round"] == 6
 
 
-def test_a_client_that_diverges_is_left_out_and_named(fed, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "algorithm, number", [("FedAdam", math.nan), ("FedAVG", 3e38), ("FedAdam", 3e38), ("FedAdam", 1e19)]
+)
+def test_a_client_that_diverges_is_left_out_and_named(fed, monkeypatch, caplog, algorithm, number):
+    """A finite number too: of one so large the sum, the step or its square is infinite."""
     import fedloom.runtimes.in_process as runtime
 
     train = runtime.train_locally
 
     def spoiled(model, bank, *rest, **named):
         result = train(model, bank, *rest, **named)
-        next(iter(result.bank.tensors.values()))[0] = math.nan
+        next(iter(result.bank.tensors.values()))[0] = number
         return result
 
     monkeypatch.setattr(runtime, "train_locally", spoiled)
-    status, folder = fed("spoiled", "--wave_tokens", "100000")  # one wave: its first client is spoiled
+    # One wave: its first client is spoiled.
+    status, folder = fed("spoiled", "--wave_tokens", "100000", "--fed_alg", algorithm, "--lr", "0.01")
     assert status == 0
     for row in rows(folder)[1:]:
         assert row["clients_left_out"] == row["clients"][:1]
         assert math.isfinite(row["train_loss"])
-    assert f"client {rows(folder)[1]['clients'][0]} left out" in caplog.text
-    assert all(t.isfinite().all() for t in adapter(folder).values())
+    assert f"client {rows(folder)[1]['clients'][0] + 1} left out" in caplog.text
+    assert all(t.abs().max() < 10 for t in adapter(folder).values())
+    assert (
+        main(
+            ["fed", "--out_dir", str(folder.parent), "--exp_name", "spoiled", "--resume", "--max_steps", "5"]
+        )
+        == 0
+    )
 
 
 def test_a_run_in_which_all_diverge_stops_and_keeps_the_last_good_checkpoint(fed, capsys):

@@ -74,6 +74,27 @@ def test_when_nobody_counts_the_round_says_so():
         federated_round(initial_state(START, sgd(1.0)), [1], returning(update(1, math.nan)), 1.0, sgd(1.0))
 
 
+@pytest.mark.parametrize("optimiser", [sgd(0.1), adam(0.1)])
+@pytest.mark.parametrize("shift", [1e154, -1e300, 1.7e308])
+def test_a_client_too_large_for_the_servers_step_does_not_count(optimiser, shift):
+    state = initial_state(START, optimiser)
+    after, report = federated_round(
+        state, [0, 1], returning(update(0, 0.25), update(1, shift)), 0.1, optimiser
+    )
+    alone, _ = federated_round(state, [0], returning(update(0, 0.25)), 0.1, optimiser)
+    assert report.left_out == [1]
+    for name in START:
+        torch.testing.assert_close(after.adapter[name], alone.adapter[name])
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_names_the_largest_update():
+    updates = returning(update(0, 0.25), update(4, 1e150), update(5, -1e149))
+    with pytest.raises(
+        Diverged, match=r"round 1: .* not finite; the largest update was that of client 5, of norm 2.*e\+150"
+    ):
+        federated_round(initial_state(START, sgd(1e308)), [0, 4, 5], updates, 0.1, sgd(1e308))
+
+
 @given(shifts=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=6), examples=st.integers(1, 9))
 def test_equal_clients_keep_the_mean(shifts, examples):
     updates = [update(k, shift, examples) for k, shift in enumerate(shifts)]

@@ -118,7 +118,7 @@ def test_a_picture_of_another_kind(tmp_path):
 def test_a_picture_that_cannot_be_written(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"output: cannot write .*; choose another place"):
+    with pytest.raises(UserError, match=r"cannot be written .*choose another place"):
         shown(capsys, "ring", 3, output=str(tmp_path / "file" / "graph.png"))
 
 

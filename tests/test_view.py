@@ -188,5 +188,5 @@ def test_labels_that_mean_something_to_the_drawing_library(tmp_path):
 @needs_matplotlib
 def test_a_picture_that_cannot_be_written(two):
     (two / "file").write_text("")
-    with pytest.raises(UserError, match=r"bars\.png' cannot be written .*choose another place"):
+    with pytest.raises(UserError, match=r"bars\.png cannot be written .*choose another place"):
         run_view(two, two / "file/bars.png")

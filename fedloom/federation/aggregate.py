@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedloom.model.bank import Row
+from fedloom.model.bank import Row, norm_of, usable
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class ClientUpdate:
         correct: Answer tokens predicted right while training.
         labels: Answer tokens seen.
         tokens: Tokens that went through the model.
+        norm: Euclidean length of its way, ``after - before``; known once it has been added up.
     """
 
     client: int
@@ -32,6 +33,7 @@ class ClientUpdate:
     correct: int
     labels: int
     tokens: int
+    norm: float = math.nan
 
     @property
     def finite(self) -> bool:
@@ -46,7 +48,7 @@ class Sums:
     Attributes:
         total: Σ_k n_k (before − after_k) over those that count.
         kept: Updates that count, without their adapters.
-        left_out: Clients whose loss or update was not finite.
+        left_out: Clients whose loss or update was not finite, or too large.
     """
 
     total: Row
@@ -65,7 +67,7 @@ class Aggregate:
     Attributes:
         pseudo_gradient: See `aggregate`; None when no client's answer counts.
         kept: Updates that count, without their adapters.
-        left_out: Clients whose loss or update was not finite.
+        left_out: Clients whose loss or update was not finite, or too large.
     """
 
     pseudo_gradient: Row | None
@@ -85,27 +87,29 @@ def aggregate(
 
     Args:
         before: The adapter that every client started from.
-        updates: The clients' answers; one whose loss or parameters are not finite is left out.
+        updates: The clients' answers; one is left out whose loss or parameters are not finite, or whose own
+            pseudo-gradient is beyond `model.bank.largest_usable`: its square would not be finite.
         client_lr: The clients' learning rate.
         reduce: Adds what other processes have added up; by default there are none.
     """
-    sums = reduce(add_up(before, updates))
+    sums = reduce(add_up(before, updates, client_lr))
     if not sums.kept:
         return Aggregate(None, sums.kept, sums.left_out)
     scale = 1.0 / (sum(update.examples for update in sums.kept) * client_lr)
     return Aggregate({name: t.mul_(scale) for name, t in sums.total.items()}, sums.kept, sums.left_out)
 
 
-def add_up(before: Row, updates: Iterable[ClientUpdate]) -> Sums:
+def add_up(before: Row, updates: Iterable[ClientUpdate], client_lr: float) -> Sums:
     """The sum over clients of (before - after), each times its examples, in the order in which they come."""
     total = {name: torch.zeros_like(t) for name, t in before.items()}
     kept: list[ClientUpdate] = []
     left_out: list[int] = []
     for update in updates:
-        if not update.finite:
+        way = {name: before[name] - update.adapter[name] for name in total}
+        if not (update.finite and usable(way, scale=1.0 / client_lr)):
             left_out.append(update.client)
             continue
         for name, t in total.items():
-            t.add_(before[name] - update.adapter[name], alpha=update.examples)
-        kept.append(ClientUpdate(**{**vars(update), "adapter": {}}))
+            t.add_(way[name], alpha=update.examples)
+        kept.append(ClientUpdate(**{**vars(update), "adapter": {}, "norm": norm_of(way)}))
     return Sums(total, kept, left_out)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fedloom.client.local import LocalResult
 from fedloom.client.optimisers import State
 from fedloom.federation.aggregate import ClientUpdate
-from fedloom.federation.server import Diverged, RoundReport, ServerState
+from fedloom.federation.server import Diverged, RoundReport, ServerState, check_step
 from fedloom.model.bank import AdapterBank
 
 Train = Callable[[int, AdapterBank, State], tuple[LocalResult, int]]
@@ -19,7 +19,7 @@ def central_round(state: ServerState, train: Train) -> tuple[ServerState, RoundR
     """As many steps as `train` takes; moments last from round to round, and nothing crosses a wire.
 
     Raises:
-        Diverged: The loss or an update is not finite; there is nobody else to go on with.
+        Diverged: The loss or the step is not finite; there is nobody else to go on with.
     """
     result, examples = train(state.round, AdapterBank.repeat(state.adapter, 1), state.optimiser)
     adapter = result.bank.row(0)
@@ -28,5 +28,6 @@ def central_round(state: ServerState, train: Train) -> tuple[ServerState, RoundR
     )
     if not update.finite:
         raise Diverged(f"round {state.round + 1}: the loss or the update is not finite")
+    check_step(state.round + 1, adapter, result.state, [])
     report = RoundReport([], [replace(update, adapter={})], [], 0, 0)
     return ServerState(state.round + 1, adapter, result.state), report

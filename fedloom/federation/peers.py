@@ -27,7 +27,7 @@ from torch import Tensor
 from fedloom.client.optimisers import State
 from fedloom.federation.matrix import RoundMixing, check_mixing
 from fedloom.federation.topology import bytes_per_round
-from fedloom.model.bank import AdapterBank, bytes_of
+from fedloom.model.bank import AdapterBank, bytes_of, largest_usable
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class PeerReport:
     Attributes:
         trained: What local training made of the peers that are here, before mixing.
         active: Who took part, of all.
-        left_out: Peers, of those that are here, whose loss or update was not finite; they go on from where
-            they were.
+        left_out: Peers, of those that are here, whose loss, row or optimiser's state was not finite, or
+            whose row is too large to be averaged; they go on from where they were.
         bytes_sent: Over all directed links of the round.
     """
 
@@ -145,10 +145,16 @@ def mix(
 
 
 def _finite_only(before: PeerState, trained: Trained) -> tuple[Trained, list[int]]:
-    """Put back, whole, every peer whose update or loss is not finite."""
+    """Put back, whole, every peer of which something is not finite, or too large to be averaged.
+
+    Rows whose numbers are no larger than `largest_usable` have a mean that is not larger either, whatever the
+    graph: one peer that diverges ruins nobody else.
+    """
     finite = ~trained.loss.isinf()
     for t in trained.bank.tensors.values():
-        finite &= t.flatten(1).isfinite().all(1).cpu()
+        finite &= (t.flatten(1).abs() <= largest_usable(t.dtype)).all(1).cpu()
+    for t in trained.optimiser.values():
+        finite &= t.reshape(len(t), -1).isfinite().all(1).cpu()
     # A peer that did not train has no loss; one that did has a number.
     finite &= ~(trained.loss.isnan() & (trained.labels > 0))
     if bool(finite.all()):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from fedloom.client.optimisers import Optimiser, State, step_some
 from fedloom.data.randomness import numpy_rng
 from fedloom.federation.aggregate import Aggregate, ClientUpdate, Reduce, aggregate
-from fedloom.model.bank import AdapterBank, Row, bytes_of
+from fedloom.model.bank import AdapterBank, Row, bytes_of, usable
 
 Train = Callable[[int, Sequence[int], Row, Row], Iterable[ClientUpdate]]
 """``(round, clients, what they train and send, what they only use) -> updates of what they train``: where
@@ -32,7 +32,7 @@ clients run is the runtime's business."""
 
 
 class Diverged(Exception):
-    """No client of a round came back with finite numbers."""
+    """Nothing finite came of a round, and it is not taken: the state before it stands."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RoundReport:
     Attributes:
         clients: Who was sampled, and had something to train.
         updates: What came back and counted, without adapters.
-        left_out: Clients whose loss or update was not finite.
+        left_out: Clients whose loss or update was not finite, or too large.
         bytes_up, bytes_down: As they would cross the wire, all clients together.
     """
 
@@ -77,6 +77,27 @@ def sample_clients(seed: int, round_: int, clients: int, per_round: int) -> list
     """Clients of a round, without repetition, in ascending order; a function of (seed, round)."""
     chosen = numpy_rng(seed, "sample clients", round_).choice(clients, size=per_round, replace=False)
     return sorted(chosen.tolist())
+
+
+def check_step(round_: int, adapter: Row, moments: State, updates: Sequence[ClientUpdate]) -> None:
+    """Make sure that a step may be taken.
+
+    Args:
+        round_: Which round it ends.
+        adapter: The adapter after it.
+        moments: The optimiser's state after it.
+        updates: What it was made of.
+
+    Raises:
+        Diverged: It is not finite; says whose update was the largest, clients counted from 1.
+    """
+    if usable(adapter) and all(bool(t.isfinite().all()) for t in moments.values()):
+        return
+    most = max(updates, key=lambda update: update.norm, default=None)
+    whose = (
+        f"; the largest update was that of client {most.client + 1}, of norm {most.norm:.3g}" if most else ""
+    )
+    raise Diverged(f"round {round_}: the server's step is not finite{whose}")
 
 
 def federated_round(
@@ -105,7 +126,7 @@ def federated_round(
         reduce: Where ``train`` gives the updates of a part of the clients: adds those of the others.
 
     Raises:
-        Diverged: No client came back with finite numbers.
+        Diverged: No client came back with finite numbers, or the server's own step is not finite.
     """
     trained = {name: t for name, t in state.adapter.items() if sent is None or name in sent}
     used = {name: t for name, t in state.adapter.items() if name not in trained}
@@ -113,9 +134,12 @@ def federated_round(
     if trained:
         result = aggregate(trained, train(state.round, clients, trained, used), client_lr, reduce)
     if result.pseudo_gradient is None:
-        raise Diverged(f"round {state.round + 1}: the loss or update of every client is not finite")
+        raise Diverged(
+            f"round {state.round + 1}: the loss or update of every client is not finite, or too large"
+        )
     gradient = result.pseudo_gradient | (elsewhere or {})
     adapter, moments = step_some(optimiser, state.adapter, gradient, state.optimiser)
+    check_step(state.round + 1, adapter, moments, result.kept)
     took_part = list(clients) if trained else []
     on_the_wire = bytes_of(trained) * len(took_part)
     report = RoundReport(took_part, result.kept, result.left_out, on_the_wire, on_the_wire)

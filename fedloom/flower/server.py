@@ -16,11 +16,12 @@ from fedloom.build_data import EVERYBODYS, SERVERS
 from fedloom.config import FedConfig, UserError
 from fedloom.config_flower import FlowerConfig
 from fedloom.flower.run_config import from_run_config
-from fedloom.observe.atomic import write_atomically
-from fedloom.observe.checkpoint import latest_checkpoint, open_run, write_run_config
-from fedloom.parsing import RUN_CONFIG, read_options
+from fedloom.observe.checkpoint import latest_checkpoint
+from fedloom.observe.run_folder import Opened, opened, write_run_config
 from fedloom.rounds import Afar, Progressed, play_round
 from fedloom.run import drive, write_held
+from fedloom.runs.files import write_atomically
+from fedloom.runs.inputs import Inputs
 from fedloom.runtimes.flower.apps import make_server_app
 from fedloom.runtimes.flower.courier import Courier, Delivery
 from fedloom.runtimes.flower.fleet import Fleet
@@ -41,20 +42,27 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
     prepare_process()
     wanted = from_run_config(run_config)
     folder = run_folder(wanted)
-    wanted = _as_before(wanted, folder) if wanted.resume else wanted
-    checkpoint = open_run(folder, wanted.of_the_run)
-    keys = _keys(wanted, folder)
+    with opened(folder, wanted.of_the_run) as run:
+        _run(grid, wanted, folder, run)
+    print(f"Adapter: {latest_checkpoint(folder)}")
+
+
+def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig]) -> None:
+    inputs = Inputs(run.inputs)
     holdings = EVERYBODYS if wanted.client_data is None else SERVERS
-    config, parts = build(wanted.of_the_run, holdings=holdings)
+    keys = _keys(wanted, folder)
+    config, parts = build(run.config, inputs=inputs, holdings=holdings)
     admit = partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num)
     fleet = Fleet(Post(grid), Parcel(), admit, wanted.join_timeout, keys)
     fleet.wait_for(wanted.client_num, wanted.clients_needed)
-    _write_down(folder, config, parts, wanted)
+    found = versions() | {"flwr": version("flwr")}
+    write_run_config(folder, config, found, device_name(parts.model.device), inputs.found)
+    if wanted.client_data is None:
+        write_held(folder, parts)
     schedule = parts.schedule
     courier = Courier(fleet, wanted.round_timeout, schedule.batches * schedule.batch_size * schedule.epochs)
     federation = _Federation(config, parts, folder, fleet, courier, wanted.clients_needed)
-    drive(config, parts, folder, checkpoint, federation.play)
-    print(f"Adapter: {latest_checkpoint(folder)}")
+    drive(config, parts, folder, run.checkpoint, federation.play)
 
 
 @dataclass(frozen=True)
@@ -120,23 +128,6 @@ def _keys(config: FlowerConfig, folder: Path) -> Keys | None:
     if config.client_keys != "first":
         return Keys.listed(config.client_keys, config.client_num)
     return Keys.of_the_run(folder) if config.resume else Keys()
-
-
-def _as_before(config: FlowerConfig, folder: Path) -> FlowerConfig:
-    """What `auto` turned out to be when the run began."""
-    path = folder / RUN_CONFIG
-    saved = read_options(path, FedConfig) if path.is_file() else {}
-    auto = {
-        name: saved[name] for name in ("dtype", "wave_tokens") if getattr(config, name) == "auto" and saved
-    }
-    return replace(config, **auto)
-
-
-def _write_down(folder: Path, config: FedConfig, parts: Parts, wanted: FlowerConfig) -> None:
-    found = versions() | {"flwr": version("flwr")}
-    write_run_config(folder, config, found, device_name(parts.model.device))
-    if wanted.client_data is None:
-        write_held(folder, parts)
 
 
 app = make_server_app(serve)

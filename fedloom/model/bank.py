@@ -6,6 +6,7 @@ matrix product, FedProx is a distance to a row, and a client's adapter is a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,3 +102,25 @@ class AdapterBank:
 def bytes_of(row: Mapping[str, Tensor]) -> int:
     """Bytes of one adapter as it would cross the wire."""
     return sum(t.numel() * t.element_size() for t in row.values())
+
+
+def largest_usable(dtype: torch.dtype) -> float:
+    """The largest number that anybody computes with here: its square, as Adam and norms need it, is finite.
+
+    In float32 it is 9e18. No training that goes well comes near; what is beyond is a run that diverges, or a
+    client that wants to ruin the others.
+    """
+    return 0.5 * math.sqrt(torch.finfo(dtype).max)
+
+
+def usable(row: Mapping[str, Tensor], scale: float = 1.0) -> bool:
+    """Whether every number of a row is finite and, times ``scale``, no larger than `largest_usable`."""
+    # One question to the device, not one for each tensor.
+    within = [(t.abs() <= largest_usable(t.dtype) / scale).all() for t in row.values()]
+    return not within or bool(torch.stack(within).all())
+
+
+def norm_of(row: Mapping[str, Tensor]) -> float:
+    """Euclidean norm of a row over all its parameters."""
+    norms = [torch.linalg.vector_norm(t) for t in row.values()]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

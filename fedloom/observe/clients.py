@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.data.encode import Tokens
-from fedloom.observe.atomic import write_atomically
+from fedloom.runs.files import write_atomically
 
 CLIENTS_FILE = "clients.json"
 NO_LABEL = "no label"
@@ -27,6 +27,8 @@ def write_clients(
 ) -> None:
     """Write clients.json to a run's folder, with counts alone, so that a thousand clients take few kilobytes.
 
+    Only this user may read it.
+
     Args:
         folder: The run's folder.
         train: All training sequences.
@@ -35,7 +37,7 @@ def write_clients(
         server: How many training sequences the server keeps.
     """
     content = count_held(train, clients, validation, server=server)
-    write_atomically(folder / CLIENTS_FILE, json.dumps(content) + "\n")
+    write_atomically(folder / CLIENTS_FILE, json.dumps(content) + "\n", private=True)
 
 
 def count_held(

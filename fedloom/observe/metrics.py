@@ -3,19 +3,21 @@
 import json
 import math
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedloom.observe.atomic import write_atomically
 from fedloom.observe.heatmap import heatmap
+from fedloom.observe.rows import METRICS_FILE, SUMMARY_FILE, missing_rounds, read_rows, rows_until
+from fedloom.runs.files import write_atomically, writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-METRICS_FILE = "metrics.jsonl"
-SUMMARY_FILE = "summary.json"
+_EVENTS = "events.out.tfevents"
 _LONGEST_LIST = 64
 _ANSWERS = "val_answer_accuracy"
 
@@ -39,25 +41,49 @@ class MetricsLog:
             report_to: Where metrics go beside metrics.jsonl.
             resume_round: Rounds done in the checkpoint that the run goes on from; rows of later rounds are
                 cut off, since those rounds will come again. None starts an empty log.
+
+        Attributes:
+            rows: What stood in the log already, a row per round.
+            remark: What was wrong with it, "" where nothing was.
+
+        Raises:
+            Damaged: A line is no row.
+            CannotWrite: The disk is full, or may not be written.
         """
         path = folder / METRICS_FILE
-        kept = (
-            [] if resume_round is None else [row for row in read_rows(folder) if row["round"] <= resume_round]
-        )
-        write_atomically(path, "".join(_to_line(row) for row in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self.rows: list[dict[str, Any]] = []
+        self.remark = ""
+        if resume_round is not None:
+            self.rows, self.remark = rows_until(read_rows(folder), resume_round)
+        write_atomically(path, "".join(_to_line(row) for row in self.rows))
+        with writing(path):
+            # Unbuffered, so that what could not be written does not come again when the file is closed.
+            self._file = path.open("ab", buffering=0)
+        self._path = path
         self._tensorboard = _open_tensorboard(folder, resume_round) if report_to == "tensorboard" else None
-        self._scored: list[Mapping[str, Any]] = [row for row in kept if "layer_scores" in row]
+        self._scored: list[Mapping[str, Any]] = [row for row in self.rows if "layer_scores" in row]
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append the metrics of one round; `row["round"]` is the number of rounds done."""
-        self._file.write(_to_line(row))
-        self._file.flush()
+        """Append the metrics of one round; `row["round"]` is the number of rounds done.
+
+        Raises:
+            CannotWrite: The disk is full; the rows before this one stand.
+        """
+        whole = self._file.tell()
+        with writing(self._path):
+            try:
+                line = memoryview(_to_line(row).encode("utf-8"))
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                self._file.truncate(whole)
+                raise
         if self._tensorboard is not None:
-            for name, value in _scalars(row):
-                self._tensorboard.add_scalar(name, value, global_step=row["round"])
-            self._draw(self._tensorboard, row)
-            self._tensorboard.flush()
+            with writing(self._path.parent / _EVENTS):
+                for name, value in _scalars(row):
+                    self._tensorboard.add_scalar(name, value, global_step=row["round"])
+                self._draw(self._tensorboard, row)
+                self._tensorboard.flush()
 
     def _draw(self, tensorboard: "SummaryWriter", row: Mapping[str, Any]) -> None:
         if "layer_scores" in row:
@@ -73,7 +99,9 @@ class MetricsLog:
         """Close the files."""
         self._file.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            # What a full disk has kept from it was told when it was written.
+            with suppress(OSError):
+                self._tensorboard.close()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -84,25 +112,19 @@ class MetricsLog:
         self.close()
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics.jsonl; a last line that a killed run left half written is no row."""
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
 def summary(rows: Sequence[Mapping[str, Any]], *, wall_seconds: float) -> dict[str, Any]:
     """Return what summary.json holds: final and best metrics, totals, and peak memory of this process.
 
     Args:
         rows: The rows of all rounds, as `read_rows` returns them.
-        wall_seconds: Wall clock time of the run.
+        wall_seconds: Wall clock time of the run, of all its parts where it was resumed.
     """
     answered = [_ANSWERS] if any(_ANSWERS in row for row in rows) else []
+    last = max((row["round"] for row in rows), default=0)
+    missing = missing_rounds(rows, last)
     return {
-        "rounds": max((row["round"] for row in rows), default=0),
+        "rounds": last,
+        **({"rounds_without_metrics": missing} if missing else {}),
         "final": {name: _last(rows, name) for name in ("train_loss", "val_accuracy", "val_loss", *answered)},
         "best": {
             **{name: _best(rows, name, 1) for name in ("val_accuracy", *answered)},
@@ -177,5 +199,21 @@ def _scalars(row: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
 def _open_tensorboard(folder: Path, resume_round: int | None) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter
 
-    # TensorBoard drops what an earlier attempt wrote from this step on.
-    return SummaryWriter(str(folder), purge_step=0 if resume_round is None else resume_round + 1)
+    _silence_writer_thread()
+    with writing(folder / _EVENTS):
+        # TensorBoard drops what an earlier attempt wrote from this step on.
+        return SummaryWriter(str(folder), purge_step=0 if resume_round is None else resume_round + 1)
+
+
+def _silence_writer_thread() -> None:
+    """Keep TensorBoard's own thread from printing a traceback: it hands its errors to the next call too."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            before(args)
+
+    if getattr(before, "of_tensorboard", False):
+        return
+    hook.of_tensorboard = True  # type: ignore[attr-defined]
+    threading.excepthook = hook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,19 @@ from typing import Any
 from fedloom.config import UserError
 from fedloom.observe.checkpoint import latest_checkpoint
 from fedloom.observe.clients import CLIENTS_FILE
-from fedloom.observe.metrics import METRICS_FILE, SUMMARY_FILE, read_rows
+from fedloom.observe.contents import (
+    SUMMARY,
+    check_clients,
+    check_known,
+    check_options,
+    check_peers,
+    check_rows,
+    check_verdicts,
+    command_of,
+)
+from fedloom.observe.rows import METRICS_FILE, SUMMARY_FILE, read_rows
 from fedloom.parsing import RUN_CONFIG, RUN_RECORD
-from fedloom.yaml_file import read_yaml
+from fedloom.runs.reading import Damaged, read_mapping
 
 EVAL_FILE = "eval/eval.json"
 PREDICTIONS_FILE = "eval/predictions.jsonl"
@@ -75,9 +84,7 @@ class RunRecord:
     @property
     def command(self) -> str:
         """`fed`, `dfl` or `peer`."""
-        if "neighbors" in self.options:
-            return "peer"
-        return "dfl" if "model_checkpoint" in self.options else "fed"
+        return command_of(self.options)
 
     @property
     def model(self) -> str:
@@ -116,8 +123,12 @@ def read_runs(folders: Sequence[str]) -> list[RunRecord]:
     return [read_run(path) for path in paths]
 
 
-def read_run(folder: str | Path) -> RunRecord:
+def read_run(folder: str | Path, *, judged: bool = True) -> RunRecord:
     """Read one run, one that has ended or one that still goes on.
+
+    Args:
+        folder: The run's.
+        judged: Whether to read what `fedloom eval` left there too.
 
     Raises:
         UserError: The folder is no run, has no metrics yet, or a file in it is damaged.
@@ -126,41 +137,34 @@ def read_run(folder: str | Path) -> RunRecord:
     if not (folder / RUN_CONFIG).is_file():
         held = "holds no config.yaml" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} is not the folder of a run (it {held}){_runs_inside(folder)}")
-    options = _read(folder / RUN_CONFIG)
-    record = options.pop(RUN_RECORD, None) or {}
+    options = read_mapping(folder / RUN_CONFIG)
     if not any(names <= options.keys() for names in _TELLING):
-        raise _damaged(folder / RUN_CONFIG, "the options of `fedloom fed`, `dfl` or `peer` are missing")
-    try:
-        rows = read_rows(folder)
-    except ValueError as error:
-        raise _damaged(folder / METRICS_FILE, error) from None
-    if not all(isinstance(row, dict) and "round" in row for row in rows):
-        raise _damaged(folder / METRICS_FILE, "a row has no round")
+        raise Damaged(folder / RUN_CONFIG, "the options of `fedloom fed`, `dfl` or `peer` are missing")
+    check_options(folder / RUN_CONFIG, options, command_of(options))
+    record = options.pop(RUN_RECORD, None) or {}
+    rows = read_rows(folder)
+    check_rows(folder / METRICS_FILE, rows)
+    check_peers(folder, options, rows)
     if not rows:
         raise UserError(
             f"{folder / METRICS_FILE} has no rows, the run has done nothing yet; "
             "leave it out, or wait for its first round"
         )
+    summary, clients = (read_mapping(folder / name) for name in (SUMMARY_FILE, CLIENTS_FILE))
+    verdicts = read_mapping(folder / EVAL_FILE) if judged else {}
+    check_known(folder / SUMMARY_FILE, summary, SUMMARY)
+    check_clients(folder / CLIENTS_FILE, clients)
+    check_verdicts(folder / EVAL_FILE, verdicts)
     return RunRecord(
         folder=folder,
         options=options,
         device=str(record.get("device", "")),
         versions=record.get("versions", {}),
         rows=rows,
-        summary=_read(folder / SUMMARY_FILE),
-        clients=_read(folder / CLIENTS_FILE),
-        judged=_judged(folder / EVAL_FILE),
+        summary=summary,
+        clients=clients,
+        judged=verdicts,
     )
-
-
-def _judged(path: Path) -> dict[str, Any]:
-    content = _read(path)
-    if content and not (
-        {"task", "split", "examples", "adapters"} <= content.keys()
-        and all({"name", "accuracy"} <= adapter.keys() for adapter in content["adapters"])
-    ):
-        raise _damaged(path, "a task, a split, or an adapter's name or accuracy is missing")
-    return content
 
 
 def _runs_inside(folder: Path) -> str:
@@ -169,24 +173,3 @@ def _runs_inside(folder: Path) -> str:
     if not inside:
         return "; give what `fedloom fed` or `fedloom dfl` wrote, <out_dir>/<exp_name>"
     return f"; the runs in it are {' '.join(inside[:8])}{' ...' if len(inside) > 8 else ''}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A file with one mapping, JSON or YAML; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        if path.suffix == ".yaml":
-            content = read_yaml(path, "mend it, or leave the run out").content
-        else:
-            content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(path, error) from None
-    if not isinstance(content, dict):
-        raise _damaged(path, "it holds no mapping of names")
-    return content
-
-
-def _damaged(path: Path, why: object) -> UserError:
-    first_line = str(why).split("\n")[0]
-    return UserError(f"{path} is not as fedloom wrote it ({first_line}); mend it, or leave the run out")

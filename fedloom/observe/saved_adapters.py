@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedloom.config import FedConfig, UserError
 from fedloom.config_eval import EvalConfig
+from fedloom.observe.checkpoint import checkpoints_of
 from fedloom.options import did_you_mean, options
 from fedloom.parsing import RUN_CONFIG
+from fedloom.runs.checksums import verify
 from fedloom.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def _folders(path: Path, all_checkpoints: bool) -> list[Path]:
     if (path / CONFIG_FILE).is_file():
         return [path]
     if (path / "checkpoints").is_dir():
-        rounds = sorted((path / "checkpoints").glob("round-*"))
+        rounds = checkpoints_of(path)
         if not rounds:
             raise UserError(f"adapter: the run in {path} has left no checkpoint yet")
         return [f for folder in (rounds if all_checkpoints else rounds[-1:]) for f in _folders(folder, False)]
@@ -132,6 +134,7 @@ def read_config(folder: Path) -> PeftConfig:
     from fedloom.model.adapters.supported import check_config
 
     path = folder / CONFIG_FILE
+    verify(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         kind = content["peft_type"]
@@ -177,6 +180,7 @@ def read_row(folder: Path) -> Row:
     from safetensors.torch import load_file
 
     path = folder / TENSORS_FILE
+    verify(path)
     try:
         tensors = load_file(path)
     except (OSError, ValueError, SafetensorError) as error:

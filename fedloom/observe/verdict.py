@@ -11,8 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fedloom.config import UserError
-from fedloom.observe.atomic import write_atomically
+from fedloom.runs.files import write_atomically
 
 EVAL_FILE = "eval.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -38,29 +37,27 @@ class Verdict:
 def write_results(folder: Path, facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> None:
     """Write both files into a folder; those of an earlier evaluation are replaced.
 
+    Only this user may read the predictions, which hold what was asked and what the model wrote.
+
     Args:
-        folder: Made where it is missing.
+        folder: Of which this process is the only writer.
         facts: What all verdicts have in common.
         verdicts: One for each adapter.
 
     Raises:
-        UserError: The folder cannot be made.
+        CannotWrite: The disk is full, or may not be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be made ({error.strerror}); choose another --output_path"
-        ) from None
     lines = [
         json.dumps({"adapter": verdict.name, **prediction}, ensure_ascii=False) + "\n"
         for verdict in verdicts
         for prediction in verdict.predictions
     ]
-    write_atomically(folder / PREDICTIONS_FILE, "".join(lines))
+    then = "judge again, or choose another --output_path"
+    text = "".join(lines).encode("utf-8", "replace")  # a model may write half of a surrogate pair
+    write_atomically(folder / PREDICTIONS_FILE, text, private=True, then=then)
     adapters = [{"name": v.name, "folder": v.folder, **v.scores} for v in verdicts]
     content = json.dumps({**facts, "adapters": adapters}, indent=2)
-    write_atomically(folder / EVAL_FILE, content + "\n")
+    write_atomically(folder / EVAL_FILE, content + "\n", then=then)
 
 
 def results_table(facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> Table:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.config import UserError
 from fedloom.observe.record import PREDICTIONS_FILE, RunRecord
 from fedloom.observe.report.markup import Markup, join, tag
 from fedloom.observe.report.tables import table
+from fedloom.runs.reading import Damaged
 
 OF_EACH = 3
 """Examples of right answers, and of wrong ones."""
@@ -78,16 +78,14 @@ def _by_adapter(run: RunRecord) -> dict[str, list[Prediction]]:
     found: dict[str, list[Prediction]] = {}
     if not path.is_file():
         return found
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 adapter, made = str(row["adapter"]), _prediction(row)
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"runs: {path}, line {number} is not as `fedloom eval` wrote it "
-                    f"({type(error).__name__}: {error}); judge the run again, or remove the file"
-                ) from None
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                why = f"line {number}: {type(error).__name__}: {error}"
+                raise Damaged(path, why, "judge the run again, or remove the file") from None
             if adapter not in found and len(found) == MOST_ADAPTERS:
                 continue
             kept = found.setdefault(adapter, [])

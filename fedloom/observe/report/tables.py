@@ -71,14 +71,16 @@ def glance(groups: Sequence[Group]) -> Markup:
 
 
 def _method(run: RunRecord) -> str:
-    options = run.options
+    def told(*names: str) -> str:
+        return ", ".join(option(run, name) for name in names)
+
     if run.command == "dfl":
-        return f"{options['training_type']} on {options['name']}"
+        return f"{told('training_type')} on {told('name')}"
     if run.command == "peer":
-        return f"{options['training_type']}, peer {options['client']} of a real graph"
-    if options["train_mode"] == "local":
-        return f"local, {options['peft']}"
-    return f"{options['train_mode']}, {options['fed_alg']}, {options['peft']}"
+        return f"{told('training_type')}, peer {told('client')} of a real graph"
+    if run.options["train_mode"] == "local":
+        return f"local, {told('peft')}"
+    return told("train_mode", "fed_alg", "peft")
 
 
 def _state(group: Group) -> Markup:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from fedloom.runs.files import CannotWrite
 from fedloom.runtimes.libp2p.counts import Counts
 from fedloom.runtimes.libp2p.schema import MessageRefused
 from fedloom.runtimes.libp2p.wire import LOST
@@ -17,8 +18,14 @@ Talk = Callable[..., Awaitable[None]]
 class Attempts:
     """Talks that are going on; all in one event loop."""
 
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
+    def __init__(self, counts: Counts, fail: Callable[[CannotWrite], None]) -> None:
+        """Nothing is said yet.
+
+        Args:
+            counts: Counts what is refused.
+            fail: Is told why what was said or heard could not be kept.
+        """
+        self._counts, self._fail = counts, fail
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def attempt(self, talk: Talk, peer: int, *about: Any) -> bool:
@@ -27,6 +34,9 @@ class Attempts:
             await talk(peer, *about)
         except MessageRefused as error:
             self._counts.refuse(peer, error)
+        except CannotWrite as error:
+            self._fail(error)
+            return False
         except LOST:
             return False
         return True

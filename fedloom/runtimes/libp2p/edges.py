@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from fedloom.federation.neighbours import edge_weight
 from fedloom.model.bank import Row
+from fedloom.runs.files import CannotWrite
 from fedloom.runtimes.libp2p.attempts import Attempts
 from fedloom.runtimes.libp2p.journal import Journal, Key
 from fedloom.runtimes.libp2p.messages import Message, Verdict
@@ -55,6 +56,7 @@ class Edges:
         opened: The round whose rows are being exchanged, if any.
         unthanked: Commits that the other end has not confirmed.
         ready_at: Since when this peer has been ready.
+        failure: Why what was said or heard could not be kept: the disk is full, not a neighbour lost.
     """
 
     def __init__(self, wire: Wire, journal: Journal, shelf: Shelf) -> None:
@@ -66,10 +68,11 @@ class Edges:
             shelf: Where rows outlive a crash.
         """
         self.wire, self.journal, self.shelf = wire, journal, shelf
-        self.attempts = Attempts(wire.counts)
+        self.attempts = Attempts(wire.counts, self._fail)
         self.opened: Open | None = None
         self.unthanked: set[Key] = set()
         self.ready_at: dict[Key, float] = {}
+        self.failure: CannotWrite | None = None
         self._answering: dict[Key, asyncio.Task[bool]] = {}
         self._streams: Counter[int] = Counter()
 
@@ -146,6 +149,8 @@ class Edges:
             self.wire.counts.refuse(peer, error)
             with suppress(*LOST):
                 await self.wire.send(stream, "passed", error.round)
+        except CannotWrite as error:
+            self._fail(error)
         except LOST:
             pass
         finally:
@@ -239,6 +244,19 @@ class Edges:
         if key in self.journal.weights and verdict in ("commit", "out"):
             self.journal.decide(key, verdict == "commit", self.journal.weights[key])
             self.wire.wake()
+
+    def check(self) -> None:
+        """Raise what has kept anything that was said or heard from being kept.
+
+        Raises:
+            CannotWrite: The disk is full, or may not be written.
+        """
+        if self.failure is not None:
+            raise self.failure
+
+    def _fail(self, error: CannotWrite) -> None:
+        self.failure = error
+        self.wire.wake()
 
     async def stop(self) -> None:
         """End everything that still runs."""

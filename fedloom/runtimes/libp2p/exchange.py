@@ -83,6 +83,7 @@ class Exchange:
             row: What this peer trained, and saved.
             said: What it says of it, in the journal already.
         """
+        self.edges.check()
         self.edges.ready_at.clear()
         opened = self.edges.opened = Open(round_, row, said, time.monotonic())
         offers = {
@@ -96,6 +97,7 @@ class Exchange:
             ends = min(self._deadline(peer, opened) for peer in waited)
             await self.wire.change(max(0.0, ends - time.monotonic()))
             spent |= dict.fromkeys(waited, time.monotonic() - opened.began)
+            self.edges.check()
         self.edges.opened = None
         for peer in self.neighbours:
             if (round_, peer) not in self.journal.decisions:
@@ -120,6 +122,7 @@ class Exchange:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.edges.attempts.attempt(self.edges.settle, peer), left)
             await self.wire.change(min(left, RETRY_SECONDS))
+            self.edges.check()
 
     def _give_up(self, key: Key) -> None:
         """Decide `out` where this side may: the lower number always, the higher one before it is ready."""

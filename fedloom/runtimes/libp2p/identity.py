@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def make_identity(path: Path) -> str:
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 made = Path(folder) / "key"
                 p2p.generate_identity(str(made))
+                made.chmod(0o600)
                 os.link(made, path)  # unlike a rename, it never replaces a key
         except OSError as error:
             raise UserError(f"{path}: the key cannot be written ({error.strerror})") from None
@@ -34,15 +36,23 @@ def read_identity(path: Path) -> str:
     """The peer id of a key file.
 
     Raises:
-        UserError: There is no such file, or it holds no key.
+        UserError: There is no such file, others than its owner may read it, or it holds no key.
     """
     peer_id = _hivemind().PeerID
     try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise UserError(
+                f"identity: others may read or change {path} (its mode is {mode:03o}), and whoever has the "
+                f"key can speak as this peer; `chmod 600 {path}`, or make another if somebody has had it"
+            )
         return str(peer_id.from_identity(path.read_bytes()))
     except OSError as error:
         raise UserError(
             f"identity: cannot read {path} ({error.strerror}); make a key with `fedloom identity {path}`"
         ) from None
+    except UserError:
+        raise
     except Exception:  # the parsers of protobuf and of the key have errors of their own
         raise UserError(
             f"identity: {path} holds no key; make one with `fedloom identity` under another name"

@@ -28,6 +28,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fedloom.runs.files import writing
+from fedloom.runs.reading import Damaged
 from fedloom.runtimes.libp2p.statements import Statement
 
 JOURNAL_FILE = "exchange/journal.jsonl"
@@ -36,6 +38,14 @@ Key = tuple[int, int]
 """``(round, peer)``: a round of an edge, seen from one end."""
 
 Event = dict[str, Any]
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("round", "peer", "client", "clients"), (int,)),
+    **dict.fromkeys(("weight", "own"), (int, float)),
+    "commit": (bool,),
+    "late": (list,),
+    **dict.fromkeys(("before", "signature", "key"), (str,)),
+}
 
 
 def read_journal(folder: Path) -> list[Event]:
@@ -46,7 +56,18 @@ def read_journal(folder: Path) -> list[Event]:
         ValueError: A line is damaged.
     """
     text = (folder / JOURNAL_FILE).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    try:
+        events = [json.loads(line) for line in text.split("\n")[:-1]]
+    except RecursionError:
+        raise ValueError("a line is nested too deep") from None
+    for number, event in enumerate(events, start=1):
+        if not isinstance(event, dict) or "event" not in event:
+            raise ValueError(f"line {number} is no event")
+        row = (str,) if event["event"] in ("said", "heard") else (dict,)  # its digest, or weights
+        for name, kinds in (_KINDS | {"row": row}).items():
+            if not isinstance(event.get(name), (*kinds, type(None))):
+                raise ValueError(f"line {number}: {name} is {str(event[name])[:40]}")
+    return events
 
 
 def standing_mixes(events: list[Event]) -> Iterator[Event]:
@@ -76,8 +97,16 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / JOURNAL_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Open the journal of a run's folder, with what this peer promised before it was killed, if it was.
+
+        Args:
+            folder: The run's folder.
+
+        Raises:
+            Damaged: A line is not as it was written.
+            CannotWrite: The disk is full, or may not be written.
+        """
+        self._path = path = folder / JOURNAL_FILE
         self.weights: dict[Key, float] = {}
         self.decisions: dict[Key, bool] = {}
         self.said: dict[int, Statement] = {}
@@ -85,19 +114,42 @@ class Journal:
         self._two_things: set[Key] = set()
         self._mixes: list[Event] = []
         self._lock = threading.Lock()
-        self._file = path.open("ab")
-        whole = path.read_bytes().rfind(b"\n") + 1
-        self._file.truncate(whole)
-        for event in read_journal(folder):
-            self._take(event)
+        with writing(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Unbuffered, so that what could not be written does not come again when the file is closed.
+            self._file = path.open("ab", buffering=0)
+            whole = path.read_bytes().rfind(b"\n") + 1
+            self._file.truncate(whole)
+        try:
+            for event in read_journal(folder):
+                self._take(event)
+            self.unapplied(2**53)  # looks at every mix
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._file.close()
+            raise Damaged(
+                path,
+                error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}",
+                "put a copy back; without it this peer does not know what it has promised its neighbours: "
+                "let it begin again under another --exp_name",
+            ) from None
 
     def write(self, event: str, **content: Any) -> None:
-        """Append an event; it is on the disk when this returns."""
+        """Append an event; it is on the disk when this returns.
+
+        Raises:
+            CannotWrite: The disk is full; nothing of the event is there.
+        """
         entry: Event = {"event": event, **content}
-        with self._lock:
-            self._file.write(json.dumps(entry).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        with self._lock, writing(self._path):
+            whole = self._file.seek(0, os.SEEK_END)
+            try:
+                line = memoryview(json.dumps(entry).encode() + b"\n")
+                while line:
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(whole)
+                raise
             self._take(entry)
 
     def decide(self, key: Key, commit: bool, weight: float = 0.0) -> bool:

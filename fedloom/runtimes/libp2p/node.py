@@ -12,6 +12,7 @@ from typing import Any
 from fedloom.config import UserError
 from fedloom.federation.neighbours import bounded_weight, difference
 from fedloom.model.bank import Row
+from fedloom.runs.reading import Damaged
 from fedloom.runtimes.libp2p.counts import Counts
 from fedloom.runtimes.libp2p.edges import Edges
 from fedloom.runtimes.libp2p.exchange import Exchange
@@ -167,7 +168,12 @@ class Node:
         late, differences = [], []
         for key in self.journal.unapplied(before):
             kept = self.shelf.doubt(key)
-            assert kept is not None, f"the difference of round {key[0]} with peer {key[1]} is not there"
+            if kept is None:
+                raise Damaged(
+                    self.shelf.folder,
+                    f"the difference of round {key[0]} with peer {key[1]} is not there",
+                    "put a copy back, or let this peer begin again under another --exp_name",
+                )
             change, weight = kept
             late.append({"round": key[0], "peer": key[1], "weight": weight})
             differences.append(change)

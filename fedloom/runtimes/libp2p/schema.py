@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from safetensors.torch import load, save
 
-from fedloom.model.bank import Row
+from fedloom.model.bank import Row, usable
 
 _SAFETENSORS_HEADER_LIMIT = 1024
 
@@ -82,7 +82,8 @@ class Schema:
         """The row that `pack` was given.
 
         Raises:
-            MessageRefused: The bytes are not a row of this schema, or a number is not finite.
+            MessageRefused: The bytes are not a row of this schema, or a number is not finite, or so large
+                that it would ruin whoever averages with it.
         """
         if len(body) > self.body_limit:
             raise MessageRefused("oversized", f"{len(body)} bytes where a row has {self.row_bytes}")
@@ -100,8 +101,8 @@ class Schema:
                 raise MessageRefused("dtype", f"{_dtype_name(t)} instead of {dtype}")
             if tuple(t.shape) != (self.flat_sizes[dtype],):
                 raise MessageRefused("shape", f"{tuple(t.shape)} instead of ({self.flat_sizes[dtype]},)")
-            if not bool(t.isfinite().all()):
-                raise MessageRefused("not_finite", "a number of the row is not finite")
+            if not usable({dtype: t}):
+                raise MessageRefused("not_finite", "a number of the row is not finite, or too large")
         row: Row = {}
         taken = dict.fromkeys(flat, 0)
         for name, shape, dtype in self.entries:

@@ -13,25 +13,35 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from fedloom.model.bank import Row
+from fedloom.runs.files import remove, save_tensors, sync, writing
+from fedloom.runs.reading import Damaged, read_tensors
 from fedloom.runtimes.libp2p.journal import Key
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"(trained|heard|doubt)-(\d+)(?:-(\d+))?\.safetensors")
 
 
 class Shelf:
-    """The files of a run's folder."""
+    """The files of a run's folder.
+
+    Attributes:
+        folder: Where they lie.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "exchange"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder / "exchange"
+        with writing(self.folder):
+            # Rows of neighbours are learnt from their data: nobody else is to see them.
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
     def trained_round(self) -> int | None:
@@ -44,17 +54,22 @@ class Shelf:
         self._write(self._path("trained", (round_, 0)), tensors, metadata)
 
     def load_trained(self, round_: int) -> tuple[Row, dict[str, Any]]:
-        """What `save_trained` was given."""
+        """What `save_trained` was given.
+
+        Raises:
+            Damaged: It is not as it was saved.
+        """
         path = self._path("trained", (round_, 0))
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-        return load_file(path), state
+        return read_tensors(path), _read_metadata(path, "state", json.loads)
 
     def since_trained(self, round_: int) -> tuple[float, float]:
-        """How many seconds ago a round's training was kept, and how many it took."""
+        """How many seconds ago a round's training was kept, and how many it took.
+
+        Raises:
+            Damaged: The file is not as it was saved.
+        """
         path = self._path("trained", (round_, 0))
-        with safe_open(path, framework="pt") as file:
-            seconds = float(file.metadata()["seconds"])
+        seconds = _read_metadata(path, "seconds", float)
         return max(0.0, time.time() - path.stat().st_mtime), seconds
 
     def save_heard(self, key: Key, row: Row) -> None:
@@ -70,13 +85,15 @@ class Shelf:
         self._write(self._path("doubt", key), difference, {"weight": repr(weight)})
 
     def doubt(self, key: Key) -> tuple[Row, float] | None:
-        """The difference that an edge in doubt would make, and its weight, if it is there."""
+        """The difference that an edge in doubt would make, and its weight, if it is there.
+
+        Raises:
+            Damaged: It is not as it was saved.
+        """
         path = self._path("doubt", key)
         if not path.exists():
             return None
-        with safe_open(path, framework="pt") as file:
-            weight = float(file.metadata()["weight"])
-        return load_file(path), weight
+        return read_tensors(path), _read_metadata(path, "weight", float)
 
     def clear(self, round_: int, open_doubts: Collection[Key]) -> None:
         """Remove what no crash can ask for again, once the training of ``round_`` is kept.
@@ -90,26 +107,36 @@ class Shelf:
                 self._path(kind, key).unlink()
 
     def _files(self) -> list[tuple[str, Key]]:
-        found = [_NAME.fullmatch(path.name) for path in self._folder.iterdir()]
+        found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
         return [(match[1], (int(match[2]), int(match[3] or 0))) for match in found if match]
 
     def _path(self, kind: str, key: Key) -> Path:
         peer = f"-{key[1]:04d}" if key[1] else ""
-        return self._folder / f"{kind}-{key[0]:06d}{peer}.safetensors"
+        return self.folder / f"{kind}-{key[0]:06d}{peer}.safetensors"
 
     def _read(self, kind: str, key: Key) -> Row | None:
         path = self._path(kind, key)
-        return load_file(path) if path.exists() else None
+        return read_tensors(path) if path.exists() else None
 
     def _write(self, path: Path, tensors: Row, metadata: dict[str, str] | None = None) -> None:
         temporary = path.with_suffix(".tmp")
         # Rows of one message are views of one buffer, which safetensors refuses.
-        save_file({name: t.detach().cpu().clone() for name, t in tensors.items()}, temporary, metadata)
-        for place in (temporary, self._folder):
-            descriptor = os.open(place, os.O_RDONLY)
+        copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
+        with writing(path):
             try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if place == temporary:
+                save_tensors(temporary, copies, metadata)
                 os.replace(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    remove(temporary)
+                raise
+            sync(self.folder)
+
+
+def _read_metadata(path: Path, name: str, parse: Callable[[str], T]) -> T:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return parse(file.metadata()[name])
+    # Whatever the metadata are not: there, a mapping, JSON, a number.
+    except Exception as error:
+        raise Damaged(path, error) from None
