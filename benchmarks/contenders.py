@@ -27,6 +27,8 @@ from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import sgd
 from fedloom.client.work import ClientWork, Schedule, plan_work
 from fedloom.data.encode import Tokens
+from fedloom.federation.algorithm import Algorithm
+from fedloom.model.bank import norm_of
 from fedloom.model.layout import Layout, shared_prefix
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.precision import choose_dtype, has_native_bf16
@@ -154,12 +156,12 @@ class Fedloom:
 
         def train() -> list[Any]:
             work = [self.work(client, model.layout) for client in range(count)]
-            return list(run_clients(model, start, work, rules))
+            return list(run_clients(model, start, work, rules, Algorithm(LEARNING_RATE)))
 
         updates, measured = self.stage.timed(train)
         measured.tokens = sum(update.tokens for update in updates)
         measured.losses = [update.loss for update in updates]
-        measured.moved = [distance(update.adapter, start) for update in updates]
+        measured.moved = [norm_of(update.payload) for update in updates]
         return measured
 
     def work(self, client: int, layout: Layout) -> ClientWork:

@@ -12,6 +12,7 @@ from workload import LEARNING_RATE
 
 from fedloom.client.local import LocalRules, batch_tokens
 from fedloom.client.optimisers import adam, sgd
+from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.server import federated_round, initial_state
 from fedloom.runtimes.in_process import run_clients
 
@@ -41,18 +42,17 @@ class Memory:
             for batch in step
         )
         rules = LocalRules(sgd(LEARNING_RATE), wave_tokens=wave_tokens)
-        server = adam(1e-3)
+        algorithm = Algorithm(LEARNING_RATE, adam(1e-3))
         loading = peak_resident_bytes()
         apart = forget_peak()
         began = time.perf_counter()
         _, report = federated_round(
-            initial_state(start, server),
+            initial_state(start, algorithm),
             range(clients),
-            lambda round_, chosen, row, used: run_clients(
-                model, row, (self.fedloom.work(client, model.layout) for client in chosen), rules
+            lambda round_, chosen, row, used, rule: run_clients(
+                model, row, (self.fedloom.work(client, model.layout) for client in chosen), rules, algorithm
             ),
-            LEARNING_RATE,
-            server,
+            algorithm,
         )
         seconds, training = time.perf_counter() - began, peak_resident_bytes()
         return {

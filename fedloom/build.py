@@ -17,17 +17,20 @@ from transformers.utils import logging as transformers_logging
 from fedloom.build_data import EVERYBODYS, Encoded, Holdings, encode_data
 from fedloom.checks import check
 from fedloom.client.local import LocalRules
-from fedloom.client.optimisers import Optimiser, adam, sgd
+from fedloom.client.optimisers import adam, sgd
 from fedloom.client.work import Schedule
 from fedloom.config import FedConfig, Run, UserError
 from fedloom.data.example import Splits
 from fedloom.data.randomness import derive_seed
 from fedloom.data.tasks import TASKS, Task
+from fedloom.federation.algorithm import Algorithm, compose, first_memory
 from fedloom.federation.focus import Focus
 from fedloom.federation.priority import Projection
+from fedloom.methods import chosen
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.adapters.supported import check_adapter
+from fedloom.model.bank import Row
 from fedloom.model.base import BaseModel, BeforeWeights, load_base
 from fedloom.model.files import check_model_name
 from fedloom.model.fit import check_fit
@@ -40,12 +43,14 @@ from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens, no
 from fedloom.runtimes.group import ALONE, Group
 
 ADAMW_WEIGHT_DECAY = 0.01
-"""Of the server's AdamW; torch's default, which FedGPL uses."""
+"""Of AdamW; torch's default, which FedGPL uses."""
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a run is made of; see the fields' own types.
+
+    `first_memory` is what a client remembers before its first round; see `federation.algorithm.first_memory`.
 
     `focus` and `server_schedule`, how much of its own data the server looks at per round, are those of
     gradient priority; `focus` is None without it. `group` are the processes that the clients are dealt over.
@@ -57,7 +62,8 @@ class Parts:
     data: Encoded
     schedule: Schedule
     rules: LocalRules
-    server_optimiser: Optimiser
+    algorithm: Algorithm
+    first_memory: Row
     server_schedule: Schedule
     focus: Focus | None
     group: Group = ALONE
@@ -90,6 +96,7 @@ def build(
             f"train_mode: local trains one model, which cannot be dealt over {group.size} ranks; "
             "leave torchrun out, or choose fed or fedGradFocus"
         )
+    algorithm = _algorithm(config)
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_name, config.token)
@@ -125,8 +132,9 @@ def build(
         splits=splits,
         data=data,
         schedule=_schedule(config),
-        rules=_rules(resolved),
-        server_optimiser=_server_optimiser(config),
+        rules=_rules(resolved, algorithm),
+        algorithm=algorithm,
+        first_memory=first_memory(algorithm, model.initial),
         server_schedule=Schedule(
             config.server_batches,
             config.batch_size,
@@ -226,21 +234,23 @@ def _schedule(config: FedConfig) -> Schedule:
     )
 
 
-def _rules(config: FedConfig) -> LocalRules:
+def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:
     local = config.train_mode == "local"
     assert isinstance(config.wave_tokens, int)
     return LocalRules(
         optimiser=adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY) if local else sgd(config.client_lr),
-        prox_mu=config.prox_mu if config.fed_alg == "FedProx" and not local else 0.0,
+        rule=algorithm.rule,
         clip_norm=config.clip_norm,
         wave_tokens=config.wave_tokens,
         dropout_seed=config.seed,
     )
 
 
-def _server_optimiser(config: FedConfig) -> Optimiser:
-    adaptive = config.fed_alg == "FedAdam" or config.train_mode == "local"
-    return adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY) if adaptive else sgd(config.lr)
+def _algorithm(config: FedConfig) -> Algorithm:
+    """The parts that the options choose; of the baseline on all data, AdamW alone."""
+    if config.train_mode == "local":
+        return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))
+    return compose(chosen(config), vars(config), config.client_lr)
 
 
 def _focus(config: FedConfig, model: StackedModel) -> Focus:

@@ -4,6 +4,7 @@ import re
 from datetime import date
 from typing import Any, get_args
 
+from fedloom.checks_method import check_method
 from fedloom.config import PROMPT_DATE, FedConfig, FormatName, Prompts, UserError
 from fedloom.display import shown
 from fedloom.options import did_you_mean, names_or_pattern, options
@@ -36,6 +37,7 @@ def check(config: FedConfig) -> None:
             f"{MOST_EXAMPLES_PER_ROUND:,} is the most, so lower one of them"
         )
     check_target_modules(config.target_modules)
+    check_method(config, server=True)
     if config.train_mode == "fedGradFocus" and config.peft != "lora":
         raise UserError(
             f"peft: {config.peft} trains virtual tokens, so there are no layers for fedGradFocus to choose; "

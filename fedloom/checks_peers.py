@@ -1,6 +1,7 @@
 """Judge the options of `fedloom dfl`, before anything heavy is loaded; see `fedloom.checks`."""
 
 from fedloom.checks import check_target_modules, check_values
+from fedloom.checks_method import check_method
 from fedloom.config import UserError
 from fedloom.config_peers import DflConfig, PeerModel
 
@@ -13,6 +14,7 @@ def check(config: DflConfig) -> None:
     """
     check_values(config)
     check_model(config)
+    check_method(config, server=False)
 
 
 def check_model(config: PeerModel) -> None:

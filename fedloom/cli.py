@@ -5,6 +5,7 @@ it is asked for, so that `--help` and a mistyped flag answer without loading tor
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from fedloom.config import DemoConfig, FedConfig, UserError
 from fedloom.config_eval import EvalConfig
 from fedloom.config_flower import FlowerConfig
 from fedloom.config_libp2p import AuditConfig, IdentityConfig, PeerConfig
+from fedloom.config_method import MethodsConfig
 from fedloom.config_peers import DflConfig, SplitConfig, TopologyConfig, ViewConfig
 from fedloom.config_report import ReportConfig
 from fedloom.display import one_line, shown, without_secrets
@@ -34,6 +36,7 @@ from fedloom.torchrun import place, tells
 EXIT_DOES_NOT_HOLD = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 _OF_THE_MACHINE = {
@@ -139,6 +142,12 @@ def _report(config: ReportConfig) -> None:
     run_report(**asdict(config))
 
 
+def _methods(config: MethodsConfig) -> None:
+    from fedloom.show_methods import run_methods
+
+    run_methods(as_json=config.json, plugin=config.plugin)
+
+
 def _demo(config: DemoConfig) -> None:
     from fedloom.demo import run_demo
 
@@ -174,6 +183,12 @@ COMMANDS: dict[str, Command] = {
         check_rules,
         _audit,
         "runs",
+    ),
+    "methods": Command(
+        "List the methods of the literature, and what each sets.",
+        MethodsConfig,
+        check_rules,
+        _methods,
     ),
     "split": Command("Divide a data set into clients' folders.", SplitConfig, check_rules, _split),
     "view": Command("Show who has how many of which label.", ViewConfig, check_rules, _view, "folder"),
@@ -221,6 +236,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if tells(error):
             _say(f"error: {error}", words)
         return EXIT_USER_ERROR
+    except BrokenPipeError:
+        # Who read the output has enough of it, as `head` has; Python would complain once more at its own end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE or error.filename is None:
             raise

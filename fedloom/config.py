@@ -8,6 +8,7 @@ values. None of this needs torch, so that `--help` and a bad value answer at onc
 from dataclasses import dataclass
 from typing import Literal
 
+from fedloom.config_method import AnyMethod, ServerMethod, sets_method
 from fedloom.display import without_secrets
 from fedloom.options import names_or_pattern, option
 
@@ -269,9 +270,21 @@ class Validation:
     )
 
 
+@sets_method(server=True)
 @dataclass(frozen=True, kw_only=True)
 class FedConfig(
-    Run, Hardware, Model, Adapter, Data, Prompts, Federation, ClientTraining, GradientPriority, Validation
+    Run,
+    Hardware,
+    Model,
+    Adapter,
+    Data,
+    Prompts,
+    Federation,
+    AnyMethod,
+    ServerMethod,
+    ClientTraining,
+    GradientPriority,
+    Validation,
 ):
     """All options of `fedloom fed`, by their flat names."""
 

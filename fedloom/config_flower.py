@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from fedloom.config import FedConfig
+from fedloom.config_method import sets_method
 from fedloom.options import option
 
 
@@ -56,6 +57,7 @@ class OverFlower:
     )
 
 
+@sets_method(server=True)
 @dataclass(frozen=True, kw_only=True)
 class FlowerConfig(FedConfig, OverFlower):
     """All options of `fedloom flower`, by their flat names."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fedloom.config import Hardware, Prompts, Run
+from fedloom.config_method import AnyMethod, sets_method
 from fedloom.config_peers import PeerData, PeerModel, PeerReports, PeerTraining
 from fedloom.options import option
 
@@ -44,8 +45,9 @@ class PeerNode:
     )
 
 
+@sets_method(server=False)
 @dataclass(frozen=True, kw_only=True)
-class PeerConfig(Run, Hardware, PeerNode, PeerModel, PeerData, Prompts, PeerTraining, PeerReports):
+class PeerConfig(Run, Hardware, PeerNode, PeerModel, PeerData, Prompts, AnyMethod, PeerTraining, PeerReports):
     """All options of `fedloom peer`, by their flat names."""
 
     def __post_init__(self) -> None:

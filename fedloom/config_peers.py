@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedloom.config import AnyTask, Hardware, Prompts, Run
+from fedloom.config_method import AnyMethod, sets_method
 from fedloom.options import names_or_pattern, option
 
 
@@ -150,8 +151,11 @@ class PeerReports:
     )
 
 
+@sets_method(server=False)
 @dataclass(frozen=True, kw_only=True)
-class DflConfig(Run, Hardware, PeerModel, PeerData, Prompts, PeerNetwork, PeerTraining, PeerReports):
+class DflConfig(
+    Run, Hardware, PeerModel, PeerData, Prompts, PeerNetwork, AnyMethod, PeerTraining, PeerReports
+):
     """All options of `fedloom dfl`, by their flat names."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from fedloom.config import UserError
 from fedloom.display import shown
 from fedloom.options import WORDS, Option, did_you_mean, options
+from fedloom.parts import load_plugins
 from fedloom.yaml_file import read_yaml
 
 RUN_CONFIG = "config.yaml"
@@ -53,16 +54,18 @@ def parse(config_class: type[C], argv: Sequence[str], *, prog: str) -> C:
     if "config" in file:
         raise UserError(f"{flags['config']}: config cannot stand in a file of options; give it as --config")
     given = file | flags
-    values = {name: option.default for name, option in by_name.items()} | given
-    if values.get("resume"):
-        run_config = Path(values["out_dir"]) / values["exp_name"] / RUN_CONFIG
-        saved = read_options(run_config, config_class) if run_config.is_file() else {}
+    if given.get("resume"):
         # The place where the run lies now is the one that counts, not where it lay when it began.
-        place = {name: values[name] for name in ("out_dir", "exp_name")}
-        values |= saved | given | place
-    if "token" in values:
-        values["token"] = values["token"] or os.environ.get("HF_TOKEN") or None
-    return config_class(**values)
+        place = {name: given.get(name, by_name[name].default) for name in ("out_dir", "exp_name")}
+        run_config = Path(place["out_dir"]) / place["exp_name"] / RUN_CONFIG
+        saved = read_options(run_config, config_class) if run_config.is_file() else {}
+        given = saved | given | place
+    if "token" in by_name:
+        given["token"] = given.get("token") or os.environ.get("HF_TOKEN") or None
+    if "plugin" in by_name:
+        load_plugins(given.get("plugin"))
+    # Only what is given: a default must not win over what a method sets.
+    return config_class(**given)
 
 
 def read_options(path: Path, config_class: type) -> dict[str, Any]:

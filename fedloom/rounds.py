@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,13 @@ from fedloom.client.local import LocalResult, step_gradients, train_locally
 from fedloom.client.optimisers import State
 from fedloom.client.work import ClientWork, plan_work
 from fedloom.config import FedConfig
-from fedloom.federation.aggregate import ClientUpdate
+from fedloom.federation.algorithm import Update
 from fedloom.federation.central import central_round
 from fedloom.federation.focus import FocusReport, focused_round
 from fedloom.federation.server import RoundReport, ServerState, Train, federated_round, sample_clients
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.runtimes.dealing import share_of, share_of_step
-from fedloom.runtimes.gathering import sum_of_gradients, sum_over_ranks
+from fedloom.runtimes.gathering import collect_over_ranks, sum_of_gradients
 from fedloom.runtimes.group import moved_since
 from fedloom.runtimes.in_process import run_clients
 
@@ -39,12 +39,16 @@ class Progressed:
         drawn: Batches that each client has drawn so far.
         accuracy: The last validation's; None before the first.
         not_risen: Validations in a row in which accuracy has not risen.
+        memories: What clients remember, by client, of those that do and live in this run's processes.
+        taken: Of clients elsewhere, by client, the word of the last answer that counted; they remember by it.
     """
 
     server: ServerState
     drawn: list[int]
     accuracy: float | None = None
     not_risen: int = 0
+    memories: dict[int, Row] = field(default_factory=dict)
+    taken: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def play_round(
         )
     row = _row(server.round, report) | _focus_row(focus) | moved_since(parts.group, sent)
     row |= {"seconds": time.perf_counter() - began}
-    return replace(now, server=server, drawn=drawn), row
+    memories = now.memories | report.memories
+    return replace(now, server=server, drawn=drawn, memories=memories), row
 
 
 def _round(
@@ -102,11 +107,12 @@ def _round(
     wanted = min(config.client_num_per_step, len(there))
     clients = [there[i] for i in sample_clients(config.seed, now.server.round, len(there), wanted)]
     train = _ClientTraining(config, parts, now) if afar is None else afar.train
-    lr, optimiser, reduce = config.client_lr, parts.server_optimiser, partial(sum_over_ranks, parts.group)
+    everybody, reduce = config.client_num, partial(collect_over_ranks, parts.group)
     if parts.focus is None:
-        return *federated_round(now.server, clients, train, lr, optimiser, reduce=reduce), None
+        done = federated_round(now.server, clients, train, parts.algorithm, of=everybody, reduce=reduce)
+        return *done, None
     own = _ServerTraining(config, parts)
-    return focused_round(now.server, clients, train, own, parts.focus, lr, optimiser, reduce)
+    return focused_round(now.server, clients, train, own, parts.focus, parts.algorithm, everybody, reduce)
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,23 @@ class _ClientTraining:
     now: Progressed
 
     def __call__(
-        self, round_: int, clients: Sequence[int], trained: Row, used: Row
-    ) -> Iterable[ClientUpdate]:
+        self, round_: int, clients: Sequence[int], trained: Row, used: Row, received: Row
+    ) -> Iterable[Update]:
         work = [_work(self.config, self.parts, self.now, client) for client in clients]
-        model, group = self.parts.model, self.parts.group
-        own = share_of(work, model.layout, group.rank, group.size)
-        return run_clients(model, trained, own, self.parts.rules, used)
+        parts, group = self.parts, self.parts.group
+        return run_clients(
+            parts.model,
+            trained,
+            share_of(work, parts.model.layout, group.rank, group.size),
+            parts.rules,
+            parts.algorithm,
+            used=used,
+            received=received,
+            memories=self.now.memories,
+            first=parts.first_memory,
+            seed=self.config.seed,
+            round_=round_,
+        )
 
 
 @dataclass(frozen=True)

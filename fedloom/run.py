@@ -12,6 +12,7 @@ from typing import Any
 from fedloom import loop
 from fedloom.build import Parts, build, device_name, run_folder, versions
 from fedloom.config import FedConfig
+from fedloom.federation.algorithm import part_of, with_prefix
 from fedloom.federation.server import ServerState, initial_state
 from fedloom.launch import build_together, opened_together, processes, recall
 from fedloom.loop import Pace, Regime
@@ -96,7 +97,7 @@ def drive(
 
 
 def _start(parts: Parts) -> Progressed:
-    server = initial_state(parts.model.initial, parts.server_optimiser)
+    server = initial_state(parts.model.initial, parts.algorithm)
     return Progressed(server, [0] * len(parts.data.clients))
 
 
@@ -135,19 +136,25 @@ def _save(parts: Parts, folder: Path, now: Progressed) -> None:
         folder,
         now.server.round,
         write_adapter=lambda path: parts.model.save(now.server.adapter, path),
-        tensors=_tensors(now.server),
+        tensors=_tensors(now),
         state={
             "round": now.server.round,
             "drawn": now.drawn,
+            "remembering": sorted(now.memories),
+            "taken": {str(client): word for client, word in now.taken.items()},
             "accuracy": now.accuracy,
             "not_risen": now.not_risen,
         },
     )
 
 
-def _tensors(server: ServerState) -> Row:
-    tensors = {f"adapter.{name}": t for name, t in server.adapter.items()}
-    return tensors | {f"optimiser.{name}": t for name, t in server.optimiser.items()}
+def _tensors(now: Progressed) -> Row:
+    server = now.server
+    tensors = with_prefix("adapter.", server.adapter) | with_prefix("optimiser.", server.optimiser)
+    tensors |= with_prefix("rule.", server.rule)
+    for client, memory in now.memories.items():
+        tensors |= with_prefix(f"client-{client + 1:04d}.", memory)
+    return tensors
 
 
 def _restore(parts: Parts, checkpoint: Path) -> Progressed:
@@ -158,16 +165,24 @@ def _restore(parts: Parts, checkpoint: Path) -> Progressed:
     """
     tensors, state = load_state(checkpoint)
     new = _start(parts)
-    check_state(checkpoint, tensors, _tensors(new.server))
+    remembering = state.get("remembering", [])
+    taken, known = state.get("taken", {}), range(len(new.drawn))
     if not (
         are_counts(state.get("drawn"), len(new.drawn))
         and are_counts([state.get("not_risen")], 1)
         and isinstance(state.get("accuracy", ""), float | None)
+        and isinstance(remembering, list)
+        and all(type(client) is int and client in known for client in remembering)
+        and isinstance(taken, dict)
+        and all(client.isdecimal() and isinstance(word, str) for client, word in taken.items())
     ):
         raise damaged_checkpoint(checkpoint, "state.json", "a count or the accuracy is not one")
-    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
-    for name, t in tensors.items():
-        group, _, rest = name.partition(".")
-        groups[group][rest] = t.to(parts.model.device)
-    server = ServerState(state["round"], groups["adapter"], groups["optimiser"])
-    return Progressed(server, state["drawn"], state["accuracy"], state["not_risen"])
+    new = replace(new, memories=dict.fromkeys(remembering, parts.first_memory))
+    check_state(checkpoint, tensors, _tensors(new))
+    here = {name: t.to(parts.model.device) for name, t in tensors.items()}
+    server = ServerState(
+        state["round"], part_of(here, "adapter."), part_of(here, "optimiser."), part_of(here, "rule.")
+    )
+    memories = {client: part_of(here, f"client-{client + 1:04d}.") for client in remembering}
+    words = {int(client): word for client, word in taken.items()}
+    return Progressed(server, state["drawn"], state["accuracy"], state["not_risen"], memories, words)

@@ -27,8 +27,8 @@ def spoiled(client):
 
     run = fedloom.rounds.run_clients
 
-    def spoil(*arguments):
-        for update in run(*arguments):
+    def spoil(*arguments, **named):
+        for update in run(*arguments, **named):
             yield dataclasses.replace(update, loss=math.nan) if update.client == client else update
 
     with mock.patch.object(fedloom.rounds, "run_clients", spoil):

@@ -118,10 +118,10 @@ def train_in_process(config, lost_from=math.inf):
     """`fedloom fed`, where from a round on a client's answer counts no longer."""
     run = fedloom.rounds.run_clients
 
-    def lossy(model, trained, work, rules, used):
+    def lossy(model, trained, work, *more, **named):
         work = list(work)
         late = [key[0] >= lost_from for client in work for key in [client.steps[0][0].key]]
-        for update, lost in zip(run(model, trained, work, rules, used), late, strict=True):
+        for update, lost in zip(run(model, trained, work, *more, **named), late, strict=True):
             yield dataclasses.replace(update, loss=math.nan) if lost and update.client == KILLED else update
 
     with pytest.MonkeyPatch.context() as patch:

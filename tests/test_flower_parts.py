@@ -29,6 +29,7 @@ from tiny import save_tiny_llama
 
 from fedloom.cli import main
 from fedloom.config import UserError
+from fedloom.federation.algorithm import Algorithm
 from fedloom.flower.client import app as client_app
 from fedloom.flower.place import client_number, own_data
 from fedloom.flower.run_config import from_run_config
@@ -463,14 +464,14 @@ GOOD = {"round": 1, "client": 0, "examples": 4, "loss": 1.5, "correct": 0, "labe
 )
 def test_what_a_client_answers_is_judged(facts, tensors, why):
     with pytest.raises(Unfit) as told:
-        read_update(Parcel({**GOOD, **facts}, tensors), 0, 1, LIKE, 4)
+        read_update(Parcel({**GOOD, **facts}, tensors), 0, 1, LIKE, 4, Algorithm(0.1), {})
     assert why in str(told.value)
 
 
 def test_a_good_answer_is_read():
-    update = read_update(Parcel(GOOD, pack(LIKE)), 0, 1, LIKE, 4)
+    update = read_update(Parcel(GOOD, pack(LIKE)), 0, 1, LIKE, 4, Algorithm(0.1), {})
     assert (update.client, update.examples, update.loss) == (0, 4, 1.5)
-    assert update.adapter.keys() == LIKE.keys()
+    assert update.payload.keys() == LIKE.keys()
 
 
 def test_rows_and_masks_come_back():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from updates import update_by
 
 from fedloom.client.optimisers import adam, sgd
-from fedloom.federation.aggregate import ClientUpdate
+from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.focus import Focus, focused_round
 from fedloom.federation.priority import Projection
 from fedloom.federation.server import Diverged, federated_round, initial_state
@@ -60,10 +61,10 @@ class Clients:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, round_, clients, trained, used):
+    def __call__(self, round_, clients, trained, used, rule):
         self.asked.append((set(trained), set(used)))
         return [
-            ClientUpdate(k, {n: t - 0.1 * (k + 1) for n, t in trained.items()}, 2, 1.0, 1, 4, 10)
+            update_by(k, {n: torch.full_like(t, -0.1 * (k + 1)) for n, t in trained.items()}, 2)
             for k in clients
         ]
 
@@ -71,7 +72,7 @@ class Clients:
 def play(state, optimiser, *, gradient=server_gradient, clients=(0, 3), **options):
     train = Clients()
     after, report, told = focused_round(
-        state, clients, train, gradient, focus(**options), client_lr=0.1, optimiser=optimiser
+        state, clients, train, gradient, focus(**options), Algorithm(0.1, optimiser)
     )
     return after, report, told, train
 
@@ -82,7 +83,7 @@ def moved(before, after):
 
 
 def test_clients_train_the_highest_and_the_lowest_layers_and_use_the_others():
-    _, report, told, train = play(initial_state(START, sgd(0.1)), sgd(0.1))
+    _, report, told, train = play(initial_state(START, Algorithm(0.1)), sgd(0.1))
     assert told.selected == (0, 3, 4)
     assert train.asked == [({n for i in (0, 3, 4) for n in names(i)}, {n for i in (1, 2) for n in names(i)})]
     assert told.loss == 1.5 and list(told.scores) == list(range(LAYERS))
@@ -91,15 +92,15 @@ def test_clients_train_the_highest_and_the_lowest_layers_and_use_the_others():
 
 
 def test_bytes_are_those_of_the_selected_layers_and_a_bit_per_layer():
-    state = initial_state(START, sgd(0.1))
+    state = initial_state(START, Algorithm(0.1))
     _, report, _, _ = play(state, sgd(0.1), highest=1, lowest=1)
-    _, whole = federated_round(state, [0, 3], Clients(), 0.1, sgd(0.1))
+    _, whole = federated_round(state, [0, 3], Clients(), Algorithm(0.1))
     assert report.bytes_up * LAYERS == whole.bytes_up * 2
     assert report.bytes_down == report.bytes_up + 2 * 1  # one byte has room for five layers, two clients
 
 
 def test_elsewhere_the_servers_own_gradient_moves_the_adapter():
-    after, *_ = play(initial_state(START, sgd(0.5)), sgd(0.5), server_grad_scale=0.2)
+    after, *_ = play(initial_state(START, Algorithm(0.1, sgd(0.5))), sgd(0.5), server_grad_scale=0.2)
     gradient, _ = server_gradient(0, START)
     for layer in (1, 2):
         for name in names(layer):
@@ -111,10 +112,10 @@ def test_elsewhere_the_servers_own_gradient_moves_the_adapter():
 
 @pytest.mark.parametrize("optimiser", [sgd(0.1), adam(0.1, weight_decay=0.01)], ids=["SGD", "AdamW"])
 def test_all_layers_make_it_the_round_without_focus(optimiser):
-    ours = theirs = initial_state(START, optimiser)
+    ours = theirs = initial_state(START, Algorithm(0.1, optimiser))
     for _ in range(3):
         ours, report, told, _ = play(ours, optimiser, highest=LAYERS, lowest=0, server_grad_scale=7.0)
-        theirs, plain = federated_round(theirs, [0, 3], Clients(), 0.1, optimiser)
+        theirs, plain = federated_round(theirs, [0, 3], Clients(), Algorithm(0.1, optimiser))
         assert told.selected == tuple(range(LAYERS)) and report.bytes_up == plain.bytes_up
     for name in START:
         assert torch.equal(ours.adapter[name], theirs.adapter[name])
@@ -124,7 +125,7 @@ def test_all_layers_make_it_the_round_without_focus(optimiser):
 
 def test_no_layer_and_scale_1_is_training_on_the_servers_gradient_alone():
     optimiser = adam(0.1, weight_decay=0.01)
-    state = initial_state(START, optimiser)
+    state = initial_state(START, Algorithm(0.1, optimiser))
     reference = {name: torch.nn.Parameter(t.clone()) for name, t in START.items()}
     alone = torch.optim.AdamW(reference.values(), lr=0.1, weight_decay=0.01)
     for round_ in range(3):
@@ -141,7 +142,7 @@ def test_no_layer_and_scale_1_is_training_on_the_servers_gradient_alone():
 
 def test_at_scale_0_layers_that_are_not_selected_rest_with_moments_and_step_count():
     optimiser = adam(0.1, weight_decay=0.01)
-    state = initial_state(START, optimiser)
+    state = initial_state(START, Algorithm(0.1, optimiser))
     state, *_ = play(state, optimiser, policy="all")
     after, *_ = play(state, optimiser, server_grad_scale=0.0)
     assert moved(state.adapter, after.adapter) == {0, 3, 4}
@@ -156,7 +157,7 @@ def test_at_scale_0_layers_that_are_not_selected_rest_with_moments_and_step_coun
 
 def test_above_0_every_layer_takes_an_optimiser_step_every_round():
     optimiser = adam(0.1)
-    after, *_ = play(initial_state(START, optimiser), optimiser)
+    after, *_ = play(initial_state(START, Algorithm(0.1, optimiser)), optimiser)
     assert moved(START, after.adapter) == set(range(LAYERS))
     assert all(int(t) == 1 for key, t in after.optimiser.items() if key.startswith("steps."))
 
@@ -164,7 +165,11 @@ def test_above_0_every_layer_takes_an_optimiser_step_every_round():
 @pytest.mark.parametrize(("policy", "scale"), [("all", 0.1), ("last", 0.0), ("first", 0.0), ("random", 0.0)])
 def test_the_servers_gradient_is_computed_only_where_it_is_used(policy, scale):
     _, report, told, _ = play(
-        initial_state(START, sgd(0.1)), sgd(0.1), policy=policy, server_grad_scale=scale, gradient=never
+        initial_state(START, Algorithm(0.1)),
+        sgd(0.1),
+        policy=policy,
+        server_grad_scale=scale,
+        gradient=never,
     )
     assert told.scores == {} and told.loss is None
     assert len(told.selected) == (LAYERS if policy == "all" else 3)
@@ -173,13 +178,13 @@ def test_the_servers_gradient_is_computed_only_where_it_is_used(policy, scale):
 
 @pytest.mark.parametrize("policy", ["last", "first", "random"])
 def test_baselines_score_too_where_the_gradient_is_there_anyway(policy):
-    _, _, told, _ = play(initial_state(START, sgd(0.1)), sgd(0.1), policy=policy)
+    _, _, told, _ = play(initial_state(START, Algorithm(0.1)), sgd(0.1), policy=policy)
     assert len(told.scores) == LAYERS and len(told.selected) == 3
 
 
 def test_parameters_outside_the_layers_are_always_trained_and_sent():
     start = START | {"score": torch.ones(3, dtype=torch.float64)}
-    state = initial_state(start, sgd(0.1))
+    state = initial_state(start, Algorithm(0.1))
     _, report, _, train = play(state, sgd(0.1), highest=0, lowest=1)
     trained, used = train.asked[0]
     assert "score" in trained and "score" not in used
@@ -191,13 +196,17 @@ def test_a_server_gradient_that_is_not_finite_ends_the_run():
         return {name: t * math.nan for name, t in row.items()}, math.nan
 
     with pytest.raises(Diverged, match="round 1: the gradient on the server's own data"):
-        play(initial_state(START, sgd(0.1)), sgd(0.1), gradient=broken)
+        play(initial_state(START, Algorithm(0.1)), sgd(0.1), gradient=broken)
 
 
 @given(highest=st.integers(0, 7), lowest=st.integers(0, 7), scale=st.sampled_from([0.0, 0.3]))
 def test_what_is_sent_and_what_is_not_make_the_whole_adapter(highest, lowest, scale):
     after, report, told, train = play(
-        initial_state(START, sgd(0.1)), sgd(0.1), highest=highest, lowest=lowest, server_grad_scale=scale
+        initial_state(START, Algorithm(0.1)),
+        sgd(0.1),
+        highest=highest,
+        lowest=lowest,
+        server_grad_scale=scale,
     )
     assert len(told.selected) == min(highest + lowest, LAYERS)
     for trained, used in train.asked:

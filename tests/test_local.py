@@ -13,6 +13,7 @@ from tiny import tiny_llama, tiny_roberta
 
 from fedloom.client.local import LocalRules, batch_tokens, mean_step, passes, train_locally
 from fedloom.client.optimisers import adam, sgd
+from fedloom.client.rules.proximal import proximal
 from fedloom.client.work import Schedule, plan_work
 from fedloom.data.encode import Tokens
 from fedloom.model.bank import AdapterBank
@@ -64,7 +65,7 @@ def slow_training(model, client, steps, lr, mu=0.0):
 
 @pytest.mark.parametrize("mu", [0.0, 0.5, 3.0])
 def test_fedprox_descends_the_loss_plus_half_mu_times_the_squared_distance(model, mu):
-    together = train(model, prox_mu=mu)
+    together = train(model, rule=proximal(mu))
     for k, steps in enumerate(work_of(model)):
         alone, losses = slow_training(model, k, steps, lr=0.2, mu=mu)
         assert moved(alone, model.initial)
@@ -75,7 +76,11 @@ def test_fedprox_descends_the_loss_plus_half_mu_times_the_squared_distance(model
 
 
 def test_fedprox_at_zero_is_fedavg_exactly_and_beyond_zero_it_is_not(model):
-    fedavg, at_zero, fedprox = train(model), train(model, prox_mu=0.0), train(model, prox_mu=0.5)
+    fedavg, at_zero, fedprox = (
+        train(model),
+        train(model, rule=proximal(0.0)),
+        train(model, rule=proximal(0.5)),
+    )
     for k in range(3):
         assert rows_equal(at_zero.bank.row(k), fedavg.bank.row(k))
     # A first step starts at the anchor, where the term is flat: client 1 takes only one.

@@ -9,7 +9,7 @@ from peer_network import Network, row_of
 
 from fedloom.audit import run_audit
 from fedloom.config import UserError
-from fedloom.runs.files import CannotWrite
+from fedloom.runs.files import CannotWrite, replace_tensors
 from fedloom.runtimes.libp2p.journal import JOURNAL_FILE, Journal
 from fedloom.runtimes.libp2p.shelf import Shelf
 
@@ -99,7 +99,7 @@ def test_a_damaged_row_is_named(tmp_path, keep):
 
 def test_what_training_leaves_must_say_how_far_it_is(tmp_path):
     shelf = Shelf(tmp_path)
-    shelf._write(shelf.folder / "trained-000003.safetensors", row_of(1), {"state": json.dumps([])[1:]})
+    replace_tensors(shelf.folder / "trained-000003.safetensors", row_of(1), {"state": json.dumps([])[1:]})
     with pytest.raises(UserError, match="trained-000003"):
         shelf.load_trained(3)
 

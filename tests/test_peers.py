@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from updates import update_by
 
-from fedloom.client.optimisers import adam, sgd
-from fedloom.federation.aggregate import ClientUpdate
+from fedloom.client.optimisers import adam
+from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.peers import PeerState, Trained, mix, peer_round
 from fedloom.federation.server import federated_round, initial_state
@@ -71,12 +72,10 @@ def test_with_the_complete_graph_a_round_is_one_of_fedavg():
     start = AdapterBank.repeat(row, PEERS)
     peers, _ = peer_round(state_of(start), going(shifts), uniform(), set(SHAPES))
 
-    def clients(round_, chosen, trained, used):
-        return [
-            ClientUpdate(k, {n: t + shifts[k] for n, t in trained.items()}, 1, 1.0, 1, 4, 10) for k in chosen
-        ]
+    def clients(round_, chosen, trained, used, rule):
+        return [update_by(k, {n: torch.full_like(t, shifts[k]) for n, t in trained.items()}) for k in chosen]
 
-    fedavg, _ = federated_round(initial_state(row, sgd(0.1)), range(PEERS), clients, 0.1, sgd(0.1))
+    fedavg, _ = federated_round(initial_state(row, Algorithm(0.1)), range(PEERS), clients, Algorithm(0.1))
     for name, t in fedavg.adapter.items():
         for peer in range(PEERS):
             torch.testing.assert_close(peers.bank.tensors[name][peer], t)

@@ -18,6 +18,7 @@ from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from fedloom.cli import main
+from fedloom.model.bank import usable
 
 PROBLEMS = 60
 
@@ -286,14 +287,14 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(fed, capsys):
 def test_a_run_that_diverges_later_names_the_checkpoint_that_it_kept(fed, monkeypatch, capsys):
     import fedloom.federation.aggregate as aggregation
 
-    finite = aggregation.ClientUpdate.finite.fget
     calls = []
 
-    def finite_for_two_rounds(update):
-        calls.append(update.client)
-        return len(calls) <= 6 and finite(update)
+    def usable_for_two_rounds(row, scale=1.0):
+        calls.append(scale)
+        # Asked for each of three clients: the change, and what its rule sends.
+        return len(calls) <= 12 and usable(row, scale)
 
-    monkeypatch.setattr(aggregation.ClientUpdate, "finite", property(finite_for_two_rounds))
+    monkeypatch.setattr(aggregation, "usable", usable_for_two_rounds)
     status, folder = fed("late", "--val_steps", "100")
     assert status == 2
     kept = folder / "checkpoints" / "round-000002"

@@ -6,45 +6,46 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from updates import update_by
 
 from fedloom.client.optimisers import adam, sgd
-from fedloom.federation.aggregate import ClientUpdate, aggregate
+from fedloom.federation.aggregate import aggregate
+from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.server import Diverged, federated_round, initial_state, sample_clients
 
 START = {"a": torch.tensor([1.0, 2.0], dtype=torch.float64), "b": torch.zeros(2, 2, dtype=torch.float64)}
 
 
 def update(client, shift, examples=2, loss=1.0):
-    adapter = {name: t + shift for name, t in START.items()}
-    return ClientUpdate(client, adapter, examples, loss, correct=1, labels=4, tokens=10)
+    return update_by(client, {name: torch.full_like(t, shift) for name, t in START.items()}, examples, loss)
 
 
 def returning(*updates):
-    return lambda round_, clients, adapter, used: list(updates)
+    return lambda round_, clients, adapter, used, rule: list(updates)
 
 
 def test_sgd_at_the_clients_rate_is_plain_averaging_of_models():
     updates = [update(0, 0.5, examples=2), update(3, -1.0, examples=6)]
-    state = initial_state(START, sgd(0.1))
-    after, report = federated_round(state, [0, 3], returning(*updates), 0.1, sgd(0.1))
+    state = initial_state(START, Algorithm(0.1))
+    after, report = federated_round(state, [0, 3], returning(*updates), Algorithm(0.1))
     for name in START:
-        mean = (2 * updates[0].adapter[name] + 6 * updates[1].adapter[name]) / 8
-        torch.testing.assert_close(after.adapter[name], mean)
+        mean = (2 * updates[0].payload[name] + 6 * updates[1].payload[name]) / 8
+        torch.testing.assert_close(after.adapter[name], START[name] + mean)
     assert after.round == 1 and report.clients == [0, 3]
 
 
 def test_fedadam_is_adamw_on_the_mean_pseudo_gradient():
-    state = initial_state(START, adam(0.01, weight_decay=0.01))
+    algorithm = Algorithm(0.1, adam(0.01, weight_decay=0.01))
+    state = initial_state(START, algorithm)
     reference = {name: torch.nn.Parameter(t.clone()) for name, t in START.items()}
     optimiser = torch.optim.AdamW(reference.values(), lr=0.01, weight_decay=0.01)
     for shift in (0.5, -0.2, 0.1):
         before = state.adapter
 
-        def train(round_, clients, adapter, used, shift=shift):
-            adapters = [{n: t + s for n, t in adapter.items()} for s in (shift, 3 * shift)]
-            return [ClientUpdate(k, a, 1, 1.0, 1, 1, 1) for k, a in enumerate(adapters)]
+        def train(round_, clients, adapter, used, rule, shift=shift):
+            return [update(k, s, examples=1) for k, s in enumerate((shift, 3 * shift))]
 
-        state, _ = federated_round(state, [0, 1], train, 0.1, adam(0.01, weight_decay=0.01))
+        state, _ = federated_round(state, [0, 1], train, algorithm)
         for p in reference.values():
             p.grad = torch.full_like(p, -2 * shift / 0.1)
         optimiser.step()
@@ -53,35 +54,37 @@ def test_fedadam_is_adamw_on_the_mean_pseudo_gradient():
         torch.testing.assert_close(state.adapter[name], p.detach())
 
 
-def test_bytes_are_those_of_every_sampled_client():
+def test_bytes_down_are_those_of_every_sampled_client_and_bytes_up_of_what_came():
     _, report = federated_round(
-        initial_state(START, sgd(1.0)), [4, 7, 9], returning(update(4, 1.0)), 1.0, sgd(1.0)
+        initial_state(START, Algorithm(1.0)), [4, 7, 9], returning(update(4, 1.0)), Algorithm(1.0)
     )
-    assert report.bytes_up == report.bytes_down == 3 * 6 * 8
+    # Of three that were asked, one has answered.
+    assert report.bytes_down == 3 * report.bytes_up == 3 * 6 * 8
 
 
 @pytest.mark.parametrize("bad", [update(1, math.nan), update(1, math.inf), update(1, 0.5, loss=math.nan)])
 def test_a_client_that_is_not_finite_does_not_count(bad):
     good = update(0, 0.25)
-    state = initial_state(START, sgd(1.0))
-    after, report = federated_round(state, [0, 1], returning(good, bad), 1.0, sgd(1.0))
+    state = initial_state(START, Algorithm(1.0))
+    after, report = federated_round(state, [0, 1], returning(good, bad), Algorithm(1.0))
     assert report.left_out == [1] and [u.client for u in report.updates] == [0]
-    torch.testing.assert_close(after.adapter["a"], good.adapter["a"])
+    torch.testing.assert_close(after.adapter["a"], START["a"] + 0.25)
 
 
 def test_when_nobody_counts_the_round_says_so():
     with pytest.raises(Diverged, match="round 1"):
-        federated_round(initial_state(START, sgd(1.0)), [1], returning(update(1, math.nan)), 1.0, sgd(1.0))
+        federated_round(
+            initial_state(START, Algorithm(1.0)), [1], returning(update(1, math.nan)), Algorithm(1.0)
+        )
 
 
 @pytest.mark.parametrize("optimiser", [sgd(0.1), adam(0.1)])
 @pytest.mark.parametrize("shift", [1e154, -1e300, 1.7e308])
 def test_a_client_too_large_for_the_servers_step_does_not_count(optimiser, shift):
-    state = initial_state(START, optimiser)
-    after, report = federated_round(
-        state, [0, 1], returning(update(0, 0.25), update(1, shift)), 0.1, optimiser
-    )
-    alone, _ = federated_round(state, [0], returning(update(0, 0.25)), 0.1, optimiser)
+    algorithm = Algorithm(0.1, optimiser)
+    state = initial_state(START, algorithm)
+    after, report = federated_round(state, [0, 1], returning(update(0, 0.25), update(1, shift)), algorithm)
+    alone, _ = federated_round(state, [0], returning(update(0, 0.25)), algorithm)
     assert report.left_out == [1]
     for name in START:
         torch.testing.assert_close(after.adapter[name], alone.adapter[name])
@@ -92,13 +95,14 @@ def test_a_step_that_is_not_finite_is_not_taken_and_names_the_largest_update():
     with pytest.raises(
         Diverged, match=r"round 1: .* not finite; the largest update was that of client 5, of norm 2.*e\+150"
     ):
-        federated_round(initial_state(START, sgd(1e308)), [0, 4, 5], updates, 0.1, sgd(1e308))
+        algorithm = Algorithm(0.1, sgd(1e308))
+        federated_round(initial_state(START, algorithm), [0, 4, 5], updates, algorithm)
 
 
 @given(shifts=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=6), examples=st.integers(1, 9))
 def test_equal_clients_keep_the_mean(shifts, examples):
     updates = [update(k, shift, examples) for k, shift in enumerate(shifts)]
-    gradient = aggregate(START, updates, client_lr=0.5).pseudo_gradient
+    gradient = aggregate(START, updates, Algorithm(0.5)).pseudo_gradient
     expected = torch.full((2,), -sum(shifts) / len(shifts) / 0.5, dtype=torch.float64)
     torch.testing.assert_close(gradient["a"], expected, rtol=1e-9, atol=1e-9)
 

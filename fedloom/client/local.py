@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fedloom.client.optimisers import Optimiser, State, clip
+from fedloom.client.rules import ClientRule
+from fedloom.client.rules.none import none as no_rule
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Batch, Layout, labels_of
 from fedloom.model.packing import build_pack
@@ -29,15 +31,14 @@ class LocalRules:
 
     Attributes:
         optimiser: SGD or Adam.
-        prox_mu: FedProx's proximal weight (Li et al., 2020, arXiv:1812.06127): ``mu / 2 ||w - w_start||²``
-            is added to each client's loss; 0 is FedAvg.
+        rule: What clients do to their gradients first, such as FedProx's proximal term; see `client.rules`.
         clip_norm: Largest norm of a client's gradient; 0 turns clipping off.
         wave_tokens: Tokens per pass; results do not depend on it beyond rounding.
         dropout_seed: The run's seed; None turns dropout off.
     """
 
     optimiser: Optimiser
-    prox_mu: float = 0.0
+    rule: ClientRule = field(default_factory=no_rule)
     clip_norm: float = 0.0
     wave_tokens: int = 4096
     dropout_seed: int | None = None
@@ -54,6 +55,8 @@ class LocalResult:
         correct: Labels predicted right, while training.
         labels: Labels seen.
         tokens: Tokens that went through the model.
+        memory: What their rule remembers, ``[clients, *shape]``.
+        sent: What their rule sends to the server, likewise.
     """
 
     bank: AdapterBank
@@ -62,6 +65,8 @@ class LocalResult:
     correct: Int[Tensor, " clients"]
     labels: Int[Tensor, " clients"]
     tokens: Int[Tensor, " clients"]
+    memory: State = field(default_factory=dict)
+    sent: State = field(default_factory=dict)
 
 
 def train_locally(
@@ -71,19 +76,23 @@ def train_locally(
     rules: LocalRules,
     state: State | None = None,
     used: Row | None = None,
+    memory: State | None = None,
+    received: Row | None = None,
 ) -> LocalResult:
     """Train every client of ``bank`` on its own steps, as if each were alone.
 
     Args:
         model: The frozen base with stacked adapters.
-        bank: Where each client starts; also FedProx's anchor.
+        bank: Where each client starts.
         work: For each client its optimiser steps; clients may have different numbers of them. One whose
             steps have run out keeps its parameters, moments and step count.
         rules: How to train.
         state: The clients' optimiser state; None starts afresh.
         used: Adapter parameters that nobody trains, the same for all clients; None: all are in ``bank``.
+        memory: What the rule remembers of each client, ``[clients, *shape]``.
+        received: What the server sent for the rule, ``[*shape]``.
     """
-    anchor = bank
+    start, memory, received = bank, memory or {}, received or {}
     state = rules.optimiser.init(bank) if state is None else state
     losses = torch.zeros(bank.clients, dtype=torch.float64)
     correct, labels, tokens = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(3))
@@ -91,8 +100,7 @@ def train_locally(
         steps = [client[index] if index < len(client) else [] for client in work]
         active = torch.tensor([bool(step) for step in steps])
         gradients, report = step_gradients(model, bank, steps, rules, used)
-        if rules.prox_mu:
-            gradients = gradients.map(lambda g, w, w0: g + rules.prox_mu * (w - w0), bank, anchor)
+        gradients = rules.rule.correct(gradients, bank, start, memory, received)
         gradients = clip(gradients, rules.clip_norm)
         bank, state = rules.optimiser.step(bank, gradients, state, active.to(bank.device))
         losses += report.loss * torch.tensor([len(step) for step in steps])
@@ -100,7 +108,9 @@ def train_locally(
         labels += report.labels
         tokens += report.tokens
     batches = torch.tensor([sum(map(len, client)) for client in work])
-    return LocalResult(bank, state, losses / batches, correct, labels, tokens)
+    taken = torch.tensor([len(client) for client in work])
+    memory, sent = rules.rule.finish(start, bank, taken, memory, received)
+    return LocalResult(bank, state, losses / batches, correct, labels, tokens, memory, sent)
 
 
 @dataclass

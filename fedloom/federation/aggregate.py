@@ -1,115 +1,119 @@
-"""What comes back from clients, and how it becomes one pseudo-gradient."""
+"""What comes back from clients, and how it becomes one change."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from fedloom.model.bank import Row, norm_of, usable
+from fedloom.federation.aggregators import Changes
+from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.algorithm import Algorithm, Update, decode_update
+from fedloom.model.adapters.products import lora_pairs
+from fedloom.model.bank import AdapterBank, Row, norm_of, usable
 
 
 @dataclass(frozen=True)
-class ClientUpdate:
-    """One client's answer to a round.
+class Collected:
+    """Some clients' answers.
 
     Attributes:
-        client: Which client.
-        adapter: Its adapter after local training.
-        examples: Examples it trained on; its weight in the mean.
-        loss: Mean training loss.
-        correct: Answer tokens predicted right while training.
-        labels: Answer tokens seen.
-        tokens: Tokens that went through the model.
-        norm: Euclidean length of its way, ``after - before``; known once it has been added up.
-    """
-
-    client: int
-    adapter: Row
-    examples: int
-    loss: float
-    correct: int
-    labels: int
-    tokens: int
-    norm: float = math.nan
-
-    @property
-    def finite(self) -> bool:
-        """Whether the loss and every parameter are finite numbers."""
-        return math.isfinite(self.loss) and all(bool(t.isfinite().all()) for t in self.adapter.values())
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Some clients' answers, added up.
-
-    Attributes:
-        total: Σ_k n_k (before − after_k) over those that count.
-        kept: Updates that count, without their adapters.
+        total: Σ_k n_k Δ_k, where the aggregator is the mean; else empty.
+        deltas: Δ_k by client, where it is another; else empty.
+        sent: Σ_k of what rules sent.
+        memories: What clients remember, by client, where that is kept here.
+        kept: Updates that count, without tensors.
         left_out: Clients whose loss or update was not finite, or too large.
+        bytes_up: Of all that came.
     """
 
     total: Row
-    kept: list[ClientUpdate]
-    left_out: list[int]
+    deltas: dict[int, Row] = field(default_factory=dict)
+    sent: Row = field(default_factory=dict)
+    memories: dict[int, Row] = field(default_factory=dict)
+    kept: list[Update] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+    bytes_up: int = 0
 
 
-Reduce = Callable[[Sums], Sums]
-"""``what was added up here -> what was added up everywhere``: where clients run is the runtime's business."""
+Reduce = Callable[[Collected], Collected]
+"""``collected here -> collected everywhere``: where clients run is the runtime's business."""
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """The clients' answers, added up.
+    """The clients' answers, combined.
 
     Attributes:
-        pseudo_gradient: See `aggregate`; None when no client's answer counts.
-        kept: Updates that count, without their adapters.
-        left_out: Clients whose loss or update was not finite, or too large.
+        pseudo_gradient: −Δ / client_lr, with Δ the combined change; None when no client's answer counts. For
+            one local SGD step and the mean it is the mean gradient, hence its name (Reddi et al., 2021,
+            arXiv:2003.00295).
+        sent: The mean over clients of what their rules sent.
+        collected: What came.
     """
 
     pseudo_gradient: Row | None
-    kept: list[ClientUpdate]
-    left_out: list[int]
+    sent: Row
+    collected: Collected
 
 
 def aggregate(
-    before: Row, updates: Iterable[ClientUpdate], client_lr: float, reduce: Reduce = lambda here: here
+    before: Row,
+    updates: Iterable[Update],
+    algorithm: Algorithm,
+    reduce: Reduce = lambda here: here,
 ) -> Aggregate:
-    """The mean over clients, weighted by examples, of (before - after) / client_lr.
+    """Combine the clients' changes.
 
-    For one local SGD step this is the mean gradient, hence its name (Reddi et al., 2021,
-    arXiv:2003.00295, equation of the server's update). Updates are added up in the order in which they
-    come and are not kept: memory does not grow with the number of clients, and the sum does not depend
-    on how clients were grouped into waves.
+    The mean is added up in the order in which updates come, and they are not kept: memory does not grow with
+    the number of clients, and the sum does not depend on how clients were grouped into waves. Any other
+    aggregator gets all changes at once, in the order of the clients.
 
     Args:
         before: The adapter that every client started from.
-        updates: The clients' answers; one is left out whose loss or parameters are not finite, or whose own
+        updates: The clients' answers; one is left out whose loss or change is not finite, or whose own
             pseudo-gradient is beyond `model.bank.largest_usable`: its square would not be finite.
-        client_lr: The clients' learning rate.
-        reduce: Adds what other processes have added up; by default there are none.
+        algorithm: What combines them, and decodes what they sent.
+        reduce: Adds what other processes have collected; by default there are none.
     """
-    sums = reduce(add_up(before, updates, client_lr))
-    if not sums.kept:
-        return Aggregate(None, sums.kept, sums.left_out)
-    scale = 1.0 / (sum(update.examples for update in sums.kept) * client_lr)
-    return Aggregate({name: t.mul_(scale) for name, t in sums.total.items()}, sums.kept, sums.left_out)
+    all_of_it = reduce(collect(before, updates, algorithm))
+    clients = len(all_of_it.kept)
+    if not clients:
+        return Aggregate(None, {}, all_of_it)
+    sent = {name: t / clients for name, t in all_of_it.sent.items()}
+    examples = sum(update.examples for update in all_of_it.kept)
+    if algorithm.aggregator is weighted_mean:
+        scale = -1.0 / (examples * algorithm.client_lr)
+        return Aggregate({name: t.mul_(scale) for name, t in all_of_it.total.items()}, sent, all_of_it)
+    weights = torch.tensor([update.examples / examples for update in all_of_it.kept], dtype=torch.float64)
+    deltas = AdapterBank.stack([all_of_it.deltas[update.client] for update in all_of_it.kept])
+    change = algorithm.aggregator(Changes(before, deltas, weights, lora_pairs(before.keys())))
+    return Aggregate({name: t / -algorithm.client_lr for name, t in change.items()}, sent, all_of_it)
 
 
-def add_up(before: Row, updates: Iterable[ClientUpdate], client_lr: float) -> Sums:
-    """The sum over clients of (before - after), each times its examples, in the order in which they come."""
-    total = {name: torch.zeros_like(t) for name, t in before.items()}
-    kept: list[ClientUpdate] = []
-    left_out: list[int] = []
+def collect(before: Row, updates: Iterable[Update], algorithm: Algorithm) -> Collected:
+    """Decode updates in the order in which they come, and add them up, or keep them."""
+    streams = algorithm.aggregator is weighted_mean
+    total = {name: torch.zeros_like(t) for name, t in before.items()} if streams else {}
+    found = Collected(total)
+    bytes_up = 0
     for update in updates:
-        way = {name: before[name] - update.adapter[name] for name in total}
-        if not (update.finite and usable(way, scale=1.0 / client_lr)):
-            left_out.append(update.client)
+        bytes_up += update.bytes
+        delta, sent = decode_update(algorithm, update.payload, before)
+        if not (
+            math.isfinite(update.loss) and usable(delta, scale=1.0 / algorithm.client_lr) and usable(sent)
+        ):
+            found.left_out.append(update.client)
             continue
         for name, t in total.items():
-            t.add_(way[name], alpha=update.examples)
-        kept.append(ClientUpdate(**{**vars(update), "adapter": {}, "norm": norm_of(way)}))
-    return Sums(total, kept, left_out)
+            t.add_(delta[name], alpha=update.examples)
+        if not streams:
+            found.deltas[update.client] = {name: t.clone() for name, t in delta.items()}
+        for name, t in sent.items():
+            found.sent[name] = found.sent[name] + t if name in found.sent else t.clone()
+        if update.memory:
+            found.memories[update.client] = update.memory
+        found.kept.append(replace(update, payload={}, memory={}, norm=norm_of(delta)))
+    return replace(found, bytes_up=bytes_up)

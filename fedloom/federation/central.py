@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
 
 from fedloom.client.local import LocalResult
 from fedloom.client.optimisers import State
-from fedloom.federation.aggregate import ClientUpdate
+from fedloom.federation.algorithm import Update
 from fedloom.federation.server import Diverged, RoundReport, ServerState, check_step
-from fedloom.model.bank import AdapterBank
+from fedloom.model.bank import AdapterBank, usable
 
 Train = Callable[[int, AdapterBank, State], tuple[LocalResult, int]]
 """``(round, bank of one row, optimiser state) -> (result, examples used)``."""
@@ -23,11 +23,11 @@ def central_round(state: ServerState, train: Train) -> tuple[ServerState, RoundR
     """
     result, examples = train(state.round, AdapterBank.repeat(state.adapter, 1), state.optimiser)
     adapter = result.bank.row(0)
-    update = ClientUpdate(
-        0, adapter, examples, float(result.loss), int(result.correct), int(result.labels), int(result.tokens)
+    update = Update(
+        0, {}, examples, float(result.loss), int(result.correct), int(result.labels), int(result.tokens)
     )
-    if not update.finite:
+    if not (math.isfinite(update.loss) and usable(adapter)):
         raise Diverged(f"round {state.round + 1}: the loss or the update is not finite")
     check_step(state.round + 1, adapter, result.state, [])
-    report = RoundReport([], [replace(update, adapter={})], [], 0, 0)
+    report = RoundReport([], [update], [], 0, 0)
     return ServerState(state.round + 1, adapter, result.state), report

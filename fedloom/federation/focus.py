@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from fedloom.client.optimisers import Optimiser
 from fedloom.federation.aggregate import Reduce
+from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.priority import Projection, layer_scores, select_layers
 from fedloom.federation.server import Diverged, RoundReport, ServerState, Train, federated_round
 from fedloom.model.bank import Row
@@ -95,8 +95,8 @@ def focused_round(
     train: Train,
     server_gradient: ServerGradient,
     focus: Focus,
-    client_lr: float,
-    optimiser: Optimiser,
+    algorithm: Algorithm,
+    of: int | None = None,
     reduce: Reduce = lambda here: here,
 ) -> tuple[ServerState, RoundReport, FocusReport]:
     """One round in which clients train and send the selected layers.
@@ -107,8 +107,8 @@ def focused_round(
         train: Trains clients from the server's adapter.
         server_gradient: Computes the server's own gradient.
         focus: How layers are chosen.
-        client_lr: The clients' learning rate.
-        optimiser: The server's.
+        algorithm: Its parts.
+        of: As in `federated_round`.
         reduce: As in `federated_round`.
 
     Raises:
@@ -131,8 +131,8 @@ def focused_round(
         state,
         clients,
         train,
-        client_lr,
-        optimiser,
+        algorithm,
+        of=of,
         sent=state.adapter.keys() - unselected,
         elsewhere=elsewhere if focus.server_grad_scale else None,
         reduce=reduce,

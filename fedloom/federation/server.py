@@ -1,34 +1,39 @@
 """A round with a server.
 
     FedAvg    McMahan et al., 2017, arXiv:1602.05629
-    FedAdam   Reddi et al., 2021, arXiv:2003.00295
     FedProx   Li et al., 2020, arXiv:1812.06127
+    FedAdam   Reddi et al., 2021, arXiv:2003.00295      and every other row of `methods.METHODS`
 
-All three are one round. They differ in the server's optimiser (SGD or AdamW on the pseudo-gradient) and in
-the clients' proximal term, both of which are arguments:
+All are one round, made of the parts of an `Algorithm`. With w the server's adapter, of which clients train
+and send a part, c what the server keeps for the clients' rule, and c_k what client k remembers:
 
     S ← sample of the clients
-    for k in S, in parallel:   w_k ← local SGD from w          (FedProx: + mu / 2 ||w_k − w||²)
-    g ← Σ_k n_k (w − w_k) / (client_lr · Σ_k n_k)
-    w ← optimiser(w, g)
+    for k in S, in parallel:
+        w_k, c_k, s_k ← local training from w by the rule, with c and c_k
+        p_k ← encode(w_k − w)                                        at the client; p_k and s_k are sent
+    Δ ← aggregate({decode(p_k)}, weights n_k)
+    w ← optimiser(w, −Δ / client_lr)
+    c ← absorb(c, mean of the s_k, |S| / N)
 
-With SGD at ``lr = client_lr`` the last two lines are ``w ← Σ_k n_k w_k / Σ_k n_k``, plain averaging of
-models. Clients may be held to a part of w; `federation.focus` chooses which.
+With the mean, and SGD at ``lr = client_lr``, it is ``w ← Σ_k n_k w_k / Σ_k n_k``, plain averaging of models.
+Clients may be held to a part of w; `federation.focus` chooses which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from fedloom.client.optimisers import Optimiser, State, step_some
+from fedloom.client.optimisers import State, step_some
 from fedloom.data.randomness import numpy_rng
-from fedloom.federation.aggregate import Aggregate, ClientUpdate, Reduce, aggregate
+from fedloom.federation.aggregate import Aggregate, Collected, Reduce, aggregate
+from fedloom.federation.algorithm import Algorithm, Update
 from fedloom.model.bank import AdapterBank, Row, bytes_of, usable
 
-Train = Callable[[int, Sequence[int], Row, Row], Iterable[ClientUpdate]]
-"""``(round, clients, what they train and send, what they only use) -> updates of what they train``: where
-clients run is the runtime's business."""
+Train = Callable[[int, Sequence[int], Row, Row, Row], Iterable[Update]]
+"""``(round, clients, what they train and send, what else the server's adapter has, what it sends for the
+rule) -> updates``: where clients run is the runtime's business, and so is what they remember.
+"""
 
 
 class Diverged(Exception):
@@ -43,11 +48,13 @@ class ServerState:
         round: Rounds done.
         adapter: The shared adapter.
         optimiser: The server optimiser's state, a bank state of one row.
+        rule: What the server keeps for the clients' rule; see `client.rules`.
     """
 
     round: int
     adapter: Row
     optimiser: State
+    rule: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,18 +66,22 @@ class RoundReport:
         updates: What came back and counted, without adapters.
         left_out: Clients whose loss or update was not finite, or too large.
         bytes_up, bytes_down: As they would cross the wire, all clients together.
+        memories: What clients remember after it, where that is kept here; others remember what they did.
     """
 
     clients: list[int]
-    updates: list[ClientUpdate]
+    updates: list[Update]
     left_out: list[int]
     bytes_up: int
     bytes_down: int
+    memories: dict[int, Row] = field(default_factory=dict)
 
 
-def initial_state(adapter: Row, optimiser: Optimiser) -> ServerState:
+def initial_state(adapter: Row, algorithm: Algorithm) -> ServerState:
     """The server's state before the first round."""
-    return ServerState(0, adapter, optimiser.init(AdapterBank.repeat(adapter, 1)))
+    shared = algorithm.share(adapter.keys())
+    kept = algorithm.rule.kept({name: t for name, t in adapter.items() if name in shared})
+    return ServerState(0, adapter, algorithm.server_optimiser.init(AdapterBank.repeat(adapter, 1)), kept)
 
 
 def sample_clients(seed: int, round_: int, clients: int, per_round: int) -> list[int]:
@@ -79,7 +90,7 @@ def sample_clients(seed: int, round_: int, clients: int, per_round: int) -> list
     return sorted(chosen.tolist())
 
 
-def check_step(round_: int, adapter: Row, moments: State, updates: Sequence[ClientUpdate]) -> None:
+def check_step(round_: int, adapter: Row, moments: State, updates: Sequence[Update]) -> None:
     """Make sure that a step may be taken.
 
     Args:
@@ -104,23 +115,23 @@ def federated_round(
     state: ServerState,
     clients: Sequence[int],
     train: Train,
-    client_lr: float,
-    optimiser: Optimiser,
+    algorithm: Algorithm,
     *,
+    of: int | None = None,
     sent: Collection[str] | None = None,
     elsewhere: Row | None = None,
     reduce: Reduce = lambda here: here,
 ) -> tuple[ServerState, RoundReport]:
-    """One round of FedAvg, FedAdam or FedProx.
+    """One round of any algorithm.
 
     Args:
         state: The server's state.
         clients: Who takes part.
-        train: Trains clients from the server's adapter; FedProx is in there.
-        client_lr: The clients' learning rate, which turns their way into a gradient.
-        optimiser: The server's.
-        sent: Names of the parameters that clients train and send; None is all of them. With none at all,
-            clients do nothing.
+        train: Trains clients from the server's adapter.
+        algorithm: Its parts.
+        of: How many clients there are; None: no more than these.
+        sent: Names of the parameters that clients train and send, of those that are shared; None is all of
+            them. With none at all, clients do nothing.
         elsewhere: A gradient for parameters that are not sent. One that has neither keeps its value, its
             moments and its step count.
         reduce: Where ``train`` gives the updates of a part of the clients: adds those of the others.
@@ -128,19 +139,25 @@ def federated_round(
     Raises:
         Diverged: No client came back with finite numbers, or the server's own step is not finite.
     """
-    trained = {name: t for name, t in state.adapter.items() if sent is None or name in sent}
-    used = {name: t for name, t in state.adapter.items() if name not in trained}
-    result = Aggregate({}, [], [])
+    shared = algorithm.share(state.adapter.keys())
+    names = shared if sent is None else shared & set(sent)
+    trained = {name: t for name, t in state.adapter.items() if name in names}
+    rest = {name: t for name, t in state.adapter.items() if name not in names}
+    kept = {name: t for name, t in state.rule.items() if name in names}
+    result = Aggregate({}, {}, Collected({}))
     if trained:
-        result = aggregate(trained, train(state.round, clients, trained, used), client_lr, reduce)
+        updates = train(state.round, clients, trained, rest, kept)
+        result = aggregate(trained, updates, algorithm, reduce)
     if result.pseudo_gradient is None:
         raise Diverged(
             f"round {state.round + 1}: the loss or update of every client is not finite, or too large"
         )
+    came = result.collected
     gradient = result.pseudo_gradient | (elsewhere or {})
-    adapter, moments = step_some(optimiser, state.adapter, gradient, state.optimiser)
-    check_step(state.round + 1, adapter, moments, result.kept)
+    adapter, moments = step_some(algorithm.server_optimiser, state.adapter, gradient, state.optimiser)
+    check_step(state.round + 1, adapter, moments, came.kept)
+    rule = algorithm.rule.absorb(state.rule, result.sent, len(came.kept) / (of or len(clients)))
     took_part = list(clients) if trained else []
-    on_the_wire = bytes_of(trained) * len(took_part)
-    report = RoundReport(took_part, result.kept, result.left_out, on_the_wire, on_the_wire)
-    return ServerState(state.round + 1, adapter, moments), report
+    bytes_down = (bytes_of(trained) + bytes_of(kept)) * len(took_part)
+    report = RoundReport(took_part, came.kept, came.left_out, came.bytes_up, bytes_down, came.memories)
+    return ServerState(state.round + 1, adapter, moments, rule), report

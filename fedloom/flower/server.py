@@ -60,7 +60,8 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
     if wanted.client_data is None:
         write_held(folder, parts)
     schedule = parts.schedule
-    courier = Courier(fleet, wanted.round_timeout, schedule.batches * schedule.batch_size * schedule.epochs)
+    examples = schedule.batches * schedule.batch_size * schedule.epochs
+    courier = Courier(fleet, wanted.round_timeout, examples, parts.algorithm)
     federation = _Federation(config, parts, folder, fleet, courier, wanted.clients_needed)
     drive(config, parts, folder, run.checkpoint, federation.play)
 
@@ -78,12 +79,21 @@ class _Federation:
 
     def play(self, now: Progressed) -> tuple[Progressed, dict[str, Any]]:
         """`run.Play`."""
-        traffic, delivery = replace(self.fleet.post.traffic), Delivery()
+        traffic, delivery = replace(self.fleet.post.traffic), Delivery(taken=dict(now.taken))
+        # A run is resumed from its last checkpoint, or from the one before, where the last proves unsound.
+        checkpoints = now.server.round // self.config.val_steps
+        self.courier.kept_from = max(0, checkpoints - 1) * self.config.val_steps
         self.fleet.wait_for(self.clients_needed, self.clients_needed)
         if self.fleet.keys is not None and (known := self.fleet.keys.begin()):
             write_atomically(self.folder / KEYS_FILE, json.dumps(known, indent=1) + "\n")
         train = partial(self.courier.train, drawn=now.drawn, delivery=delivery)
         after, row = play_round(self.config, self.parts, now, Afar(self.fleet.clients, train))
+        # An answer whose numbers did not count is none; its client remembers what it did before.
+        counted = set(row["clients"]) - set(row["clients_left_out"])
+        taken = now.taken | {k: word for k, word in delivery.taken.items() if k in counted}
+        after = replace(after, taken=taken if self.parts.first_memory else {})
+        if delivery.forgot:
+            row["clients_forgot"] = delivery.forgot
         row |= {
             "clients_left_out": sorted({*row["clients_left_out"], *delivery.lost, *delivery.refused}),
             "clients_lost": delivery.lost,

@@ -17,6 +17,8 @@ from fedloom.data.example import Splits
 from fedloom.data.files import read_part
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import TASKS, Task
+from fedloom.federation.algorithm import PERSONAL, RULE, part_of, with_prefix
+from fedloom.flower.memory import Memory
 from fedloom.flower.place import client_number, own_data
 from fedloom.flower.run_config import from_run_config
 from fedloom.model.bank import Row
@@ -65,26 +67,47 @@ def _trained(request: Request, standing: _Standing, client: int, path: Path | No
     row = _brought_up_to_date(request, model.initial)
     if row.keys() != model.initial.keys():
         return Answer(Parcel({"lacks": True}))
+    parts = standing.parts
     chosen = chosen_by(facts["trained"], names)
     trained = {name: row[name] for name in names if name in chosen}
     used = {name: row[name] for name in names if name not in chosen}
+    beside = unpack(request.parcel.tensors, _with_rule(model.initial), model.device, all_of_it=False)
     data = standing.data[path]
     model.share_prefix(data.prefix)
     indices = data.clients[client] if path is None else np.arange(len(data.train))
     work = plan_work(
         data.train,
         indices,
-        standing.parts.schedule,
+        parts.schedule,
         model.layout,
         seed=standing.config.seed,
         client=client,
         round_=facts["round"],
         drawn=facts["drawn"],
     )
-    (update,) = run_clients(model, trained, [work], standing.parts.rules, used)
-    said = {name: value for name, value in vars(update).items() if name != "adapter"}
+    memory = Memory(request.node, standing.config.exp_name, client) if parts.first_memory else None
+    remembered = memory.recall(facts["remembers"], parts.first_memory) if memory else None
+    (update,) = run_clients(
+        model,
+        trained,
+        [work],
+        parts.rules,
+        parts.algorithm,
+        used=used,
+        received=part_of(beside, RULE),
+        memories={} if remembered is None else {client: remembered},
+        first=parts.first_memory,
+        seed=standing.config.seed,
+        round_=facts["round"],
+    )
+    said = {name: value for name, value in vars(update).items() if name not in ("payload", "memory")}
+    if memory is not None:
+        memory.keep(facts["word"], update.memory, facts["kept_from"], facts["remembers"])
+        if personal := part_of(update.memory, PERSONAL):
+            model.save(row | personal, memory.folder / "adapter")
+        said["forgot"] = facts["remembers"] is not None and remembered is None
     return Answer(
-        Parcel({"round": facts["round"], **said}, pack(update.adapter)),
+        Parcel({"round": facts["round"], **said}, pack(update.payload)),
         kept=Parcel({"word": facts["word"]}, pack(row)),
     )
 
@@ -92,13 +115,19 @@ def _trained(request: Request, standing: _Standing, client: int, path: Path | No
 def _brought_up_to_date(request: Request, like: Row) -> Row:
     """The server's adapter: what was kept, and what has changed since; not all of it where some is lost."""
     device = next(iter(like.values())).device
-    news = unpack(request.parcel.tensors, like, device, all_of_it=False)
+    news = unpack(request.parcel.tensors, _with_rule(like), device, all_of_it=False)
+    news = {name: t for name, t in news.items() if name in like}
     held = request.parcel.facts["held"]
     if held is None:
         return news
     if request.kept.facts.get("word") != held:
         return {}
     return unpack(request.kept.tensors, like, device, all_of_it=False) | news
+
+
+def _with_rule(like: Row) -> Row:
+    """Of what may come: the adapter's parameters, and what the server keeps of each for the clients' rule."""
+    return like | with_prefix(RULE, like)
 
 
 def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Standing:

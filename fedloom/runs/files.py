@@ -121,6 +121,28 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         sync(path)
 
 
+def replace_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, then: str = GO_ON
+) -> None:
+    """Write tensors as safetensors; the file is there whole, or as it was before.
+
+    Raises:
+        CannotWrite: The system refuses.
+    """
+    temporary = path.with_suffix(".tmp")
+    # Tensors may be views of one buffer, which safetensors refuses.
+    copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
+    with writing(path, then):
+        try:
+            save_tensors(temporary, copies, metadata)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                remove(temporary)
+            raise
+        sync(path.parent)
+
+
 def sync_tree(folder: Path) -> None:
     """Force every file and folder below `folder`, and `folder` itself, to the disk."""
     for path in folder.rglob("*"):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 import torch
 
 from fedloom.config import UserError
-from fedloom.federation.aggregate import ClientUpdate, Sums
+from fedloom.federation.aggregate import Collected
+from fedloom.federation.algorithm import Update
 from fedloom.federation.matrix import RoundMixing
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.runtimes.group import Group
 
 
-def sum_over_ranks(group: Group, here: Sums) -> Sums:
-    """The sums of all ranks; who counted, in the order of the clients.
+def collect_over_ranks(group: Group, here: Collected) -> Collected:
+    """What all ranks have collected; who counted, in the order of the clients.
+
+    Changes and memories of single clients come to every rank: any of them may train a client in the next
+        round.
 
     Raises:
         UserError: Ranks have trained different parameters.
@@ -29,9 +33,41 @@ def sum_over_ranks(group: Group, here: Sums) -> Sums:
             "the ranks have selected different layers, because their processors round differently; "
             "run all ranks on machines of one kind, with the same versions"
         )
-    kept = [ClientUpdate(**u) for rank in group.gather([asdict(u) for u in here.kept]) for u in rank]
+    kept = [Update(**u) for rank in group.gather([asdict(u) for u in here.kept]) for u in rank]
     left_out = [client for rank in group.gather(here.left_out) for client in rank]
-    return Sums(group.sum(here.total), sorted(kept, key=lambda update: update.client), sorted(left_out))
+    return Collected(
+        group.sum(here.total),
+        _rows_of_all(group, here.deltas),
+        _sum_of_all(group, here.sent),
+        _rows_of_all(group, here.memories),
+        sorted(kept, key=lambda update: update.client),
+        sorted(left_out),
+        sum(group.gather(here.bytes_up)),
+    )
+
+
+def _sum_of_all(group: Group, here: Row) -> Row:
+    """The sums over ranks, of which some may have nothing to add."""
+    shapes: dict[str, list[int]] = {}
+    for rank in group.gather({name: list(t.shape) for name, t in here.items()}):
+        shapes |= rank
+    if not shapes:
+        return {}
+    dtype = next((t.dtype for t in here.values()), torch.float32)
+    device = group.device or torch.device("cpu")
+    zeros = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+    return group.sum({**zeros, **here})
+
+
+def _rows_of_all(group: Group, here: Mapping[int, Row]) -> dict[int, Row]:
+    """The rows of the clients of all ranks."""
+    # Every row is on one rank and zero on the others.
+    flat = {f"{client}/{name}": t for client, row in here.items() for name, t in row.items()}
+    rows: dict[int, Row] = {}
+    for key, t in _sum_of_all(group, flat).items():
+        client, _, name = key.partition("/")
+        rows.setdefault(int(client), {})[name] = t
+    return dict(sorted(rows.items()))
 
 
 def sum_of_gradients(group: Group, here: Row, loss: float) -> tuple[Row, float]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
 from fedloom.client.local import LocalRules, batch_tokens, train_locally
 from fedloom.client.work import ClientWork
-from fedloom.federation.aggregate import ClientUpdate
+from fedloom.data.randomness import derive_seed
+from fedloom.federation.algorithm import (
+    PERSONAL,
+    RULE,
+    Algorithm,
+    Update,
+    encode_update,
+    part_of,
+    with_prefix,
+)
 from fedloom.federation.peers import PeerState, Trained
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Layout
@@ -20,31 +29,65 @@ def run_clients(
     adapter: Row,
     work: Iterable[ClientWork],
     rules: LocalRules,
+    algorithm: Algorithm,
+    *,
     used: Row | None = None,
-) -> Iterator[ClientUpdate]:
-    """Train clients from one shared adapter, wave by wave, and hand over each one's update.
+    received: Row | None = None,
+    memories: Mapping[int, Row] | None = None,
+    first: Row | None = None,
+    seed: int = 0,
+    round_: int = 0,
+) -> Iterator[Update]:
+    """Train clients from one shared adapter, wave by wave, and hand over what each one sends.
 
-    An update's adapter is a view of the wave's bank: use it before asking for the next.
+    A payload may be of views of the wave's bank: use it before asking for the next.
 
     Args:
         model: The frozen base with stacked adapters.
-        adapter: Where every client starts.
+        adapter: Where every client starts; what it trains and sends.
         work: What each client does.
         rules: How clients train.
-        used: Adapter parameters that nobody trains; part of the model, the same for all.
+        algorithm: What of its parts is the clients': how changes are encoded.
+        used: What else the server's adapter has. Of it clients have personal parameters of their own; nobody
+            trains the others.
+        received: What the server sent for the clients' rule.
+        memories: What clients remember, by client.
+        first: What one remembers that is not there: see `first_memory`.
+        seed: The run's; the codec's random choices depend on it, the round and the client.
+        round_: Which round.
     """
+    memories, first = memories or {}, first or {}
+    personal = part_of(first, PERSONAL)
+    frozen = {name: t for name, t in (used or {}).items() if name not in personal}
     for wave in waves(work, model.layout, rules.wave_tokens):
+        remembered = [memories.get(client.client, first) for client in wave]
         bank = AdapterBank.repeat(adapter, len(wave))
-        result = train_locally(model, bank, [client.steps for client in wave], rules, used=used)
+        if personal:
+            bank.tensors.update(AdapterBank.stack([part_of(row, PERSONAL) for row in remembered]).tensors)
+        own = AdapterBank.stack([part_of(row, RULE) for row in remembered]).tensors
+        steps = [client.steps for client in wave]
+        result = train_locally(model, bank, steps, rules, used=frozen, memory=own, received=received)
         for k, client in enumerate(wave):
-            yield ClientUpdate(
+            row = result.bank.row(k)
+            memory = remembered[k] | with_prefix(RULE, {name: t[k] for name, t in result.memory.items()})
+            memory |= with_prefix(PERSONAL, {name: row[name] for name in personal})
+            payload, memory = encode_update(
+                algorithm,
+                {name: row[name] - t for name, t in adapter.items()},
+                {name: t[k] for name, t in result.sent.items()},
+                memory,
+                derive_seed(seed, "codec", round_, client.client),
+            )
+            yield Update(
                 client=client.client,
-                adapter=result.bank.row(k),
+                payload=payload,
                 examples=client.examples,
                 loss=float(result.loss[k]),
                 correct=int(result.correct[k]),
                 labels=int(result.labels[k]),
                 tokens=int(result.tokens[k]),
+                # The wave's bank need not outlive the wave.
+                memory={name: t.clone() for name, t in memory.items()},
             )
 
 

@@ -18,6 +18,7 @@ from inputs import NASTY_TEXT, VALUES, damaged, fuzzed
 
 from fedloom.config import UserError
 from fedloom.display import is_plain
+from fedloom.federation.algorithm import Algorithm
 from fedloom.runtimes.flower.courier import Courier, Delivery, read_update
 from fedloom.runtimes.flower.fleet import Fleet
 from fedloom.runtimes.flower.messages import from_records, to_records
@@ -37,10 +38,10 @@ TEXT = st.builds(lambda facts: json.dumps(GOOD | {"client": 1} | facts), FACTS) 
 @fuzzed(facts=FACTS, tensors=TENSORS)
 def test_an_update(folder, facts, tensors):
     try:
-        found = read_update(Parcel(GOOD | facts, tensors), 0, 0, LIKE, 4)
+        found = read_update(Parcel(GOOD | facts, tensors), 0, 0, LIKE, 4, Algorithm(0.1), {})
     except Unfit:
         return
-    assert 0 < found.examples <= 4 and found.adapter.keys() == LIKE.keys() and not found.loss < 0
+    assert 0 < found.examples <= 4 and found.payload.keys() == LIKE.keys() and not found.loss < 0
 
 
 @fuzzed(text=TEXT | NASTY_TEXT, tensors=TENSORS, name=st.sampled_from(["all", "b", "é"]))
@@ -105,8 +106,8 @@ def test_whatever_a_client_answers_the_other_ones_update_comes(folder, introduct
     fleet = Fleet(Post(Answering(introduction, text, tensors)), Parcel(), admit, 0.1, None)
     fleet.look()
     assert 0 in fleet.clients
-    courier, delivery = Courier(fleet, 0.2, 4), Delivery()
-    came = list(courier.train(0, fleet.clients, LIKE, {}, [0, 0], delivery))
+    courier, delivery = Courier(fleet, 0.2, 4, Algorithm(0.1)), Delivery()
+    came = list(courier.train(0, fleet.clients, LIKE, {}, {}, [0, 0], delivery))
     assert came[0].client == 0 and not {0} & {*delivery.lost, *delivery.refused}
     assert len(came) + len(delivery.lost) + len(delivery.refused) == (
         2 if 1 in [*fleet.clients, *delivery.lost] else 1

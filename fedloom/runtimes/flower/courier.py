@@ -3,6 +3,10 @@
 Parameters that a round does not train are part of the model too. The server knows which version of each one
 a client holds, the round of its last change, and sends what has changed since. A client that holds something
 else (it was restarted) says so, and gets everything.
+
+What a client remembers for the algorithm stays on its own machine. It keeps one version for each round, and
+is told which one counts: that of its last answer which the server took, as of the server's checkpoint where
+the run was resumed. So an answer that was lost on its way changes nothing at either end.
 """
 
 from __future__ import annotations
@@ -17,7 +21,14 @@ from typing import Any
 import torch
 
 from fedloom.config import UserError
-from fedloom.federation.aggregate import ClientUpdate
+from fedloom.federation.algorithm import (
+    RULE,
+    Algorithm,
+    Update,
+    decode_update,
+    payload_like,
+    with_prefix,
+)
 from fedloom.model.bank import Row, bytes_of
 from fedloom.runtimes.flower.fleet import Fleet
 from fedloom.runtimes.flower.messages import told
@@ -39,12 +50,16 @@ class Delivery:
         bytes_down, bytes_up: Of adapters, all clients together, with what says which parts train.
         lost: Clients that did not answer, or with an error.
         refused: Clients whose answer was not what was asked for.
+        forgot: Clients that no longer had what they should remember, and began anew.
+        taken: By client, the word of its last answer that counts.
     """
 
     bytes_down: int = 0
     bytes_up: int = 0
     lost: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    forgot: list[int] = field(default_factory=list)
+    taken: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,11 +78,15 @@ class Courier:
         fleet: The clients.
         round_timeout: Seconds for a round's answers.
         examples: As many examples is a client asked to train on in a round, at most.
+        algorithm: The run's.
+        kept_from: Rounds done at the run's last checkpoint: clients keep their versions since then.
     """
 
     fleet: Fleet
     round_timeout: float
     examples: int
+    algorithm: Algorithm
+    kept_from: int = 0
     _run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     _latest: Row = field(default_factory=dict)
     _versions: dict[str, int] = field(default_factory=dict)
@@ -80,9 +99,10 @@ class Courier:
         clients: Sequence[int],
         trained: Row,
         used: Row,
+        rule: Row,
         drawn: Sequence[int],
         delivery: Delivery,
-    ) -> Iterator[ClientUpdate]:
+    ) -> Iterator[Update]:
         """Let clients train, and hand over their updates in the order of the clients.
 
         Args:
@@ -90,20 +110,22 @@ class Courier:
             clients: Who takes part; all are there.
             trained: What they train and send back.
             used: What they only use.
+            rule: What goes with it for the clients' rule.
             drawn: Batches that each client of the federation has drawn so far.
-            delivery: Is told what was sent, what came, and who did not answer.
+            delivery: Is told what was sent, what came, and who did not answer; knows which answers were
+                taken.
 
         Raises:
             UserError: Nobody answered, or nobody what was asked for.
         """
         self._note_changes(round_, trained | used)
         until = time.monotonic() + self.round_timeout
-        parcels = {k: self._parcel(round_, k, trained, drawn[k], delivery) for k in clients}
+        parcels = {k: self._parcel(round_, k, trained, rule, drawn[k], delivery) for k in clients}
         replies = self.fleet.ask(parcels, self.round_timeout)
         if lacking := [k for k, reply in replies.parcels.items() if reply.facts.get("lacks")]:
             for client in lacking:
                 self._held.pop(client, None)
-            again = {k: self._parcel(round_, k, trained, drawn[k], delivery) for k in lacking}
+            again = {k: self._parcel(round_, k, trained, rule, drawn[k], delivery) for k in lacking}
             second = self.fleet.ask(again, max(until - time.monotonic(), 1.0))
             replies.parcels.update(second.parcels)
             replies.failures.update(second.failures)
@@ -118,7 +140,7 @@ class Courier:
         for client in sorted(replies.parcels):
             reply = replies.parcels.pop(client)
             try:
-                update = read_update(reply, client, round_, trained, self.examples)
+                update = read_update(reply, client, round_, trained, self.examples, self.algorithm, rule)
             except Exception as error:  # whatever it is, this client's answer is at fault and nobody else's
                 why = told(error) if isinstance(error, Unfit) else told(f"{type(error).__name__}: {error}")
                 self._held.pop(client, None)
@@ -127,7 +149,10 @@ class Courier:
                 reasons.add(why)
                 log.warning("round %d: client %d's answer is refused: %s", round_ + 1, client + 1, why)
                 continue
-            delivery.bytes_up += bytes_of(update.adapter)
+            delivery.bytes_up += update.bytes
+            delivery.taken[client] = word
+            if reply.facts.get("forgot"):
+                delivery.forgot.append(client)
             self._held[client] = _Held(word, dict(self._versions))
             answered = True
             yield update
@@ -147,15 +172,17 @@ class Courier:
     def _word(self, round_: int) -> str:
         return f"{self._run}-{round_}"
 
-    def _parcel(self, round_: int, client: int, trained: Row, drawn: int, delivery: Delivery) -> Parcel:
+    def _parcel(
+        self, round_: int, client: int, trained: Row, rule: Row, drawn: int, delivery: Delivery
+    ) -> Parcel:
         held = self._held.get(client)
         versions = held.versions if held else {}
         news = {name: t for name, t in self._latest.items() if versions.get(name) != self._versions[name]}
         names = frozenset(news)
         if names not in self._packed:
-            self._packed[names] = pack(news)
+            self._packed[names] = pack(news | with_prefix(RULE, rule))
         mask = mask_of(sorted(self._latest), trained)
-        delivery.bytes_down += bytes_of(news) + len(mask) // 2
+        delivery.bytes_down += bytes_of(news) + bytes_of(rule) + len(mask) // 2
         facts = {
             "round": round_,
             "client": client,
@@ -163,11 +190,21 @@ class Courier:
             "trained": mask,
             "held": held.word if held else None,
             "word": self._word(round_),
+            "remembers": delivery.taken.get(client),
+            "kept_from": self.kept_from,
         }
         return Parcel(facts, self._packed[names])
 
 
-def read_update(reply: Parcel, client: int, round_: int, trained: Row, examples: int) -> ClientUpdate:
+def read_update(
+    reply: Parcel,
+    client: int,
+    round_: int,
+    trained: Row,
+    examples: int,
+    algorithm: Algorithm,
+    rule: Row,
+) -> Update:
     """A client's answer, judged. Whether its numbers are finite is for the aggregation to see.
 
     Args:
@@ -176,6 +213,8 @@ def read_update(reply: Parcel, client: int, round_: int, trained: Row, examples:
         round_: Which round's.
         trained: The parameters that were to be trained.
         examples: As many was it asked to train on, at most: its weight in the mean.
+        algorithm: The run's.
+        rule: What was sent for the clients' rule.
 
     Raises:
         Unfit: It is not what was asked for.
@@ -198,6 +237,10 @@ def read_update(reply: Parcel, client: int, round_: int, trained: Row, examples:
     if type(loss) not in (float, int) or (isinstance(loss, int) and abs(loss) >= _MOST) or loss < 0:
         raise Unfit(f"loss is {loss!r}, not a loss")
     device = next(iter(trained.values())).device
-    adapter = unpack(reply.tensors, trained, device, all_of_it=True)
+    payload = unpack(reply.tensors, payload_like(algorithm, trained, rule), device, all_of_it=True)
+    try:
+        decode_update(algorithm, payload, trained)
+    except (ValueError, KeyError, IndexError) as error:
+        raise Unfit(f"its change cannot be decoded ({error})") from None
     counts = {name: facts[name] for name in _COUNTS}
-    return ClientUpdate(client=client, adapter=adapter, loss=float(loss), **counts)
+    return Update(client=client, payload=payload, loss=float(loss), **counts)

@@ -10,18 +10,16 @@ A file is there whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import safe_open
 
 from fedloom.model.bank import Row
-from fedloom.runs.files import remove, save_tensors, sync, writing
+from fedloom.runs.files import replace_tensors, writing
 from fedloom.runs.reading import Damaged, read_tensors
 from fedloom.runtimes.libp2p.journal import Key
 
@@ -51,7 +49,7 @@ class Shelf:
     def save_trained(self, round_: int, tensors: Row, state: dict[str, Any], seconds: float) -> None:
         """Keep what training came to, what goes with it as JSON keeps it, and how long it took."""
         metadata = {"state": json.dumps(state), "seconds": repr(seconds)}
-        self._write(self._path("trained", (round_, 0)), tensors, metadata)
+        replace_tensors(self._path("trained", (round_, 0)), tensors, metadata)
 
     def load_trained(self, round_: int) -> tuple[Row, dict[str, Any]]:
         """What `save_trained` was given.
@@ -74,7 +72,7 @@ class Shelf:
 
     def save_heard(self, key: Key, row: Row) -> None:
         """Keep the row that a neighbour sent."""
-        self._write(self._path("heard", key), row)
+        replace_tensors(self._path("heard", key), row)
 
     def heard(self, key: Key) -> Row | None:
         """The row that a neighbour sent, if it is there."""
@@ -82,7 +80,7 @@ class Shelf:
 
     def save_doubt(self, key: Key, difference: Row, weight: float) -> None:
         """Keep the difference that an edge in doubt would make, and its weight."""
-        self._write(self._path("doubt", key), difference, {"weight": repr(weight)})
+        replace_tensors(self._path("doubt", key), difference, {"weight": repr(weight)})
 
     def doubt(self, key: Key) -> tuple[Row, float] | None:
         """The difference that an edge in doubt would make, and its weight, if it is there.
@@ -117,20 +115,6 @@ class Shelf:
     def _read(self, kind: str, key: Key) -> Row | None:
         path = self._path(kind, key)
         return read_tensors(path) if path.exists() else None
-
-    def _write(self, path: Path, tensors: Row, metadata: dict[str, str] | None = None) -> None:
-        temporary = path.with_suffix(".tmp")
-        # Rows of one message are views of one buffer, which safetensors refuses.
-        copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
-        with writing(path):
-            try:
-                save_tensors(temporary, copies, metadata)
-                os.replace(temporary, path)
-            except BaseException:
-                with suppress(OSError):
-                    remove(temporary)
-                raise
-            sync(self.folder)
 
 
 def _read_metadata(path: Path, name: str, parse: Callable[[str], T]) -> T:

@@ -1,0 +1,44 @@
+"""What a client does to its gradients beyond following them; every file beside this one is one rule.
+
+A rule is functions from explicit state to new state, over a stack of clients, as an optimiser is. What a
+client remembers from round to round stays with it; what the server keeps for the rule is sent with the
+adapter. All of it is named as the adapter's parameters are. Plain local training is the rule that does
+nothing, `none`:
+
+    rule = none()
+    g = rule.correct(g, bank, start, memory={}, received={})            # at every step: g as it was
+    memory, sent = rule.finish(start, bank, steps, memory={}, received={})  # after the last one: {}, {}
+
+`scaffold.py` is one that uses all of it, `proximal.py` one that has no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fedloom.client.optimisers import State
+from fedloom.model.bank import AdapterBank, Row
+
+
+class ClientRule(NamedTuple):
+    """A local rule; see the module.
+
+    Attributes:
+        memory: ``adapter -> row``: what a client remembers before its first round.
+        kept: ``adapter -> row``: what the server keeps before the first round.
+        correct: ``(gradients, bank, start, memory, received) -> gradients``, at every step. ``start`` is
+            where the clients began the round, ``memory`` what each remembers, ``[clients, *shape]``,
+            ``received`` what the server sent, ``[*shape]``, the same for all.
+        finish: ``(start, bank, steps, memory, received) -> (memory, sent)`` after the last step; ``steps``
+            has how many each client took, ``[clients]``. ``sent`` goes to the server with the update.
+        absorb: ``(kept, mean of what was sent, share of the clients that sent it) -> kept``, at the server.
+    """
+
+    memory: Callable[[Row], Row]
+    kept: Callable[[Row], Row]
+    correct: Callable[[AdapterBank, AdapterBank, AdapterBank, State, Row], AdapterBank]
+    finish: Callable[[AdapterBank, AdapterBank, Tensor, State, Row], tuple[State, State]]
+    absorb: Callable[[Row, Row, float], Row]

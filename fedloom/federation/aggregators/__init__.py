@@ -1,0 +1,41 @@
+"""How many changes become one; every file beside this one is one aggregator.
+
+An aggregator is a function from what arrived to the receiver's own change. It serves a server, whose senders
+are the clients of a round, and a peer, whose senders are its neighbours and itself, alike:
+
+    changes = Changes(before, deltas, weights, pairs)      # deltas [senders, *shape], weights [senders]
+    change = mean()(changes)                               # Σ_k weights_k · deltas_k
+
+The mean of a server's round is added up as updates come, without keeping them; see `federation.aggregate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fedloom.model.bank import AdapterBank, Row
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What arrived at a receiver in a round.
+
+    Attributes:
+        before: The receiver's adapter, of the parameters that are shared.
+        deltas: Each sender's difference from it, ``[senders, *shape]``.
+        weights: Of the senders; they sum to 1.
+        pairs: The names of LoRA's A and B, for each module that has both in ``before``.
+    """
+
+    before: Row
+    deltas: AdapterBank
+    weights: Float[Tensor, " senders"]
+    pairs: Sequence[tuple[str, str]] = ()
+
+
+Aggregator = Callable[[Changes], Row]
+"""``changes -> change``: what the receiver's adapter changes by."""

@@ -1,0 +1,194 @@
+"""A federated algorithm: independent parts, composed; and what a client sends.
+
+    share      which parameters are shared; the others are personal, and stay with their client
+    rule       what a client does to its gradients, with memory on both sides       client/rules/
+    codec      what its change looks like on the wire                               federation/codecs/
+    aggregator how many changes become one                                          federation/aggregators/
+    server     what the server does with that one
+    federation/server_optimizers/
+
+Each is a function, or a few, from explicit state to new state, and knows nothing of the others, of where
+clients run, or of how they are reached. `federation.server` composes them to a round with a server,
+`federation.peers` to one on a graph. The defaults are FedAvg:
+
+    Algorithm(client_lr=0.1)                                        # plain averaging of models
+    Algorithm(client_lr=0.1, server_optimiser=adam(lr=1e-3))        # FedAdam
+    Algorithm(client_lr=0.1, rule=scaffold(client_lr=0.1), aggregator=median(), codec=int8())
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fedloom.client.optimisers import Optimiser, sgd
+from fedloom.client.rules import ClientRule
+from fedloom.client.rules.none import none as no_rule
+from fedloom.federation.aggregators import Aggregator
+from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.codecs import Codec, feedback
+from fedloom.federation.codecs.none import none as as_it_is
+from fedloom.federation.sharing import Sharing
+from fedloom.methods import PARTS
+from fedloom.model.bank import Row, bytes_of
+from fedloom.parts import make
+
+SENT, RESIDUAL, PERSONAL, RULE = "sent by the rule: ", "residual: ", "personal: ", "rule: "
+"""What stands before the names of a payload's and a memory's tensors, to tell them apart."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """The parts of an algorithm; see the module.
+
+    Attributes:
+        client_lr: The clients' learning rate, which turns their change into a pseudo-gradient.
+        server_optimiser: Of the server; None takes the change as it is.
+        rule, codec, aggregator, share: See the module.
+    """
+
+    client_lr: float
+    server_optimiser: Optimiser = field(default=None)  # type: ignore[assignment]
+    rule: ClientRule = field(default_factory=no_rule)
+    codec: Codec = field(default_factory=as_it_is)
+    aggregator: Aggregator = weighted_mean
+    share: Sharing = frozenset
+
+    def __post_init__(self) -> None:
+        if self.server_optimiser is None:
+            object.__setattr__(self, "server_optimiser", sgd(self.client_lr))
+
+
+@dataclass(frozen=True)
+class Update:
+    """One client's answer to a round.
+
+    Attributes:
+        client: Which client.
+        payload: What it sends: its change as the codec has it, and what its rule sends.
+        examples: Examples it trained on; its weight in the mean.
+        loss: Mean training loss.
+        correct: Answer tokens predicted right while training.
+        labels: Answer tokens seen.
+        tokens: Tokens that went through the model.
+        memory: What it keeps until its next round; never sent. Over a network it is empty here.
+        norm: Euclidean length of its change; known once it has been decoded.
+    """
+
+    client: int
+    payload: Row
+    examples: int
+    loss: float
+    correct: int
+    labels: int
+    tokens: int
+    memory: Row = field(default_factory=dict)
+    norm: float = math.nan
+
+    @property
+    def bytes(self) -> int:
+        """What it sends, as it crosses the wire."""
+        return bytes_of(self.payload)
+
+
+def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: float) -> Algorithm:
+    """The algorithm that options choose.
+
+    Args:
+        texts: What each part's option says; see `methods.chosen`.
+        settings: The run's options by name, for parts that take some of them.
+        client_lr: The clients' learning rate.
+
+    Raises:
+        UserError: A part cannot be made of its text, or takes no other of these parts beside it.
+    """
+    part = {part.option: part for part in PARTS}
+    known = {**settings, "client_lr": client_lr}
+
+    def made(option: str, **more: Any) -> Any:
+        return make(part[option], texts[option], known | more)
+
+    aggregator = made("lora_aggregation", aggregator=made("aggregator"))
+    return Algorithm(
+        client_lr=client_lr,
+        server_optimiser=made("server_optimizer"),
+        rule=made("client_rule"),
+        codec=made("compress"),
+        aggregator=aggregator,
+        share=made("share"),
+    )
+
+
+def with_prefix(prefix: str, row: Row) -> Row:
+    """A row with something before each of its names."""
+    return {prefix + name: t for name, t in row.items()}
+
+
+def part_of(row: Row, prefix: str) -> Row:
+    """The tensors whose names begin so, without it."""
+    return {name.removeprefix(prefix): t for name, t in row.items() if name.startswith(prefix)}
+
+
+def first_memory(algorithm: Algorithm, adapter: Row) -> Row:
+    """What a client keeps before its first round; also the names and shapes of all that it ever keeps.
+
+    Args:
+        algorithm: Which.
+        adapter: Where everybody begins.
+    """
+    shared = algorithm.share(adapter.keys())
+    sent = {name: t for name, t in adapter.items() if name in shared}
+    memory = with_prefix(RULE, algorithm.rule.memory(sent))
+    memory |= with_prefix(PERSONAL, {name: t for name, t in adapter.items() if name not in shared})
+    if algorithm.codec.lossy:
+        memory |= with_prefix(RESIDUAL, {name: torch.zeros_like(t) for name, t in sent.items()})
+    return memory
+
+
+def encode_update(algorithm: Algorithm, delta: Row, sent: Row, memory: Row, seed: int) -> tuple[Row, Row]:
+    """What a client sends, and what it remembers of it.
+
+    Args:
+        algorithm: Which.
+        delta: Its change of the shared parameters.
+        sent: What its rule sends.
+        memory: What it remembers.
+        seed: What the codec's random choices depend on.
+
+    Returns:
+        The payload, and the memory.
+    """
+    payload, residual = feedback(algorithm.codec, delta, part_of(memory, RESIDUAL), seed)
+    return payload | with_prefix(SENT, sent), memory | with_prefix(RESIDUAL, residual)
+
+
+def payload_like(algorithm: Algorithm, like: Row, kept: Row) -> Row:
+    """A payload of the names, shapes and dtypes that one from a client has.
+
+    Args:
+        algorithm: Which.
+        like: The parameters that are to be trained.
+        kept: What the server sends for the rule.
+    """
+    zeros = {name: torch.zeros_like(t) for name, t in like.items()}
+    return algorithm.codec.encode(zeros, 0) | with_prefix(SENT, kept)
+
+
+def decode_update(algorithm: Algorithm, payload: Row, like: Row) -> tuple[Row, Row]:
+    """A client's change, and what its rule sent.
+
+    Args:
+        algorithm: Which.
+        payload: What came.
+        like: The parameters that were to be trained.
+
+    Raises:
+        ValueError: It is not what was asked for.
+        KeyError: The same.
+    """
+    coded = {name: t for name, t in payload.items() if not name.startswith(SENT)}
+    return algorithm.codec.decode(coded, like), part_of(payload, SENT)

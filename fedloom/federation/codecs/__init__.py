@@ -1,0 +1,54 @@
+"""What a change looks like on the wire; every file beside this one is one codec.
+
+A codec is a pair of functions; what it makes of a row are tensors again, whose bytes are what is counted and
+sent:
+
+    payload = codec.encode(row, seed)       # {name: tensor}, smaller
+    row = codec.decode(payload, like)       # as near to the row as the codec can be
+
+What a lossy codec loses in one round is added to what the same sender sends in the next (`feedback`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fedloom.model.bank import Row
+
+
+class Codec(NamedTuple):
+    """See the module.
+
+    Attributes:
+        encode: ``(row, seed) -> payload``; random choices depend on the seed alone.
+        decode: ``(payload, like) -> row``, with the names, shapes, dtypes and device of ``like``. A payload
+            that is not one of this codec and of such a row raises ``ValueError`` or ``KeyError``.
+        lossy: Whether the row that comes out may be another than that which went in.
+    """
+
+    encode: Callable[[Row, int], Row]
+    decode: Callable[[Row, Row], Row]
+    lossy: bool
+
+
+def feedback(codec: Codec, row: Row, residual: Row, seed: int) -> tuple[Row, Row]:
+    """Encode a row together with what was lost before (Stich et al., 2018, arXiv:1809.07599).
+
+        p ← encode(row + e);   e ← row + e − decode(p)
+
+    Args:
+        codec: What encodes.
+        row: What is to be sent.
+        residual: e of the rounds before; a name that is not there has none.
+        seed: What random choices depend on.
+
+    Returns:
+        The payload, and the new e; a codec that loses nothing has none.
+    """
+    if not codec.lossy:
+        return codec.encode(row, seed), {}
+    wanted = {name: t + residual[name] if name in residual else t for name, t in row.items()}
+    payload = codec.encode(wanted, seed)
+    arrives = codec.decode(payload, wanted)
+    return payload, residual | {name: t - arrives[name] for name, t in wanted.items()}

@@ -1,0 +1,56 @@
+"""The largest numbers alone (sparsified SGD with memory: Stich et al., 2018, arXiv:1809.07599).
+
+Of all n numbers of a change the ⌈share · n⌉ of the largest magnitude are sent, with their places. What is
+left out is not lost: `codecs.feedback` adds it to the sender's next change. With a share of 1 nothing is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fedloom.config import UserError
+from fedloom.federation.codecs import Codec
+from fedloom.model.bank import Row
+
+_PLACES, _VALUES = "places", "values"
+
+
+def topk(share: float = 0.01) -> Codec:
+    """Places (int32) and values of the largest numbers.
+
+    Args:
+        share: Of the numbers; at least one is sent.
+
+    Raises:
+        UserError: It is no share.
+    """
+    if not 0 < share <= 1:
+        raise UserError(
+            f"compress: topk:{share:g} sends nothing that can be; the share must be above 0 and at most 1"
+        )
+
+    def encode(row: Row, seed: int) -> Row:
+        flat = torch.cat([row[name].flatten() for name in sorted(row)])
+        places = flat.abs().topk(math.ceil(share * len(flat)), sorted=False).indices.sort().values
+        return {_PLACES: places.int(), _VALUES: flat[places]}
+
+    def decode(payload: Row, like: Row) -> Row:
+        numbers = [like[name].numel() for name in sorted(like)]
+        places, values = payload[_PLACES], payload[_VALUES]
+        total, any_of_it = sum(numbers), next(iter(like.values()))
+        if places.ndim != 1 or places.shape != values.shape or places.dtype != torch.int32:
+            raise ValueError("places and values are not two lists of one length")
+        if len(places) > math.ceil(share * total) or values.dtype != any_of_it.dtype:
+            raise ValueError(
+                f"{len(places)} values of {values.dtype}, where at most {share:g} of {total} may be"
+            )
+        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < total:
+            raise ValueError(f"a place outside of the {total} numbers")
+        flat = torch.zeros(total, dtype=any_of_it.dtype, device=any_of_it.device)
+        flat[places.long().to(flat.device)] = values.to(flat.device)
+        pieces = flat.split(numbers)
+        return {name: piece.view_as(like[name]) for name, piece in zip(sorted(like), pieces, strict=True)}
+
+    return Codec(encode, decode, lossy=share < 1)

@@ -1,0 +1,135 @@
+"""The table: names from the literature, and the options that each of them sets. It loads no torch.
+
+A method is a choice of independent parts, each of which has an option of its own (`PARTS`). `--method NAME`
+sets them, options that are given win. A new method is one file in the folder of its part, and one row here;
+from outside of the package it is a function and a row in a module that `--plugin` names (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an algorithm.
+
+    Attributes:
+        option: The option that chooses it.
+        folder: The package whose files are the choices.
+        default: What it is where neither an option nor a method says.
+    """
+
+    option: str
+    folder: str
+    default: str
+
+
+AUTO = "auto"
+"""What an option of a part says where it leaves the choice to others."""
+
+PARTS = (
+    Part("server_optimizer", "fedloom.federation.server_optimizers", "none"),
+    Part("client_rule", "fedloom.client.rules", "none"),
+    Part("aggregator", "fedloom.federation.aggregators", "mean"),
+    Part("lora_aggregation", "fedloom.federation.lora_aggregations", "factors"),
+    Part("share", "fedloom.federation.sharing", "all"),
+    Part("compress", "fedloom.federation.codecs", "none"),
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row.
+
+    Attributes:
+        name: As the literature has it.
+        source: Where it comes from.
+        sets: Options, the same with a server and on a graph.
+        server: Those that it sets with a server besides; None where it has no meaning there.
+        graph: The same on a graph, without a server.
+    """
+
+    name: str
+    source: str
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    server: Mapping[str, Any] | None = field(default_factory=dict)
+    graph: Mapping[str, Any] | None = None
+
+    def settings(self, *, server: bool) -> dict[str, Any] | None:
+        """All that it sets with a server, or on a graph; None where it has no meaning."""
+        more = self.server if server else self.graph
+        return None if more is None else {**self.sets, **more}
+
+
+_FED = {"train_mode": "fed"}
+_GOSSIP = {"training_type": "LoRA"}
+
+METHODS: list[Method] = [
+    Method("FedAvg", "McMahan et al., 2017, arXiv:1602.05629", server=_FED),
+    Method("FedProx", "Li et al., 2020, arXiv:1812.06127", {"client_rule": "proximal"}, _FED, _GOSSIP),
+    Method("SCAFFOLD", "Karimireddy et al., 2020, arXiv:1910.06378", {"client_rule": "scaffold"}, _FED),
+    Method("FedAdam", "Reddi et al., 2021, arXiv:2003.00295", {"server_optimizer": "adam"}, _FED),
+    Method("FedYogi", "Reddi et al., 2021, arXiv:2003.00295", {"server_optimizer": "yogi"}, _FED),
+    Method("Median", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "median"}, _FED, _GOSSIP),
+    Method(
+        "TrimmedMean", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "trimmed_mean"}, _FED, _GOSSIP
+    ),
+    Method("FlexLoRA", "Bai et al., 2024, arXiv:2402.11505", {"lora_aggregation": "flexlora"}, _FED, _GOSSIP),
+    Method("FedSA-LoRA", "Guo et al., 2025, arXiv:2410.01463", {"share": "a"}, _FED, _GOSSIP),
+    Method("FedPAQ", "Reisizadeh et al., 2020, arXiv:1909.13014", {"compress": "int8"}, _FED, _GOSSIP),
+    Method("MemSGD", "Stich et al., 2018, arXiv:1809.07599", {"compress": "topk:0.01"}, _FED),
+    Method(
+        "FedGPL",
+        "ACM Transactions on Autonomous and Adaptive Systems, 2025, doi:10.1145/3717835",
+        {"server_optimizer": "adam"},
+        {"train_mode": "fedGradFocus"},
+    ),
+    Method("D-PSGD", "Lian et al., 2017, arXiv:1705.09056", server=None, graph=_GOSSIP),
+    Method("DFL-LoRA", "freezes LoRA's A on a graph", server=None, graph={"training_type": "DFL-LoRA"}),
+]
+"""Every method by the name that the literature has for it."""
+
+DOCUMENTED = {
+    ("fed_alg", "FedAdam"): {"server_optimizer": "adam"},
+    ("fed_alg", "FedAVG"): {"server_optimizer": "sgd"},
+    ("fed_alg", "FedAvg"): {"server_optimizer": "sgd"},
+    ("fed_alg", "FedProx"): {"server_optimizer": "sgd", "client_rule": "proximal"},
+}
+"""What the documented options of the original FedGPL set. Its FedAVG is SGD at lr, which need not be
+client_lr.
+"""
+
+
+def method(name: str) -> Method | None:
+    """The row of a name, in capitals or not."""
+    return next((row for row in METHODS if row.name.lower() == name.lower()), None)
+
+
+def with_method(given: Mapping[str, Any], *, server: bool) -> dict[str, Any]:
+    """Some given options, and beneath them what the method among them sets, if one is.
+
+    Args:
+        given: Options by name.
+        server: Whether they are those of a run with a server.
+    """
+    row = method(str(given.get("method"))) if given.get("method") else None
+    settings = row.settings(server=server) if row else None
+    if settings is None:
+        return dict(given)
+    parts = {part.option: part.default for part in PARTS if server or part.option != "server_optimizer"}
+    # An explicit fed_alg is an option like any other: it wins.
+    documented = DOCUMENTED.get(("fed_alg", str(given.get("fed_alg"))), {})
+    return {**parts, **settings, **documented, **given}
+
+
+def chosen(config: Any) -> dict[str, str]:
+    """The text that chooses each part: of its option, else of the documented options, else its default."""
+    documented = DOCUMENTED.get(("fed_alg", getattr(config, "fed_alg", "")), {})
+    found = {}
+    for part in PARTS:
+        own = getattr(config, part.option, AUTO)
+        found[part.option] = documented.get(part.option, part.default) if own == AUTO else own
+    return found

@@ -1,0 +1,49 @@
+"""Sums of low-rank products, in factors: the d_out × d_in matrices themselves are never built."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+def lora_pairs(names: Collection[str]) -> list[tuple[str, str]]:
+    """PEFT's names of A and B, for every module that has both among some names; in order."""
+    modules = [name.removesuffix(_A) for name in sorted(names) if name.endswith(_A)]
+    return [(module + _A, module + _B) for module in modules if module + _B in names]
+
+
+def truncated_sum(
+    A: Float[Tensor, "senders rank d_in"],
+    B: Float[Tensor, "senders d_out rank"],
+    weights: Float[Tensor, " senders"],
+    rank: int,
+) -> tuple[Float[Tensor, "kept d_in"], Float[Tensor, "d_out kept"]]:
+    """The best approximation of Σ_k weights_k B_k A_k by one product B A of a rank.
+
+    Args:
+        A: Down projections.
+        B: Up projections.
+        weights: Of the products.
+        rank: Rows of the new A, and columns of the new B.
+
+    Returns:
+        A with orthonormal rows, and B. What the sum has no use for is zero in B. Both are of the dtype of
+        ``A``; decompositions are computed in float64.
+    """
+    dtype, wide = A.dtype, torch.float64
+    left = (B.to(wide) * weights.to(wide).view(-1, 1, 1)).movedim(0, 1).flatten(1)  # [d_out, senders · rank]
+    right = A.to(wide).flatten(0, 1)  # [senders · rank, d_in]
+    basis_out, triangle_out = torch.linalg.qr(left)
+    basis_in, triangle_in = torch.linalg.qr(right.T)
+    U, S, Vh = torch.linalg.svd(triangle_out @ triangle_in.T)
+    # A layer may be narrower than the rank.
+    products, rows = min(rank, len(S)), min(rank, len(Vh))
+    new_a, new_b = right.new_zeros(rank, right.shape[1]), left.new_zeros(len(left), rank)
+    new_a[:rows] = Vh[:rows] @ basis_in.T
+    new_b[:, :products] = basis_out @ (U[:, :products] * S[:products])
+    return new_a.to(dtype), new_b.to(dtype)
