@@ -12,11 +12,11 @@ from typing import Any
 from fedloom import loop
 from fedloom.build import Parts, build, device_name, run_folder, versions
 from fedloom.config import FedConfig
-from fedloom.federation.algorithm import part_of, with_prefix
+from fedloom.federation.algorithm import PERSONAL, part_of, with_prefix
 from fedloom.federation.server import ServerState, initial_state
 from fedloom.launch import build_together, opened_together, processes, recall
 from fedloom.loop import Pace, Regime
-from fedloom.model.bank import Row
+from fedloom.model.bank import AdapterBank, Row
 from fedloom.observe.answering import share_right
 from fedloom.observe.checkpoint import (
     are_counts,
@@ -26,7 +26,7 @@ from fedloom.observe.checkpoint import (
     save_checkpoint,
 )
 from fedloom.observe.clients import write_clients
-from fedloom.observe.evaluate import validate
+from fedloom.observe.evaluate import validate, validate_rows
 from fedloom.observe.record import RunRecord
 from fedloom.observe.run_folder import write_run_config
 from fedloom.rounds import Progressed, play_round
@@ -108,15 +108,47 @@ def _reason_to_stop(config: FedConfig, now: Progressed) -> str | None:
 
 
 def _validated(parts: Parts, now: Progressed, row: dict[str, Any]) -> tuple[Progressed, dict[str, Any]]:
-    """Validate the server's adapter; accuracy that has not risen is counted."""
+    """Validate the server's adapter, and the clients' own where they have some.
+
+    Accuracy that has not risen is counted: the clients' own, where they have personal parameters.
+    """
     began = time.perf_counter()
     result = validate(
         parts.model, now.server.adapter, parts.data.validation, parts.rules.wave_tokens, parts.group
     )
-    rose = now.accuracy is None or result.accuracy > now.accuracy
-    now = replace(now, accuracy=result.accuracy, not_risen=0 if rose else now.not_risen + 1)
-    seconds = time.perf_counter() - began
-    return now, row | {"val_loss": result.loss, "val_accuracy": result.accuracy, "eval_seconds": seconds}
+    found = {"val_loss": result.loss, "val_accuracy": result.accuracy}
+    accuracy = result.accuracy
+    if personal := _personal_rows(now):
+        found |= _personal_validation(parts, now, personal)
+        accuracy = found["personal_val_accuracy"]
+    rose = now.accuracy is None or accuracy > now.accuracy
+    now = replace(now, accuracy=accuracy, not_risen=0 if rose else now.not_risen + 1)
+    return now, row | found | {"eval_seconds": time.perf_counter() - began}
+
+
+def _personal_rows(now: Progressed) -> dict[int, Row]:
+    """The clients' own adapters, by client, where they have personal parameters and have trained."""
+    personal = {client: part_of(memory, PERSONAL) for client, memory in now.memories.items()}
+    return {client: now.server.adapter | row for client, row in sorted(personal.items()) if row}
+
+
+def _personal_validation(parts: Parts, now: Progressed, rows: dict[int, Row]) -> dict[str, float]:
+    """The means over the clients that have trained of what each one's own adapter comes to."""
+    own = part_of(parts.first_memory, PERSONAL)
+    bank = AdapterBank.stack([{name: row[name] for name in own} for row in rows.values()])
+    shared = {name: t for name, t in now.server.adapter.items() if name not in own}
+    results = validate_rows(
+        parts.model,
+        bank,
+        [parts.data.validation] * len(rows),
+        parts.rules.wave_tokens,
+        shared,
+        parts.group,
+    )
+    return {
+        "personal_val_loss": sum(each.loss for each in results) / len(results),
+        "personal_val_accuracy": sum(each.accuracy for each in results) / len(results),
+    }
 
 
 def _answered(parts: Parts, now: Progressed, row: dict[str, Any]) -> dict[str, Any]:
@@ -132,10 +164,16 @@ def _save(parts: Parts, folder: Path, now: Progressed) -> None:
     """Leave a checkpoint; where there is one of this round already, nothing is done."""
     if now.server.round == 0 or parts.group.rank != 0:
         return
+
+    def write_adapters(path: Path) -> None:
+        parts.model.save(now.server.adapter, path)
+        for client, row in _personal_rows(now).items():
+            parts.model.save(row, path / f"client-{client + 1:04d}")
+
     save_checkpoint(
         folder,
         now.server.round,
-        write_adapter=lambda path: parts.model.save(now.server.adapter, path),
+        write_adapter=write_adapters,
         tensors=_tensors(now),
         state={
             "round": now.server.round,

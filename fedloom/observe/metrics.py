@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _EVENTS = "events.out.tfevents"
 _LONGEST_LIST = 64
+_PERSONAL = "personal_val_accuracy"
 _ANSWERS = "val_answer_accuracy"
 
 
@@ -119,7 +120,7 @@ def summary(rows: Sequence[Mapping[str, Any]], *, wall_seconds: float) -> dict[s
         rows: The rows of all rounds, as `read_rows` returns them.
         wall_seconds: Wall clock time of the run, of all its parts where it was resumed.
     """
-    answered = [_ANSWERS] if any(_ANSWERS in row for row in rows) else []
+    answered = [name for name in (_ANSWERS, _PERSONAL) if any(name in row for row in rows)]
     last = max((row["round"] for row in rows), default=0)
     missing = missing_rounds(rows, last)
     return {

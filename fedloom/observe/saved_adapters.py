@@ -73,7 +73,8 @@ def find_adapters(paths: Sequence[str], *, all_checkpoints: bool = False) -> lis
 
 def _folders(path: Path, all_checkpoints: bool) -> list[Path]:
     if (path / CONFIG_FILE).is_file():
-        return [path]
+        # Of a run with personal parameters, also the clients' own.
+        return [path, *sorted(config.parent for config in path.glob(f"client-*/{CONFIG_FILE}"))]
     if (path / "checkpoints").is_dir():
         rounds = checkpoints_of(path)
         if not rounds:

@@ -1,0 +1,375 @@
+"""The contract that every method keeps, and what is special of each: with a server."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tiny import save_tiny_llama
+
+from fedloom.cli import main
+from fedloom.client.rules.scaffold import scaffold
+from fedloom.federation.aggregators import Changes
+from fedloom.federation.aggregators.mean import mean, weighted_mean
+from fedloom.federation.aggregators.median import median
+from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
+from fedloom.federation.codecs import feedback
+from fedloom.federation.codecs.int8 import int8
+from fedloom.federation.codecs.topk import topk
+from fedloom.federation.lora_aggregations.flexlora import flexlora
+from fedloom.federation.server_optimizers.yogi import yogi
+from fedloom.methods import METHODS, PARTS
+from fedloom.model.adapters.products import lora_pairs, truncated_sum
+from fedloom.model.bank import AdapterBank
+from fedloom.parts import choices
+
+SERVER = [row.name for row in METHODS if row.server is not None]
+SMALL = "--data_name qa --client_num 4 --client_num_per_step 2 --client_batch_per_step 2 --grad_accum_steps 1"
+QUICK = f"{SMALL} --client_lr 0.05 --lora_r 2 --max_layer_num 1 --min_layer_num 0 --dtype float32"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for part, count in (("train", 32), ("validation", 4), ("test", 2)):
+        lines = [{"question": f"{part[0]} and {i}?", "answer": f"{i * 7 % 11}"} for i in range(count)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def fed(model, data, tmp_path):
+    """Runs `fedloom fed` on a tiny model; returns the run's folder."""
+
+    def run(name, words, rounds=2):
+        line = f"fed --model_name {model} --data_dir {data} --out_dir {tmp_path} --exp_name {name} {QUICK}"
+        line += f" --wave_tokens 600 --report_to none --val_steps 1 --max_steps {rounds}"
+        assert main([*line.split(), *words.split()]) == 0
+        return tmp_path / name
+
+    return run
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter(folder, round_=2):
+    return load_file(folder / f"checkpoints/round-{round_:06d}/adapter_model.safetensors")
+
+
+def state(folder, round_=2):
+    return load_file(folder / f"checkpoints/round-{round_:06d}/state/tensors.safetensors")
+
+
+@pytest.mark.parametrize("name", SERVER)
+def test_every_method_runs_counts_its_bytes_and_goes_on_as_if_never_stopped(fed, name, capsys):
+    whole = fed("whole", f"--method {name}")
+    assert all(math.isfinite(row["train_loss"]) and row["bytes_up"] > 0 for row in rows(whole)[1:])
+    fed("parts", f"--method {name}", rounds=1)
+    parts = fed("parts", "--resume")
+    for key, t in state(whole).items():
+        assert torch.equal(state(parts)[key], t), key
+    assert [row.get("train_loss") for row in rows(parts)] == [row.get("train_loss") for row in rows(whole)]
+    wanted = next(row for row in METHODS if row.name == name).settings(server=True)
+    assert wanted.items() <= yaml.safe_load((whole / "config.yaml").read_text()).items()
+
+
+# --- server optimisers
+
+
+def test_yogi_is_the_papers_loop():
+    changes = [
+        torch.tensor([[0.3, -2.0, 0.0]]),
+        torch.tensor([[0.1, 0.001, 0.5]]),
+        torch.tensor([[-1.0, 3.0, 0.2]]),
+    ]
+    optimiser = yogi(1e-2, lr=0.1, client_lr=0.05)
+    bank = AdapterBank({"w": torch.ones(1, 3, dtype=torch.float64)})
+    w, m, v = [1.0] * 3, [0.0] * 3, [1e-4] * 3
+    kept, active = optimiser.init(bank), torch.ones(1, dtype=torch.bool)
+    for change in changes:
+        bank, kept = optimiser.step(bank, AdapterBank({"w": change.double() / -0.05}), kept, active)
+        for i, d in enumerate(change[0].double().tolist()):
+            m[i] = 0.9 * m[i] + 0.1 * d
+            v[i] = v[i] - 0.01 * d**2 * (v[i] > d**2 or -1 if v[i] != d**2 else 0)
+            w[i] += 0.1 * m[i] / (math.sqrt(v[i]) + 1e-2)
+    torch.testing.assert_close(bank.tensors["w"][0], torch.tensor(w, dtype=torch.float64), rtol=1e-10, atol=0)
+    resting, _ = optimiser.step(bank, bank, kept, ~active)
+    assert torch.equal(resting.tensors["w"], bank.tensors["w"])
+
+
+def test_any_server_rule_goes_with_any_local_rule(fed):
+    yogi_alone, both = (
+        fed(n, f"--method FedYogi --lr 0.01 {w}") for n, w in (("y", ""), ("b", "--client_rule proximal:5"))
+    )
+    nothing = fed("n", "--method FedYogi --lr 0.01 --client_rule proximal:0")
+    assert any(not torch.equal(adapter(both)[n], t) for n, t in adapter(yogi_alone).items())
+    assert all(torch.equal(adapter(nothing)[n], t) for n, t in adapter(yogi_alone).items())
+
+
+# --- SCAFFOLD
+
+LR, STEPS = 0.1, 5
+
+
+def descend(rule, x, minima, memories, received):
+    """Clients with losses ‖w − minimum_k‖² / 2 times k + 1; returns models, memories and what is sent."""
+    start = AdapterBank({"w": x.repeat(len(minima), 1)})
+    stiffness = torch.arange(1, len(minima) + 1, dtype=torch.float64)[:, None]
+    bank, memory = start, {"w": torch.stack(memories)}
+    for _ in range(STEPS):
+        gradients = AdapterBank({"w": stiffness * (bank.tensors["w"] - minima)})
+        gradients = rule.correct(gradients, bank, start, memory, received)
+        bank = bank.map(lambda w, g: w - LR * g, gradients)
+    memory, sent = rule.finish(start, bank, torch.full((len(minima),), STEPS), memory, received)
+    return bank.tensors["w"], memory["w"], sent["w"]
+
+
+def play_scaffold(minima, rounds, sampled):
+    rule, x = scaffold(client_lr=LR), torch.zeros(2, dtype=torch.float64)
+    memories, kept = [torch.zeros_like(x) for _ in minima], {"w": torch.zeros_like(x)}
+    for round_ in range(rounds):
+        who = sampled(round_)
+        after, new, sent = descend(rule, x, minima[who], [memories[k] for k in who], kept)
+        for k, row in zip(who, new, strict=True):
+            memories[k] = row
+        x = x + (after - x).mean(0)
+        kept = rule.absorb(kept, {"w": sent.mean(0)}, len(who) / len(minima))
+    return x, memories, kept["w"]
+
+
+def test_scaffold_is_the_papers_algorithm_with_option_2():
+    minima = torch.tensor([[1.0, 0.0], [-3.0, 2.0], [0.5, 4.0]], dtype=torch.float64)
+    everybody = lambda round_: [[0, 2], [1, 2], [0, 1]][round_ % 3]  # noqa: E731
+    found, memories, kept = play_scaffold(minima, 7, everybody)
+    x, c, own = torch.zeros(2).double(), torch.zeros(2).double(), [torch.zeros(2).double() for _ in range(3)]
+    for round_ in range(7):
+        ways, changes = [], []
+        for place, k in enumerate(everybody(round_)):
+            y = x.clone()
+            for _ in range(STEPS):
+                y = y - LR * ((place + 1) * (y - minima[k]) - own[k] + c)
+            new = own[k] - c + (x - y) / (STEPS * LR)
+            ways, changes = [*ways, y - x], [*changes, new - own[k]]
+            own[k] = new
+        x, c = x + sum(ways) / 2, c + 2 / 3 * sum(changes) / 2
+    for mine, theirs in ((found, x), (kept, c), *zip(memories, own, strict=True)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_scaffold_finds_the_minimum_of_unlike_clients_and_fedavg_does_not():
+    minima = torch.tensor([[1.0, 0.0], [-3.0, 2.0], [0.5, 4.0]], dtype=torch.float64)
+    stiffness = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    best = (stiffness * minima).sum(0) / 6
+    found, *_ = play_scaffold(minima, 200, lambda round_: [0, 1, 2])
+    torch.testing.assert_close(found, best, rtol=0, atol=1e-9)
+    x = torch.zeros(2, dtype=torch.float64)
+    for _ in range(200):
+        shrink = (1 - LR * stiffness) ** STEPS
+        x = (shrink * x + (1 - shrink) * minima).mean(0)
+    assert (x - best).norm() > 0.1
+
+
+def test_with_equal_data_scaffolds_corrections_vanish():
+    minima = torch.ones(3, 2, dtype=torch.float64)
+    rule = scaffold(client_lr=LR)
+    received, memory = {"w": torch.full((2,), 0.7)}, {"w": torch.full((3, 2), 0.7)}
+    gradients = AdapterBank({"w": minima})
+    assert torch.equal(rule.correct(gradients, gradients, gradients, memory, received).tensors["w"], minima)
+
+
+# --- robust aggregators
+
+
+def changes_of(deltas, weights=None):
+    m = len(deltas)
+    weights = torch.full((m,), 1 / m, dtype=torch.float64) if weights is None else weights
+    return Changes({"w": torch.zeros_like(deltas[0])}, AdapterBank({"w": deltas}), weights)
+
+
+NUMBERS = st.lists(st.lists(st.floats(-100, 100), min_size=3, max_size=3), min_size=1, max_size=9)
+
+
+@given(numbers=NUMBERS, beta=st.floats(0, 0.49))
+def test_median_and_trimmed_mean_are_those_of_each_number_alone(numbers, beta):
+    deltas = torch.tensor(numbers, dtype=torch.float64)
+    cut = math.floor(beta * len(numbers) + 1e-9)
+    for column in range(3):
+        ordered = sorted(row[column] for row in numbers)
+        middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+        kept = ordered[cut : len(ordered) - cut]
+        assert float(median()(changes_of(deltas))["w"][column]) == pytest.approx(middle, abs=1e-9)
+        trimmed = float(trimmed_mean(beta)(changes_of(deltas))["w"][column])
+        assert trimmed == pytest.approx(sum(kept) / len(kept), abs=1e-9)
+
+
+def test_trimming_nobody_is_the_weighted_mean():
+    deltas = torch.randn(5, 4, dtype=torch.float64)
+    weights = torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15], dtype=torch.float64)
+    for name, t in mean()(changes_of(deltas, weights)).items():
+        torch.testing.assert_close(trimmed_mean(0.0)(changes_of(deltas, weights))[name], t)
+
+
+@given(evil=st.floats(-1e18, 1e18))
+def test_one_of_five_cannot_carry_it_out_of_the_range_of_the_others(evil):
+    deltas = torch.tensor([[0.1], [0.2], [0.3], [0.4], [evil]], dtype=torch.float64)
+    for aggregator in (median(), trimmed_mean(0.2)):
+        assert 0.1 <= float(aggregator(changes_of(deltas))["w"]) <= 0.4
+
+
+# --- products
+
+
+@given(senders=st.integers(1, 4), rank=st.integers(1, 3), d_in=st.integers(2, 7), d_out=st.integers(2, 7))
+@settings(deadline=None)
+def test_flexlora_is_the_best_product_of_a_rank(senders, rank, d_in, d_out):
+    torch.manual_seed(senders * 100 + rank * 10 + d_in)
+    A, B = torch.randn(senders, rank, d_in).double(), torch.randn(senders, d_out, rank).double()
+    weights = torch.rand(senders).double() + 0.1
+    dense = torch.einsum("k,kor,kri->oi", weights, B, A)
+    U, S, Vh = torch.linalg.svd(dense, full_matrices=False)
+    best = U[:, :rank] @ torch.diag(S[:rank]) @ Vh[:rank]
+    new_a, new_b = truncated_sum(A, B, weights, rank)
+    assert new_a.shape == A[0].shape and new_b.shape == B[0].shape
+    torch.testing.assert_close(new_b @ new_a, best, rtol=1e-9, atol=1e-10)
+
+
+def test_flexlora_of_one_client_keeps_its_product_and_of_one_a_averages_b():
+    name_a, name_b = "m.lora_A.weight", "m.lora_B.weight"
+    before = {name_a: torch.randn(2, 6).double(), name_b: torch.randn(5, 2).double()}
+    deltas = AdapterBank({n: torch.randn(3, *t.shape).double() for n, t in before.items()})
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    combine = flexlora(aggregator=weighted_mean)
+    one = combine(Changes(before, deltas.rows([0]), torch.ones(1).double(), lora_pairs(before)))
+    product = (before[name_b] + one[name_b]) @ (before[name_a] + one[name_a])
+    theirs = (before[name_b] + deltas.tensors[name_b][0]) @ (before[name_a] + deltas.tensors[name_a][0])
+    torch.testing.assert_close(product, theirs, rtol=1e-10, atol=1e-10)
+    # A that nobody trains is not among the shared parameters: there is no pair, and B is averaged.
+    b_alone = AdapterBank({name_b: deltas.tensors[name_b]})
+    found = combine(Changes({name_b: before[name_b]}, b_alone, weights, lora_pairs([name_b])))
+    torch.testing.assert_close(found[name_b], torch.einsum("k,kor->or", weights, deltas.tensors[name_b]))
+    # The same A of all, among the shared ones: the product is A times the mean of B.
+    same = AdapterBank(deltas.tensors | {name_a: torch.zeros(3, 2, 6).double()})
+    found = combine(Changes(before, same, weights, lora_pairs(before)))
+    product = (before[name_b] + found[name_b]) @ (before[name_a] + found[name_a])
+    mean_b = before[name_b] + torch.einsum("k,kor->or", weights, deltas.tensors[name_b])
+    torch.testing.assert_close(product, mean_b @ before[name_a], rtol=1e-10, atol=1e-10)
+
+
+# --- codecs
+
+ROW = {"a": torch.randn(40, 7), "b": torch.randn(3) * 1e-4, "c": torch.zeros(5)}
+
+
+def test_int8_is_unbiased_and_off_by_less_than_a_step():
+    codec, tries = int8(), 400
+    total = {name: torch.zeros_like(t) for name, t in ROW.items()}
+    for seed in range(tries):
+        row = codec.decode(codec.encode(ROW, seed), ROW)
+        for name, t in row.items():
+            assert (t - ROW[name]).abs().max() <= ROW[name].abs().max() / 127 * 1.001
+            total[name] += t / tries
+    for name, t in ROW.items():  # five standard errors of a rounding, whose variance is at most s² / 4
+        step = t.abs().max() / 127
+        assert (total[name] - t).abs().max() <= 5 * step / 2 / math.sqrt(tries) + 1e-12
+
+
+def test_topk_sends_the_largest_numbers_and_with_a_share_of_1_all():
+    codec = topk(0.1)
+    payload = codec.encode(ROW, 0)
+    numbers = sum(t.numel() for t in ROW.values())
+    assert len(payload["values"]) == math.ceil(0.1 * numbers)
+    row = codec.decode(payload, ROW)
+    left = torch.cat([(ROW[name] - t).flatten() for name, t in row.items()])
+    assert left.abs().max() <= payload["values"].abs().min()
+    everything = topk(1.0)
+    assert not everything.lossy
+    for name, t in everything.decode(everything.encode(ROW, 0), ROW).items():
+        assert torch.equal(t, ROW[name])
+
+
+@pytest.mark.parametrize("codec", [int8(), topk(0.05)], ids=["int8", "topk"])
+def test_what_a_round_loses_comes_with_the_next(codec):
+    residual, arrived, wanted = {}, {}, {}
+    for seed in range(6):
+        row = {name: torch.randn(t.shape, dtype=torch.float64) for name, t in ROW.items()}
+        payload, residual = feedback(codec, row, residual, seed)
+        for name, t in codec.decode(payload, row).items():
+            arrived[name] = arrived.get(name, 0) + t
+            wanted[name] = wanted.get(name, 0) + row[name]
+    for name, t in wanted.items():
+        torch.testing.assert_close(arrived[name] + residual[name], t, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name, share", [("FedPAQ", 0.26), ("MemSGD", 0.03)])
+def test_fewer_bytes_are_sent_and_counted(fed, name, share):
+    plain, coded = rows(fed("plain", "--method FedAvg")), rows(fed("coded", f"--method {name}"))
+    assert coded[1]["bytes_up"] < share * plain[1]["bytes_up"] + 200
+    assert coded[1]["bytes_down"] == plain[1]["bytes_down"]
+
+
+# --- personal parameters
+
+
+def test_with_one_client_fedsa_is_local_training_and_both_kinds_of_adapters_are_saved(fed):
+    words = "--client_num 1 --client_num_per_step 1"
+    alone, apart = fed("alone", f"--method FedAvg {words}"), fed("apart", f"--method FedSA-LoRA {words}")
+    own = load_file(apart / "checkpoints/round-000002/client-0001/adapter_model.safetensors")
+    for name, t in adapter(alone).items():
+        torch.testing.assert_close(own[name], t, rtol=0, atol=1e-6)
+    base, tuned = rows(apart)[0], rows(apart)[-1]
+    assert tuned["val_loss"] == base["val_loss"], "without a B the server's adapter changes nothing"
+    assert tuned["personal_val_loss"] == pytest.approx(rows(alone)[-1]["val_loss"], rel=1e-5)
+    assert rows(apart)[1]["bytes_up"] < rows(alone)[1]["bytes_up"]
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--method FedAvgg", ["method: FedAvgg", "did you mean FedAvg"]),
+        ("--method DFL-LoRA", ["DFL-LoRA has no meaning with a server"]),
+        ("--aggregator krumm", ["aggregator: krumm is not one of", "median"]),
+        ("--aggregator trimmed_mean:0.5", ["trimmed_mean:0.5 leaves nobody", "below 0.5"]),
+        ("--aggregator median:3", ["median:3 gives 1 numbers, and median takes none"]),
+        ("--aggregator trimmed_mean:x", ["x in trimmed_mean:x is no number"]),
+        ("--compress topk:0", ["topk:0 sends nothing"]),
+        ("--lora_aggregation flexlora --aggregator median", ["flexlora averages products"]),
+        ("--lora_aggregation flexlora --share a", ["needs both factors"]),
+        ("--share a --peft p-tuning", ["share: a is about LoRA's factors"]),
+        ("--share a --train_mode fedGradFocus", ["share: a leaves every client a part of its own"]),
+        ("--compress int8 --train_mode local", ["compress: train_mode local"]),
+        ("--plugin nowhere.py", ["plugin: nowhere.py cannot be imported"]),
+    ],
+)
+def test_what_has_no_meaning_is_refused_before_anything_is_loaded(words, said, capsys):
+    status = main(["fed", "--model_name", "./nowhere", "--train_mode", "fed", *words.split()])
+    told = capsys.readouterr().err
+    assert status == 2 and told.count("\n") == 1 and "Traceback" not in told
+    assert all(word in told for word in said), told
+
+
+def test_the_table_is_whole():
+    for row in METHODS:
+        for part in PARTS:
+            text = row.sets.get(part.option, part.default)
+            assert text.partition(":")[0] in choices(part), row.name
+
+
+def test_methods_are_listed_as_objects(capsys):
+    assert main(["methods", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in listed} == {row.name for row in METHODS}
+    assert all(type(row["server"]) is type(row["graph"]) is bool for row in listed)
