@@ -71,6 +71,7 @@ def train_locally(
     rules: LocalRules,
     state: State | None = None,
     used: Row | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> LocalResult:
     """Train every client of ``bank`` on its own steps, as if each were alone.
 
@@ -82,6 +83,8 @@ def train_locally(
         rules: How to train.
         state: The clients' optimiser state; None starts afresh.
         used: Adapter parameters that nobody trains, the same for all clients; None: all are in ``bank``.
+        ranks: Each client's LoRA rank; ``bank`` holds zeros beyond it, and still does afterwards. None: all
+            have the adapter's own.
     """
     anchor = bank
     state = rules.optimiser.init(bank) if state is None else state
@@ -90,7 +93,7 @@ def train_locally(
     for index in range(max(map(len, work), default=0)):
         steps = [client[index] if index < len(client) else [] for client in work]
         active = torch.tensor([bool(step) for step in steps])
-        gradients, report = step_gradients(model, bank, steps, rules, used)
+        gradients, report = step_gradients(model, bank, steps, rules, used, ranks)
         if rules.prox_mu:
             gradients = gradients.map(lambda g, w, w0: g + rules.prox_mu * (w - w0), bank, anchor)
         gradients = clip(gradients, rules.clip_norm)
@@ -126,6 +129,7 @@ def step_gradients(
     steps: Sequence[Step],
     rules: LocalRules,
     used: Row | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> tuple[AdapterBank, StepReport]:
     """Each client's gradient of its own loss over one optimiser step, in as many passes as it takes.
 
@@ -135,6 +139,7 @@ def step_gradients(
         steps: Each client's batches; none give a gradient of 0.
         rules: For the size of a pass and dropout.
         used: Adapter parameters that get no gradient, the same for all clients.
+        ranks: Each client's LoRA rank; None: all have the adapter's own.
     """
     total = bank.map(torch.zeros_like)
     zeros = torch.zeros(bank.clients, dtype=torch.long)
@@ -144,7 +149,8 @@ def step_gradients(
         leaves = {name: t[rows].detach().requires_grad_() for name, t in bank.tensors.items()}
         pack = build_pack(clients, model.layout)
         shared = {name: t.expand(len(clients), *t.shape) for name, t in (used or {}).items()}
-        out = model.losses(leaves | shared, pack, rules.dropout_seed)
+        parameters = model.at_ranks(leaves | shared, ranks and ranks[rows])
+        out = model.losses(parameters, pack, rules.dropout_seed)
         # The sum over clients of each client's own loss: no gradient crosses clients.
         # A part of an adapter may be of no use to these batches (an expert that none of their tokens chose).
         gradients = torch.autograd.grad(
