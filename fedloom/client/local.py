@@ -13,6 +13,7 @@ from torch import Tensor
 from fedloom.client.optimisers import Optimiser, State, clip
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
+from fedloom.model.adapters.ranks import within_ranks
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Batch, Layout, labels_of
 from fedloom.model.packing import build_pack
@@ -78,6 +79,7 @@ def train_locally(
     used: Row | None = None,
     memory: State | None = None,
     received: Row | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> LocalResult:
     """Train every client of ``bank`` on its own steps, as if each were alone.
 
@@ -91,6 +93,8 @@ def train_locally(
         used: Adapter parameters that nobody trains, the same for all clients; None: all are in ``bank``.
         memory: What the rule remembers of each client, ``[clients, *shape]``.
         received: What the server sent for the rule, ``[*shape]``.
+        ranks: Each client's LoRA rank; ``bank`` holds zeros beyond it, and still does afterwards. None: all
+            have the adapter's own.
     """
     start, memory, received = bank, memory or {}, received or {}
     state = rules.optimiser.init(bank) if state is None else state
@@ -99,8 +103,10 @@ def train_locally(
     for index in range(max(map(len, work), default=0)):
         steps = [client[index] if index < len(client) else [] for client in work]
         active = torch.tensor([bool(step) for step in steps])
-        gradients, report = step_gradients(model, bank, steps, rules, used)
+        gradients, report = step_gradients(model, bank, steps, rules, used, ranks)
         gradients = rules.rule.correct(gradients, bank, start, memory, received)
+        if ranks is not None:  # a rule may know what lies beyond a client's rank
+            gradients = AdapterBank(within_ranks(gradients.tensors, ranks))
         gradients = clip(gradients, rules.clip_norm)
         bank, state = rules.optimiser.step(bank, gradients, state, active.to(bank.device))
         losses += report.loss * torch.tensor([len(step) for step in steps])
@@ -136,6 +142,7 @@ def step_gradients(
     steps: Sequence[Step],
     rules: LocalRules,
     used: Row | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> tuple[AdapterBank, StepReport]:
     """Each client's gradient of its own loss over one optimiser step, in as many passes as it takes.
 
@@ -145,6 +152,7 @@ def step_gradients(
         steps: Each client's batches; none give a gradient of 0.
         rules: For the size of a pass and dropout.
         used: Adapter parameters that get no gradient, the same for all clients.
+        ranks: Each client's LoRA rank; None: all have the adapter's own.
     """
     total = bank.map(torch.zeros_like)
     zeros = torch.zeros(bank.clients, dtype=torch.long)
@@ -154,7 +162,8 @@ def step_gradients(
         leaves = {name: t[rows].detach().requires_grad_() for name, t in bank.tensors.items()}
         pack = build_pack(clients, model.layout)
         shared = {name: t.expand(len(clients), *t.shape) for name, t in (used or {}).items()}
-        out = model.losses(leaves | shared, pack, rules.dropout_seed)
+        parameters = model.at_ranks(leaves | shared, ranks and ranks[rows])
+        out = model.losses(parameters, pack, rules.dropout_seed)
         # The sum over clients of each client's own loss: no gradient crosses clients.
         # A part of an adapter may be of no use to these batches (an expert that none of their tokens chose).
         gradients = torch.autograd.grad(

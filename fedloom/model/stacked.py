@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from fedloom.model.adapters.injection import inject
 from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.prompts import as_saved
+from fedloom.model.adapters.ranks import at_ranks, check_ranks, truncated
 from fedloom.model.dropout import Draws
 from fedloom.model.forward import Forward
 from fedloom.model.fused import fusable_rotary, fuse
@@ -203,12 +204,39 @@ class StackedModel:
         with self._forward.plainly(parameters, tuple(units)) as model:
             yield model
 
-    def save(self, row: Mapping[str, Tensor], folder: Path) -> None:
-        """Write one client's adapter as an ordinary PEFT adapter folder."""
+    def at_ranks(self, parameters: Mapping[str, Tensor], ranks: Sequence[int] | None) -> Mapping[str, Tensor]:
+        """The parameters to give to `losses` and `as_clients`, so that each client has its own LoRA rank.
+
+        Args:
+            parameters: ``{name: tensor[clients, *shape]}``; the result is differentiable in them.
+            ranks: Of each client, and each has the scale ``alpha / rank``; None: all have the adapter's own.
+
+        Raises:
+            UserError: The adapter cannot have such ranks.
+        """
+        if ranks is None or self.config is None:
+            return parameters
+        return at_ranks(parameters, self.config, ranks)
+
+    def save(self, row: Mapping[str, Tensor], folder: Path, rank: int | None = None) -> None:
+        """Write one client's adapter as an ordinary PEFT adapter folder.
+
+        Args:
+            row: The adapter.
+            folder: Made where it is missing.
+            rank: The client's LoRA rank, which is then the folder's, so that PEFT's scale is the client's;
+                None: the adapter's own.
+
+        Raises:
+            UserError: The adapter cannot have such a rank.
+        """
         assert self.config is not None, "the base alone has no adapter to save"
-        folder.mkdir(parents=True, exist_ok=True)
         config = copy(self.config)
         config.inference_mode = True
+        if rank is not None:
+            check_ranks(config, [rank])
+            config.r, row = rank, truncated(row, rank)
+        folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         tensors = {name: t.detach().cpu().contiguous() for name, t in as_saved(row).items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

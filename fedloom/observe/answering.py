@@ -128,6 +128,7 @@ def answer(
     *,
     batch_size: int = BATCH_SIZE,
     used: Row | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> list[Answers]:
     """Let adapters answer, greedily, many in one pass, and compare with what was expected.
 
@@ -138,6 +139,7 @@ def answer(
         questions: For each adapter what it is asked.
         batch_size: Prompts per pass and adapter.
         used: Adapter parameters that are the same for all and not in the bank.
+        ranks: Each adapter's LoRA rank; None: all have the model's own.
     """
     (taught,) = {own.end for own in questions}
     written = generate(
@@ -148,6 +150,7 @@ def answer(
         max_new_tokens=max(own.max_new_tokens for own in questions),
         batch_size=batch_size,
         used=used,
+        ranks=ranks,
     )
     return [
         _judged(tokenizer.batch_decode(texts, skip_special_tokens=True), own.expected)

@@ -56,6 +56,7 @@ def validate_rows(
     wave_tokens: int,
     used: Row | None = None,
     group: Group = ALONE,
+    ranks: Sequence[int] | None = None,
 ) -> list[Validation]:
     """Loss and accuracy of several adapters, many in one pass.
 
@@ -67,11 +68,12 @@ def validate_rows(
         used: Adapter parameters that are the same for all and not in the bank.
         group: Processes that hold the same adapters; each judges a share of the sequences, and all return the
             result of all.
+        ranks: Each adapter's LoRA rank; None: all have the model's own.
     """
     losses = torch.zeros(len(sequences), dtype=torch.float64)
     correct, labels = (torch.zeros(len(sequences), dtype=torch.long) for _ in range(2))
     share = [_share(own, group) for own in sequences]
-    for rows, out in _passes(model, bank, share, wave_tokens, used):
+    for rows, out in _passes(model, bank, share, wave_tokens, used, ranks):
         losses[rows] += out.loss.cpu().double()
         correct[rows] += out.correct.cpu()
         labels[rows] += out.labels.cpu()
@@ -119,6 +121,7 @@ def _passes(
     sequences: Sequence[Sequence[Tokens]],
     wave_tokens: int,
     used: Row | None,
+    ranks: Sequence[int] | None = None,
 ) -> Iterator[tuple[slice, Losses]]:
     """Run every adapter's sequences; yields the adapters of a pass, and what the pass says of each."""
     work = [_batches(own) for own in sequences]
@@ -126,7 +129,8 @@ def _passes(
         rows = slice(first, first + len(clients))
         own = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
         shared = {name: t.to(model.device).expand(len(clients), *t.shape) for name, t in (used or {}).items()}
-        yield rows, model.losses(own | shared, build_pack(clients, model.layout))
+        parameters = model.at_ranks(own | shared, ranks and ranks[rows])
+        yield rows, model.losses(parameters, build_pack(clients, model.layout))
 
 
 def _batches(sequences: Sequence[Tokens]) -> list[Batch]:

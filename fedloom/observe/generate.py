@@ -26,6 +26,7 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     used: Row | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """Greedy continuations of each adapter's own prompts.
 
@@ -41,6 +42,7 @@ def generate(
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts per pass and adapter.
         used: Adapter parameters that are the same for all and not in the bank.
+        ranks: Each adapter's LoRA rank; None: all have the model's own.
 
     Returns:
         For each adapter and prompt the tokens written, without the one that ended it.
@@ -55,9 +57,9 @@ def generate(
     beside = far - longest  # tokens of a row that are not its prompt's
     for first, chosen in _passes(way, prompts, batch_size, beside, room):
         rows = slice(first, first + len(chosen))
-        parameters = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
-        for name, t in (used or {}).items():
-            parameters[name] = t.to(model.device).expand(len(chosen), *t.shape)
+        own = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
+        shared = {name: t.to(model.device).expand(len(chosen), *t.shape) for name, t in (used or {}).items()}
+        parameters = model.at_ranks(own | shared, ranks and ranks[rows])
         places = [(first + k, i) for k, own in enumerate(chosen) for i in own]
         asked = [prompts[adapter][i] for adapter, i in places]
         units = [len(own) for own in chosen]
