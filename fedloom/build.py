@@ -26,9 +26,11 @@ from fedloom.data.tasks import TASKS, Task
 from fedloom.federation.algorithm import Algorithm, compose, first_memory
 from fedloom.federation.focus import Focus
 from fedloom.federation.priority import Projection
+from fedloom.federation.ranks import Ranks
 from fedloom.methods import chosen
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.lora import frozen_weight
+from fedloom.model.adapters.ranks import rank_factor
 from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.bank import Row
 from fedloom.model.base import BaseModel, BeforeWeights, load_base
@@ -119,6 +121,7 @@ def build(
         base = _load(config, before_weights)
     ((data, adapter),) = ready
     model = _stack(config, base, adapter, data)
+    algorithm = replace(algorithm, ranks=_ranks(config, adapter))
     resolved = replace(
         config,
         dtype=cast(Any, str(base.model.dtype).removeprefix("torch.")),
@@ -205,7 +208,7 @@ def _adapter(config: FedConfig, model: PreTrainedModel) -> PeftConfig:
     if config.peft == "lora":
         return choice.lora(
             model,
-            r=config.lora_r,
+            r=max(config.ranks),
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
             target_modules=config.target_module_names,
@@ -251,6 +254,16 @@ def _algorithm(config: FedConfig) -> Algorithm:
     if config.train_mode == "local":
         return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))
     return compose(chosen(config), vars(config), config.client_lr)
+
+
+def _ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:
+    """The clients' LoRA ranks, which they get in turn; None where all have the same."""
+    given = config.ranks
+    if len(set(given)) == 1:
+        return None
+    clients = [given[client % len(given)] for client in range(config.client_num)]
+    products = chosen(config)["lora_aggregation"] != "factors"
+    return Ranks(clients, max(given), [rank_factor(adapter, rank) for rank in clients], products)
 
 
 def _focus(config: FedConfig, model: StackedModel) -> Focus:

@@ -37,11 +37,29 @@ def check(config: FedConfig) -> None:
             f"{MOST_EXAMPLES_PER_ROUND:,} is the most, so lower one of them"
         )
     check_target_modules(config.target_modules)
+    _check_ranks(config)
     check_method(config, server=True)
     if config.train_mode == "fedGradFocus" and config.peft != "lora":
         raise UserError(
             f"peft: {config.peft} trains virtual tokens, so there are no layers for fedGradFocus to choose; "
             "choose --peft lora, or --train_mode fed"
+        )
+
+
+def _check_ranks(config: FedConfig) -> None:
+    if isinstance(config.lora_r, int):
+        return
+    if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5})*", config.lora_r) or not all(
+        1 <= rank <= 16_384 for rank in config.ranks
+    ):
+        raise UserError(
+            f"lora_r: {shown(config.lora_r)} is not a whole number from 1 to 16,384, or several with commas "
+            "between; write for example 16, or 4,8,16"
+        )
+    if config.train_mode != "fed":
+        raise UserError(
+            f"lora_r: {config.lora_r} gives clients ranks of their own, and train_mode {config.train_mode} "
+            "needs one for all; choose --train_mode fed, or one rank"
         )
 
 

@@ -97,7 +97,12 @@ class Adapter:
     """Adapter."""
 
     peft: Literal["lora", "p-tuning", "prompt-tuning"] = option("lora", "which parameters train")
-    lora_r: int = option(16, "rank of LoRA", minimum=1, maximum=16_384)
+    lora_r: int | str = option(
+        16,
+        "rank of LoRA; several, as in 4,8,16, are given to the clients in turn",
+        minimum=1,
+        maximum=16_384,
+    )
     lora_alpha: int = option(
         32, "scale of LoRA; its product is multiplied by lora_alpha / lora_r", minimum=1, maximum=1_000_000
     )
@@ -118,6 +123,11 @@ class Adapter:
     def target_module_names(self) -> list[str] | str | None:
         """The names in `target_modules`, the regular expression that it is, or None for the default."""
         return names_or_pattern(self.target_modules)
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks in `lora_r`, which clients get in turn."""
+        return [self.lora_r] if isinstance(self.lora_r, int) else [int(r) for r in self.lora_r.split(",")]
 
     @property
     def virtual_tokens(self) -> int:

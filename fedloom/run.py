@@ -134,7 +134,7 @@ def _personal_rows(now: Progressed) -> dict[int, Row]:
 
 def _personal_validation(parts: Parts, now: Progressed, rows: dict[int, Row]) -> dict[str, float]:
     """The means over the clients that have trained of what each one's own adapter comes to."""
-    own = part_of(parts.first_memory, PERSONAL)
+    algorithm, own = parts.algorithm, part_of(parts.first_memory, PERSONAL)
     bank = AdapterBank.stack([{name: row[name] for name in own} for row in rows.values()])
     shared = {name: t for name, t in now.server.adapter.items() if name not in own}
     results = validate_rows(
@@ -144,6 +144,7 @@ def _personal_validation(parts: Parts, now: Progressed, rows: dict[int, Row]) ->
         parts.rules.wave_tokens,
         shared,
         parts.group,
+        ranks=[algorithm.ranks.clients[client] for client in rows] if algorithm.ranks else None,
     )
     return {
         "personal_val_loss": sum(each.loss for each in results) / len(results),
@@ -168,7 +169,8 @@ def _save(parts: Parts, folder: Path, now: Progressed) -> None:
     def write_adapters(path: Path) -> None:
         parts.model.save(now.server.adapter, path)
         for client, row in _personal_rows(now).items():
-            parts.model.save(row, path / f"client-{client + 1:04d}")
+            rank = parts.algorithm.rank(client)
+            parts.model.save(row, path / f"client-{client + 1:04d}", rank=rank)
 
     save_checkpoint(
         folder,

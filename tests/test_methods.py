@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from fedloom.federation.codecs import feedback
 from fedloom.federation.codecs.int8 import int8
 from fedloom.federation.codecs.topk import topk
 from fedloom.federation.lora_aggregations.flexlora import flexlora
+from fedloom.federation.ranks import Ranks
 from fedloom.federation.server_optimizers.yogi import yogi
 from fedloom.methods import METHODS, PARTS
 from fedloom.model.adapters.products import lora_pairs, truncated_sum
@@ -333,6 +336,26 @@ def test_with_one_client_fedsa_is_local_training_and_both_kinds_of_adapters_are_
     assert rows(apart)[1]["bytes_up"] < rows(alone)[1]["bytes_up"]
 
 
+# --- methods from outside
+
+
+def test_the_plugin_of_the_page_runs_with_all_its_parts(fed, tmp_path, capsys):
+    """The page's blocks as one file, as a user would save them."""
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    page = page[page.index("## A method") : page.index("## A graph")]
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "mine.py").write_text("".join(block for block in blocks if "plug_in" in block))
+    folder = fed("mine", f"--plugin {tmp_path}/mine.py --method RFA --client_rule shy:0.5 --compress half")
+    options = yaml.safe_load((folder / "config.yaml").read_text())
+    assert options["aggregator"] == "geometric_median" and options["client_rule"] == "shy:0.5"
+    plain = fed("plain", "--method FedAvg")
+    assert rows(folder)[1]["bytes_up"] * 2 == rows(plain)[1]["bytes_up"]
+    fed("momentum", f"--plugin {tmp_path}/mine.py --method FedAvg --server_optimizer momentum:0.5 --lr 0.05")
+    capsys.readouterr()
+    assert main(["methods", "--json", "--plugin", f"{tmp_path}/mine.py"]) == 0
+    assert "RFA" in {row["name"] for row in json.loads(capsys.readouterr().out)}
+
+
 # --- what is refused
 
 
@@ -351,6 +374,8 @@ def test_with_one_client_fedsa_is_local_training_and_both_kinds_of_adapters_are_
         ("--share a --peft p-tuning", ["share: a is about LoRA's factors"]),
         ("--share a --train_mode fedGradFocus", ["share: a leaves every client a part of its own"]),
         ("--compress int8 --train_mode local", ["compress: train_mode local"]),
+        ("--lora_r 4,x", ["lora_r: 4,x is not a whole number"]),
+        ("--lora_r 4,8 --train_mode fedGradFocus", ["lora_r: 4,8 gives clients ranks of their own"]),
         ("--plugin nowhere.py", ["plugin: nowhere.py cannot be imported"]),
     ],
 )
@@ -373,3 +398,48 @@ def test_methods_are_listed_as_objects(capsys):
     listed = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in listed} == {row.name for row in METHODS}
     assert all(type(row["server"]) is type(row["graph"]) is bool for row in listed)
+
+
+# --- unequal ranks
+
+
+def test_clients_of_unequal_rank_send_what_they_have_and_equal_ranks_change_nothing(fed):
+    same, listed = rows(fed("same", "--method FedAvg")), rows(fed("listed", "--method FedAvg --lora_r 2,2"))
+    assert [row.get("train_loss") for row in same] == [row.get("train_loss") for row in listed]
+    mixed = fed("mixed", "--method FedAvg --lora_r 1,2,4 --client_num_per_step 4")
+    per_rank = same[1]["bytes_up"] / 2 / 2  # of two clients of rank 2, each
+    assert rows(mixed)[1]["bytes_up"] == rows(mixed)[1]["bytes_down"] == per_rank * (1 + 2 + 4 + 1)
+    assert {t.shape[0] for name, t in adapter(mixed).items() if "lora_A" in name} == {4}
+
+
+@pytest.mark.parametrize("words", ["--compress int8", "--method SCAFFOLD", "--method FlexLoRA", "--share a"])
+def test_unequal_ranks_go_with_the_other_parts(fed, words):
+    method = words if "method" in words else f"--method FedAvg {words}"
+    folder = fed("run", f"{method} --lora_r 1,3 --client_num_per_step 4")
+    assert all(math.isfinite(row["train_loss"]) for row in rows(folder)[1:])
+    for file in folder.glob("checkpoints/round-000002/client-*/adapter_model.safetensors"):
+        own = next(t for name, t in load_file(file).items() if "lora_A" in name)
+        assert own.shape[0] == (1, 3)[(int(file.parent.name[-1]) - 1) % 2]
+
+
+def test_what_a_client_of_a_smaller_rank_holds_is_its_part_of_the_servers_product():
+    name_a, name_b = "m.lora_A.weight", "m.lora_B.weight"
+    before = {name_a: torch.randn(4, 6).double(), name_b: torch.randn(5, 4).double()}
+    ranks = Ranks([2, 4], 4, [2.0, 1.0], products=True)
+    own = ranks.handed_out(before, 0)
+    # s_k / s_R · B_k A_k = B[:, :2] A[:2], and what is beyond is zero.
+    torch.testing.assert_close(2.0 * own[name_b] @ own[name_a], before[name_b][:, :2] @ before[name_a][:2])
+    assert not own[name_a][2:].any() and not own[name_b][:, 2:].any()
+    # Two clients that do not move: FlexLoRA's product is the mean of what they hold.
+    nothing = {name: torch.zeros_like(t) for name, t in before.items()}
+    moved = [ranks.change(before, ranks.sent(nothing, k), k) for k in (0, 1)]
+    weights, scales = torch.tensor([0.5, 0.5]).double(), torch.tensor([2.0, 1.0]).double()
+    arrived = Changes(before, AdapterBank.stack(moved), weights, lora_pairs(before), scales)
+    change = flexlora(aggregator=weighted_mean)(arrived)
+    product = (before[name_b] + change[name_b]) @ (before[name_a] + change[name_a])
+    expected = (before[name_b][:, :2] @ before[name_a][:2] + before[name_b] @ before[name_a]) / 2
+    torch.testing.assert_close(product, expected, rtol=1e-9, atol=1e-9)
+    # Factors are padded with zeros: beyond its rank a client's are none.
+    padding = Ranks([2, 4], 4, [2.0, 1.0], products=False)
+    change = padding.change(before, padding.sent(nothing, 0), 0)
+    torch.testing.assert_close(before[name_a] + change[name_a], padding.handed_out(before, 0)[name_a])

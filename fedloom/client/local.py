@@ -116,6 +116,8 @@ def train_locally(
     batches = torch.tensor([sum(map(len, client)) for client in work])
     taken = torch.tensor([len(client) for client in work])
     memory, sent = rules.rule.finish(start, bank, taken, memory, received)
+    if ranks is not None:
+        memory, sent = within_ranks(memory, ranks), within_ranks(sent, ranks)
     return LocalResult(bank, state, losses / batches, correct, labels, tokens, memory, sent)
 
 

@@ -89,7 +89,11 @@ def aggregate(
         return Aggregate({name: t.mul_(scale) for name, t in all_of_it.total.items()}, sent, all_of_it)
     weights = torch.tensor([update.examples / examples for update in all_of_it.kept], dtype=torch.float64)
     deltas = AdapterBank.stack([all_of_it.deltas[update.client] for update in all_of_it.kept])
-    change = algorithm.aggregator(Changes(before, deltas, weights, lora_pairs(before.keys())))
+    scales = None
+    if algorithm.ranks is not None:
+        factors = [algorithm.ranks.weight(update.client) for update in all_of_it.kept]
+        scales = torch.tensor(factors, dtype=torch.float64)
+    change = algorithm.aggregator(Changes(before, deltas, weights, lora_pairs(before.keys()), scales))
     return Aggregate({name: t / -algorithm.client_lr for name, t in change.items()}, sent, all_of_it)
 
 
@@ -101,7 +105,7 @@ def collect(before: Row, updates: Iterable[Update], algorithm: Algorithm) -> Col
     bytes_up = 0
     for update in updates:
         bytes_up += update.bytes
-        delta, sent = decode_update(algorithm, update.payload, before)
+        delta, sent = decode_update(algorithm, update.client, update.payload, before)
         if not (
             math.isfinite(update.loss) and usable(delta, scale=1.0 / algorithm.client_lr) and usable(sent)
         ):

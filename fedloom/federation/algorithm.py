@@ -32,6 +32,7 @@ from fedloom.federation.aggregators import Aggregator
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.codecs import Codec, feedback
 from fedloom.federation.codecs.none import none as as_it_is
+from fedloom.federation.ranks import Ranks
 from fedloom.federation.sharing import Sharing
 from fedloom.methods import PARTS
 from fedloom.model.bank import Row, bytes_of
@@ -49,6 +50,7 @@ class Algorithm:
         client_lr: The clients' learning rate, which turns their change into a pseudo-gradient.
         server_optimiser: Of the server; None takes the change as it is.
         rule, codec, aggregator, share: See the module.
+        ranks: The clients' LoRA ranks; None: all have the adapter's own.
     """
 
     client_lr: float
@@ -57,10 +59,27 @@ class Algorithm:
     codec: Codec = field(default_factory=as_it_is)
     aggregator: Aggregator = weighted_mean
     share: Sharing = frozenset
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
         if self.server_optimiser is None:
             object.__setattr__(self, "server_optimiser", sgd(self.client_lr))
+
+    def rank(self, client: int) -> int | None:
+        """A client's LoRA rank; None where it has the adapter's own."""
+        return None if self.ranks is None else self.ranks.clients[client]
+
+    def sent(self, row: Row, client: int) -> Row:
+        """A row as it crosses the wire to or from a client: cut to its rank, where it has one of its own."""
+        return row if self.ranks is None else self.ranks.sent(row, client)
+
+    def padded(self, row: Row) -> Row:
+        """A row that was `sent`, in the shapes of the server's adapter."""
+        return row if self.ranks is None else self.ranks.padded(row)
+
+    def handed_out(self, adapter: Row, client: int) -> Row:
+        """Where a client starts."""
+        return adapter if self.ranks is None else self.ranks.handed_out(adapter, client)
 
 
 @dataclass(frozen=True)
@@ -149,11 +168,14 @@ def first_memory(algorithm: Algorithm, adapter: Row) -> Row:
     return memory
 
 
-def encode_update(algorithm: Algorithm, delta: Row, sent: Row, memory: Row, seed: int) -> tuple[Row, Row]:
+def encode_update(
+    algorithm: Algorithm, client: int, delta: Row, sent: Row, memory: Row, seed: int
+) -> tuple[Row, Row]:
     """What a client sends, and what it remembers of it.
 
     Args:
         algorithm: Which.
+        client: Which client.
         delta: Its change of the shared parameters.
         sent: What its rule sends.
         memory: What it remembers.
@@ -162,33 +184,40 @@ def encode_update(algorithm: Algorithm, delta: Row, sent: Row, memory: Row, seed
     Returns:
         The payload, and the memory.
     """
-    payload, residual = feedback(algorithm.codec, delta, part_of(memory, RESIDUAL), seed)
-    return payload | with_prefix(SENT, sent), memory | with_prefix(RESIDUAL, residual)
+    lost = algorithm.sent(part_of(memory, RESIDUAL), client)
+    payload, residual = feedback(algorithm.codec, algorithm.sent(delta, client), lost, seed)
+    payload = payload | with_prefix(SENT, algorithm.sent(sent, client))
+    return payload, memory | with_prefix(RESIDUAL, algorithm.padded(residual))
 
 
-def payload_like(algorithm: Algorithm, like: Row, kept: Row) -> Row:
+def payload_like(algorithm: Algorithm, client: int, like: Row, kept: Row) -> Row:
     """A payload of the names, shapes and dtypes that one from a client has.
 
     Args:
         algorithm: Which.
+        client: Which client.
         like: The parameters that are to be trained.
         kept: What the server sends for the rule.
     """
-    zeros = {name: torch.zeros_like(t) for name, t in like.items()}
-    return algorithm.codec.encode(zeros, 0) | with_prefix(SENT, kept)
+    zeros = {name: torch.zeros_like(t) for name, t in algorithm.sent(like, client).items()}
+    return algorithm.codec.encode(zeros, 0) | with_prefix(SENT, algorithm.sent(kept, client))
 
 
-def decode_update(algorithm: Algorithm, payload: Row, like: Row) -> tuple[Row, Row]:
-    """A client's change, and what its rule sent.
+def decode_update(algorithm: Algorithm, client: int, payload: Row, like: Row) -> tuple[Row, Row]:
+    """A client's change of the server's adapter, and what its rule sent.
 
     Args:
         algorithm: Which.
+        client: Which client.
         payload: What came.
-        like: The parameters that were to be trained.
+        like: The server's adapter, of the parameters that were to be trained.
 
     Raises:
         ValueError: It is not what was asked for.
         KeyError: The same.
     """
     coded = {name: t for name, t in payload.items() if not name.startswith(SENT)}
-    return algorithm.codec.decode(coded, like), part_of(payload, SENT)
+    delta = algorithm.codec.decode(coded, algorithm.sent(like, client))
+    if algorithm.ranks is not None:
+        delta = algorithm.ranks.change(like, delta, client)
+    return delta, algorithm.padded(part_of(payload, SENT))

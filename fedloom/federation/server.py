@@ -158,6 +158,9 @@ def federated_round(
     check_step(state.round + 1, adapter, moments, came.kept)
     rule = algorithm.rule.absorb(state.rule, result.sent, len(came.kept) / (of or len(clients)))
     took_part = list(clients) if trained else []
-    bytes_down = (bytes_of(trained) + bytes_of(kept)) * len(took_part)
+    bytes_down = sum(
+        bytes_of(algorithm.sent(trained, client)) + bytes_of(algorithm.sent(kept, client))
+        for client in took_part
+    )
     report = RoundReport(took_part, came.kept, came.left_out, came.bytes_up, bytes_down, came.memories)
     return ServerState(state.round + 1, adapter, moments, rule), report

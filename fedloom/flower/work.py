@@ -64,14 +64,17 @@ def _trained(request: Request, standing: _Standing, client: int, path: Path | No
     if facts["client"] != client:
         raise Unfit(f"a message for client {facts['client'] + 1} came to client {client + 1}")
     names = sorted(model.initial)
-    row = _brought_up_to_date(request, model.initial)
+    algorithm = standing.parts.algorithm
+    like = algorithm.sent(model.initial, client)
+    row = _brought_up_to_date(request, like)
     if row.keys() != model.initial.keys():
         return Answer(Parcel({"lacks": True}))
     parts = standing.parts
     chosen = chosen_by(facts["trained"], names)
-    trained = {name: row[name] for name in names if name in chosen}
-    used = {name: row[name] for name in names if name not in chosen}
-    beside = unpack(request.parcel.tensors, _with_rule(model.initial), model.device, all_of_it=False)
+    whole = algorithm.padded(row)
+    trained = {name: whole[name] for name in names if name in chosen}
+    used = {name: whole[name] for name in names if name not in chosen}
+    beside = unpack(request.parcel.tensors, _with_rule(like), model.device, all_of_it=False)
     data = standing.data[path]
     model.share_prefix(data.prefix)
     indices = data.clients[client] if path is None else np.arange(len(data.train))
@@ -92,9 +95,9 @@ def _trained(request: Request, standing: _Standing, client: int, path: Path | No
         trained,
         [work],
         parts.rules,
-        parts.algorithm,
+        algorithm,
         used=used,
-        received=part_of(beside, RULE),
+        received=algorithm.padded(part_of(beside, RULE)),
         memories={} if remembered is None else {client: remembered},
         first=parts.first_memory,
         seed=standing.config.seed,
@@ -104,7 +107,7 @@ def _trained(request: Request, standing: _Standing, client: int, path: Path | No
     if memory is not None:
         memory.keep(facts["word"], update.memory, facts["kept_from"], facts["remembers"])
         if personal := part_of(update.memory, PERSONAL):
-            model.save(row | personal, memory.folder / "adapter")
+            model.save(whole | personal, memory.folder / "adapter", rank=algorithm.rank(client))
         said["forgot"] = facts["remembers"] is not None and remembered is None
     return Answer(
         Parcel({"round": facts["round"], **said}, pack(update.payload)),

@@ -19,6 +19,7 @@ from fedloom.federation.algorithm import (
     with_prefix,
 )
 from fedloom.federation.peers import PeerState, Trained
+from fedloom.model.adapters.ranks import within_ranks
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Layout
 from fedloom.model.stacked import StackedModel
@@ -61,19 +62,26 @@ def run_clients(
     frozen = {name: t for name, t in (used or {}).items() if name not in personal}
     for wave in waves(work, model.layout, rules.wave_tokens):
         remembered = [memories.get(client.client, first) for client in wave]
-        bank = AdapterBank.repeat(adapter, len(wave))
+        starts = [algorithm.handed_out(adapter, client.client) for client in wave]
+        ranks = [algorithm.ranks.clients[client.client] for client in wave] if algorithm.ranks else None
+        bank = AdapterBank.repeat(adapter, len(wave)) if ranks is None else AdapterBank.stack(starts)
         if personal:
             bank.tensors.update(AdapterBank.stack([part_of(row, PERSONAL) for row in remembered]).tensors)
         own = AdapterBank.stack([part_of(row, RULE) for row in remembered]).tensors
         steps = [client.steps for client in wave]
-        result = train_locally(model, bank, steps, rules, used=frozen, memory=own, received=received)
+        if ranks is not None:
+            bank = AdapterBank(within_ranks(bank.tensors, ranks))
+        result = train_locally(
+            model, bank, steps, rules, used=frozen, memory=own, received=received, ranks=ranks
+        )
         for k, client in enumerate(wave):
             row = result.bank.row(k)
             memory = remembered[k] | with_prefix(RULE, {name: t[k] for name, t in result.memory.items()})
             memory |= with_prefix(PERSONAL, {name: row[name] for name in personal})
             payload, memory = encode_update(
                 algorithm,
-                {name: row[name] - t for name, t in adapter.items()},
+                client.client,
+                {name: row[name] - t for name, t in starts[k].items()},
                 {name: t[k] for name, t in result.sent.items()},
                 memory,
                 derive_seed(seed, "codec", round_, client.client),

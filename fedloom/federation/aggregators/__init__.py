@@ -29,12 +29,14 @@ class Changes:
         deltas: Each sender's difference from it, ``[senders, *shape]``.
         weights: Of the senders; they sum to 1.
         pairs: The names of LoRA's A and B, for each module that has both in ``before``.
+        scales: By what each sender's products count beside its weight (`federation.ranks`); None: alike.
     """
 
     before: Row
     deltas: AdapterBank
     weights: Float[Tensor, " senders"]
     pairs: Sequence[tuple[str, str]] = ()
+    scales: Float[Tensor, " senders"] | None = None
 
 
 Aggregator = Callable[[Changes], Row]

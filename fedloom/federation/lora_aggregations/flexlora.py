@@ -38,10 +38,11 @@ def flexlora(*, aggregator: Aggregator) -> Aggregator:
         factored = {name for pair in changes.pairs for name in pair}
         rest = AdapterBank({name: t for name, t in deltas.items() if name not in factored})
         change = weighted_mean(Changes(before, rest, weights))
+        products = weights if changes.scales is None else weights * changes.scales
         for name_a, name_b in changes.pairs:
             A = before[name_a] + deltas[name_a]  # [senders, rank, d_in]
             B = before[name_b] + deltas[name_b]  # [senders, d_out, rank]
-            new_a, new_b = truncated_sum(A, B, weights, rank=A.shape[1])
+            new_a, new_b = truncated_sum(A, B, products, rank=A.shape[1])
             change |= {name_a: new_a - before[name_a], name_b: new_b - before[name_b]}
         return change
 

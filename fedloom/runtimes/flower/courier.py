@@ -91,7 +91,9 @@ class Courier:
     _latest: Row = field(default_factory=dict)
     _versions: dict[str, int] = field(default_factory=dict)
     _held: dict[int, _Held] = field(default_factory=dict)
-    _packed: dict[frozenset[str], bytes] = field(default_factory=dict)  # most clients lack the same
+    _packed: dict[frozenset[tuple[str, torch.Size]], bytes] = field(
+        default_factory=dict
+    )  # most clients lack the same
 
     def train(
         self,
@@ -178,9 +180,10 @@ class Courier:
         held = self._held.get(client)
         versions = held.versions if held else {}
         news = {name: t for name, t in self._latest.items() if versions.get(name) != self._versions[name]}
-        names = frozenset(news)
-        if names not in self._packed:
-            self._packed[names] = pack(news | with_prefix(RULE, rule))
+        news, rule = self.algorithm.sent(news, client), self.algorithm.sent(rule, client)
+        shapes = frozenset((name, t.shape) for name, t in news.items())
+        if shapes not in self._packed:
+            self._packed[shapes] = pack(news | with_prefix(RULE, rule))
         mask = mask_of(sorted(self._latest), trained)
         delivery.bytes_down += bytes_of(news) + bytes_of(rule) + len(mask) // 2
         facts = {
@@ -193,7 +196,7 @@ class Courier:
             "remembers": delivery.taken.get(client),
             "kept_from": self.kept_from,
         }
-        return Parcel(facts, self._packed[names])
+        return Parcel(facts, self._packed[shapes])
 
 
 def read_update(
@@ -237,9 +240,9 @@ def read_update(
     if type(loss) not in (float, int) or (isinstance(loss, int) and abs(loss) >= _MOST) or loss < 0:
         raise Unfit(f"loss is {loss!r}, not a loss")
     device = next(iter(trained.values())).device
-    payload = unpack(reply.tensors, payload_like(algorithm, trained, rule), device, all_of_it=True)
+    payload = unpack(reply.tensors, payload_like(algorithm, client, trained, rule), device, all_of_it=True)
     try:
-        decode_update(algorithm, payload, trained)
+        decode_update(algorithm, client, payload, trained)
     except (ValueError, KeyError, IndexError) as error:
         raise Unfit(f"its change cannot be decoded ({error})") from None
     counts = {name: facts[name] for name in _COUNTS}
