@@ -31,6 +31,7 @@ from fedloom.cli import main
 from fedloom.config import UserError
 from fedloom.federation.algorithm import Algorithm
 from fedloom.flower.client import app as client_app
+from fedloom.flower.memory import Memory
 from fedloom.flower.place import client_number, own_data
 from fedloom.flower.run_config import from_run_config
 from fedloom.flower.server import serve
@@ -491,3 +492,28 @@ def test_strange_records_are_no_parcel():
             from_records(RecordDict({"fedloom": ConfigRecord({"json": text})}))
         assert len(str(why.value)) < 400
     assert from_records(to_records(Parcel({"a": [1]}, b"xyz"))) == Parcel({"a": [1]}, b"xyz")
+
+
+def test_a_client_remembers_by_the_word_that_the_server_took(tmp_path):
+    """An answer that was lost on its way, and a server that goes on from its checkpoint, change nothing."""
+    node, first = {"state-path": str(tmp_path)}, {"rule: w": torch.zeros(2)}
+
+    def of(number):
+        return {"rule: w": torch.full((2,), float(number))}
+
+    memory = Memory(node, "run", 2)
+    assert memory.recall(None, first) is None and memory.recall("ab-1", first) is None
+    words = [f"ab-{round_}" for round_ in range(6)]
+    for round_, word in enumerate(words):
+        memory.keep(word, of(round_), kept_from=3, remembers=words[max(round_ - 1, 0)])
+    assert (tmp_path / "run" / "client-0003").stat().st_mode & 0o077 == 0
+    again = Memory(node, "run", 2)
+    # Round 5's answer never arrived, or the server goes on from round 3 or from the one before.
+    for round_ in (2, 3, 4, 5):
+        assert torch.equal(again.recall(words[round_], first)["rule: w"], of(round_)["rule: w"])
+    assert again.recall(words[1], first) is None, "no resumed server can ask for it"
+    assert again.recall("../ab-5", first) is None and again.recall({"a": 1}, first) is None
+    assert again.recall(words[5], {"rule: w": torch.zeros(3)}) is None
+    (again.folder / "ab-5.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"ab-5\.safetensors"):
+        again.recall(words[5], first)

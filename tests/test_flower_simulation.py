@@ -20,10 +20,11 @@ from fedloom.cli import main
 
 pytestmark = pytest.mark.deploy
 
+# All that a client keeps and sends: variates, a B of its own, what top-k has left out, a rank of its own.
 OPTIONS = """
-    --data_name arithmetic --train_mode fed --fed_alg FedAVG --client_num 3 --client_num_per_step 2
-    --client_batch_per_step 4 --client_lr 0.05 --lr 0.05 --lora_r 4 --max_steps 3 --val_steps 3 --patience 0
-    --dtype float32 --wave_tokens 2000 --report_to none
+    --data_name arithmetic --method SCAFFOLD --share a --compress topk:0.5 --lora_r 32,64 --client_num 3
+    --client_num_per_step 2 --client_batch_per_step 4 --grad_accum_steps 2 --client_lr 0.05 --max_steps 3
+    --val_steps 3 --patience 0 --dtype float32 --wave_tokens 2000 --report_to none
 """
 
 
@@ -89,8 +90,20 @@ def test_the_simulation_does_what_one_process_does(flwr, tmp_path):
     assert mine.keys() == other.keys()
     for name in mine:
         torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-6)
-    sampled = [
-        [json.loads(line).get("clients") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    mine, other = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         for run in (ours, theirs)
-    ]
-    assert sampled[0] == sampled[1]
+    )
+    for here, there in zip(mine[1:], other[1:], strict=True):
+        assert (here["clients"], here["bytes_up"]) == (there["clients"], there["bytes_up"])
+        assert here["train_loss"] == pytest.approx(there["train_loss"], rel=1e-5)
+        assert here["bytes_up"] == pytest.approx(here["message_bytes_up"], rel=0.05)
+    # Each client's own adapter lies where its node keeps it.
+    for client in {client for row in mine[1:] for client in row["clients"]}:
+        name = f"client-{client + 1:04d}"
+        own = tmp_path / "flwr" / "fedloom" / "test" / name / "adapter"
+        saved = theirs / "checkpoints" / "round-000003" / name
+        mine, other = (load_file(folder / "adapter_model.safetensors") for folder in (own, saved))
+        for key in mine:
+            if "lora_B" in key:
+                torch.testing.assert_close(mine[key], other[key], rtol=0, atol=1e-6)
