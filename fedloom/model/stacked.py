@@ -26,11 +26,13 @@ from fedloom.model.fused import fusable_rotary, fuse
 from fedloom.model.last_layer import read_only_labels
 from fedloom.model.layers import decoder_layers, layer_of
 from fedloom.model.layout import Head, Layout
+from fedloom.model.lengths import longest_together, scaled_early, watch_top_k
 from fedloom.model.loss import class_losses, token_losses
 from fedloom.model.packing import Apart, Pack, build_pack
 from fedloom.model.pads import skip_pads
 from fedloom.model.trial import (
     Clients,
+    as_tried,
     choose_way,
     explained,
     in_float32,
@@ -43,7 +45,6 @@ from fedloom.model.trial import (
 from fedloom.model.trunk import (
     find_anatomy,
     keep_backward,
-    longest_together,
     states_of,
 )
 from fedloom.model.wave import StackedDropout, Wave, replace_module
@@ -105,7 +106,7 @@ class StackedModel:
         keep_backward(model)
         layers_name, layers = decoder_layers(model)
         dtype = model.dtype  # in which it will rotate, whatever the trial computes in
-        with torch.no_grad(), in_float32(model):
+        with torch.no_grad(), in_float32(model), scaled_early(model):
             clients = trial_clients(model, 0)
             first = torch.tensor([clients[0][0].sequences[0].ids] * 2, device=model.device)
             with explained(model):
@@ -119,7 +120,12 @@ class StackedModel:
                     pad_id=self._forward.pad_id,
                     together=longest_together(model),
                 )
-                plain = self._logits({}, clients, replace(self.layout, head=Head.MODEL, together=0))
+                plainly = replace(self.layout, head=Head.MODEL, together=0)
+                plain, picks = watch_top_k(lambda: self._logits({}, clients, plainly))
+            together = self.layout.together
+            if picks and self._forward.dense is None:  # nobody knows from how many on
+                together = self._forward.dense = 0
+            self.layout = replace(self.layout, together=as_tried(together, clients))
             fuse(model)
             self._forward.rotary = fusable_rotary(model, dtype)
             self.initial, virtual = inject(model, config, wave, seed) if config else ({}, 0)

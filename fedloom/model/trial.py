@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from fedloom.config import UserError
 from fedloom.data.encode import Tokens
 from fedloom.model.layout import Batch, Head, Layout
+from fedloom.model.lengths import summarised
 from fedloom.model.memory import free_bytes
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,12 @@ def trial_clients(model: PreTrainedModel, virtual: int) -> Clients:
     # Spread over the vocabulary: the tokens of a family's own language are as likely as reserved ones.
     usable = [token for token in range(vocabulary) if token not in special] or [0]
     room = (getattr(config, "max_position_embeddings", None) or 64) - virtual
+    more = summarised(model)
     ids = [usable[(7 * i + 3) % len(usable)] for i in range(64)]
     clients = []
     for k, lengths in enumerate(_LENGTHS):
         sequences = []
-        for n in (max(_PREFIX + 2, min(n, room)) for n in lengths):
+        for n in (max(_PREFIX + 2, min(n + more, room)) for n in lengths):
             own = ids[:_PREFIX] + ids[5 * n : 6 * n][: n - _PREFIX]
             own += [usable[(31 * i + n) % len(usable)] for i in range(n - len(own))]
             sequences.append(Tokens(own, n - 1 if n < 6 else n - 2, k % 2))
@@ -73,6 +75,12 @@ def _as_list(value: int | Sequence[int] | None) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
+def as_tried(together: int | None, clients: Clients) -> int | None:
+    """``together`` of `Layout`, as far as a trial can tell: 0 where its own texts are longer."""
+    tried = max(len(s.ids) for batches in clients for batch in batches for s in batch.sequences)
+    return None if together is None else together if together >= tried else 0
+
+
 def ways(layout: Layout, packed: bool | None, whole_only: bool) -> Iterator[Layout]:
     """All ways to run a model, the fastest first.
 
@@ -81,11 +89,11 @@ def ways(layout: Layout, packed: bool | None, whole_only: bool) -> Iterator[Layo
         packed: Whether packing is wanted; None: where it is right.
         whole_only: Trunk and head cannot be told apart.
     """
-    if packed is not False and not whole_only:
+    if packed is not False and not whole_only and layout.together != 0:
         yield replace(layout, packed=True, head=Head.LABELS)
         if layout.classify:
             yield replace(layout, packed=True, head=Head.SEQUENCES)
-    for together in (layout.together, 0):
+    for together in dict.fromkeys((layout.together, 0)):
         if not whole_only:
             yield replace(layout, head=Head.LABELS, together=together)
         yield replace(layout, head=Head.MODEL, together=together)
