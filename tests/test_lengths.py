@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import CAUSAL, DENSE, ENCODERS
 from engine import make_stacked, start_bank
-from test_families import full_float64, lora, losses, sequence
+from families import full_float64, lora, losses, sequence
 from tiny import tiny_model
 
 from fedloom.data.encode import Tokens
