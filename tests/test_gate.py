@@ -1,8 +1,8 @@
 """The gate: training K clients stacked, step after step, equals training each alone with HF PEFT.
 
 Sequences have unequal lengths, clients unequal numbers of batches. float64 must agree to 1e-10, float32 to
-1e-5. Here are a decoder with rotation, one with biases of positions, and an encoder; `test_families.py` has one
-step of every family.
+1e-5. Here are a decoder with rotation, one with biases of positions, and an encoder; `test_families.py` has
+one step of every family.
 """
 
 import copy
