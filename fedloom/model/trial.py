@@ -137,7 +137,7 @@ def choose_way(
         )
     good_head = Head.LABELS in frozen and frozen[Head.LABELS][0] <= tolerance
     reference_way = labels if good_head else last
-    with explained(model):
+    with explained(model, virtual=last.virtual):
         reference = logits(parameters, clients, reference_way)
     reasons: list[str] = []
     for way in candidates:
@@ -206,12 +206,22 @@ def is_causal(run: Callable[[Tensor], Tensor], token: int, device: torch.device)
 
 
 @contextmanager
-def explained(model: PreTrainedModel) -> Iterator[None]:
-    """Say of a model whose own code fails that it does."""
+def explained(model: PreTrainedModel, virtual: int = 0) -> Iterator[None]:
+    """Say of a model whose own code fails that it does.
+
+    Args:
+        model: It ran without an adapter, where there are virtual tokens.
+        virtual: Virtual tokens, which have an embedding and no id.
+    """
     try:
         yield
     except Exception as error:
         dtype, why = str(model.dtype).removeprefix("torch."), str(error).partition("\n")[0][:200]
+        if virtual:
+            raise UserError(
+                f"model {model.config.model_type}: its own forward pass fails where tokens have embeddings and "
+                f"no ids, as virtual tokens do ({why}); choose --peft lora"
+            ) from error
         raise UserError(
             f"model {model.config.model_type}: its own forward pass fails on a few short sequences "
             f"in {dtype} ({why}); try another --dtype, or another architecture"
