@@ -42,5 +42,5 @@ def test_float32_and_prompts_give_what_the_plain_model_gives(name):
 def test_a_model_that_takes_no_prompts_says_so(name):
     base = build(name, torch.float32)
     sizes = {"token_dim": 32, "num_layers": 2, "num_attention_heads": 4}
-    with pytest.raises(UserError, match="no ids, as virtual tokens do.*choose --peft lora"):
+    with pytest.raises(UserError, match=r"no ids, as virtual tokens do.*choose --peft lora"):
         make_stacked(base, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3, **sizes))

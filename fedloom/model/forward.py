@@ -19,7 +19,7 @@ from fedloom.model.dropout import Draws
 from fedloom.model.fused import rotating
 from fedloom.model.lengths import forget_lengths, longest_dense
 from fedloom.model.own_attention import find_own_attention, replaced
-from fedloom.model.packing import Pack
+from fedloom.model.pack import Pack
 from fedloom.model.trunk import (
     Anatomy,
     answering,
