@@ -395,6 +395,7 @@ CAUSAL: dict[str, Factory] = {
         layer_types=["chunked_attention", "full_attention"],
         attn_temperature_tuning=False,
     ),
+    "inkling": _decoder("inkling_text", _HEADS, _ROUTED, log_scaling_n_floor=32, log_scaling_alpha=0.5),
     "mixtral": _decoder("mixtral", _LOCAL_EXPERTS),
     "mixtral, window": _decoder("mixtral", _LOCAL_EXPERTS, sliding_window=WINDOW),
     "minimax-m2": _decoder("minimax_m2", _HEADS, _LOCAL_EXPERTS),
