@@ -15,6 +15,7 @@ Factory = Callable[[], PretrainedConfig]
 
 VOCABULARY = 320
 WINDOW = 8  # tokens that a layer with a sliding window, local attention or chunks sees
+DENSE = 24  # tokens up to which sparse attention keeps all
 LONGROPE_FROM = 16  # tokens after which longrope rotates by its long factors
 _SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -69,8 +70,31 @@ _DELTA_NET = {
     "linear_conv_kernel_dim": 4,
     "layer_types": ["linear_attention", "full_attention"],
 }
-# Sparse attention: a token sees those alone that an indexer picks for it.
-_INDEX = {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 6, "layer_types": ["indexed_attention"] * 2}
+# Sparse attention: of many tokens, a token sees those alone that an indexer picks for it.
+_INDEX = {
+    "index_head_dim": 8,
+    "index_n_heads": 2,
+    "index_topk": DENSE,
+    "layer_types": ["indexed_attention"] * 2,
+    "mlp_layer_types": ["dense", "sparse"],
+}
+_COMPRESSED = {
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "partial_rotary_factor": 0.5,
+    "q_lora_rank": 12,
+    "o_groups": 2,
+    "o_lora_rank": 8,
+    "hc_mult": 2,
+    "sliding_window": WINDOW,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+    "mlp_layer_types": ["hash_moe", "moe", "moe"],
+    "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "index_topk": DENSE // 2,
+}
 _VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -192,7 +216,7 @@ CAUSAL: dict[str, Factory] = {
             }
         },
         original_max_position_embeddings=LONGROPE_FROM,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
     ),
     "qwen-2": _decoder("qwen2"),
     "qwen-2, window": _decoder("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
@@ -356,12 +380,41 @@ CAUSAL: dict[str, Factory] = {
         no_rope_layers=[1, 0],
         layer_types=["chunked_attention", "full_attention"],
         interleave_moe_layer_step=2,
+        # Queries of layers that do not rotate are scaled, farther into the text the more.
+        floor_scale=32,
+        attn_scale=0.5,
     ),
+    "llama-4, unscaled": _decoder(
+        "llama4_text",
+        _HEADS,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        intermediate_size_mlp=48,
+        attention_chunk_size=WINDOW,
+        no_rope_layers=[1, 0],
+        layer_types=["chunked_attention", "full_attention"],
+        attn_temperature_tuning=False,
+    ),
+    "inkling": _decoder("inkling_text", _HEADS, _ROUTED, log_scaling_n_floor=32, log_scaling_alpha=0.5),
     "mixtral": _decoder("mixtral", _LOCAL_EXPERTS),
     "mixtral, window": _decoder("mixtral", _LOCAL_EXPERTS, sliding_window=WINDOW),
     "minimax-m2": _decoder("minimax_m2", _HEADS, _LOCAL_EXPERTS),
     "olmoe": _decoder("olmoe", _EXPERTS),
     "phi-3.5-moe": _decoder("phimoe", _LOCAL_EXPERTS, router_jitter_noise=0.0),
+    "phi-3.5-moe, longrope": _decoder(
+        "phimoe",
+        _LOCAL_EXPERTS,
+        _rope(
+            "longrope",
+            short_factor=[1.0] * 4,
+            long_factor=[1.0, 2.0, 4.0, 8.0],
+            short_mscale=1.0,
+            long_mscale=1.3,
+            original_max_position_embeddings=LONGROPE_FROM,
+        ),
+        router_jitter_noise=0.0,
+        max_position_embeddings=128,
+    ),
     "qwen-2-moe": _decoder("qwen2_moe", _EXPERTS, shared_expert_intermediate_size=16),
     "qwen-3-moe": _decoder("qwen3_moe", _EXPERTS, _HEADS),
     "solar-open": _decoder("solar_open", _ROUTED, _GROUPS, _HEADS),
@@ -455,9 +508,62 @@ CAUSAL: dict[str, Factory] = {
 }
 
 CAUSAL |= {
-    "deepseek-v3.2": _decoder(
-        "deepseek_v32", _LATENT, _ROUTED, _GROUPS, _INDEX, head_dim=4, mlp_layer_types=["dense", "sparse"]
+    "deepseek-v3.2": _decoder("deepseek_v32", _LATENT, _ROUTED, _GROUPS, _INDEX, head_dim=4),
+    "deepseek-v4": _decoder("deepseek_v4", _ROUTED, _COMPRESSED),
+    # Of so many tokens a summary is made that no short text has one.
+    "deepseek-v4, heavily compressed": _decoder(
+        "deepseek_v4",
+        _ROUTED,
+        _COMPRESSED,
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "heavily_compressed_attention"],
+        mlp_layer_types=["moe", "moe"],
+        compress_rates={"heavily_compressed_attention": 32},
     ),
+    "glm-moe-dsa": _decoder(
+        "glm_moe_dsa", _LATENT, _ROUTED, _GROUPS, _INDEX, indexer_types=["full", "shared"]
+    ),
+    "axk-2": _decoder("axk2", _LATENT, _ROUTED, _INDEX, gated_norm_rank=4),
+    "hy-v4": _decoder(
+        "hy_v4", _LATENT, _ROUTED, _GROUPS, _INDEX, indexer_types=["full", "shared"], hc_mult=2
+    ),
+    "dots-3-note": _decoder(
+        "dots3_note_text",
+        _LATENT,
+        _ROUTED,
+        _GROUPS,
+        _INDEX,
+        {f"swa_{name}": size for name, size in _LATENT.items()},
+        layer_types=["indexed_attention", "sliding_attention"],
+        head_dim=12,
+        swa_head_dim=12,
+        swa_num_attention_heads=4,
+        sliding_window=WINDOW,
+        shared_experts_intermediate_size=16,
+    ),
+    "qwen-4-exp": _decoder(
+        "qwen4_exp_text",
+        _HEADS,
+        _EXPERTS,
+        _DELTA_NET,
+        _rope(partial_rotary_factor=0.5),
+        layer_types=["linear_attention", "indexed_attention"],
+        shared_expert_intermediate_size=16,
+        hc_count=2,
+        hc_lowrank=8,
+        indexer_n_heads=2,
+        indexer_kv_heads=1,
+        indexer_head_dim=8,
+        indexer_budget=DENSE,
+        indexer_compress_ratio=2,
+        ple_layer_ids=[1],
+        ple_embed_dim=16,
+        heads_per_ngram=2,
+        ngram_vocab_size_base=64,
+        make_ngram_vocab_size_divisible_by=8,
+        split_ngram_parts=4,
+    ),
+    "doge, sparse": _decoder("doge", keep_window_size=DENSE),
     "minimax-m3": _decoder(
         "minimax_m3_vl_text",
         _HEADS,
@@ -467,7 +573,7 @@ CAUSAL |= {
         index_block_size=4,
         index_head_dim=8,
         index_n_heads=2,
-        index_topk_blocks=2,
+        index_topk_blocks=DENSE // 4,
         rotary_dim=4,
         layer_types=["full_attention", "minimax_m3_sparse"],
         mlp_layer_types=["dense", "sparse"],

@@ -7,14 +7,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import types
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
-from jaxtyping import install_import_hook
 
 # Waking a second thread takes longer than all of a tiny model's arithmetic.
 torch.set_num_threads(1)
-install_import_hook("fedloom", "beartype.beartype")
+pytest.register_assert_rewrite("families")
+jaxtyping.install_import_hook("fedloom", "beartype.beartype")
 
 
 @pytest.fixture
@@ -31,3 +32,11 @@ def full_precision(monkeypatch):
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
     monkeypatch.setattr(modeling_bloom, "F", types.SimpleNamespace(**{**vars(F), "softmax": softmax}))
+
+
+@pytest.fixture
+def without_shape_checks():
+    """Where a hundred families run the same code, checking its shapes takes as long as all else."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from architectures import CAUSAL
 from peft import LoraConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFTS_DEFAULTS
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from tiny import (
     tiny_distilbert,
     tiny_gpt2,
     tiny_llama,
+    tiny_model,
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -130,6 +132,16 @@ def test_all_linear_is_every_linear_layer_but_the_head(make, everything):
     config = lora(make(), r=2, alpha=4, dropout=0.0, target_modules=["all-linear"])
     names = {name.rpartition(".")[2] for name in adapted(make(), config) if ".layer" in name or ".h." in name}
     assert names == set(everything.split())
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+def test_a_layer_that_is_linear_by_name_alone_gets_no_lora(targets):
+    model = tiny_model(CAUSAL["deepseek-v4"](), None)
+    config = lora(model, r=2, alpha=4, dropout=0.0, target_modules=targets)
+    adapted = {name for layer in StackedModel(model, config, seed=0).adapted.values() for name, *_ in layer}
+    assert any("q_b_proj" in name for name in adapted) and not any("o_a_proj" in name for name in adapted)
+    with pytest.raises(UserError, match=r"o_a_proj is .*DeepseekV4GroupedLinear"):
+        check_adapter(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["o_a_proj"]))
 
 
 def test_all_linear_leaves_out_what_peft_takes_for_experts_and_says_so(caplog):

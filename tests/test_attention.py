@@ -16,10 +16,11 @@ from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import sgd
 from fedloom.data.encode import Tokens
 from fedloom.model import attention_scores
-from fedloom.model.attention import PackedPass, mask_rule, packed_attention
+from fedloom.model.attention import PackedPass, packed_attention
 from fedloom.model.buckets import plan_buckets
 from fedloom.model.dropout import Draws
 from fedloom.model.layout import Batch, Layout
+from fedloom.model.mask_rules import mask_rule
 from fedloom.model.packing import build_pack
 
 DIM = 4

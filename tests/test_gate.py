@@ -1,7 +1,8 @@
-"""The gate: training K clients stacked equals training each alone with HF PEFT.
+"""The gate: training K clients stacked, step after step, equals training each alone with HF PEFT.
 
-Sequences have unequal lengths, clients unequal numbers of batches, and every architecture is a real
-one of transformers, small and random. float64 must agree to 1e-10, float32 to 1e-5.
+Sequences have unequal lengths, clients unequal numbers of batches. float64 must agree to 1e-10, float32 to
+1e-5. Here are a decoder with rotation, one with biases of positions, and an encoder; `test_families.py` has
+one step of every family.
 """
 
 import copy
@@ -11,33 +12,28 @@ import torch
 import torch.nn.functional as F
 from engine import apart, clients_data, moved, train_stacked
 from peft import LoraConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
-from tiny import tiny_bert, tiny_bloom, tiny_distilbert, tiny_gpt2, tiny_llama, tiny_roberta
+from tiny import tiny_bloom, tiny_llama, tiny_roberta
 
 from fedloom.client.optimisers import adam, sgd
 from fedloom.model.adapters.supported import saved_name
 
-LMS = {"llama": tiny_llama, "bloom": tiny_bloom, "gpt2": tiny_gpt2}
-CLASSIFIERS = {"distilbert": tiny_distilbert, "roberta": tiny_roberta, "bert": tiny_bert}
-ARCHITECTURES = LMS | CLASSIFIERS
+ARCHITECTURES = {"llama": tiny_llama, "bloom": tiny_bloom, "roberta": tiny_roberta}
 TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj"],
     "bloom": ["query_key_value"],
-    "gpt2": ["c_attn"],
-    "distilbert": ["q_lin", "v_lin"],
-    "roberta": ["query", "value"],
-    "bert": ["query", "value", "dense"],
+    "roberta": ["query", "value", "dense"],
 }
+STEPS = (4, 2, 3)  # of each client
 
 pytestmark = pytest.mark.usefixtures("full_precision")
 
 
 def build(architecture, dtype):
-    model = ARCHITECTURES[architecture](**({"num_labels": 3} if architecture in CLASSIFIERS else {}))
-    return model.to(dtype)
+    return ARCHITECTURES[architecture](3 if architecture == "roberta" else None).to(dtype)
 
 
 def adapter(peft, architecture):
-    task = "SEQ_CLS" if architecture in CLASSIFIERS else "CAUSAL_LM"
+    task = "SEQ_CLS" if architecture == "roberta" else "CAUSAL_LM"
     if peft == "lora":
         return LoraConfig(
             task_type=task,
@@ -45,13 +41,10 @@ def adapter(peft, architecture):
             lora_alpha=8,
             lora_dropout=0.0,
             target_modules=TARGETS[architecture],
-            fan_in_fan_out=architecture == "gpt2",
         )
-    # PEFT cannot read DistilBERT's sizes off its config.
-    sizes = {"token_dim": 32, "num_layers": 2, "num_attention_heads": 4}
     if peft == "prompt-tuning":
-        return PromptTuningConfig(task_type=task, num_virtual_tokens=5, **sizes)
-    return PromptEncoderConfig(task_type=task, num_virtual_tokens=4, encoder_hidden_size=24, **sizes)
+        return PromptTuningConfig(task_type=task, num_virtual_tokens=5)
+    return PromptEncoderConfig(task_type=task, num_virtual_tokens=4, encoder_hidden_size=24)
 
 
 def reference_loss(model, batches, classify, pad_id, virtual):
@@ -95,7 +88,7 @@ def train_alone(base, config, steps, make_optimiser, clip_norm=0.0):
 @pytest.mark.parametrize("peft", ["lora", "prompt-tuning", "p-tuning"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_stacked_sgd_equals_each_client_alone(architecture, peft, dtype, tolerance):
-    base, config, data = build(architecture, dtype), adapter(peft, architecture), clients_data()
+    base, config, data = build(architecture, dtype), adapter(peft, architecture), clients_data(STEPS)
     together = train_stacked(base, config, data, sgd(0.05))
     for k, steps in enumerate(data):
         alone, before, losses = train_alone(base, config, steps, lambda p: torch.optim.SGD(p, 0.05))
@@ -104,10 +97,11 @@ def test_stacked_sgd_equals_each_client_alone(architecture, peft, dtype, toleran
         assert float(together.loss[k]) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-@pytest.mark.parametrize("peft", ["lora", "prompt-tuning", "p-tuning"])
-@pytest.mark.parametrize("architecture", ["llama", "bloom", "roberta"])
+@pytest.mark.parametrize(
+    "architecture, peft", [("llama", "lora"), ("bloom", "p-tuning"), ("roberta", "prompt-tuning")]
+)
 def test_stacked_adam_follows_the_loss_curve_of_each_client_alone(architecture, peft):
-    base, config, data = build(architecture, torch.float64), adapter(peft, architecture), clients_data()
+    base, config, data = build(architecture, torch.float64), adapter(peft, architecture), clients_data(STEPS)
     together = train_stacked(base, config, data, adam(0.01, weight_decay=0.01))
     for k, steps in enumerate(data):
         alone, _, losses = train_alone(base, config, steps, lambda p: torch.optim.AdamW(p, 0.01))
@@ -116,16 +110,20 @@ def test_stacked_adam_follows_the_loss_curve_of_each_client_alone(architecture, 
 
 
 def test_clipping_is_per_client():
-    base, config, data = build("llama", torch.float64), adapter("lora", "llama"), clients_data()
+    base, config, data = build("llama", torch.float64), adapter("lora", "llama"), clients_data(STEPS)
     together = train_stacked(base, config, data, sgd(0.5), clip_norm=0.1)
     for k, steps in enumerate(data):
         alone, *_ = train_alone(base, config, steps, lambda p: torch.optim.SGD(p, 0.5), clip_norm=0.1)
         assert apart(together.bank.row(k), alone) <= 1e-10
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "roberta"])
 def test_the_size_of_a_pass_changes_nothing(architecture):
-    base, config, data = build(architecture, torch.float64), adapter("lora", architecture), clients_data()
+    base, config, data = (
+        build(architecture, torch.float64),
+        adapter("lora", architecture),
+        clients_data(STEPS),
+    )
     at_once = train_stacked(base, config, data, sgd(0.05))
     for wave_tokens in (1, 60, 150):
         in_pieces = train_stacked(base, config, data, sgd(0.05), wave_tokens=wave_tokens)

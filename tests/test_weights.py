@@ -109,6 +109,21 @@ DAMAGES = {
         replaced("word_embeddings", torch.zeros(300, 32)),
         ["word_embeddings.weight is [300, 32], not [320, 32]"],
     ),
+    "NaN, as after training that diverged": (
+        "llama",
+        replaced("layers.1.mlp.up_proj", torch.full((48, 32), torch.nan)),
+        ["1 of 21 tensors hold NaN or infinity", "model.layers.1.mlp.up_proj.weight"],
+    ),
+    "infinity": (
+        "bert",
+        replaced("layer.0.output.dense.bias", torch.full((32,), torch.inf)),
+        ["1 of 41 tensors hold NaN or infinity", "bert.encoder.layer.0.output.dense.bias"],
+    ),
+    "quantised, and nothing says how": (
+        "llama",
+        replaced("layers.0.mlp.up_proj", torch.ones(48, 32, dtype=torch.int8)),
+        ["1 of its weights are whole numbers", "layers.0.mlp.up_proj.weight is int8", "quantization_config"],
+    ),
     "more layers than config.json counts": (
         "llama",
         lambda tensors: tensors | {n.replace("layers.1.", "layers.2."): t + 0 for n, t in tensors.items()},
@@ -221,6 +236,15 @@ def test_a_new_layer_that_cannot_be_trained_by_client_is_refused(saved, tmp_path
     report = {"missing_keys": {"marks.weight"}, "mismatched_keys": set(), "unexpected_keys": set()}
     with pytest.raises(UserError, match=r"lack marks \(Embedding\)"):
         check_weights(Odd(tiny_bert().config), report, "odd", classify=True)
+
+
+def test_quantised_weights_are_told_in_pickled_files_too(saved, tmp_path):
+    folder = Path(shutil.copytree(saved / "llama", tmp_path / "llama"))
+    tensors = load_file(folder / WEIGHTS) | {"model.norm.weight": torch.ones(32, dtype=torch.int8)}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"model\.norm\.weight is int8"):
+        load(folder)
 
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])

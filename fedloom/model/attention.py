@@ -5,26 +5,28 @@ tokens of sequences of similar length are gathered into a bucket, attended, and 
 all sequences of a client share (see `fedloom.model.packing`) is gathered before each one's own keys.
 
 What a token may see is the architecture's own rule: transformers gives it to the function that makes its
-masks (`mask_rule`), and the layers carry it to attention, where another implementation would have a mask.
+masks (`fedloom.model.mask_rules`), and the layers carry it to attention, where another implementation would
+have a mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from fedloom.model.attention_scores import PositionBias, Scores, attend
 from fedloom.model.buckets import Buckets, Rule, plan_buckets
 from fedloom.model.dropout import Draws
-from fedloom.model.packing import Pack
+from fedloom.model.mask_rules import MaskRule, mask_rule, window_rule
+from fedloom.model.pack import Pack
 
 NAME = "fedloom_packed"
 
@@ -46,60 +48,6 @@ _HARMLESS = frozenset(
         "deterministic",
     }
 )
-
-
-@dataclass(frozen=True, eq=False)
-class MaskRule:
-    """An architecture's own rule of who sees whom; where others have a mask, packed attention has this.
-
-    Attributes:
-        function: transformers' mask function, ``(batch, head, query, key) -> bool``, of positions.
-        device: Where tensors that it holds lie.
-    """
-
-    function: Callable[..., Tensor]
-    device: torch.device | str
-
-    # What architectures look at before they pass a mask on: a tensor of no axes has nothing to slice.
-    ndim = 0
-
-    def to(self, *args: Any, **kwargs: Any) -> MaskRule:
-        """Itself: a rule has no dtype."""
-        return self
-
-    def __getitem__(self, places: tuple[slice, ...]) -> MaskRule:
-        """Itself, where all of it is asked for.
-
-        Raises:
-            ValueError: a part is asked for.
-        """
-        if any(place.start or place.stop is not None or place.step is not None for place in places):
-            raise ValueError("this architecture's attention cannot be packed: it cuts its mask")
-        return self
-
-    def __call__(self, query: Tensor, key: Tensor) -> Bool[Tensor, "queries keys"]:
-        """What queries at some positions ``[queries, 1]`` see of keys at others ``[keys]``."""
-        zero = torch.zeros((), dtype=torch.long, device=self.device)
-        seen = self.function(zero, zero, query.to(self.device), key.to(self.device))
-        return torch.broadcast_to(seen, (query.shape[0], key.shape[0])).cpu()
-
-
-def mask_rule(
-    *, mask_function: Callable[..., Tensor], use_vmap: bool = False, device: Any = "cpu", **kwargs: Any
-) -> MaskRule:
-    """What transformers calls in place of making a mask; see `transformers.AttentionMaskInterface`.
-
-    Raises:
-        ValueError: when the architecture adds a rule that looks at more than positions.
-    """
-    if use_vmap:
-        raise ValueError("this architecture's attention cannot be packed: its mask depends on the tokens")
-    return MaskRule(mask_function, device)
-
-
-def window_rule(window: int) -> Rule:
-    """A token sees itself and what is less than ``window`` tokens away."""
-    return lambda query, key: (query - key).abs() < window
 
 
 @dataclass

@@ -18,11 +18,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fedloom.model.files import check_files, check_model_name, tensors_in
+from fedloom.model.files import check_files, check_model_name, dtypes_in, tensors_in
 from fedloom.model.gguf_file import dequantise_options, forget_quantisation, parsed_once
 from fedloom.model.hardware import check_quantize, quantised, resolve_device
 from fedloom.model.kinds import check_kind, encodes
 from fedloom.model.layers import decoder_layers, layer_of
+from fedloom.model.numbers import check_finite, check_stored_as_floats
 from fedloom.model.precision import choose_dtype
 from fedloom.model.source import Source, explained, locate
 from fedloom.model.structure import rows_of, without_weights
@@ -102,6 +103,7 @@ def load_base(
                 raise ValueError("it makes no token of a text")
         held = tensors_in(source)
         check_depth(config, held, source.name)
+        check_stored_as_floats(config, dtypes_in(source), source.name)
         with explained(source, "what config.json describes"):
             structure = without_weights(config, num_labels, trust_remote_code)
         structure.name_or_path = source.name
@@ -178,7 +180,9 @@ def _load_model(
         model, report = auto.from_pretrained(
             **files, **head, **how, ignore_mismatched_sizes=True, output_loading_info=True
         )
-        return model, check_weights(model, report, source.name, num_labels is not None)
+        drawn = check_weights(model, report, source.name, num_labels is not None)
+        check_finite(model, source.name)
+        return model, drawn
 
     if source.gguf_file:
         model, drawn = read(**dequantise_options())

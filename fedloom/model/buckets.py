@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from fedloom.model.bucket import Bucket, Share
-from fedloom.model.packing import Pack
+from fedloom.model.pack import Pack
 
 # A bucket holds sequences no shorter than this share of its longest: fewer, larger products
 # for some pad queries, in attention alone.

@@ -4,12 +4,14 @@ A download that broke off is the commonest fault of a model folder. Every file t
 here: JSON is parsed, and of each file of weights the header is read, which tells a file that is too short.
 """
 
+import contextlib
 import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 from safetensors import SafetensorError, safe_open
 
 from fedloom.config import UserError
@@ -75,6 +77,25 @@ def tensors_in(source: Source) -> dict[str, list[int]]:
             with safe_open(Path(source.location) / file, "pt") as tensors:
                 names = tensors.keys()
                 found |= {name: tensors.get_slice(name).get_shape() for name in names}
+    return found
+
+
+def dtypes_in(source: Source) -> dict[str, torch.dtype]:
+    """The tensors in a model's files and how their numbers are stored; {} where that cannot be seen."""
+    found: dict[str, torch.dtype] = {}
+    for file in _weight_files(source) if source.local and not source.gguf_file else ():
+        path = Path(source.location) / file
+        if file.endswith(".safetensors"):
+            with safe_open(path, "pt") as tensors:
+                names = tensors.keys()
+                for name in names:
+                    part = tensors.get_slice(name)
+                    # Nothing of a tensor, which says of what kind it is.
+                    found[name] = part[:0].dtype if part.get_shape() else torch.float32
+        elif zipfile.is_zipfile(path):
+            with contextlib.suppress(Exception):  # whatever is wrong with it is told when it is read
+                held = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+                found |= {name: t.dtype for name, t in held.items() if isinstance(t, torch.Tensor)}
     return found
 
 

@@ -14,14 +14,15 @@ from transformers import PreTrainedModel
 
 from fedloom.model.adapters.prompts import virtual_tokens
 from fedloom.model.attention import NAME, PackedPass
+from fedloom.model.block_sparse import BlockSparse
 from fedloom.model.dropout import Draws
 from fedloom.model.fused import rotating
+from fedloom.model.lengths import forget_lengths, longest_dense
 from fedloom.model.own_attention import find_own_attention, replaced
-from fedloom.model.packing import Pack
+from fedloom.model.pack import Pack
 from fedloom.model.trunk import (
     Anatomy,
     answering,
-    forget_lengths,
     listening,
     position_offset,
     states_of,
@@ -37,10 +38,14 @@ class Forward:
         anatomy: Its trunk and head; None where they cannot be told apart.
         wave: What the stacked modules look at.
         rotary: Modules of source code whose rotation is replaced by a faster one.
+        dense: Tokens of a text up to which attention keeps all of them (`longest_dense`). Beyond, every row
+            of a pass is computed, pads included: picking looks at what a shorter text leaves unread.
     """
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy | None, wave: Wave, rotary: list[str]):
         self.model, self.anatomy, self.wave, self.rotary = model, anatomy, wave, rotary
+        self.dense = longest_dense(model)
+        self._block_sparse = BlockSparse(model)
         self._offset = position_offset(model)
         self._own_attention = find_own_attention(model)
         self._rotaries = [module for module in model.modules() if hasattr(module, "original_max_seq_len")]
@@ -72,25 +77,27 @@ class Forward:
         """
         assert self.anatomy is not None
         trunk, core = self.anatomy.trunk, self.anatomy.core
-        forget_lengths(self._rotaries)
+        rows = read if self._keeps_all(pack) else None
         trunk.train(draws is not None and pack.packed)
         with (
-            self.wave.through(parameters, pack.units, draws=draws, rows=read, **_places(pack)),
+            self._as_fresh(pack),
+            self.wave.through(parameters, pack.units, draws=draws, rows=rows, **self._places(pack)),
             self._attention(pack, causal, draws),
             rotating(self.rotary),
             listening(core) if core is not trunk else nullcontext() as heard,
         ):
             output = trunk(**self._inputs(trunk, parameters, pack))
-        return heard[-1] if heard else states_of(output)
+        states = heard[-1] if heard else states_of(output)
+        return states[:, : pack.ids.shape[1]]  # BigBird's own pads stand behind
 
     def whole(
         self, parameters: Mapping[str, Tensor], pack: Pack, draws: Draws | None = None
     ) -> Float[Tensor, "labels classes"]:
         """Logits where a label is predicted, of the model as it is; a padded pack."""
         self.model.eval()
-        forget_lengths(self._rotaries)
         with (
-            self.wave.through(parameters, pack.units, draws=draws, in_head=True, **_places(pack)),
+            self._as_fresh(pack),
+            self.wave.through(parameters, pack.units, draws=draws, in_head=True, **self._places(pack)),
             rotating(self.rotary),
         ):
             logits = self.model(**self._inputs(self.model, parameters, pack)).logits
@@ -131,6 +138,27 @@ class Forward:
         ):
             yield self.model
 
+    def _keeps_all(self, pack: Pack) -> bool:
+        """Whether attention picks none of the tokens of any of the pass's texts."""
+        return self.dense is None or pack.longest <= self.dense
+
+    @contextmanager
+    def _as_fresh(self, pack: Pack) -> Iterator[None]:
+        """Let no earlier pass matter to this one."""
+        forget_lengths(self._rotaries)
+        with self._block_sparse.used(not pack.packed and not self._keeps_all(pack)):
+            yield
+
+    def _places(self, pack: Pack) -> dict[str, Any]:
+        """Where a wave's tokens stand in a pass of the trunk."""
+        if pack.packed:
+            return {"columns": 1}
+        if not self._keeps_all(pack):
+            return {"columns": pack.columns}
+        tokens = pack.ids.numel()
+        real = {"real": pack.real, "tokens": tokens, "real_units": pack.client_tokens}
+        return {"columns": pack.columns, **real}
+
     def _behind(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         assert self.anatomy is not None
         if self.anatomy.core is not self.anatomy.trunk:
@@ -148,12 +176,12 @@ class Forward:
             inputs["inputs_embeds"] = self._with_virtual(pack, prompts)
         if pack.types is not None and "token_type_ids" in takes:
             inputs["token_type_ids"] = pack.types
-        if pack.packed:
+        if pack.mask is None:
             inputs["position_ids"] = pack.position_ids + self._offset
             # All are real: transformers would otherwise guess from the positions where sequences end.
             inputs["attention_mask"] = torch.ones_like(pack.ids)
         else:
-            inputs["attention_mask"] = pack.mask
+            inputs["attention_mask"] = pack.mask.long()  # BigBird subtracts it from 1
         return inputs
 
     def _with_virtual(self, pack: Pack, prompts: Tensor) -> Tensor:
@@ -177,11 +205,3 @@ class Forward:
                 config._attn_implementation = NAME
                 stack.callback(setattr, config, "_attn_implementation", before)
             yield
-
-
-def _places(pack: Pack) -> dict[str, Any]:
-    """Where a wave's tokens stand in a pass of the trunk."""
-    if pack.packed:
-        return {"columns": 1}
-    tokens = pack.ids.numel()
-    return {"columns": pack.columns, "real": pack.real, "tokens": tokens, "real_units": pack.client_tokens}

@@ -222,6 +222,9 @@ def _rotates_alike(theirs: Callable[..., tuple[Tensor, Tensor]] | None, dtype: t
     """Whether whole heads are turned alike, and a part of each, where that function takes such angles."""
     if theirs is None:
         return False
+    keys = list(inspect.signature(theirs).parameters.values())[1:2]
+    if not keys or keys[0].default is not inspect.Parameter.empty:
+        return False  # where they may be left out, queries alone are turned, too
     for of_rows, of_angles in {(torch.float32, torch.float32), (dtype, dtype), (dtype, torch.float32)}:
         for width in (8, 4):
             q, k = torch.linspace(-1, 1, 96).view(1, 2, 6, 8), torch.linspace(-2, 1, 48).view(1, 1, 6, 8)

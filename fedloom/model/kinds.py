@@ -16,6 +16,7 @@ _REASONS = {
     "falcon_mamba": "is made of state-space layers for which PEFT has no adapters",
     "xlstm": "carries a state from token to token that cannot be held apart by client",
     "xlnet": "reads a text in several orders at once",
+    "reformer": "forgets what its layers compute, and gets no gradient where its embeddings are frozen",
     "ibert": "computes in whole numbers, through which no gradient passes",
 }
 _CROSS_ATTENTION = ("encoder_attn", "cross_attn", "crossattention")

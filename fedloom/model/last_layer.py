@@ -129,8 +129,9 @@ def _unread(
         with_zeros = read()
         narrow.others = 1.0
         with_ones = read()
-        wave.draws = draws
-        read()  # dropout that a module calls as a function would miss the other rows
+        if draws is not None:
+            wave.draws = draws
+            read()  # dropout that a module calls as a function would miss the other rows
     except Exception:  # whatever an architecture does with a module that is not its own
         return False
     finally:

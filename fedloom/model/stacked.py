@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedloom.model.adapters.injection import inject
+from fedloom.model.adapters.injection import adapted_by_layer, inject
 from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.adapters.ranks import at_ranks, check_ranks, truncated
@@ -24,54 +23,22 @@ from fedloom.model.dropout import Draws
 from fedloom.model.forward import Forward
 from fedloom.model.fused import fusable_rotary, fuse
 from fedloom.model.last_layer import read_only_labels
-from fedloom.model.layers import decoder_layers, layer_of
+from fedloom.model.layers import decoder_layers
 from fedloom.model.layout import Head, Layout
+from fedloom.model.lengths import longest_together, scaled_early, watch_top_k
 from fedloom.model.loss import class_losses, token_losses
-from fedloom.model.packing import Apart, Pack, build_pack
+from fedloom.model.losses import Losses, by_client
+from fedloom.model.pack import Apart, Pack
+from fedloom.model.packing import build_pack
 from fedloom.model.pads import skip_pads
-from fedloom.model.trial import (
-    Clients,
-    choose_way,
-    explained,
-    in_float32,
-    is_causal,
-    tolerance_of,
-    trial_clients,
-    two_adapters,
-    ways,
-)
+from fedloom.model.trial import choose_way, explained, in_float32, is_causal, tolerance_of, ways
+from fedloom.model.trial_clients import Clients, as_tried, trial_clients, two_adapters
 from fedloom.model.trunk import (
     find_anatomy,
     keep_backward,
-    longest_together,
     states_of,
 )
-from fedloom.model.wave import StackedDropout, Wave, replace_module
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What a pass says of each client.
-
-    Attributes:
-        loss: The client's own weighted sum over its labels; differentiable.
-        correct: Labels predicted right.
-        labels: Labels in the pass.
-        predicted: The likeliest class per label, client by client; None in language modelling.
-    """
-
-    loss: Float[Tensor, " clients"]
-    correct: Int[Tensor, " clients"]
-    labels: Int[Tensor, " clients"]
-    predicted: Int[Tensor, " every"] | None
-
-
-class Adapted(NamedTuple):
-    """An adapted projection: PEFT's name for it, LoRA's ``alpha / r``, and the frozen layer."""
-
-    name: str
-    scale: float
-    base: nn.Module
+from fedloom.model.wave import Wave, drops, stack_dropout
 
 
 class StackedModel:
@@ -101,11 +68,12 @@ class StackedModel:
             UserError: the architecture cannot be run with stacked adapters.
         """
         self.model, self.config = model.eval(), config
+        self._drops = drops(model, config)
         wave = Wave()
         keep_backward(model)
         layers_name, layers = decoder_layers(model)
         dtype = model.dtype  # in which it will rotate, whatever the trial computes in
-        with torch.no_grad(), in_float32(model):
+        with torch.no_grad(), in_float32(model), scaled_early(model):
             clients = trial_clients(model, 0)
             first = torch.tensor([clients[0][0].sequences[0].ids] * 2, device=model.device)
             with explained(model):
@@ -119,11 +87,16 @@ class StackedModel:
                     pad_id=self._forward.pad_id,
                     together=longest_together(model),
                 )
-                plain = self._logits({}, clients, replace(self.layout, head=Head.MODEL, together=0))
+                plainly = replace(self.layout, head=Head.MODEL, together=0)
+                plain, picks = watch_top_k(lambda: self._logits({}, clients, plainly))
+            together = self.layout.together
+            if picks and self._forward.dense is None:  # nobody knows from how many on
+                together = self._forward.dense = 0
+            self.layout = replace(self.layout, together=as_tried(together, clients))
             fuse(model)
             self._forward.rotary = fusable_rotary(model, dtype)
             self.initial, virtual = inject(model, config, wave, seed) if config else ({}, 0)
-            self.adapted = _by_layer(model, layers_name)
+            self.adapted = adapted_by_layer(model, layers_name)
             for name, module in model.named_modules():
                 if isinstance(module, StackedLora) and anatomy:
                     module.behind_trunk = name in anatomy.behind
@@ -147,7 +120,8 @@ class StackedModel:
                     tolerance_of(model),
                 )
         if self.layout.packed:
-            self._stack_dropout()
+            anatomy = self._forward.anatomy
+            stack_dropout(model, wave, anatomy.behind if anatomy else frozenset())
         if self.layout.head is Head.LABELS:
             layout = replace(self.layout, virtual=0)
             laid = build_pack(trial_clients(model, 0), layout)
@@ -262,18 +236,10 @@ class StackedModel:
                 head = (lambda logits: logits) if whole else self._forward.head
                 vocabulary = self.model.config.get_text_config().vocab_size
                 per_label, correct = token_losses(selected, pack.targets, head, vocabulary)
-        return _by_client(per_label, correct, predicted, pack)
+        return by_client(per_label, correct, predicted, pack)
 
     def _draws(self, pack: Pack, seed: int) -> Draws:
         return Draws(seed, pack.run_keys, pack.run_tokens, pack.real, self.device, pack.ids.numel())
-
-    @property
-    def _drops(self) -> bool:
-        """Whether anything is dropped in training."""
-        config = self.model.config.get_text_config().to_dict()
-        chances = [value for name, value in config.items() if "drop" in name or "pdrop" in name]
-        chances.append(getattr(self.config, "lora_dropout", 0.0))
-        return any(isinstance(chance, float) and chance > 0 for chance in chances)
 
     def _selected(
         self, parameters: Mapping[str, Tensor], pack: Pack, layout: Layout, draws: Draws | None = None
@@ -317,32 +283,3 @@ class StackedModel:
             return self.model.can_generate()
         trunk = self._forward.anatomy.trunk
         return is_causal(lambda ids: states_of(trunk(input_ids=ids)), token, self.device)
-
-    def _stack_dropout(self) -> None:
-        anatomy, wave = self._forward.anatomy, self._forward.wave
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, nn.Dropout) and module.p > 0:
-                behind = anatomy is not None and name in anatomy.behind
-                replace_module(self.model, name, StackedDropout(module.p, wave, behind))
-
-
-def _by_client(per_label: Tensor, correct: Tensor, predicted: Tensor | None, pack: Pack) -> Losses:
-    clients = len(pack.label_units)
-    weighted = per_label * pack.weights.to(per_label.dtype)
-    zeros = torch.zeros(clients, dtype=per_label.dtype, device=per_label.device)
-    counts = torch.zeros(clients, dtype=torch.long, device=per_label.device)
-    return Losses(
-        loss=zeros.index_add(0, pack.label_clients, weighted),
-        correct=counts.index_add(0, pack.label_clients, correct.long()),
-        labels=torch.tensor(pack.label_units, device=per_label.device),
-        predicted=predicted,
-    )
-
-
-def _by_layer(model: nn.Module, layers_name: str) -> dict[int, list[Adapted]]:
-    found: dict[int, list[Adapted]] = {}
-    for name, module in model.named_modules():
-        layer = layer_of(name, layers_name)
-        if layer is not None and isinstance(module, StackedLora):
-            found.setdefault(layer, []).append(Adapted(module.name, module.scale, module.base))
-    return found

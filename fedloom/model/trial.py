@@ -20,57 +20,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedloom.config import UserError
-from fedloom.data.encode import Tokens
-from fedloom.model.layout import Batch, Head, Layout
+from fedloom.model.layout import Head, Layout
 from fedloom.model.memory import free_bytes
+from fedloom.model.trial_clients import Clients
 
 log = logging.getLogger(__name__)
 
-Clients = list[list[Batch]]
 Logits = Callable[[Mapping[str, Tensor], Clients, Layout], Float[Tensor, "labels classes"]]
 """``(parameters, batches of each client, layout) -> logits`` where a label is predicted."""
 
-_PREFIX = 2
-_LENGTHS = ((13, 7), (11, 5))  # of each client's sequences: no two alike, so that nothing fits by chance
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 _COARSE = 0.01
 _SHARE_OF_FREE = 0.25
-
-
-def trial_clients(model: PreTrainedModel, virtual: int) -> Clients:
-    """Two clients with a batch of two short sequences each; all begin alike.
-
-    Args:
-        model: For its vocabulary and its longest sequence.
-        virtual: Virtual tokens that will stand before each sequence.
-    """
-    config = model.config.get_text_config()
-    special = {
-        token
-        for name in ("pad", "bos", "eos", "cls", "sep", "mask", "image", "audio", "video")
-        for token in _as_list(getattr(config, f"{name}_token_id", None))
-    }
-    try:
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-    except NotImplementedError:  # CANINE, which hashes characters
-        vocabulary = getattr(config, "vocab_size", None) or 256
-    # Spread over the vocabulary: the tokens of a family's own language are as likely as reserved ones.
-    usable = [token for token in range(vocabulary) if token not in special] or [0]
-    room = (getattr(config, "max_position_embeddings", None) or 64) - virtual
-    ids = [usable[(7 * i + 3) % len(usable)] for i in range(64)]
-    clients = []
-    for k, lengths in enumerate(_LENGTHS):
-        sequences = []
-        for n in (max(_PREFIX + 2, min(n, room)) for n in lengths):
-            own = ids[:_PREFIX] + ids[5 * n : 6 * n][: n - _PREFIX]
-            own += [usable[(31 * i + n) % len(usable)] for i in range(n - len(own))]
-            sequences.append(Tokens(own, n - 1 if n < 6 else n - 2, k % 2))
-        clients.append([Batch(sequences, 1.0, (0, k, 0))])
-    return clients
-
-
-def _as_list(value: int | Sequence[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def ways(layout: Layout, packed: bool | None, whole_only: bool) -> Iterator[Layout]:
@@ -81,11 +42,11 @@ def ways(layout: Layout, packed: bool | None, whole_only: bool) -> Iterator[Layo
         packed: Whether packing is wanted; None: where it is right.
         whole_only: Trunk and head cannot be told apart.
     """
-    if packed is not False and not whole_only:
+    if packed is not False and not whole_only and layout.together != 0:
         yield replace(layout, packed=True, head=Head.LABELS)
         if layout.classify:
             yield replace(layout, packed=True, head=Head.SEQUENCES)
-    for together in (layout.together, 0):
+    for together in dict.fromkeys((layout.together, 0)):
         if not whole_only:
             yield replace(layout, head=Head.LABELS, together=together)
         yield replace(layout, head=Head.MODEL, together=together)
@@ -129,7 +90,7 @@ def choose_way(
         )
     good_head = Head.LABELS in frozen and frozen[Head.LABELS][0] <= tolerance
     reference_way = labels if good_head else last
-    with explained(model):
+    with explained(model, virtual=last.virtual):
         reference = logits(parameters, clients, reference_way)
     reasons: list[str] = []
     for way in candidates:
@@ -166,22 +127,6 @@ def tolerance_of(model: PreTrainedModel) -> float:
     return _TOLERANCE.get(model.dtype, 5 * _COARSE)
 
 
-def two_adapters(initial: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Two clients' adapters that differ from the first one, and from each other, in every number.
-
-    Args:
-        initial: The first adapter, ``{name: tensor[*shape]}``.
-        device: Where they are to lie.
-    """
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: (t.cpu() + 0.1 * torch.randn(2, *t.shape, generator=generator, dtype=torch.float64).to(t)).to(
-            device
-        )
-        for name, t in initial.items()
-    }
-
-
 @torch.no_grad()
 def is_causal(run: Callable[[Tensor], Tensor], token: int, device: torch.device) -> bool:
     """Whether a token sees only what stands before it: change the last one, look at the first.
@@ -198,12 +143,22 @@ def is_causal(run: Callable[[Tensor], Tensor], token: int, device: torch.device)
 
 
 @contextmanager
-def explained(model: PreTrainedModel) -> Iterator[None]:
-    """Say of a model whose own code fails that it does."""
+def explained(model: PreTrainedModel, virtual: int = 0) -> Iterator[None]:
+    """Say of a model whose own code fails that it does.
+
+    Args:
+        model: It ran without an adapter, where there are virtual tokens.
+        virtual: Virtual tokens, which have an embedding and no id.
+    """
     try:
         yield
     except Exception as error:
         dtype, why = str(model.dtype).removeprefix("torch."), str(error).partition("\n")[0][:200]
+        if virtual:
+            raise UserError(
+                f"model {model.config.model_type}: its own forward pass fails where tokens have embeddings "
+                f"and no ids, as virtual tokens do ({why}); choose --peft lora"
+            ) from error
         raise UserError(
             f"model {model.config.model_type}: its own forward pass fails on a few short sequences "
             f"in {dtype} ({why}); try another --dtype, or another architecture"

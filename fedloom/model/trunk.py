@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -137,43 +137,6 @@ def position_offset(trunk: nn.Module) -> int:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return int(module.padding_idx) + 1
     return 0
-
-
-def longest_together(model: nn.Module) -> int | None:
-    """Tokens up to which no rotary embedding of the model depends on the longest sequence of a pass.
-
-    Dynamic NTK scaling and LongRoPE (Ding et al., 2024, arXiv:2402.13753) turn all tokens of a pass by angles
-    that the longest of its sequences decides, once that is longer than those of pre-training. None: none
-    does.
-    """
-    limits = []
-    for module in model.modules():
-        kinds = getattr(module, "rope_type", None)
-        kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
-        if not kinds.isdisjoint({"dynamic", "longrope"}):
-            limits += _original_lengths(module.config)
-    return min(limits, default=None)
-
-
-def forget_lengths(rotaries: Iterable[nn.Module]) -> None:
-    """Let rotary embeddings forget the longest sequence of earlier passes, as dynamic NTK does not."""
-    for module in rotaries:
-        for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
-            if getattr(module, name) != module.original_max_seq_len:
-                prefix = name.removesuffix("max_seq_len_cached")
-                device = getattr(module, f"{prefix}inv_freq").device
-                before = getattr(module, f"{prefix}original_inv_freq").to(device)
-                module.register_buffer(f"{prefix}inv_freq", before, persistent=False)
-                setattr(module, name, module.original_max_seq_len)
-
-
-def _original_lengths(config: Any) -> list[int]:
-    """The lengths of pre-training that a rotary embedding may compare with."""
-    named = [config.max_position_embeddings, getattr(config, "original_max_position_embeddings", None)]
-    scaling = getattr(config, "rope_parameters", None) or {}
-    for parameters in (scaling, *(each for each in scaling.values() if isinstance(each, dict))):
-        named.append(parameters.get("original_max_position_embeddings"))
-    return [int(length) for length in named if length]
 
 
 def keep_backward(model: PreTrainedModel) -> None:

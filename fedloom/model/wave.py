@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
+from peft import PeftConfig
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fedloom.model.dropout import Draws
 from fedloom.model.layout import NotPerClient
@@ -143,3 +145,24 @@ class StackedDropout(nn.Module):
         flat = x.reshape(-1, x.shape[-1])
         keep = self._wave.keep(flat, self.p)
         return x if keep is None else x * keep.view_as(x)
+
+
+def stack_dropout(model: nn.Module, wave: Wave, behind: frozenset[str]) -> None:
+    """Put `StackedDropout` in the place of whatever drops, in place.
+
+    Args:
+        model: The base.
+        wave: Of the passes through it.
+        behind: Names of the modules that belong to the head.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            replace_module(model, name, StackedDropout(module.p, wave, name in behind))
+
+
+def drops(model: PreTrainedModel, adapter: PeftConfig | None) -> bool:
+    """Whether anything is dropped in training, by the model or its adapter."""
+    settings = model.config.get_text_config().to_dict()
+    chances = [value for name, value in settings.items() if "drop" in name or "pdrop" in name]
+    chances.append(getattr(adapter, "lora_dropout", 0.0))
+    return any(isinstance(chance, float) and chance > 0 for chance in chances)

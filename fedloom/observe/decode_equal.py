@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from fedloom.model.adapters.prompts import virtual_tokens
+from fedloom.model.lengths import forget_lengths
 from fedloom.model.stacked import StackedModel
-from fedloom.model.trunk import forget_lengths
 
 
 def write_equal(

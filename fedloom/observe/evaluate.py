@@ -11,8 +11,9 @@ from fedloom.client.local import passes
 from fedloom.data.encode import Tokens
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Batch
+from fedloom.model.losses import Losses
 from fedloom.model.packing import build_pack
-from fedloom.model.stacked import Losses, StackedModel
+from fedloom.model.stacked import StackedModel
 from fedloom.runtimes.group import ALONE, Group
 
 # Without a graph to keep, a pass holds one layer's activations: it may be larger than in training.

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from fedloom.model.adapters.prompts import virtual_tokens
 from fedloom.model.cache import keeps_every_token, roomy_cache
+from fedloom.model.lengths import longest_together
 from fedloom.model.stacked import StackedModel
-from fedloom.model.trial import in_float32, tolerance_of, two_adapters
-from fedloom.model.trunk import longest_together, position_offset
+from fedloom.model.trial import in_float32, tolerance_of
+from fedloom.model.trial_clients import two_adapters
+from fedloom.model.trunk import position_offset
 from fedloom.observe.decode_padded import PaddedRows
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fedloom.config import UserError
-from fedloom.model.adapters.supported import LINEAR, check_adapter, linear_names
+from fedloom.model.adapters.supported import check_adapter, is_linear, linear_names
 from fedloom.model.layers import decoder_layers
 from fedloom.model.structure import setting
 
@@ -186,9 +186,7 @@ def _within(model: nn.Module, layers: str, names: Sequence[str]) -> list[str] | 
     """Names, where they mean linear layers of the layers alone; else a regular expression that does."""
     every = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in names]
     below = f"{layers}." if layers else ""
-    meant = [
-        name for name in every if name.startswith(below) and isinstance(model.get_submodule(name), LINEAR)
-    ]
+    meant = [name for name in every if name.startswith(below) and is_linear(model.get_submodule(name))]
     if meant == every:
         return list(names)
     ways = {

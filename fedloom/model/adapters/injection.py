@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.lora import LoraLayer
@@ -13,7 +15,16 @@ from fedloom.model.adapters.heads import StackedLinear
 from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.supported import ADAPTER, build, trained
 from fedloom.model.bank import Row
+from fedloom.model.layers import layer_of
 from fedloom.model.wave import Wave, replace_module
+
+
+class Adapted(NamedTuple):
+    """An adapted projection: PEFT's name for it, LoRA's ``alpha / r``, and the frozen layer."""
+
+    name: str
+    scale: float
+    base: nn.Module
 
 
 def inject(model: PreTrainedModel, config: PeftConfig, wave: Wave, seed: int) -> tuple[Row, int]:
@@ -63,3 +74,13 @@ def _stacked_head(head: nn.Module, name: str, wave: Wave) -> nn.Module:
         if isinstance(module, nn.Linear):
             replace_module(head, inner, StackedLinear(module, f"{name}.{inner}", wave))
     return head
+
+
+def adapted_by_layer(model: nn.Module, layers_name: str) -> dict[int, list[Adapted]]:
+    """For each transformer layer with LoRA, by its number, its adapted projections."""
+    found: dict[int, list[Adapted]] = {}
+    for name, module in model.named_modules():
+        layer = layer_of(name, layers_name)
+        if layer is not None and isinstance(module, StackedLora):
+            found.setdefault(layer, []).append(Adapted(module.name, module.scale, module.base))
+    return found

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -135,7 +136,7 @@ def build(model: PreTrainedModel, config: PeftConfig, where: str = "adapter", **
     check_config(config, where)
     if config.peft_type == PeftType.LORA:
         for name, module in _matched(model, config):
-            if not isinstance(module, LINEAR):
+            if not is_linear(module):
                 raise UserError(
                     f"{where}: {name} is {_kind(module)}; fedloom runs LoRA on linear layers. Name some of "
                     f"{', '.join(linear_names(model))}, or {INCLUDE_LINEAR_LAYERS_SHORTHAND}"
@@ -159,7 +160,7 @@ def build(model: PreTrainedModel, config: PeftConfig, where: str = "adapter", **
     prefix = next((f"{name}." for name, module in wrapped.named_modules() if module is model), "")
     for full_name, module in wrapped.named_modules():
         name = full_name.removeprefix(prefix)
-        if isinstance(module, LoraLayer) and not isinstance(module.get_base_layer(), LINEAR):
+        if isinstance(module, LoraLayer) and not is_linear(module.get_base_layer()):
             raise UserError(
                 f"{where}: {name} would be {_kind(module.get_base_layer())} with LoRA; fedloom runs LoRA on "
                 "linear layers"
@@ -189,9 +190,28 @@ def linear_names(model: nn.Module, within: str = "") -> list[str]:
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if isinstance(module, LINEAR) and module is not head and name.startswith(below)
+            if is_linear(module) and module is not head and name.startswith(below)
         }
     )
+
+
+@torch.no_grad()
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module may have a low-rank term: it maps each row ``[d_in]`` to a row ``[d_out]``.
+
+    A kind of `nn.Linear` that an architecture wrote for itself may do something else, such as DeepSeek-V4's,
+    which multiplies several rows by a block of its weight each.
+    """
+    own = (
+        type(module).__module__.startswith("transformers.") and type(module).forward is not nn.Linear.forward
+    )
+    if not isinstance(module, nn.Linear) or not own:
+        return isinstance(module, LINEAR)
+    rows = torch.zeros(3, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    try:
+        return module(rows).shape == (3, module.out_features)
+    except (RuntimeError, TypeError):
+        return False
 
 
 def _matched(model: nn.Module, config: PeftConfig) -> Iterator[tuple[str, nn.Module]]:
@@ -221,6 +241,6 @@ def _kind(module: nn.Module) -> str:
         return f"an embedding ({name})"
     if "norm" in name.lower():
         return f"a norm ({name})"
-    if any(isinstance(part, LINEAR) for part in module.modules()):
+    if any(is_linear(part) for part in module.modules()):
         return f"a whole block ({name})"
     return f"no linear layer ({name})"
