@@ -13,56 +13,19 @@ import fedloom
 ROOT = Path(fedloom.__file__).parent
 # Each level may use itself and what stands before it.
 LEVELS = [
-    {
-        "startup",
-        "display",
-        "yaml_file",
-        "torchrun",
-        "options",
-        "config",
-        "config_peers",
-        "config_libp2p",
-        "config_eval",
-        "config_report",
-        "config_flower",
-        "checks",
-        "checks_peers",
-        "checks_libp2p",
-        "checks_eval",
-        "checks_flower",
-        "parsing",
-        "methods",
-        "parts",
-        "config_method",
-        "checks_method",
-    },
+    {"errors", "process"},
+    {"options"},
     {"data"},
     {"runs"},
     {"model"},
     {"client"},
     {"federation"},
     {"runtimes"},
-    {"observe"},
-    {"build", "build_data"},
-    {"rounds", "peer_rounds", "loop"},
-    {"peer_evaluation", "launch", "one_peer", "peer_data", "logfile"},
-    {"build_peers"},
-    {
-        "run",
-        "dfl",
-        "peer",
-        "audit",
-        "view",
-        "show_topology",
-        "show_methods",
-        "evaluation",
-        "report",
-        "evaluation_plan",
-    },
-    {"split", "flower"},
-    {"demo"},
-    {"cli"},
-    {"__main__", "reference"},
+    {"evaluation"},
+    {"report"},
+    {"training"},
+    {"commands"},
+    {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))
@@ -106,11 +69,11 @@ def test_a_file_uses_only_what_stands_before_it(file):
 
 
 def test_the_package_was_found():
-    assert {"config", "cli", "observe"} <= {part_of(file) for file in FILES}
+    assert {"errors", "federation", "commands"} <= {part_of(file) for file in FILES}
 
 
-def test_the_command_line_and_the_observers_load_without_torch():
-    modules = ["cli", "observe.metrics", "observe.checkpoint", "observe.progress", "observe.record"]
+def test_the_command_line_and_the_files_of_runs_load_without_torch():
+    modules = ["commands.cli", "runs.metrics", "runs.checkpoint", "runs.progress", "runs.record"]
     code = (
         "import sys\n"
         + "".join(f"import fedloom.{name}\n" for name in modules)
@@ -125,7 +88,7 @@ def test_the_command_line_and_the_observers_load_without_torch():
 WITHOUT_RUNTIMES = """
 import sys, pathlib
 sys.modules |= dict.fromkeys(["flwr", "ray", "hivemind"])  # whoever imports one of them gets an error
-from fedloom.cli import main
+from fedloom.commands.cli import main
 assert main("flower --model_name m --data_name arithmetic --train_mode fed --output_path app".split()) == 0
 assert main("identity peer.key".split()) == 2
 sys.path.insert(0, sys.argv[1])
@@ -136,7 +99,7 @@ fed = "fed --model_name llama --data_name arithmetic --train_mode fed --client_b
 dfl = "dfl --model_checkpoint llama --dataset_type arithmetic --num_clients 2 --name complete --local_steps 1"
 assert main(f"{fed} {common} --exp_name fed".split()) == 0
 assert main(f"{dfl} {common} --num_rounds 1 --batch_size 2 --exp_name dfl".split()) == 0
-print([name for name in sys.modules if name.startswith(("fedloom.runtimes.", "fedloom.flower"))])
+print([name for name in sys.modules if name.startswith(("fedloom.runtimes.", "fedloom.training.flower"))])
 """
 
 

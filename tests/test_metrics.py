@@ -10,8 +10,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from fedloom.observe.metrics import MetricsLog, read_rows, summary, write_summary
-from fedloom.observe.progress import Progress
+from fedloom.runs.metrics import MetricsLog, read_rows, summary, write_summary
+from fedloom.runs.progress import Progress
 
 
 def row(round_: int, **values) -> dict:
@@ -80,7 +80,7 @@ def test_without_a_checkpoint_the_log_starts_empty(tmp_path):
 def test_rows_survive_a_kill(tmp_path):
     code = (
         "import os, signal, sys, pathlib\n"
-        "from fedloom.observe.metrics import MetricsLog\n"
+        "from fedloom.runs.metrics import MetricsLog\n"
         "log = MetricsLog(pathlib.Path(sys.argv[1]), 'none')\n"
         "log.write({'round': 1})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
