@@ -12,6 +12,7 @@ from tiny import save_tiny_llama
 
 from fedloom.commands.cli import COMMANDS, read_config
 from fedloom.commands.reference import reference
+from fedloom.options.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -129,3 +130,11 @@ def test_every_module_that_a_page_names_is_there():
         for path in re.findall(r"`((?:fedloom/)?(?:\w+/)+\w+\.py)`", page):
             found = [ROOT / "fedloom" / path, ROOT / path]
             assert any(place.is_file() for place in found), f"{name} names {path}"
+
+
+def test_the_page_of_methods_has_every_row_of_the_table():
+    for row in METHODS:
+        (line,) = [line for line in PAGES["methods.md"].splitlines() if line.startswith(f"| `{row.name}` |")]
+        places = {"a server": row.server, "a graph": row.graph}
+        where = [place for place, settings in places.items() if settings is not None]
+        assert line.split("|")[3].strip() == ", ".join(where), row.name
