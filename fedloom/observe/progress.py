@@ -107,7 +107,7 @@ class Progress:
         if row.get("tokens") and row.get("seconds"):
             parts.append(f"{row['tokens'] / row['seconds']:,.0f} tokens/s")
         parts.append(f"sent {decimal(self._bytes)}")
-        parts.append(f"{_clock(self._seconds_left(row['round']))} left")
+        parts.append(f"{clock(self._seconds_left(row['round']))} left")
         return "  ".join(parts)
 
     def _keep_time(self, row: Mapping[str, Any]) -> None:
@@ -126,7 +126,8 @@ class Progress:
         return left + mean(self._validations or [0.0]) * self._validations_after(round_)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time as minutes and seconds, from an hour on with hours."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
