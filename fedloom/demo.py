@@ -176,7 +176,7 @@ def _sized(
 
 
 def measure(config: FedConfig, parts: Parts) -> Speed:
-    """What the demo's parts take here: each is done a little, once to warm up and once to be timed.
+    """What the demo's parts take here: each is done a little, and timed when it is warm.
 
     Nothing of it stays: a round is a function of where the run stands.
     """
@@ -185,15 +185,21 @@ def measure(config: FedConfig, parts: Parts) -> Speed:
     asked = [example.question for example in parts.splits.validation[:TRIED_PROBLEMS]]
     labelled = parts.data.validation[:TRIED_PROBLEMS]
     row, wave = start.server.adapter, parts.rules.wave_tokens
+
+    def answers(problems: int) -> Answers:
+        return _answers(parts, row, asked[:problems], [""] * problems)
+
+    play_round(one_client, parts, start)
+    seconds = _seconds_of(lambda: play_round(one_client, parts, start))
+    answers(1)
     return Speed(
-        round=config.client_num_per_step * _second_time(lambda: play_round(one_client, parts, start)),
-        answer=_second_time(lambda: _answers(parts, row, asked, [""] * len(asked))) / len(asked),
-        validation=_second_time(lambda: validate(parts.model, row, labelled, wave)) / len(labelled),
+        round=config.client_num_per_step * seconds,
+        answer=_seconds_of(lambda: answers(len(asked))) / len(asked),
+        validation=_seconds_of(lambda: validate(parts.model, row, labelled, wave)) / len(labelled),
     )
 
 
-def _second_time(work: Callable[[], object]) -> float:
-    work()
+def _seconds_of(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began

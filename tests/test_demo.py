@@ -72,7 +72,7 @@ def test_the_demo_says_what_it_does_and_leaves_a_run(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "fedloom", *words], capture_output=True, text=True, check=True, timeout=280
     )
-    for part in ("Loading it", "Answering 2 problems", "training 1 rounds", "Unseen word problems"):
+    for part in ("Loading libraries", "Answering 2 problems", "training 1 rounds", "Unseen word problems"):
         assert part in run.stdout
     config = yaml.safe_load((tmp_path / "demo" / "config.yaml").read_text())
     assert config["max_steps"] == 1 and config["val_limit"] == 2
