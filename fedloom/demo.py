@@ -42,7 +42,7 @@ FEWEST_ROUNDS = 10
 MOST_ROUNDS = 240
 """So many rounds show every problem of the clients once."""
 FEWEST_PROBLEMS, MOST_PROBLEMS = 32, 96
-TRIED_PROBLEMS = 8
+TRIED_PROBLEMS = BATCH_SIZE
 
 
 @dataclass(frozen=True)
