@@ -16,18 +16,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fedloom.startup import prepare_process
+from fedloom.process import prepare_process
 
 prepare_process()
 
 from comparison import run_missing  # noqa: E402
 from machine import describe_machine, versions  # noqa: E402
 
-from fedloom.build_peers import build  # noqa: E402
-from fedloom.config_peers import DflConfig  # noqa: E402
-from fedloom.dfl import drive  # noqa: E402
-from fedloom.observe.metrics import SUMMARY_FILE, read_rows  # noqa: E402
-from fedloom.parsing import parse  # noqa: E402
+from fedloom.options.graph import DflConfig  # noqa: E402
+from fedloom.options.parsing import parse  # noqa: E402
+from fedloom.runs.metrics import SUMMARY_FILE, read_rows  # noqa: E402
+from fedloom.training.dfl import drive  # noqa: E402
+from fedloom.training.setup_graph import build  # noqa: E402
 
 SETTINGS = ("num_clients", "partition", "alpha", "num_rounds", "local_steps", "batch_size", "lr", "lora_r")
 KEPT = ("round", "val_loss", "val_accuracy", "val_accuracy_min", "val_accuracy_max", "peer_val_accuracy")

@@ -18,16 +18,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fedloom.startup import prepare_process
+from fedloom.process import prepare_process
 
 prepare_process()
 
 from machine import describe_machine, versions  # noqa: E402
 
-from fedloom.build import Parts, build  # noqa: E402
-from fedloom.config import FedConfig  # noqa: E402
 from fedloom.federation.server import initial_state  # noqa: E402
-from fedloom.rounds import Progressed, play_round  # noqa: E402
+from fedloom.options.fed import FedConfig  # noqa: E402
+from fedloom.training.fed_rounds import Progressed, play_round  # noqa: E402
+from fedloom.training.setup_fed import Parts, build  # noqa: E402
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "fed": {"train_mode": "fed"},

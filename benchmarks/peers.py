@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fedloom.startup import prepare_process, restart_prepared
+from fedloom.process import prepare_process, restart_prepared
 
 if __name__ == "__main__":
     restart_prepared()
@@ -29,10 +29,10 @@ import torch  # noqa: E402
 from machine import describe_machine, forget_peak, peak_resident_bytes, versions  # noqa: E402
 from peer_loop import PeerLoop  # noqa: E402
 
-from fedloom.build_peers import build  # noqa: E402
-from fedloom.config_peers import DflConfig  # noqa: E402
 from fedloom.federation.peers import mix  # noqa: E402
-from fedloom.peer_rounds import PeerParts, Standing, play_round, start  # noqa: E402
+from fedloom.options.graph import DflConfig  # noqa: E402
+from fedloom.training.graph_rounds import PeerParts, Standing, play_round, start  # noqa: E402
+from fedloom.training.setup_graph import build  # noqa: E402
 
 
 def config_of(options: argparse.Namespace, **changes: Any) -> DflConfig:

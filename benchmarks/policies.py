@@ -15,19 +15,19 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fedloom.startup import prepare_process
+from fedloom.process import prepare_process
 
 prepare_process()
 
 from comparison import run_missing  # noqa: E402
 from machine import describe_machine, versions  # noqa: E402
 
-from fedloom.build import build  # noqa: E402
-from fedloom.config import FedConfig  # noqa: E402
-from fedloom.demo import answer_unseen  # noqa: E402
-from fedloom.observe.metrics import read_rows  # noqa: E402
-from fedloom.parsing import parse  # noqa: E402
-from fedloom.run import drive  # noqa: E402
+from fedloom.commands.demo import answer_unseen  # noqa: E402
+from fedloom.options.fed import FedConfig  # noqa: E402
+from fedloom.options.parsing import parse  # noqa: E402
+from fedloom.runs.metrics import read_rows  # noqa: E402
+from fedloom.training.fed import drive  # noqa: E402
+from fedloom.training.setup_fed import build  # noqa: E402
 
 
 def run_once(config: FedConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ of token ids and ends with every client's adapter in tensors.
 **Taking turns.** After a warm-up of each (all of the round; of the padded loop, where all shapes are the
 same, one client) the contenders run one after another, then again: another load on the machine strikes all.
 Ratios are computed within each turn, and their median is reported. PEFT and fedloom live in a process each,
-started as their users would start them: fedloom's sets what `fedloom.startup` sets before torch is imported,
+started as their users would start them: fedloom's sets what `fedloom.process` sets before torch is imported,
 PEFT's does not, unless `--same_start` is given. Only one computes at any time.
 
 **Useful tokens** are the real tokens of all sequences, what they share counted in each: one number for all
@@ -58,7 +58,7 @@ from render import as_markdown, fill
 from verdict import Disagreement, Runs, check, check_memory, report
 from workers import Settings, Worker
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 CONTENDERS = ("padded", "dynamic", "central", "central-wide", "fedloom")
 FEW_CLIENTS, MANY_CLIENTS = 4, 50

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fedloom.config import UserError
-from fedloom.startup import prepare_process
+from fedloom.errors import UserError
+from fedloom.process import prepare_process
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from workers import Settings
 
-from fedloom.config import UserError
 from fedloom.data.draws import draw_batches
 from fedloom.data.encode import Tokens, encode
 from fedloom.data.partition import iid
@@ -26,6 +25,7 @@ from fedloom.data.randomness import numpy_rng, torch_rng
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import TASKS
 from fedloom.data.templates import prompt_format
+from fedloom.errors import UserError
 from fedloom.model.base import BaseModel, check_quantize, load_base, resolve_device
 from fedloom.model.layers import decoder_layers
 

@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from fedloom.client.local import train_locally as train_locally
     from fedloom.client.optimisers import adam as adam
     from fedloom.client.optimisers import sgd as sgd
-    from fedloom.config import FedConfig as FedConfig
-    from fedloom.config import UserError as UserError
-    from fedloom.config_peers import DflConfig as DflConfig
     from fedloom.data.encode import Tokens as Tokens
-    from fedloom.dfl import run_dfl as run_dfl
+    from fedloom.errors import UserError as UserError
     from fedloom.federation.consensus import consensus as consensus
     from fedloom.federation.topology import build_topology as build_topology
     from fedloom.federation.topology import mixing as mixing
@@ -32,19 +29,22 @@ if TYPE_CHECKING:
     from fedloom.model.bank import AdapterBank as AdapterBank
     from fedloom.model.base import load_base as load_base
     from fedloom.model.stacked import StackedModel as StackedModel
-    from fedloom.observe.record import RunRecord as RunRecord
-    from fedloom.observe.record import read_run as read_run
-    from fedloom.run import run_fed as run_fed
+    from fedloom.options.fed import FedConfig as FedConfig
+    from fedloom.options.graph import DflConfig as DflConfig
+    from fedloom.runs.record import RunRecord as RunRecord
+    from fedloom.runs.record import read_run as read_run
+    from fedloom.training.dfl import run_dfl as run_dfl
+    from fedloom.training.fed import run_fed as run_fed
 
 _PLACES = {
     # Whole runs, as the commands make them.
-    "FedConfig": "config",
-    "DflConfig": "config_peers",
-    "run_fed": "run",
-    "run_dfl": "dfl",
-    "read_run": "observe.record",
-    "RunRecord": "observe.record",
-    "UserError": "config",
+    "FedConfig": "options.fed",
+    "DflConfig": "options.graph",
+    "run_fed": "training.fed",
+    "run_dfl": "training.dfl",
+    "read_run": "runs.record",
+    "RunRecord": "runs.record",
+    "UserError": "errors",
     # The engine.
     "load_base": "model.base",
     "lora": "model.adapters.choice",

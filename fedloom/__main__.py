@@ -2,13 +2,13 @@
 
 import sys
 
-from fedloom.startup import restart_prepared
+from fedloom.process import restart_prepared
 
 
 def run() -> int:
     """`cli.main` in a process that has what must be there from its start."""
     restart_prepared()
-    from fedloom.cli import main  # not before: the process may begin again
+    from fedloom.commands.cli import main  # not before: the process may begin again
 
     return main()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny import save_tiny_bert, save_tiny_llama
 
-from fedloom.cli import main
+from fedloom.commands.cli import main
 
 
 def _flipped(content):

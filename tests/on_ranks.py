@@ -23,15 +23,15 @@ TCP_BYTES_RECEIVED = 128  # where Linux's struct tcp_info has them
 @contextlib.contextmanager
 def spoiled(client):
     """One client's loss is never finite."""
-    import fedloom.rounds
+    import fedloom.training.fed_rounds
 
-    run = fedloom.rounds.run_clients
+    run = fedloom.training.fed_rounds.run_clients
 
     def spoil(*arguments, **named):
         for update in run(*arguments, **named):
             yield dataclasses.replace(update, loss=math.nan) if update.client == client else update
 
-    with mock.patch.object(fedloom.rounds, "run_clients", spoil):
+    with mock.patch.object(fedloom.training.fed_rounds, "run_clients", spoil):
         yield
 
 
@@ -52,7 +52,7 @@ def received_so_far():
 
 
 def main(todo):
-    from fedloom.cli import main as fedloom
+    from fedloom.commands.cli import main as fedloom
     from fedloom.runtimes.distributed import Ranks
 
     exchange, received = Ranks.exchange, []

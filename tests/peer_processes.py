@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fedloom.peer", "peft", "hivemind.p2p", "tiny"])
+CONTEXT.set_forkserver_preload(["fedloom.training.peer", "peft", "hivemind.p2p", "tiny"])
 
 
 def _fedloom(words, log):
@@ -21,7 +21,7 @@ def _fedloom(words, log):
     os.dup2(descriptor, 2)
     import torch
 
-    from fedloom.cli import main
+    from fedloom.commands.cli import main
 
     torch.set_num_threads(1)
     sys.exit(main(words))

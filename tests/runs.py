@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedloom.config import FedConfig
-from fedloom.config_peers import DflConfig
-from fedloom.observe.run_folder import write_run_config
+from fedloom.options.fed import FedConfig
+from fedloom.options.graph import DflConfig
+from fedloom.runs.run_folder import write_run_config
 
 
 def rows_of(losses, **more: list) -> list[dict[str, Any]]:

@@ -20,14 +20,15 @@ from tiny import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from fedloom.checks import check_target_modules
-from fedloom.cli import main
-from fedloom.config import FedConfig, UserError
+from fedloom.commands.cli import main
+from fedloom.errors import UserError
 from fedloom.model.adapters import supported
 from fedloom.model.adapters.choice import default_targets, lora
 from fedloom.model.adapters.supported import check_adapter, check_config
 from fedloom.model.stacked import StackedModel
 from fedloom.model.structure import without_weights
+from fedloom.options.check_fed import check_target_modules
+from fedloom.options.fed import FedConfig
 
 DECODER = {
     "vocab_size": 100,

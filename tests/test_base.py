@@ -26,7 +26,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model import base, source
 from fedloom.model.base import load_base, resolve_device
 from fedloom.model.layers import decoder_layers, layer_of

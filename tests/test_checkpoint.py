@@ -9,8 +9,10 @@ import pytest
 import torch
 import yaml
 
-from fedloom.config import FedConfig, UserError
-from fedloom.observe.checkpoint import (
+from fedloom.errors import UserError
+from fedloom.options.fed import FedConfig
+from fedloom.options.parsing import parse
+from fedloom.runs.checkpoint import (
     drop_older_states,
     drop_unproven_states,
     intact_checkpoint,
@@ -18,9 +20,8 @@ from fedloom.observe.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from fedloom.observe.run_folder import Opened, check_same_run, opened, write_run_config
-from fedloom.parsing import parse
 from fedloom.runs.files import CannotWrite
+from fedloom.runs.run_folder import Opened, check_same_run, opened, write_run_config
 
 
 def write_adapter(path: Path) -> None:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
-from fedloom.cli import main
-from fedloom.config import UserError
+from fedloom.commands.cli import main
 from fedloom.data.tasks import TASKS
+from fedloom.errors import UserError
 from fedloom.model.class_order import class_order, name_classes
 
 SST2, MNLI, QNLI = (TASKS[name].label_names for name in ("sst2", "mnli", "qnli"))

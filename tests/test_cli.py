@@ -6,23 +6,24 @@ import types
 
 import pytest
 
-from fedloom.cli import COMMANDS, main
-from fedloom.config import FedConfig, UserError
-from fedloom.options import options
+from fedloom.commands.cli import COMMANDS, main
+from fedloom.errors import UserError
+from fedloom.options.declare import options
+from fedloom.options.fed import FedConfig
 
 
 @pytest.fixture
 def received(monkeypatch):
     """Put a stand-in in the engine's place; return the list of configs it was called with."""
     configs: list[FedConfig] = []
-    engine = types.ModuleType("fedloom.run")
+    engine = types.ModuleType("fedloom.training.fed")
 
     def run_fed(config):
         configs.append(config)
         return types.SimpleNamespace(checkpoint="runs/test/checkpoints/round-000001")
 
     engine.run_fed = run_fed
-    monkeypatch.setitem(sys.modules, "fedloom.run", engine)
+    monkeypatch.setitem(sys.modules, "fedloom.training.fed", engine)
     return configs
 
 
@@ -68,7 +69,7 @@ def test_a_users_mistake_inside_the_engine_ends_the_same_way(monkeypatch, capsys
     def fail(config):
         raise UserError("data_dir: no file train.*")
 
-    monkeypatch.setitem(sys.modules, "fedloom.run", types.SimpleNamespace(run_fed=fail))
+    monkeypatch.setitem(sys.modules, "fedloom.training.fed", types.SimpleNamespace(run_fed=fail))
     assert main(["fed", "--train_mode", "fed"]) == 2
     assert capsys.readouterr().err == "fedloom: error: data_dir: no file train.*\n"
 
@@ -79,7 +80,7 @@ def test_what_the_machine_refuses_is_told_and_what_is_a_bug_is_not(monkeypatch, 
     def fail(config):
         raise next(errors)
 
-    monkeypatch.setitem(sys.modules, "fedloom.run", types.SimpleNamespace(run_fed=fail))
+    monkeypatch.setitem(sys.modules, "fedloom.training.fed", types.SimpleNamespace(run_fed=fail))
     assert main(["fed", "--train_mode", "fed"]) == 2
     assert capsys.readouterr().err == (
         "fedloom: error: runs/a: No space left on device; free some space, or choose another place\n"
@@ -93,7 +94,7 @@ def test_a_token_on_the_command_line_is_warned_of_once_and_never_told(monkeypatc
     def fail(config):
         raise UserError(f"the hub says:\n{config.token} is not good")
 
-    monkeypatch.setitem(sys.modules, "fedloom.run", types.SimpleNamespace(run_fed=fail))
+    monkeypatch.setitem(sys.modules, "fedloom.training.fed", types.SimpleNamespace(run_fed=fail))
     assert main(["fed", "--train_mode", "fed", *flag]) == 2
     warned, failed = capsys.readouterr().err.splitlines()
     assert warned.startswith("fedloom: warning: other users of this machine can see --token")
@@ -105,7 +106,7 @@ def test_an_interrupt_ends_with_status_130(monkeypatch, capsys):
     def interrupt(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "fedloom.run", types.SimpleNamespace(run_fed=interrupt))
+    monkeypatch.setitem(sys.modules, "fedloom.training.fed", types.SimpleNamespace(run_fed=interrupt))
     assert main(["fed", "--train_mode", "fed"]) == 130
     assert capsys.readouterr().err == "fedloom: interrupted\n"
 
@@ -117,7 +118,7 @@ def test_demo_says_so_before_it_loads_anything_and_hands_over_plain_arguments(mo
         assert "Loading" in capsys.readouterr().out
         calls.append(given)
 
-    monkeypatch.setitem(sys.modules, "fedloom.demo", types.SimpleNamespace(run_demo=run_demo))
+    monkeypatch.setitem(sys.modules, "fedloom.commands.demo", types.SimpleNamespace(run_demo=run_demo))
     assert main(["demo", "--rounds", "2", "--out-dir", "there"]) == 0
     [call] = calls
     assert call["rounds"] == 2 and call["out_dir"] == "there" and call["exp_name"] == "demo"
@@ -158,5 +159,5 @@ def test_as_a_process_a_mistake_gives_no_traceback_and_loads_no_torch():
     assert "fedloom: error: fed_alg: FedAvgg" in done.stderr
     assert "Traceback" not in done.stderr
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "fedloom.parsing" in imported
+    assert "fedloom.options.parsing" in imported
     assert not imported & {"torch", "transformers", "peft", "datasets", "numpy"}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import save_tiny_bert, save_tiny_llama
 
-from fedloom.cli import main
+from fedloom.commands.cli import main
 from fedloom.data.encode import Tokens
-from fedloom.observe.clients import count_held, write_clients
+from fedloom.runs.clients import count_held, write_clients
 
 
 def sequences(*kinds):

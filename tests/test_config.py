@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from fedloom.checks import check
-from fedloom.cli import COMMANDS
-from fedloom.config import FedConfig, UserError
-from fedloom.options import options
-from fedloom.parsing import help_text, parse
+from fedloom.commands.cli import COMMANDS
+from fedloom.errors import UserError
+from fedloom.options.check_fed import check
+from fedloom.options.declare import options
+from fedloom.options.fed import FedConfig
+from fedloom.options.parsing import help_text, parse
 
 TOKEN = "hf_" + "aB3" * 11
 

@@ -7,15 +7,15 @@ from damage import DAMAGES, copied, files_of, make_runs
 from safetensors.torch import load_file, save_file
 
 from fedloom import FedConfig, UserError, run_fed
-from fedloom.cli import COMMANDS
-from fedloom.observe.checkpoint import load_state
-from fedloom.observe.metrics import MetricsLog
-from fedloom.observe.record import read_run
-from fedloom.observe.report.groups import group_runs
-from fedloom.observe.report.page import page
-from fedloom.observe.run_folder import opened
-from fedloom.observe.saved_adapters import find_adapters, options_of_run, read_config, read_row
-from fedloom.parsing import parse
+from fedloom.commands.cli import COMMANDS
+from fedloom.evaluation.saved_adapters import find_adapters, options_of_run, read_config, read_row
+from fedloom.options.parsing import parse
+from fedloom.report.groups import group_runs
+from fedloom.report.page import page
+from fedloom.runs.checkpoint import load_state
+from fedloom.runs.metrics import MetricsLog
+from fedloom.runs.record import read_run
+from fedloom.runs.run_folder import opened
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from tokenizers import Tokenizer, models, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fedloom.config import UserError
 from fedloom.data.arithmetic import generate
 from fedloom.data.encode import encode, encode_prompts
 from fedloom.data.example import Example
 from fedloom.data.templates import PromptFormat, prompt_format
+from fedloom.errors import UserError
 
 ADD = Example("What is 11 + 8?", "11 + 8 = 19", "19")
 

@@ -6,11 +6,11 @@ import datasets
 import pytest
 from test_data_tasks import ROWS
 
-from fedloom.cli import main
-from fedloom.config import UserError
+from fedloom.commands.cli import main
 from fedloom.data.fields import label_of, text
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import TASKS
+from fedloom.errors import UserError
 
 FIELDS = [
     (name, field) for name, task in TASKS.items() for bar in task.fields for field in bar.split("|")[:1]

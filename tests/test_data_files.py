@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fedloom.config import UserError
 from fedloom.data import rows
 from fedloom.data.files import read_file, read_local
+from fedloom.errors import UserError
 
 ROWS = [{"question": f'What is {n} + 1, "please"?', "answer": f"{n} + 1\n= {n + 1}"} for n in range(4)]
 

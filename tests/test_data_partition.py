@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.config import UserError
 from fedloom.data.partition import iid, partition
 from fedloom.data.skew import by_field, dirichlet, quantity, shards
+from fedloom.errors import UserError
 
 KINDS = ["iid", "dirichlet", "quantity", "shards", "by_field"]
 

@@ -3,9 +3,9 @@ import json
 import datasets
 import pytest
 
-from fedloom.config import UserError
 from fedloom.data.clients import load_clients, load_validation
 from fedloom.data.tasks import TASKS
+from fedloom.errors import UserError
 
 
 def reviews(count):

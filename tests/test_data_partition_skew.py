@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.config import UserError
 from fedloom.data import skew
 from fedloom.data.skew import by_field, dirichlet, quantity, shards
+from fedloom.errors import UserError
 
 LABELS = list("abcd" * 100)
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.config import UserError
 from fedloom.data import arithmetic
 from fedloom.data.example import Example
 from fedloom.data.sources import _complete, load_rows, load_splits
 from fedloom.data.tasks import TASKS
+from fedloom.errors import UserError
 
 
 def write(path, numbers, **changes):

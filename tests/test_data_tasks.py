@@ -7,11 +7,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fedloom.config import UserError
 from fedloom.data.answers import extract_number
 from fedloom.data.arithmetic import generate
 from fedloom.data.encode_classes import encode_classes
 from fedloom.data.tasks import TASKS, Example
+from fedloom.errors import UserError
 
 ROWS = {
     "gsm8k": {

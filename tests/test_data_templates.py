@@ -1,10 +1,10 @@
 import pytest
 from tiny import CHAT_TEMPLATE, tiny_llama, tiny_tokenizer
 
-from fedloom.config import UserError
 from fedloom.data.encode import encode_prompts
 from fedloom.data.templates import prompt_format
-from fedloom.observe.answering import ends_of_answer
+from fedloom.errors import UserError
+from fedloom.evaluation.answering import ends_of_answer
 
 INSTRUCTION = "Solve the math problem."
 QUESTION = "What is 2 + 3?"

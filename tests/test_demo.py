@@ -10,12 +10,12 @@ import torch
 import yaml
 from tiny import save_tiny_llama
 
-from fedloom.build import build
-from fedloom.config import FedConfig
-from fedloom.demo import FEWEST_PROBLEMS, FEWEST_ROUNDS, Size, Speed, choose_size, measure
+from fedloom.commands.demo import FEWEST_PROBLEMS, FEWEST_ROUNDS, Size, Speed, choose_size, measure
 from fedloom.model.source import locate
-from fedloom.rounds import play_round
-from fedloom.run import first_standing
+from fedloom.options.fed import FedConfig
+from fedloom.training.fed import first_standing
+from fedloom.training.fed_rounds import play_round
+from fedloom.training.setup_fed import build
 
 LAPTOP = Speed(round=2.2, answer=0.15, validation=0.06)
 SLOW = Speed(round=7.0, answer=0.6, validation=0.25)

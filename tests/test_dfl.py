@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny_bert, save_tiny_llama
 from transformers import AutoModelForSequenceClassification
 
-from fedloom.cli import main
+from fedloom.commands.cli import main
 
 GOOD, BAD = (
     ["a fine film", "warm and wise", "great fun", "truly good"],

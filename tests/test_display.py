@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.table import Table
 
-from fedloom.config import UserError
-from fedloom.display import LONGEST_MESSAGE, one_line, plain_console, shown, without_secrets
+from fedloom.errors import LONGEST_MESSAGE, UserError, one_line, plain_console, shown, without_secrets
 
 TOKEN = "hf_" + "aB3" * 11
 

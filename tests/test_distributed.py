@@ -19,11 +19,11 @@ from on_ranks import spoiled
 from safetensors.torch import load_file
 from tiny import save_tiny_bert, save_tiny_llama
 
-from fedloom.cli import main
-from fedloom.config import UserError
+from fedloom.commands.cli import main
+from fedloom.errors import UserError
 from fedloom.federation.topology import build_topology, mixing
+from fedloom.process import Place, place
 from fedloom.runtimes.dealing import blocks, deal
-from fedloom.torchrun import Place, place
 
 pytestmark = pytest.mark.deploy
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny_llama
 
-from fedloom.cli import COMMANDS, read_config
-from fedloom.reference import reference
+from fedloom.commands.cli import COMMANDS, read_config
+from fedloom.commands.reference import reference
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -33,7 +33,9 @@ COMMAND_LINES = [found for page in PAGES.values() for found in command_lines(pag
 
 
 def test_the_page_of_flags_is_the_programs():
-    assert PAGES["flags.md"] == reference(), "make it again: python -m fedloom.reference > docs/flags.md"
+    assert PAGES["flags.md"] == reference(), (
+        "make it again: python -m fedloom.commands.reference > docs/flags.md"
+    )
     assert {f"## fedloom {name}" for name in COMMANDS} <= set(PAGES["flags.md"].splitlines())
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny import save_tiny_bert, save_tiny_llama, tiny_tokenizer
 
-from fedloom.cli import main
+from fedloom.commands.cli import main
 
 
 def problems(count, offset):

@@ -9,10 +9,10 @@ from peft import LoraConfig, PeftModel, PromptEncoderConfig, PromptTuningConfig
 from tiny import tiny_bert, tiny_llama
 
 from fedloom.data.encode import Tokens
+from fedloom.evaluation.evaluate import predict_rows, validate
 from fedloom.model.bank import AdapterBank
 from fedloom.model.layout import shared_prefix
 from fedloom.model.stacked import StackedModel
-from fedloom.observe.evaluate import predict_rows, validate
 
 ADAPTERS = {
     "lora": lambda: LoraConfig(task_type="CAUSAL_LM", r=4),

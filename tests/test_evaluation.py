@@ -9,9 +9,9 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from tiny import save_tiny_bert, save_tiny_llama
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from fedloom.cli import main
+from fedloom.commands.cli import main
 from fedloom.data.answers import extract_number, same_number
-from fedloom.observe.scores import wilson_interval
+from fedloom.evaluation.scores import wilson_interval
 
 LONGEST = 12
 

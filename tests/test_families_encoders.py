@@ -6,7 +6,7 @@ from architectures import CAUSAL, ENCODERS
 from engine import make_stacked
 from families import DATA, FAMILIES, REFUSED, build, check_lora, first_step, lora, way_of, written_ways
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 

@@ -6,7 +6,7 @@ from engine import make_stacked
 from families import FAMILIES, SHORT, WITHOUT_PROMPTS, build, loss_alone, losses
 from peft import PromptTuningConfig, get_peft_model
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.adapters.prompts import PROMPT
 from fedloom.model.adapters.supported import saved_name
 

@@ -13,12 +13,12 @@ from tiny import (
     tiny_tokenizer,
 )
 
-from fedloom.cli import main
-from fedloom.config import UserError
+from fedloom.commands.cli import main
+from fedloom.errors import UserError
+from fedloom.evaluation.answering import Questions, within_room
 from fedloom.model.base import load_base
 from fedloom.model.fit import check_fit
 from fedloom.model.structure import positions_of, size
-from fedloom.observe.answering import Questions, within_room
 
 
 def fits(model, texts, virtual=0):

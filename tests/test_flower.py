@@ -19,10 +19,10 @@ from flower_loopback import NGINX, Loopback, wait_until
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
-import fedloom.rounds
-from fedloom.build import build
-from fedloom.cli import main
-from fedloom.config import FedConfig
+import fedloom.training.fed_rounds
+from fedloom.commands.cli import main
+from fedloom.options.fed import FedConfig
+from fedloom.training.setup_fed import build
 
 pytestmark = pytest.mark.deploy
 
@@ -116,7 +116,7 @@ def assert_same_adapters(ours, theirs, rounds=ROUNDS):
 
 def train_in_process(config, lost_from=math.inf):
     """`fedloom fed`, where from a round on a client's answer counts no longer."""
-    run = fedloom.rounds.run_clients
+    run = fedloom.training.fed_rounds.run_clients
 
     def lossy(model, trained, work, *more, **named):
         work = list(work)
@@ -125,7 +125,7 @@ def train_in_process(config, lost_from=math.inf):
             yield dataclasses.replace(update, loss=math.nan) if lost and update.client == KILLED else update
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fedloom.rounds, "run_clients", lossy)
+        patch.setattr(fedloom.training.fed_rounds, "run_clients", lossy)
         assert main(["fed", *flags(config)]) == 0
     return Path(config.out_dir) / config.exp_name
 

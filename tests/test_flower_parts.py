@@ -27,19 +27,19 @@ from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file, save
 from tiny import save_tiny_llama
 
-from fedloom.cli import main
-from fedloom.config import UserError
+from fedloom.commands.cli import main
+from fedloom.errors import UserError
 from fedloom.federation.algorithm import Algorithm
-from fedloom.flower.client import app as client_app
-from fedloom.flower.memory import Memory
-from fedloom.flower.place import client_number, own_data
-from fedloom.flower.run_config import from_run_config
-from fedloom.flower.server import serve
 from fedloom.runtimes.flower.courier import read_update
+from fedloom.runtimes.flower.memory import Memory
 from fedloom.runtimes.flower.messages import from_records, to_records
 from fedloom.runtimes.flower.parcel import Parcel
 from fedloom.runtimes.flower.resident import _address, ask_resident
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
+from fedloom.training.flower.client import app as client_app
+from fedloom.training.flower.place import client_number, own_data
+from fedloom.training.flower.run_config import from_run_config
+from fedloom.training.flower.server import serve
 
 HERE = Path(__file__).parent
 KEYS = [public_key_to_bytes(generate_key_pairs()[1]) for _ in range(5)]

@@ -16,7 +16,7 @@ from flower_loopback import BIN, ROOT, free_port, kill_tree
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
-from fedloom.cli import main
+from fedloom.commands.cli import main
 
 pytestmark = pytest.mark.deploy
 

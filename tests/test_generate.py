@@ -22,6 +22,10 @@ from transformers.pytorch_utils import Conv1D
 
 from fedloom.data.encode import encode_prompts
 from fedloom.data.templates import prompt_format
+from fedloom.evaluation.answering import ends_of_answer
+from fedloom.evaluation.decode_padded import PaddedRows
+from fedloom.evaluation.generate import generate
+from fedloom.evaluation.ways import Way, way_of
 from fedloom.model import memory
 from fedloom.model.adapters.choice import lora
 from fedloom.model.adapters.prompts import as_saved
@@ -29,10 +33,6 @@ from fedloom.model.bank import AdapterBank
 from fedloom.model.base import load_base
 from fedloom.model.source import locate
 from fedloom.model.stacked import StackedModel
-from fedloom.observe.answering import ends_of_answer
-from fedloom.observe.decode_padded import PaddedRows
-from fedloom.observe.generate import generate
-from fedloom.observe.ways import Way, way_of
 
 LONGEST = 14
 SHORT = 6  # enough to pass the tiny windows

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.federation.matrix import check_mixing
 from fedloom.federation.topology import build_topology, spectral_gap
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.federation.graphs import named_edges, peer_list
 from fedloom.federation.topology import build_topology
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.observe.heatmap import heatmap
+from fedloom.runs.heatmap import heatmap
 
 EDGE = (64, 196, 255)
 

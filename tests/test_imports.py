@@ -125,7 +125,7 @@ def test_the_command_line_and_the_observers_load_without_torch():
 WITHOUT_RUNTIMES = """
 import sys, pathlib
 sys.modules |= dict.fromkeys(["flwr", "ray", "hivemind"])  # whoever imports one of them gets an error
-from fedloom.cli import main
+from fedloom.commands.cli import main
 assert main("flower --model_name m --data_name arithmetic --train_mode fed --output_path app".split()) == 0
 assert main("identity peer.key".split()) == 2
 sys.path.insert(0, sys.argv[1])
@@ -136,7 +136,7 @@ fed = "fed --model_name llama --data_name arithmetic --train_mode fed --client_b
 dfl = "dfl --model_checkpoint llama --dataset_type arithmetic --num_clients 2 --name complete --local_steps 1"
 assert main(f"{fed} {common} --exp_name fed".split()) == 0
 assert main(f"{dfl} {common} --num_rounds 1 --batch_size 2 --exp_name dfl".split()) == 0
-print([name for name in sys.modules if name.startswith(("fedloom.runtimes.", "fedloom.flower"))])
+print([name for name in sys.modules if name.startswith(("fedloom.runtimes.", "fedloom.training.flower"))])
 """
 
 

@@ -11,7 +11,7 @@ from peer_processes import Federation, start
 from safetensors.torch import load_file
 from tiny import save_tiny_bert, save_tiny_llama
 
-from fedloom.cli import main
+from fedloom.commands.cli import main
 
 pytestmark = [
     pytest.mark.deploy,

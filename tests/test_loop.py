@@ -10,15 +10,15 @@ import pytest
 import torch
 from full_disk import files_up_to
 
-from fedloom import loop
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.federation.server import Diverged
-from fedloom.logfile import logging_to
-from fedloom.loop import Pace, Regime
-from fedloom.observe.checkpoint import intact_checkpoint, load_state, save_checkpoint
-from fedloom.observe.rows import read_rows
+from fedloom.runs.checkpoint import intact_checkpoint, load_state, save_checkpoint
 from fedloom.runs.files import CannotWrite
+from fedloom.runs.logfile import logging_to
+from fedloom.runs.rows import read_rows
 from fedloom.runtimes.signals import Terminated
+from fedloom.training import loop
+from fedloom.training.loop import Pace, Regime
 
 
 def regime(play=lambda now: now, loss=lambda now: 1.0, numbers=4):

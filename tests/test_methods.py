@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
-from fedloom.cli import main
 from fedloom.client.rules.scaffold import scaffold
+from fedloom.commands.cli import main
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import mean, weighted_mean
 from fedloom.federation.aggregators.median import median
@@ -25,10 +25,10 @@ from fedloom.federation.codecs.topk import topk
 from fedloom.federation.lora_aggregations.flexlora import flexlora
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.server_optimizers.yogi import yogi
-from fedloom.methods import METHODS, PARTS
 from fedloom.model.adapters.products import lora_pairs, truncated_sum
 from fedloom.model.bank import AdapterBank
-from fedloom.parts import choices
+from fedloom.options.methods import METHODS, PARTS
+from fedloom.options.parts import choices
 
 SERVER = [row.name for row in METHODS if row.server is not None]
 SMALL = "--data_name qa --client_num 4 --client_num_per_step 2 --client_batch_per_step 2 --grad_accum_steps 1"

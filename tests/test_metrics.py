@@ -10,9 +10,9 @@ import sys
 import pytest
 from rich.console import Console
 
-from fedloom.loop import Pace
-from fedloom.observe.metrics import MetricsLog, read_rows, summary, write_summary
-from fedloom.observe.progress import Progress
+from fedloom.runs.metrics import MetricsLog, read_rows, summary, write_summary
+from fedloom.runs.progress import Progress
+from fedloom.training.loop import Pace
 
 
 def row(round_: int, **values) -> dict:
@@ -81,7 +81,7 @@ def test_without_a_checkpoint_the_log_starts_empty(tmp_path):
 def test_rows_survive_a_kill(tmp_path):
     code = (
         "import os, signal, sys, pathlib\n"
-        "from fedloom.observe.metrics import MetricsLog\n"
+        "from fedloom.runs.metrics import MetricsLog\n"
         "log = MetricsLog(pathlib.Path(sys.argv[1]), 'none')\n"
         "log.write({'round': 1})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -165,7 +165,7 @@ def test_time_left_counts_rounds_like_the_latest_and_the_validations_to_come(mon
     """Validation before training took 40 s and the first round 9 s; the others take 3 s."""
     console = Console(file=io.StringIO(), force_terminal=False, width=120)
     clock = [0.0]
-    monkeypatch.setattr("fedloom.observe.progress.time.monotonic", lambda: clock[-1])
+    monkeypatch.setattr("fedloom.runs.progress.time.monotonic", lambda: clock[-1])
     pace = Pace(rounds=20, validate_every=3, answer_every=0, save_every=3, report_to="none")
     with Progress(20, console=console, validations_after=pace.validations_after) as progress:
         for seconds, values in [

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import CHAT_TEMPLATE, save_tiny_llama, tiny_llama, tiny_tokenizer
 
-from fedloom.cli import main
-from fedloom.config import UserError
+from fedloom.commands.cli import main
+from fedloom.errors import UserError
 from fedloom.model.base import load_base
 from fedloom.model.files import check_model_name
 from fedloom.model.template import check_template

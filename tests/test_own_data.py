@@ -7,7 +7,7 @@ import pytest
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom import read_run
-from fedloom.cli import main
+from fedloom.commands.cli import main
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import TASKS
 

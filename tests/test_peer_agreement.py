@@ -9,8 +9,8 @@ import pytest
 import torch
 from peer_network import Network, flaky
 
-from fedloom.audit import run_audit
-from fedloom.config import UserError
+from fedloom.commands.audit import run_audit
+from fedloom.errors import UserError
 from fedloom.federation.matrix import RoundMixing, metropolis
 from fedloom.federation.peers import mix
 from fedloom.model.bank import AdapterBank

@@ -7,8 +7,8 @@ import torch
 from full_disk import files_up_to
 from peer_network import Network, row_of
 
-from fedloom.audit import run_audit
-from fedloom.config import UserError
+from fedloom.commands.audit import run_audit
+from fedloom.errors import UserError
 from fedloom.runs.files import CannotWrite, replace_tensors
 from fedloom.runtimes.libp2p.journal import JOURNAL_FILE, Journal
 from fedloom.runtimes.libp2p.shelf import Shelf

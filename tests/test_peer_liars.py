@@ -11,17 +11,17 @@ import torch
 from peer_network import VOICES, Link, Network, row_of
 from tiny import save_tiny_llama
 
-from fedloom.audit import run_audit
-from fedloom.build_peers import build_one
-from fedloom.config import UserError
-from fedloom.config_libp2p import PeerConfig
+from fedloom.commands.audit import run_audit
+from fedloom.errors import UserError
 from fedloom.federation.neighbours import bounded_weight
-from fedloom.observe.run_folder import write_run_config
-from fedloom.peer import _expected, drive
+from fedloom.options.peer import PeerConfig
+from fedloom.runs.run_folder import write_run_config
 from fedloom.runtimes.libp2p.lag import Lag
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 from fedloom.runtimes.libp2p.statements import Voice
 from fedloom.runtimes.libp2p.wire import LOST, Wire
+from fedloom.training.peer import _expected, drive
+from fedloom.training.setup_graph import build_one
 
 PAIR = {1: [2], 2: [1]}
 RING = {1: [2, 4], 2: [1, 3], 3: [2, 4], 4: [3, 1]}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from peer_network import VOICES, header_of, row_of
 from safetensors.torch import save
 
-from fedloom.cli import main
-from fedloom.config import UserError
+from fedloom.commands.cli import main
+from fedloom.errors import UserError
 from fedloom.runtimes.libp2p.messages import MAGIC, PREFIX, Expected, Message, decode, encode
 from fedloom.runtimes.libp2p.neighbors import read_neighbors
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema

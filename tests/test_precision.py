@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import tiny_bloom, tiny_distilbert, tiny_gpt2, tiny_llama
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model import precision
 from fedloom.model.precision import bf16_speedup, choose_dtype, has_native_bf16
 

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from tiny import CHAT_TEMPLATE, save_tiny_llama
 
-from fedloom.build_peers import build_one
-from fedloom.cli import main
-from fedloom.config_libp2p import PeerConfig
-from fedloom.peer import _expected
+from fedloom.commands.cli import main
+from fedloom.options.peer import PeerConfig
+from fedloom.training.peer import _expected
+from fedloom.training.setup_graph import build_one
 
 CLOCK = "It is {{ strftime_now('%d %b %Y') }}.\n" + CHAT_TEMPLATE
 

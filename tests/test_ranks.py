@@ -11,13 +11,13 @@ from tiny import tiny_bloom, tiny_gpt2, tiny_llama
 
 from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import adam, sgd
-from fedloom.config import UserError
+from fedloom.errors import UserError
+from fedloom.evaluation.evaluate import validate_rows
+from fedloom.evaluation.generate import generate
 from fedloom.model.adapters.ranks import padded, rank_factor, truncated, within_ranks
 from fedloom.model.adapters.supported import saved_name
 from fedloom.model.bank import AdapterBank, bytes_of
 from fedloom.model.packing import build_pack
-from fedloom.observe.evaluate import validate_rows
-from fedloom.observe.generate import generate
 
 RANKS, LARGEST = (2, 1, 4), 4
 DATA = clients_data((4, 2, 3))  # clients of unequal numbers of steps, whose batches are of unequal sizes

@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from runs import leave_predictions, leave_run, rows_of
 
-from fedloom.cli import main
-from fedloom.observe.record import read_run, read_runs
-from fedloom.observe.report.curves import MOST_POINTS, band, cumulative, quantile
-from fedloom.observe.report.figure import COLOURS, compact, look
-from fedloom.observe.report.groups import group_runs
-from fedloom.observe.report.holdings import holdings
-from fedloom.observe.report.layers import MOST_COLUMNS, layer_figures
-from fedloom.observe.report.learning import consensus_figure, learning_figures
-from fedloom.observe.report.page import page
-from fedloom.observe.report.peers import accuracies, graph
-from fedloom.observe.report.results import duration, results
-from fedloom.observe.report.tables import differing
-from fedloom.report import plotly_script
+from fedloom.commands.cli import main
+from fedloom.commands.report import plotly_script
+from fedloom.report.curves import MOST_POINTS, band, cumulative, quantile
+from fedloom.report.figure import COLOURS, compact, look
+from fedloom.report.groups import group_runs
+from fedloom.report.holdings import holdings
+from fedloom.report.layers import MOST_COLUMNS, layer_figures
+from fedloom.report.learning import consensus_figure, learning_figures
+from fedloom.report.page import page
+from fedloom.report.peers import accuracies, graph
+from fedloom.report.results import duration, results
+from fedloom.report.tables import differing
+from fedloom.runs.record import read_run, read_runs
 
 
 def grouped(*folders):
@@ -366,7 +366,7 @@ def _contrast(one: str, other: str) -> float:
 
 
 def test_colours_stand_out_from_the_page_in_light_and_dark():
-    css = files("fedloom.observe.report").joinpath("page.css").read_text()
+    css = files("fedloom.report").joinpath("page.css").read_text()
     themes = [dict(re.findall(r"--(\w+): (#\w{6});", part)) for part in css.split("@media screen")[:2]]
     assert [len(theme) for theme in themes] == [17, 17]
     for theme in themes:

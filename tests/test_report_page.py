@@ -10,7 +10,7 @@ from browser import browser, colour_scheme, resize, screenshot, why_no_browser
 from runs import leave_predictions
 from tiny import save_tiny_bert, save_tiny_llama
 
-from fedloom.cli import main
+from fedloom.commands.cli import main
 
 pytest.importorskip("plotly")
 pytest.importorskip("selenium")

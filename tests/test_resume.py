@@ -7,7 +7,7 @@ import pytest
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom import DflConfig, FedConfig, run_dfl, run_fed
-from fedloom.cli import main
+from fedloom.commands.cli import main
 
 ROWS = 24
 

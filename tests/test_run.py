@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from fedloom.cli import main
+from fedloom.commands.cli import main
 from fedloom.model.bank import usable
 
 PROBLEMS = 60

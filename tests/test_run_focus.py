@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
-from fedloom.build import build
-from fedloom.cli import main
-from fedloom.config import FedConfig
-from fedloom.parsing import parse
-from fedloom.run import drive
+from fedloom.commands.cli import main
+from fedloom.options.fed import FedConfig
+from fedloom.options.parsing import parse
+from fedloom.training.fed import drive
+from fedloom.training.setup_fed import build
 
 LAYERS = 4
 

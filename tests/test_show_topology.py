@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from fedloom.config import UserError
+from fedloom.commands.topology import draw, run_topology
+from fedloom.errors import UserError
 from fedloom.federation.topology import build_topology
-from fedloom.show_topology import draw, run_topology
 
 
 def shown(capsys, name, peers, adapter_bytes=None, output=None, seed=0):

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from tiny import save_tiny_llama
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model import source
 from fedloom.model.base import check_model_name, load_base
 

@@ -3,10 +3,10 @@ import json
 import datasets
 import pytest
 
-from fedloom.config import UserError
+from fedloom.commands.split import run_split
 from fedloom.data.clients import load_clients, load_validation
 from fedloom.data.tasks import TASKS
-from fedloom.split import run_split
+from fedloom.errors import UserError
 
 DEFAULTS = {
     "data_name": "sst2",

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc
 
 SAY = """
 import os, sys
-from fedloom.startup import restart_prepared
+from fedloom.process import restart_prepared
 print("began", flush=True)
 restart_prepared()
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])

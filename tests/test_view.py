@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fedloom import view
-from fedloom.config import UserError
+from fedloom.commands import view
+from fedloom.commands.split import run_split
+from fedloom.commands.view import count_clients, counts_table, draw, label_counts, run_view
 from fedloom.data.tasks import TASKS
-from fedloom.split import run_split
-from fedloom.view import count_clients, counts_table, draw, label_counts, run_view
+from fedloom.errors import UserError
 
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -18,7 +18,7 @@ from transformers import (
     ModernBertConfig,
 )
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.adapters import choice
 from fedloom.model.base import load_base
 from fedloom.model.stacked import StackedModel

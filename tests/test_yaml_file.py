@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from fedloom.config import UserError
-from fedloom.yaml_file import LARGEST_FILE, read_yaml
+from fedloom.errors import UserError
+from fedloom.options.yaml_file import LARGEST_FILE, read_yaml
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
 

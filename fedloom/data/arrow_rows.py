@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedloom.config import UserError
 from fedloom.data.rows import check_file, check_unpacked, reason
-from fedloom.display import shown
+from fedloom.errors import UserError, shown
 
 ROWS_AT_ONCE = 1024
 _ROWS_TO_MEASURE = 1 << 16

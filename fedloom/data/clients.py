@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fedloom.config import UserError
 from fedloom.data.example import Example
 from fedloom.data.files import read_part
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import Task
+from fedloom.errors import UserError
 
 PLACEHOLDERS = ("{i}", "{}")
 """What stands for a client's number; clients count from 1."""

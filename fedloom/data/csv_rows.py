@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fedloom.config import UserError
 from fedloom.data.rows import LONGEST_ROW
 from fedloom.data.text_files import read_lines
-from fedloom.display import shown
+from fedloom.errors import UserError, shown
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Cells = Iterable[tuple[int, list[str]]]

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedloom.config import UserError
 from fedloom.data.encode import Tokens
 from fedloom.data.example import Example
+from fedloom.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

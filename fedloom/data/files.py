@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedloom.config import UserError
 from fedloom.data.arrow_rows import ROWS_AT_ONCE, read_parquet, rows_of_tables
 from fedloom.data.csv_rows import read_csv, read_tsv
 from fedloom.data.json_rows import read_json, read_json_lines
 from fedloom.data.rows import Located, locate, reason
-from fedloom.display import shown
+from fedloom.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 

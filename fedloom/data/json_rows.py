@@ -8,10 +8,9 @@ from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
-from fedloom.config import UserError
 from fedloom.data.rows import Flaw
 from fedloom.data.text_files import read_lines, read_text
-from fedloom.display import shown
+from fedloom.errors import UserError, shown
 
 MOST_DIGITS = 400
 """Digits of a whole number; the largest float has 309."""

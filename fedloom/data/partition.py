@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from fedloom.config import UserError
 from fedloom.data.randomness import numpy_rng
 from fedloom.data.skew import Shares, by_field, dirichlet, quantity, shards
+from fedloom.errors import UserError
 
 Kind = Literal["iid", "dirichlet", "quantity", "shards", "by_field"]
 

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from fedloom.config import UserError
-from fedloom.display import shown
+from fedloom.errors import UserError, shown
 
 DEEPEST = 50
 """Lists and objects inside each other, in a field."""

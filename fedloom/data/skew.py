@@ -13,8 +13,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from fedloom.config import UserError
 from fedloom.data.randomness import numpy_rng
+from fedloom.errors import UserError
 
 Shares = list[Int64[np.ndarray, " _share"]]
 

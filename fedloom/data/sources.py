@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedloom.config import UserError
 from fedloom.data.example import Example, Splits
 from fedloom.data.fields import is_missing
 from fedloom.data.files import read_local, rows_of
@@ -21,7 +20,7 @@ from fedloom.data.glue import has_no_labels
 from fedloom.data.randomness import numpy_rng
 from fedloom.data.rows import Located
 from fedloom.data.tasks import Task
-from fedloom.display import shown, without_secrets
+from fedloom.errors import UserError, shown, without_secrets
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from fedloom.config import PROMPT_DATE, FormatName, UserError
+from fedloom.errors import UserError
+from fedloom.options.fed import PROMPT_DATE, FormatName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

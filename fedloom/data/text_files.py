@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from fedloom.config import UserError
 from fedloom.data.rows import LONGEST_ROW, check_file, check_unpacked, reason
+from fedloom.errors import UserError
 
 _PIECE = 1 << 20
 

@@ -34,9 +34,9 @@ from fedloom.federation.codecs import Codec, feedback
 from fedloom.federation.codecs.none import none as as_it_is
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.sharing import Sharing
-from fedloom.methods import PARTS
 from fedloom.model.bank import Row, bytes_of
-from fedloom.parts import make
+from fedloom.options.methods import PARTS
+from fedloom.options.parts import make
 
 SENT, RESIDUAL, PERSONAL, RULE = "sent by the rule: ", "residual: ", "personal: ", "rule: "
 """What stands before the names of a payload's and a memory's tensors, to tell them apart."""

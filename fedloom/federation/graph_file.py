@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from fedloom.config import UserError
 from fedloom.data.text_files import read_text
-from fedloom.display import shown
+from fedloom.errors import UserError, shown
 from fedloom.federation.graphs import Edges, sorted_edges
 
 TOLERANCE = 1e-6

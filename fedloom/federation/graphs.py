@@ -14,9 +14,9 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Int64
 
-from fedloom.config import UserError
 from fedloom.data.randomness import derive_seed
-from fedloom.options import did_you_mean
+from fedloom.errors import UserError
+from fedloom.options.declare import did_you_mean
 
 Edges = Int64[np.ndarray, "edges 2"]
 """Links, each once, the lower peer first, in ascending order."""

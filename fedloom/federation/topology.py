@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedloom.config import UserError
 from fedloom.data.randomness import numpy_rng
+from fedloom.errors import UserError
 from fedloom.federation.graph_file import read_graph
 from fedloom.federation.graphs import (
     Edges,

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fedloom.config import UserError
 from fedloom.data.fields import class_key, class_of
+from fedloom.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import huggingface_hub
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.source import WEIGHT_FILES, Source, explain_hub, locate, shards_of, unreachable
 
 _LFS_POINTER = b"version https://git-lfs"

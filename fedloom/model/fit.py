@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.structure import ends_with_its_positions, positions_of, rows_of
 
 log = logging.getLogger(__name__)

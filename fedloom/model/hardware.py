@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 
 def quantised(

@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 # What no structure shows.
 _REASONS = {

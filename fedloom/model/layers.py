@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

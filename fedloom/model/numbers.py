@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 
 def check_stored_as_floats(config: PretrainedConfig, dtypes: Mapping[str, torch.dtype], name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.structure import size
 
 logger = logging.getLogger(__name__)

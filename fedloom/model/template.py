@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 CPU_SECONDS = 3
 """For a short talk; an ordinary template takes a thousandth of one."""

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.layout import Head, Layout
 from fedloom.model.memory import free_bytes
 from fedloom.model.trial_clients import Clients

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.layers import decoder_layers, layer_of
 from fedloom.model.structure import setting
 

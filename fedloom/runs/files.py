@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

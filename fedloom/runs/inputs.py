@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.filesize import decimal
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 WHOLE_BYTES = 64 << 20
 """Up to which a file is read whole; of a larger one a sample."""

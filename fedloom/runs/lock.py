@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.runs.files import TEMPORARY, remove, write_atomically, writing
 
 LOCK_FILE = ".lock"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.config import UserError
-from fedloom.yaml_file import NotYaml, read_yaml
+from fedloom.errors import UserError
+from fedloom.options.yaml_file import NotYaml, read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.bank import Row
-from fedloom.torchrun import Place, RankLost
+from fedloom.process import Place, RankLost
 
 T = TypeVar("T")
 

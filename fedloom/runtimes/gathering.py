@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.federation.aggregate import Collected
 from fedloom.federation.algorithm import Update
 from fedloom.federation.matrix import RoundMixing

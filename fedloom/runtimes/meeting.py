@@ -13,9 +13,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
+from fedloom.process import Place, RankLost
 from fedloom.runtimes.distributed import Ranks, others_in_reach
-from fedloom.torchrun import Place, RankLost
 
 LONGEST_WAIT = timedelta(minutes=30)
 """For a rank that is still there and says nothing; one that has died is noticed at once."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 LONGEST_SECONDS = 5
 """That one input may take, on a busy machine too."""

@@ -12,11 +12,11 @@ import pyarrow.parquet
 from hypothesis import strategies as st
 from inputs import NASTY_TEXT, NUMBERS, VALUES, damaged, fuzzed
 
-from fedloom.config import UserError
+from fedloom.commands.split import _dataset
 from fedloom.data.files import EXTENSIONS, read_file, read_local
 from fedloom.data.sources import load_splits, read_examples
 from fedloom.data.tasks import TASKS
-from fedloom.split import _dataset
+from fedloom.errors import UserError
 
 FIELDS = sorted({name for task in TASKS.values() for field in task.fields for name in field.split("|")})
 ROWS = st.lists(

@@ -3,9 +3,9 @@
 from hypothesis import strategies as st
 from inputs import NASTY_TEXT, NUMBERS, fuzzed
 
-from fedloom.cli import COMMANDS, read_config
+from fedloom.commands.cli import COMMANDS, read_config
 from fedloom.federation.topology import build_topology
-from fedloom.options import options
+from fedloom.options.declare import options
 
 NAMES = sorted({option.name for command in COMMANDS.values() for option in options(command.config_class)})
 CHOICES = sorted(

@@ -16,8 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import strategies as st
 from inputs import NASTY_TEXT, VALUES, damaged, fuzzed
 
-from fedloom.config import UserError
-from fedloom.display import is_plain
+from fedloom.errors import UserError, is_plain
 from fedloom.federation.algorithm import Algorithm
 from fedloom.runtimes.flower.courier import Courier, Delivery, read_update
 from fedloom.runtimes.flower.fleet import Fleet

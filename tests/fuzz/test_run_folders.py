@@ -7,8 +7,8 @@ import pytest
 from hypothesis import strategies as st
 from inputs import damaged, fuzzed
 
-from fedloom.cli import main
-from fedloom.config import UserError
+from fedloom.commands.cli import main
+from fedloom.errors import UserError
 
 sys.path.append(str(Path(__file__).parent.parent))
 

@@ -6,14 +6,14 @@ import yaml
 from hypothesis import strategies as st
 from inputs import NASTY_TEXT, VALUES, damaged, fuzzed
 
-from fedloom.cli import COMMANDS
-from fedloom.config import FedConfig
+from fedloom.commands.cli import COMMANDS
+from fedloom.evaluation.saved_adapters import options_of_run
 from fedloom.federation.topology import build_topology
-from fedloom.observe.saved_adapters import options_of_run
-from fedloom.options import options
-from fedloom.parsing import read_options
+from fedloom.options.declare import options
+from fedloom.options.fed import FedConfig
+from fedloom.options.parsing import read_options
+from fedloom.options.yaml_file import read_yaml
 from fedloom.runtimes.libp2p.neighbors import read_neighbors
-from fedloom.yaml_file import read_yaml
 
 NAMES = sorted({option.name for command in COMMANDS.values() for option in options(command.config_class)})
 OPTIONS = st.dictionaries(st.sampled_from(NAMES) | NASTY_TEXT, VALUES, max_size=5)

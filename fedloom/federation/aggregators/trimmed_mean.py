@@ -7,7 +7,7 @@ m⌋ senders, whatever they send, cannot carry it out of the range of the others
 
 from __future__ import annotations
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.federation.aggregators import Aggregator, Changes
 from fedloom.model.bank import Row
 

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.federation.codecs import Codec
 from fedloom.model.bank import Row
 

@@ -11,7 +11,7 @@ no direction is lost where the sum has a smaller rank.
 
 from __future__ import annotations
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.federation.aggregators import Aggregator, Changes
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.model.adapters.products import truncated_sum

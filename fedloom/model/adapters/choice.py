@@ -13,7 +13,7 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.adapters.supported import check_adapter, is_linear, linear_names
 from fedloom.model.layers import decoder_layers
 from fedloom.model.structure import setting

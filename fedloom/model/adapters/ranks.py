@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from peft import PeftConfig, PeftType
 from torch import Tensor
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.bank import Row
 
 _RANK_AXIS = {".lora_A.weight": -2, ".lora_B.weight": -1}

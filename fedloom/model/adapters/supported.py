@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.model.adapters.prompts import PROMPT
 from fedloom.model.bank import Row
 

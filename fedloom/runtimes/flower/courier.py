@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.federation.algorithm import (
     RULE,
     Algorithm,

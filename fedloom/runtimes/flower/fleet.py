@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message, MessageType
 from flwr.common.constant import ErrorCode
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.runtimes.flower.keys import Keys
 from fedloom.runtimes.flower.messages import from_records, to_records, told
 from fedloom.runtimes.flower.parcel import Parcel

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 KEYS_FILE = "client_keys.json"
 """In a run's folder: the fingerprint of each client's key, by its number from 1."""

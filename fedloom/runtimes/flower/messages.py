@@ -7,7 +7,7 @@ import json
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import InflatableObject
 
-from fedloom.display import shown
+from fedloom.errors import shown
 from fedloom.runtimes.flower.parcel import Parcel
 
 _FACTS, _TENSORS = "fedloom", "fedloom-tensors"

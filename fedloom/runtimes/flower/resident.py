@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from fedloom.startup import prepared_environment
+from fedloom.process import prepared_environment
 
 IDLE_SECONDS = 600
 _SECONDS_TO_START = 60

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 SIGNED_FOLDER = "signed"
 

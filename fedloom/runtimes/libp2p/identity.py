@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 
 
 def make_identity(path: Path) -> str:

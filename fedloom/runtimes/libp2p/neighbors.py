@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedloom.checks_libp2p import check_address
-from fedloom.config import UserError
-from fedloom.options import did_you_mean
-from fedloom.yaml_file import read_yaml
+from fedloom.errors import UserError
+from fedloom.options.check_peer import check_address
+from fedloom.options.declare import did_you_mean
+from fedloom.options.yaml_file import read_yaml
 
 _FIELDS = ("client", "id", "addresses")
 _ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{46,60}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.federation.neighbours import bounded_weight, difference
 from fedloom.model.bank import Row
 from fedloom.runs.reading import Damaged

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from fedloom.config import UserError
+from fedloom.errors import UserError
 from fedloom.runtimes.libp2p.messages import read_frame
 from fedloom.runtimes.libp2p.neighbors import Neighbor
 

@@ -1,0 +1,164 @@
+"""What `fedloom eval` is to judge, and by what: from the options, the adapters' files and their runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedloom.data.tasks import TASKS, Task
+from fedloom.errors import UserError
+from fedloom.evaluation.saved_adapters import SavedAdapter, find_adapters, options_of_run, read_config
+from fedloom.model.base import configuration, is_encoder
+from fedloom.model.class_order import class_order
+from fedloom.model.files import check_model_name
+from fedloom.model.source import ALIASES, locate
+from fedloom.options.check_fed import check_prompts
+from fedloom.options.evaluation import EvalConfig
+from fedloom.options.fed import PROMPT_DATE, FormatName
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SEED = 3407
+DEFAULT_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to judge.
+
+    Attributes:
+        adapters: The adapters with their configurations; none: the model without an adapter.
+        model_name: The base.
+        task: The data set.
+        classes: The task's classes in the order of the model's head, where it predicts classes; none where it
+            writes answers.
+        data_dir: Local data.
+        seed: Decides what is held out, where something must be.
+        prompt_format, prompt_date: How questions are put to the model; see `fedloom.data.templates`.
+        max_length: To which a text to classify is cut, in tokens.
+        output: Folder for the results.
+        taken: What was taken from a run, for people; "" where nothing was.
+    """
+
+    adapters: list[tuple[SavedAdapter, PeftConfig]]
+    model_name: str
+    task: Task
+    classes: tuple[str, ...]
+    data_dir: str | None
+    seed: int
+    prompt_format: FormatName
+    prompt_date: str
+    max_length: int
+    output: Path
+    taken: str
+
+    @property
+    def classify(self) -> bool:
+        """Whether the model predicts classes; else it writes answers."""
+        return bool(self.classes)
+
+
+def make_plan(config: EvalConfig) -> Plan:
+    """Find out what is to be judged.
+
+    Raises:
+        UserError: No such adapter, no model or task to be known, or they do not go together.
+    """
+    found = find_adapters(config.adapter_paths, all_checkpoints=config.all_checkpoints)
+    adapters = [(adapter, read_config(adapter.folder)) for adapter in found]
+    runs = {adapter.run: options_of_run(adapter.run) for adapter in found if adapter.run is not None}
+    taken: dict[str, Any] = {}
+
+    def choose(name: str, given: Any, among: Sequence[dict[str, Any]]) -> Any:
+        values = {run[name] for run in among if run[name] is not None}
+        if given is not None or not values:
+            return given
+        if len(values) > 1:
+            raise UserError(
+                f"{name}: the adapters' runs have {' and '.join(map(str, sorted(values)))}; give --{name}"
+            )
+        (taken[name],) = values
+        return taken[name]
+
+    of_runs = list(runs.values())
+    task = TASKS[_known("data_name", choose("data_name", config.task, of_runs))]
+    same_task = [run for run in of_runs if run["data_name"] == task.name]
+    model_name = _known("model_name", choose("model_name", config.model, of_runs) or _base_of(adapters))
+    data_dir = choose("data_dir", config.data_dir, same_task)
+    seed = choose("seed", config.seed, of_runs)
+    prompt_format: Any = choose("prompt_format", config.prompt_format, of_runs) or "auto"
+    prompt_date = str(choose("prompt_date", config.prompt_date, of_runs) or PROMPT_DATE)
+    check_prompts(prompt_format, prompt_date)
+    check_model_name(model_name, config.token)
+    classify = task.num_labels > 0 and (
+        task.embedded is None
+        or is_encoder(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
+    )
+    classes: tuple[str, ...] = ()
+    if classify:
+        own = configuration(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
+        classes = class_order(own, task.label_names, model_name)
+    _check_adapters(adapters, task, classify, locate(model_name).name)
+    (run, *others) = runs or [None]
+    return Plan(
+        adapters=adapters,
+        model_name=model_name,
+        task=task,
+        classes=classes,
+        data_dir=data_dir,
+        seed=DEFAULT_SEED if seed is None else seed,
+        prompt_format=prompt_format,
+        prompt_date=prompt_date,
+        max_length=max((run["max_length"] or 0 for run in same_task), default=0) or DEFAULT_MAX_LENGTH,
+        output=_output(config, None if others else run),
+        taken=", ".join(f"{name} {value}" for name, value in taken.items()),
+    )
+
+
+def _known(name: str, value: str | None) -> str:
+    if value is None:
+        raise UserError(f"{name}: no adapter given is of a run that says which; give --{name}")
+    return value
+
+
+def _output(config: EvalConfig, run: Path | None) -> Path:
+    if config.output_path is not None:
+        return Path(config.output_path)
+    return Path("eval") if run is None else run / "eval"
+
+
+def _base_of(adapters: Sequence[tuple[SavedAdapter, PeftConfig]]) -> str | None:
+    """The base that the adapters' own configurations name; by its alias where it has one."""
+    names = {config.base_model_name_or_path for _, config in adapters} - {None, ""}
+    if len(names) > 1:
+        raise UserError(
+            f"adapter: these are of different models ({', '.join(sorted(names))}); give --model_name"
+        )
+    aliases = {alias.hub: name for name, alias in ALIASES.items()}
+    return next((aliases.get(name, name) for name in names), None)
+
+
+def _check_adapters(
+    adapters: Sequence[tuple[SavedAdapter, PeftConfig]], task: Task, classify: bool, base: str
+) -> None:
+    """Adapters do what the task needs; one of another base is warned of: names may differ for one model."""
+    needed, does = ("SEQ_CLS", "classified") if classify else ("CAUSAL_LM", "answered in words")
+    for adapter, config in adapters:
+        if config.task_type is not None and config.task_type != needed:
+            raise UserError(
+                f"adapter: {adapter.folder} is for {config.task_type} models, but {task.name} is {does} "
+                f"here, which needs {needed}; choose another task or adapter"
+            )
+        if config.base_model_name_or_path not in (None, "", base):
+            log.warning(
+                "%s was trained on %s, and is judged on %s",
+                adapter.name,
+                config.base_model_name_or_path,
+                base,
+            )

@@ -1,0 +1,260 @@
+"""Adapters on the disk: which folders a user means, what their run was, and what lies in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedloom.errors import UserError
+from fedloom.options.declare import did_you_mean, options
+from fedloom.options.evaluation import EvalConfig
+from fedloom.options.fed import FedConfig
+from fedloom.options.parsing import RUN_CONFIG
+from fedloom.options.yaml_file import read_yaml
+from fedloom.runs.checkpoint import checkpoints_of
+from fedloom.runs.checksums import verify
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import Tensor, nn
+
+    from fedloom.model.bank import Row
+
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
+KINDS = ("LORA", "P_TUNING", "PROMPT_TUNING")
+"""Kinds of adapters that run stacked, as PEFT names them."""
+
+_OF_RUNS = ("data_dir", "seed", "max_length", "prompt_format", "prompt_date")
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """A PEFT adapter folder.
+
+    Attributes:
+        name: For people: run, round and peer where it is of a run, else the path as given.
+        folder: Holds adapter_config.json and adapter_model.safetensors.
+        run: The run's folder; None where it is of no run.
+    """
+
+    name: str
+    folder: Path
+    run: Path | None
+
+
+def find_adapters(paths: Sequence[str], *, all_checkpoints: bool = False) -> list[SavedAdapter]:
+    """The adapters that paths mean: an adapter's folder, a checkpoint of peers, or a run's folder.
+
+    Args:
+        paths: As the user gave them.
+        all_checkpoints: Of a run's folder every checkpoint, not the newest alone.
+
+    Raises:
+        UserError: There is no adapter.
+    """
+    found = []
+    for given in paths:
+        path = Path(given).expanduser()
+        if not path.is_dir():
+            beside = (entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else ()
+            raise UserError(f"adapter: there is no folder {given}{did_you_mean(path.name, beside)}")
+        if all_checkpoints and not (path / "checkpoints").is_dir():
+            raise UserError(f"all_checkpoints: {given} is not a run's folder (it has no folder checkpoints)")
+        run = _run_of(path.resolve())
+        found += [SavedAdapter(_name(given, path, f, run), f, run) for f in _folders(path, all_checkpoints)]
+    names = [adapter.name for adapter in found]
+    if len(set(names)) < len(names):  # runs of one name in several places
+        found = [SavedAdapter(str(each.folder), each.folder, each.run) for each in found]
+    return found
+
+
+def _folders(path: Path, all_checkpoints: bool) -> list[Path]:
+    if (path / CONFIG_FILE).is_file():
+        # Of a run with personal parameters, also the clients' own.
+        return [path, *sorted(config.parent for config in path.glob(f"client-*/{CONFIG_FILE}"))]
+    if (path / "checkpoints").is_dir():
+        rounds = checkpoints_of(path)
+        if not rounds:
+            raise UserError(f"adapter: the run in {path} has left no checkpoint yet")
+        return [f for folder in (rounds if all_checkpoints else rounds[-1:]) for f in _folders(folder, False)]
+    peers = sorted(config.parent for config in path.glob(f"peer-*/{CONFIG_FILE}"))
+    if not peers:
+        raise UserError(
+            f"adapter: {path} holds no {CONFIG_FILE}, no peers and no checkpoints; give a PEFT adapter "
+            "folder, a checkpoint or a run's folder"
+        )
+    return peers
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run's folder that a path is, or lies in: ``RUN/checkpoints/round-000100/peer-0001``."""
+    for folder in (path, *path.parents[:3]):
+        if (folder / RUN_CONFIG).is_file() and (folder / "checkpoints").is_dir():
+            return folder
+    return None
+
+
+def _name(given: str, path: Path, folder: Path, run: Path | None) -> str:
+    if run is not None:
+        return "/".join((run.name, *folder.resolve().relative_to(run / "checkpoints").parts))
+    return given if path == folder else f"{given.rstrip('/')}/{folder.name}"
+
+
+def options_of_run(run: Path) -> dict[str, Any]:
+    """What a run's config.yaml says of its model and data, under the names of `fedloom eval`.
+
+    Raises:
+        UserError: The file cannot be read, or names an unknown task.
+    """
+    content, lines = read_yaml(run / RUN_CONFIG, "it is not as fedloom wrote it")
+    if not isinstance(content, dict):
+        raise UserError(f"{run / RUN_CONFIG}: must hold lines of the form `option: value`")
+    rules = {option.name: option for option in (*options(FedConfig), *options(EvalConfig))}
+    found: dict[str, Any] = {}
+    for name, other in (("model_name", "model_checkpoint"), ("data_name", "dataset_type")):
+        found[name] = content.get(name) or content.get(other)
+    found |= {name: content.get(name) for name in _OF_RUNS}
+    for name, value in found.items():
+        if value is not None and not rules[name].allows(value):
+            line = f", line {lines[name]}" if name in lines else ""
+            raise UserError(f"{run / RUN_CONFIG}{line}: {rules[name].explain(value)}")
+    return found
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """An adapter's configuration, ready to be put into a model.
+
+    Raises:
+        UserError: It is damaged, or has something that does not run stacked.
+    """
+    from peft import PeftConfig
+
+    from fedloom.model.adapters.supported import check_config
+
+    path = folder / CONFIG_FILE
+    verify(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kind = content["peft_type"]
+        if kind not in KINDS:
+            raise UserError(f"{path}: peft_type is {kind}; fedloom runs {', '.join(KINDS)}")
+        config = PeftConfig.from_pretrained(str(folder))
+    except UserError:
+        raise
+    except Exception as error:  # any value may be of any type
+        raise UserError(
+            f"{path}: is not the configuration of a PEFT adapter ({type(error).__name__}: {str(error)[:200]})"
+        ) from None
+    config.inference_mode = False
+    check_config(config, str(path))
+    # How virtual tokens are made in training is not saved, only the tokens.
+    if kind == "PROMPT_TUNING":
+        config.prompt_tuning_init = "RANDOM"
+    if kind == "P_TUNING":
+        config.encoder_reparameterization_type = "MLP"
+    return config
+
+
+def same_function(config: PeftConfig) -> str:
+    """A text that is equal for adapters that can run in one pass: those that differ in numbers alone."""
+    from fedloom.model.adapters.supported import NOT_OF_THE_FUNCTION
+
+    facts = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in NOT_OF_THE_FUNCTION and name != "init_lora_weights"
+    }
+    return json.dumps(facts, sort_keys=True, default=lambda value: sorted(map(str, value)))
+
+
+def read_row(folder: Path) -> Row:
+    """An adapter's tensors, at least float32.
+
+    Raises:
+        UserError: They cannot be read.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / TENSORS_FILE
+    verify(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); save the adapter again with PEFT") from None
+    return {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in tensors.items()}
+
+
+def without_copies(row: Row, expected: Row, model: nn.Module, folder: Path) -> Row:
+    """A row without the weights of the base that PEFT saves beside an adapted head or a resized vocabulary.
+
+    Args:
+        row: The adapter.
+        expected: One that belongs to the model.
+        model: The base, with or without weights, and with stacked adapters in it or not.
+        folder: Where the adapter lies, for the message.
+
+    Raises:
+        UserError: Such weights are others than the model's: then they belong to the adapter's function.
+    """
+    kept = {}
+    for name, held in row.items():
+        base = None if name in expected else _of_the_base(name, model)
+        if base is None:
+            kept[name] = held
+        elif base.is_floating_point() and not _same_weights(held, base):
+            raise UserError(
+                f"{folder}: the adapter brings weights of its own for "
+                f"{name.removeprefix('base_model.model.')}, {list(held.shape)} where the model has "
+                f"{list(base.shape)}: its vocabulary was resized, or its embedding trained. fedloom does not "
+                "run that; merge the adapter into its model with PEFT"
+            )
+    return kept
+
+
+def check_row(row: Row, expected: Row, folder: Path) -> None:
+    """Make sure that an adapter belongs to a model.
+
+    Args:
+        row: The adapter.
+        expected: An adapter that does.
+        folder: Where the adapter lies, for the message.
+
+    Raises:
+        UserError: Names or shapes differ; names the first.
+    """
+    for name in sorted(row.keys() | expected.keys()):
+        was, wanted = (tuple(t[name].shape) if name in t else None for t in (row, expected))
+        if was != wanted:
+            raise UserError(
+                f"{folder}: the adapter does not fit the model: {name} is {was or 'missing'} in the adapter, "
+                f"and {wanted or 'nowhere'} in the model; give the --model_name that it was trained on"
+            )
+
+
+def _same_weights(held: Tensor, base: Tensor) -> bool:
+    """Whether two are the same but for the precision in which one of them was kept."""
+    import torch
+
+    if base.is_meta or held.shape != base.shape:
+        return held.shape == base.shape
+    return any(
+        torch.equal(held.to(base.device, dtype), base.to(dtype))
+        for dtype in (base.dtype, torch.bfloat16, torch.float16)
+    )
+
+
+def _of_the_base(name: str, model: nn.Module) -> Tensor | None:
+    """The tensor of the frozen base that a name in an adapter's file means, where it means one."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    path = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    parent, _, leaf = path.rpartition(".")
+    for there in (path, f"{parent}.base.{leaf}"):  # a stacked layer holds the frozen one as `base`
+        if there in parameters:
+            return parameters[there].detach()
+    return None

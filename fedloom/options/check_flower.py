@@ -1,0 +1,40 @@
+"""Judge the options of `fedloom flower`, before anything heavy is loaded; see `fedloom.options.check_fed`."""
+
+from fedloom.errors import UserError
+from fedloom.options.check_fed import check as check_fed
+from fedloom.options.flower import FlowerConfig
+
+NODE = "node"
+"""The value of `client_data` that leaves the place to each SuperNode."""
+
+WORDS = ("first", "any")
+"""The values of `client_keys` that are no path."""
+
+
+def check(config: FlowerConfig) -> None:
+    """Judge the options, each for itself and together.
+
+    Raises:
+        UserError: A value breaks its rule, or two options contradict each other.
+    """
+    check_fed(config)
+    if config.train_mode == "local":
+        raise UserError(
+            "train_mode: local has no clients, so there is nothing for Flower to do; "
+            "choose fed or fedGradFocus, or run `fedloom fed`"
+        )
+    if config.min_clients is not None and config.min_clients > config.client_num:
+        raise UserError(
+            f"min_clients: {config.min_clients} is more than client_num {config.client_num}; "
+            "lower min_clients or raise client_num"
+        )
+    if config.client_data not in (None, NODE) and "{i}" not in config.client_data:
+        raise UserError(
+            f"client_data: '{config.client_data}' is the same for all clients; write {{i}} where the "
+            "client's number goes, such as data/client_{i}, or give node, or none"
+        )
+    if config.client_keys not in WORDS and "{i}" not in config.client_keys:
+        raise UserError(
+            f"client_keys: '{config.client_keys}' is one key for all clients; write {{i}} where the client's "
+            "number goes, such as keys/client{i}.pub, or give first, or any"
+        )

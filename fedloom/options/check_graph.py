@@ -1,0 +1,31 @@
+"""Judge the options of `fedloom dfl`, before anything heavy is loaded; see `fedloom.options.check_fed`."""
+
+from fedloom.errors import UserError
+from fedloom.options.check_fed import check_target_modules, check_values
+from fedloom.options.check_method import check_method
+from fedloom.options.graph import DflConfig, PeerModel
+
+
+def check(config: DflConfig) -> None:
+    """Judge the options, each for itself and together.
+
+    Raises:
+        UserError: A value breaks its rule, or two options contradict each other.
+    """
+    check_values(config)
+    check_model(config)
+    check_method(config, server=False)
+
+
+def check_model(config: PeerModel) -> None:
+    """Judge the model and its adapter, as `check` does.
+
+    Raises:
+        UserError: There is no model, or no layer is named.
+    """
+    if not config.model_checkpoint:
+        raise UserError(
+            "model_checkpoint: is required; name a model on the hub, a local folder, a GGUF file, "
+            "smollm2-135m or minilm"
+        )
+    check_target_modules(config.target_modules)

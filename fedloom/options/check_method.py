@@ -1,0 +1,73 @@
+"""Judge the options that choose a method or its parts; see `fedloom.options.methods`."""
+
+from typing import Any
+
+from fedloom.errors import UserError, shown
+from fedloom.options.declare import did_you_mean
+from fedloom.options.methods import AUTO, METHODS, PARTS, chosen, method
+from fedloom.options.parts import check_choice, load_plugins
+
+_BY_NAME = {part.option: part for part in PARTS}
+
+
+def check_method(config: Any, *, server: bool) -> None:
+    """Judge the method and the parts, each for itself and together.
+
+    Args:
+        config: Options of a run.
+        server: Whether it is one with a server.
+
+    Raises:
+        UserError: There is no such method or part, or it has no meaning there or beside others.
+    """
+    load_plugins(config.plugin)
+    if config.method is not None:
+        row = method(config.method)
+        here = [other.name for other in METHODS if other.settings(server=server) is not None]
+        if row is None:
+            known = [other.name for other in METHODS]
+            raise UserError(
+                f"method: {shown(config.method)} is not one of {', '.join(known)}"
+                f"{did_you_mean(config.method, known)} (`fedloom methods` says what each is)"
+            )
+        if row.settings(server=server) is None:
+            where = "with a server" if server else "without a server"
+            raise UserError(f"method: {row.name} has no meaning {where}; choose one of {', '.join(here)}")
+    texts = {option: text for option, text in chosen(config).items() if hasattr(config, option)}
+    for option, text in texts.items():
+        check_choice(_BY_NAME[option], text)
+    names = {option: text.partition(":")[0] for option, text in texts.items()}
+    products = names["lora_aggregation"]
+    if products != _BY_NAME["lora_aggregation"].default and names["share"] != _BY_NAME["share"].default:
+        raise UserError(
+            f"lora_aggregation: {products} needs both factors of every product, and share {names['share']} "
+            "sends a part of the adapter; choose --share all, or --lora_aggregation factors"
+        )
+    if server:
+        _check_with_server(config, names)
+
+
+def _check_with_server(config: Any, names: dict[str, str]) -> None:
+    if config.train_mode == "local":
+        for option, name in names.items():
+            given = getattr(config, option)
+            if given != AUTO and name != _BY_NAME[option].default:
+                raise UserError(
+                    f"{option}: train_mode local trains one adapter on all data, and nothing is sent or "
+                    f"combined, so {shown(given)} has no meaning; leave it out, or choose --train_mode fed"
+                )
+        return
+    lora_only = [
+        option for option in ("share", "lora_aggregation") if names[option] not in ("all", "factors")
+    ]
+    for option in lora_only:
+        if config.peft != "lora":
+            raise UserError(
+                f"{option}: {names[option]} is about LoRA's factors, and {config.peft} has none; "
+                "choose --peft lora"
+            )
+    if names["share"] != _BY_NAME["share"].default and config.train_mode == "fedGradFocus":
+        raise UserError(
+            f"share: {names['share']} leaves every client a part of its own, which the server cannot score; "
+            "choose --train_mode fed"
+        )

@@ -1,0 +1,87 @@
+"""The options that choose a method, or its parts; see `fedloom.options.methods`."""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fedloom.options.declare import option
+from fedloom.options.methods import with_method
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyMethod:
+    """Method."""
+
+    method: str | None = option(
+        None,
+        "a method of the literature, which sets the options of its parts; `fedloom methods` lists all",
+    )
+    plugin: str | None = option(
+        None,
+        "module, or Python file, that adds methods or parts of your own; see docs/extending.md",
+        path=True,
+    )
+    client_rule: str = option(
+        "auto",
+        "what clients do to their gradients: none, proximal, proximal:MU, scaffold; auto: as method or "
+        "fed_alg say, else none",
+    )
+    aggregator: str = option(
+        "auto",
+        "how many changes become one: mean, median, or trimmed_mean:SHARE, left out at either end; "
+        "auto: as method says, else mean",
+    )
+    lora_aggregation: str = option(
+        "auto",
+        "factors: A and B are combined each for itself; flexlora: their products, factored anew by SVD; "
+        "auto: as method says, else factors",
+    )
+    share: str = option(
+        "auto",
+        "all: the whole adapter; a: LoRA's A, while every client keeps its own B; auto: as method "
+        "says, else all",
+    )
+    compress: str = option(
+        "auto",
+        "what is sent: none: numbers as they are; int8; topk:SHARE, the largest; auto: as method "
+        "says, else none",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerMethod:
+    """Method."""
+
+    server_optimizer: str = option(
+        "auto",
+        "what the server does with the combined change: none: takes it as it is; sgd, adam or yogi, at lr; "
+        "auto: as method or fed_alg say",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodsConfig:
+    """Methods."""
+
+    json: bool = option(False, "print a list of objects: name, source, sets, server, graph")
+    plugin: str | None = option(None, "module, or Python file, that adds methods or parts", path=True)
+
+
+def sets_method(*, server: bool) -> Any:
+    """Let a dataclass of options take what its `method` sets; a decorator.
+
+    Args:
+        server: Whether they are those of a run with a server.
+    """
+
+    def decorate(config_class: C) -> C:
+        made = config_class.__init__  # type: ignore[misc]
+
+        def init(self: Any, **given: Any) -> None:
+            made(self, **with_method(given, server=server))
+
+        config_class.__init__ = init  # type: ignore[misc]
+        return config_class
+
+    return decorate

@@ -1,0 +1,180 @@
+"""From a command line, a YAML file and a run to resume, to a dataclass of options."""
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from fedloom.errors import UserError, shown
+from fedloom.options.declare import WORDS, Option, did_you_mean, options
+from fedloom.options.parts import load_plugins
+from fedloom.options.yaml_file import read_yaml
+
+RUN_CONFIG = "config.yaml"
+"""Name of the file in a run's folder that holds its options."""
+
+RUN_RECORD = "run"
+"""The one key of that file that is no option: versions and device of the run, for the reader."""
+
+C = TypeVar("C")
+
+
+def help_text(config_class: type, *, prog: str, description: str) -> str:
+    """Return what `--help` prints for a command: every option under its heading, with its default.
+
+    Args:
+        config_class: A dataclass whose fields are declared with `fedloom.options.declare.option`.
+        prog: The command as the user types it.
+        description: What the command does, in a line.
+    """
+    by_name = {option.name: option for option in options(config_class)}
+    return _build_parser(by_name, prog, description).format_help()
+
+
+def parse(config_class: type[C], argv: Sequence[str], *, prog: str) -> C:
+    """Return the options that a command line means; what they mean together is not judged yet.
+
+    The first of these that gives an option decides: a flag, the file of `--config` (wherever that flag
+    stands), with `--resume` the config.yaml of the run, the default.
+
+    Args:
+        config_class: A dataclass whose fields are declared with `fedloom.options.declare.option`.
+        argv: The command line after the command.
+        prog: The command as the user typed it, for messages.
+
+    Raises:
+        UserError: An unknown name, or a value that breaks its rule.
+    """
+    by_name = {option.name: option for option in options(config_class)}
+    flags = _read_flags(by_name, argv, prog)
+    file = read_options(Path(flags["config"]), config_class) if flags.get("config") else {}
+    if "config" in file:
+        raise UserError(f"{flags['config']}: config cannot stand in a file of options; give it as --config")
+    given = file | flags
+    if given.get("resume"):
+        # The place where the run lies now is the one that counts, not where it lay when it began.
+        place = {name: given.get(name, by_name[name].default) for name in ("out_dir", "exp_name")}
+        run_config = Path(place["out_dir"]) / place["exp_name"] / RUN_CONFIG
+        saved = read_options(run_config, config_class) if run_config.is_file() else {}
+        given = saved | given | place
+    if "token" in by_name:
+        given["token"] = given.get("token") or os.environ.get("HF_TOKEN") or None
+    if "plugin" in by_name:
+        load_plugins(given.get("plugin"))
+    # Only what is given: a default must not win over what a method sets.
+    return config_class(**given)
+
+
+def read_options(path: Path, config_class: type) -> dict[str, Any]:
+    """Return the options that a YAML file gives, with their types.
+
+    Raises:
+        UserError: No such file, no mapping, an unknown name, or a value that breaks its rule; the message has
+            the line.
+    """
+    content, lines = read_yaml(path, "write lines of the form `option: value`")
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold lines of the form `option: value`")
+    by_name = {option.name: option for option in options(config_class)}
+    found = {}
+    for name, value in content.items():
+        if name == RUN_RECORD:
+            continue
+        where = f"{path}, line {lines[name]}"
+        if name not in by_name:
+            raise UserError(f"{where}: unknown option {shown(name)}{did_you_mean(name, by_name)}")
+        option = by_name[name]
+        if value is None and not option.nullable:
+            raise UserError(f"{where}: {name} has no value; give it {option.rule}, or leave the line out")
+        found[name] = option.from_file(value)
+        if not option.allows(found[name]):
+            raise UserError(f"{where}: {option.explain(value)}")
+    return found
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Names in one column, meanings in the other."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse takes the words apart; what a value means, and whether it will do, is the option's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", description: str = "") -> _Parser:
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [--option value ...]",
+        description=description,
+        formatter_class=_HelpFormatter,
+        add_help=bool(description),
+        allow_abbrev=False,
+    )
+    groups = {option.group: parser.add_argument_group(option.group) for option in by_name.values()}
+    for option in by_name.values():
+        choices = f" {{{', '.join(option.choices)}}}" if option.choices and not option.plain_types else ""
+        words: dict[str, Any] = {}
+        if option.annotation is bool:
+            words = {"nargs": "?", "const": "true"}
+        elif option.annotation == WORDS:
+            words = {"nargs": "+"}
+        groups[option.group].add_argument(
+            f"--{option.name}",
+            default=argparse.SUPPRESS,
+            help=f"{option.help}{choices} (default: {option.default_text})".replace("%", "%%"),
+            metavar="true|false" if option.annotation is bool else "VALUE",
+            **words,
+        )
+    return parser
+
+
+def _read_flags(by_name: Mapping[str, Option], argv: Sequence[str], prog: str) -> dict[str, Any]:
+    """Return the options that stand on the command line, and no others."""
+    words = [_with_underscores(word) for word in argv]
+    for word in words:
+        dashes, name = _split_flag(word)
+        if dashes == "-" or (dashes and name not in by_name):
+            nearest = did_you_mean(name, by_name).replace("mean ", "mean --")
+            raise UserError(f"unknown flag {dashes}{shown(name)}{nearest} (`{prog} --help` lists all)")
+    try:
+        given = vars(_build_parser(by_name).parse_args(words))
+    except UserError as error:
+        raise _explained(error, by_name) from None
+    values = {}
+    for name, text in given.items():
+        values[name] = tuple(text) if isinstance(text, list) else by_name[name].from_text(text)
+        if not by_name[name].allows(values[name]):
+            raise UserError(by_name[name].explain(text))
+    return values
+
+
+def _split_flag(word: str) -> tuple[str, str]:
+    """Return the dashes and the name of a flag; both are empty when the word is a value, such as -1."""
+    flag = re.match(r"(--?)([A-Za-z][^=]*)", word)
+    return (flag.group(1), flag.group(2)) if flag else ("", "")
+
+
+def _with_underscores(word: str) -> str:
+    """A word with the hyphens in a flag's name, but not in its value, as underscores."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _explained(error: UserError, by_name: Mapping[str, Option]) -> UserError:
+    """The parser's report with the rule of the option that it is about."""
+    report = str(error)
+    flag = re.match(r"argument --(\w+)", report)
+    if flag is not None and flag[1] in by_name:
+        return UserError(f"--{flag[1]}: needs a value: {by_name[flag[1]].rule}")
+    return UserError(report.replace("unrecognized arguments:", "these belong to no option:"))

@@ -1,0 +1,157 @@
+"""The folder of a run that begins, or goes on: whose it is, and whether it is the same run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+
+from fedloom.errors import UserError
+from fedloom.options.declare import options
+from fedloom.options.parsing import RUN_CONFIG, RUN_RECORD, read_options
+from fedloom.runs.checkpoint import intact_checkpoint
+from fedloom.runs.contents import OPTIONS_DIGEST, check_options, command_of, digest_of_options
+from fedloom.runs.files import write_atomically
+from fedloom.runs.lock import sole_writer
+from fedloom.runs.reading import read_mapping
+from fedloom.runs.rows import METRICS_FILE
+
+log = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=Any)
+
+INPUTS = "inputs"
+"""What the record in config.yaml calls the digests of `fedloom.runs.inputs`."""
+
+
+@dataclass(frozen=True)
+class Opened(Generic[C]):
+    """A run's folder that this process alone writes.
+
+    Attributes:
+        config: The options; `auto` is what it was when the run began.
+        checkpoint: Where to go on from; None starts from the beginning.
+        inputs: Digests of what the run has read so far; empty for a new run.
+    """
+
+    config: C
+    checkpoint: Path | None
+    inputs: dict[str, str]
+
+
+@contextmanager
+def opened(folder: Path, config: C) -> Iterator[Opened[C]]:
+    """Make a folder ready for the run of ``config``, and be its only writer within.
+
+    Args:
+        folder: The run's folder.
+        config: A dataclass of options with `resume`.
+
+    Raises:
+        UserError: Another process writes there; the folder holds another run, or there is nothing to resume,
+            or other options than the run's are given; or it cannot be made.
+    """
+    check_folder(folder, config.resume)
+    with sole_writer(folder):
+        check_folder(folder, config.resume)  # again: another start may have been quicker
+        if not config.resume:
+            yield Opened(config, None, {})
+            return
+        content = read_mapping(folder / RUN_CONFIG)
+        check_options(folder / RUN_CONFIG, content, command_of(content))
+        config = as_before(folder, config)
+        check_same_run(folder, config)
+        yield Opened(config, intact_checkpoint(folder), inputs_of(folder))
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Make sure that a run may write to `folder`, which is looked at only.
+
+    Raises:
+        UserError: The folder holds another run, or there is nothing to resume.
+    """
+    if resume:
+        if not (folder / RUN_CONFIG).is_file():
+            raise UserError(f"{folder}: no run to resume here (no {RUN_CONFIG}); check exp_name and out_dir")
+    elif any((folder / name).exists() for name in (RUN_CONFIG, METRICS_FILE, "checkpoints")):
+        raise UserError(
+            f"{folder}: holds another run; add --resume to continue it, or take another --exp_name"
+        )
+
+
+def write_run_config(
+    folder: Path,
+    config: Any,
+    versions: Mapping[str, str],
+    device: str,
+    inputs: Mapping[str, str] | None = None,
+) -> None:
+    """Write config.yaml: every option but secrets, then versions, device and inputs of this run.
+
+    The file can be given to `--config` again.
+
+    Args:
+        folder: The run's folder.
+        config: A dataclass of options.
+        versions: Version by package name.
+        device: The device that the run uses, for example `cpu` or `cuda:0`.
+        inputs: Digests of what the run reads, by name.
+    """
+    # How the options were given is no part of the run; secrets never reach the disk.
+    values = {
+        option.name: getattr(config, option.name)
+        for option in options(type(config))
+        if not option.secret and option.name not in ("config", "resume")
+    }
+    record: dict[str, Any] = {"device": device, "versions": dict(versions)}
+    record |= {INPUTS: dict(inputs)} if inputs else {}
+    record[OPTIONS_DIGEST] = digest_of_options(values, command_of(values))
+    content = yaml.safe_dump(values | {RUN_RECORD: record}, sort_keys=False)
+    write_atomically(folder / RUN_CONFIG, content, then="start again")
+
+
+def inputs_of(folder: Path) -> dict[str, str]:
+    """The digests in a run's config.yaml; empty, with a warning, for a run of an earlier version."""
+    record = read_mapping(folder / RUN_CONFIG).get(RUN_RECORD)
+    found = record.get(INPUTS) if isinstance(record, dict) else None
+    if not isinstance(found, dict) or not found:
+        log.warning(
+            "%s has no digests of data and base, so nobody can tell whether they are still the same", folder
+        )
+        return {}
+    return {str(name): str(digest) for name, digest in found.items()}
+
+
+def as_before(folder: Path, config: C) -> C:
+    """The options of a run that goes on, with what `auto` turned out to be when it began."""
+    saved = read_options(folder / RUN_CONFIG, type(config))
+    auto = [option.name for option in options(type(config)) if getattr(config, option.name) == "auto"]
+    return replace(config, **{name: saved[name] for name in auto if name in saved})
+
+
+def check_same_run(folder: Path, config: Any) -> None:
+    """Make sure that `config` continues the run in `folder`.
+
+    Options that a round's mathematics does not depend on may differ; they are declared `free` in
+    `fedloom.options.fed`.
+
+    Raises:
+        UserError: Other options differ; names each with both values.
+    """
+    saved = read_options(folder / RUN_CONFIG, type(config))
+    changed = [
+        f"{option.name} was {was}, now {now}"
+        for option in options(type(config))
+        for was, now in [(saved.get(option.name, option.default), getattr(config, option.name))]
+        if was != now and not option.free
+    ]
+    if changed:
+        raise UserError(
+            f"{folder}: cannot resume with other options: {'; '.join(changed)}. "
+            "Leave them out, or take another --exp_name"
+        )

@@ -1,0 +1,231 @@
+"""`fedloom fed`: a run with a server, or of the baseline without federation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedloom.evaluation.answering import share_right
+from fedloom.evaluation.evaluate import validate, validate_rows
+from fedloom.federation.algorithm import PERSONAL, part_of, with_prefix
+from fedloom.federation.server import ServerState, initial_state
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.options.fed import FedConfig
+from fedloom.runs.checkpoint import (
+    are_counts,
+    check_state,
+    damaged_checkpoint,
+    load_state,
+    save_checkpoint,
+)
+from fedloom.runs.clients import write_clients
+from fedloom.runs.record import RunRecord
+from fedloom.runs.run_folder import write_run_config
+from fedloom.training import loop
+from fedloom.training.fed_rounds import Progressed, play_round
+from fedloom.training.launch import build_together, opened_together, processes, recall
+from fedloom.training.loop import Pace, Regime
+from fedloom.training.setup_fed import Parts, build, device_name, run_folder, versions
+
+
+def run_fed(config: FedConfig) -> RunRecord:
+    """`fedloom fed`: from a config to a run's folder, and what it holds.
+
+    Raises:
+        UserError: A mistake of the user, or a run whose numbers are no longer finite.
+        KeyboardInterrupt: After a checkpoint was left.
+    """
+    with processes(config.device) as group:
+        folder = run_folder(config)
+        with opened_together(folder, config, group) as run:
+            resolved, parts, inputs = build_together(build, run, group)
+            if group.rank == 0:
+                write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
+                write_held(folder, parts)
+            drive(resolved, parts, folder, run.checkpoint)
+        return recall(folder, group)
+
+
+def write_held(folder: Path, parts: Parts) -> None:
+    """Write down who holds what."""
+    data = parts.data
+    write_clients(folder, data.train, data.clients, [data.validation], server=len(data.server))
+
+
+Play = Callable[[Progressed], tuple[Progressed, dict[str, Any]]]
+"""A round: ``standing -> (new standing, its row of metrics)``."""
+
+
+def drive(
+    config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None = None, play: Play | None = None
+) -> Progressed:
+    """Run rounds until there have been `max_steps`, or validation says stop.
+
+    Args:
+        config: As `build` returned it.
+        parts: What the run is made of.
+        folder: The run's folder.
+        checkpoint: Where to go on from; None starts from the beginning.
+        play: Plays a round; None: with clients in this run's processes.
+    """
+    held_out = parts.data.validation[: config.val_limit]
+    parts = replace(parts, data=replace(parts.data, validation=held_out))
+    regime = Regime(
+        start=partial(first_standing, parts),
+        restore=partial(_restore, parts),
+        rounds_done=lambda now: now.server.round,
+        play=play or partial(play_round, config, parts),
+        validate=partial(_validated, parts),
+        answer=partial(_answered, parts),
+        stops=partial(_reason_to_stop, config),
+        save=partial(_save, parts),
+        saves_alone=True,
+        at_end=lambda now: {},
+        advice="Lower client_lr or lr, or set clip_norm, under another exp_name",
+    )
+    # A checkpoint with every validation: the adapters that validation speaks of are all there.
+    pace = Pace(
+        rounds=config.max_steps,
+        validate_every=config.val_steps,
+        answer_every=config.eval_generate_every,
+        save_every=config.val_steps,
+        report_to=config.report_to,
+    )
+    return loop.drive(regime, pace, folder, checkpoint, parts.group)
+
+
+def first_standing(parts: Parts) -> Progressed:
+    """Where a run begins."""
+    server = initial_state(parts.model.initial, parts.algorithm)
+    return Progressed(server, [0] * len(parts.data.clients))
+
+
+def _reason_to_stop(config: FedConfig, now: Progressed) -> str | None:
+    if 0 < config.patience <= now.not_risen:
+        return f"accuracy has not risen in {config.patience} validations"
+    return None
+
+
+def _validated(parts: Parts, now: Progressed, row: dict[str, Any]) -> tuple[Progressed, dict[str, Any]]:
+    """Validate the server's adapter, and the clients' own where they have some.
+
+    Accuracy that has not risen is counted: the clients' own, where they have personal parameters.
+    """
+    began = time.perf_counter()
+    result = validate(
+        parts.model, now.server.adapter, parts.data.validation, parts.rules.wave_tokens, parts.group
+    )
+    found = {"val_loss": result.loss, "val_accuracy": result.accuracy}
+    accuracy = result.accuracy
+    if personal := _personal_rows(now):
+        found |= _personal_validation(parts, now, personal)
+        accuracy = found["personal_val_accuracy"]
+    rose = now.accuracy is None or accuracy > now.accuracy
+    now = replace(now, accuracy=accuracy, not_risen=0 if rose else now.not_risen + 1)
+    return now, row | found | {"eval_seconds": time.perf_counter() - began}
+
+
+def _personal_rows(now: Progressed) -> dict[int, Row]:
+    """The clients' own adapters, by client, where they have personal parameters and have trained."""
+    personal = {client: part_of(memory, PERSONAL) for client, memory in now.memories.items()}
+    return {client: now.server.adapter | row for client, row in sorted(personal.items()) if row}
+
+
+def _personal_validation(parts: Parts, now: Progressed, rows: dict[int, Row]) -> dict[str, float]:
+    """The means over the clients that have trained of what each one's own adapter comes to."""
+    algorithm, own = parts.algorithm, part_of(parts.first_memory, PERSONAL)
+    bank = AdapterBank.stack([{name: row[name] for name in own} for row in rows.values()])
+    shared = {name: t for name, t in now.server.adapter.items() if name not in own}
+    results = validate_rows(
+        parts.model,
+        bank,
+        [parts.data.validation] * len(rows),
+        parts.rules.wave_tokens,
+        shared,
+        parts.group,
+        ranks=[algorithm.ranks.clients[client] for client in rows] if algorithm.ranks else None,
+    )
+    return {
+        "personal_val_loss": sum(each.loss for each in results) / len(results),
+        "personal_val_accuracy": sum(each.accuracy for each in results) / len(results),
+    }
+
+
+def _answered(parts: Parts, now: Progressed, row: dict[str, Any]) -> dict[str, Any]:
+    """Let the server's adapter answer some validation problems."""
+    began = time.perf_counter()
+    assert parts.data.questions is not None
+    right = share_right(parts.model, now.server.adapter, parts.tokenizer, parts.data.questions, parts.group)
+    seconds = row.get("eval_seconds", 0.0) + time.perf_counter() - began
+    return row | {"val_answer_accuracy": right, "eval_seconds": seconds}
+
+
+def _save(parts: Parts, folder: Path, now: Progressed) -> None:
+    """Leave a checkpoint; where there is one of this round already, nothing is done."""
+    if now.server.round == 0 or parts.group.rank != 0:
+        return
+
+    def write_adapters(path: Path) -> None:
+        parts.model.save(now.server.adapter, path)
+        for client, row in _personal_rows(now).items():
+            rank = parts.algorithm.rank(client)
+            parts.model.save(row, path / f"client-{client + 1:04d}", rank=rank)
+
+    save_checkpoint(
+        folder,
+        now.server.round,
+        write_adapter=write_adapters,
+        tensors=_tensors(now),
+        state={
+            "round": now.server.round,
+            "drawn": now.drawn,
+            "remembering": sorted(now.memories),
+            "taken": {str(client): word for client, word in now.taken.items()},
+            "accuracy": now.accuracy,
+            "not_risen": now.not_risen,
+        },
+    )
+
+
+def _tensors(now: Progressed) -> Row:
+    server = now.server
+    tensors = with_prefix("adapter.", server.adapter) | with_prefix("optimiser.", server.optimiser)
+    tensors |= with_prefix("rule.", server.rule)
+    for client, memory in now.memories.items():
+        tensors |= with_prefix(f"client-{client + 1:04d}.", memory)
+    return tensors
+
+
+def _restore(parts: Parts, checkpoint: Path) -> Progressed:
+    """The standing of a checkpoint.
+
+    Raises:
+        Damaged: It is not one of this run.
+    """
+    tensors, state = load_state(checkpoint)
+    new = first_standing(parts)
+    remembering = state.get("remembering", [])
+    taken, known = state.get("taken", {}), range(len(new.drawn))
+    if not (
+        are_counts(state.get("drawn"), len(new.drawn))
+        and are_counts([state.get("not_risen")], 1)
+        and isinstance(state.get("accuracy", ""), float | None)
+        and isinstance(remembering, list)
+        and all(type(client) is int and client in known for client in remembering)
+        and isinstance(taken, dict)
+        and all(client.isdecimal() and isinstance(word, str) for client, word in taken.items())
+    ):
+        raise damaged_checkpoint(checkpoint, "state.json", "a count or the accuracy is not one")
+    new = replace(new, memories=dict.fromkeys(remembering, parts.first_memory))
+    check_state(checkpoint, tensors, _tensors(new))
+    here = {name: t.to(parts.model.device) for name, t in tensors.items()}
+    server = ServerState(
+        state["round"], part_of(here, "adapter."), part_of(here, "optimiser."), part_of(here, "rule.")
+    )
+    memories = {client: part_of(here, f"client-{client + 1:04d}.") for client in remembering}
+    words = {int(client): word for client, word in taken.items()}
+    return Progressed(server, state["drawn"], state["accuracy"], state["not_risen"], memories, words)

@@ -1,0 +1,225 @@
+"""One round of each `train_mode`: what is trained, by whom, and what the round says of itself."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from fedloom.client.local import LocalResult, step_gradients, train_locally
+from fedloom.client.optimisers import State
+from fedloom.client.work import ClientWork, plan_work
+from fedloom.federation.algorithm import Update
+from fedloom.federation.central import central_round
+from fedloom.federation.focus import FocusReport, focused_round
+from fedloom.federation.server import RoundReport, ServerState, Train, federated_round, sample_clients
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.options.fed import FedConfig
+from fedloom.runtimes.dealing import share_of, share_of_step
+from fedloom.runtimes.gathering import collect_over_ranks, sum_of_gradients
+from fedloom.runtimes.group import moved_since
+from fedloom.runtimes.in_process import run_clients
+from fedloom.training.setup_fed import Parts
+
+log = logging.getLogger(__name__)
+
+_SERVER = -1  # draws from its own data as if it were a client of this number
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """Where a run stands between two rounds; all of it goes into a checkpoint.
+
+    Attributes:
+        server: The server's state.
+        drawn: Batches that each client has drawn so far.
+        accuracy: The last validation's; None before the first.
+        not_risen: Validations in a row in which accuracy has not risen.
+        memories: What clients remember, by client, of those that do and live in this run's processes.
+        taken: Of clients elsewhere, by client, the word of the last answer that counted; they remember by it.
+    """
+
+    server: ServerState
+    drawn: list[int]
+    accuracy: float | None = None
+    not_risen: int = 0
+    memories: dict[int, Row] = field(default_factory=dict)
+    taken: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Afar:
+    """Clients that live outside of this run's processes.
+
+    Attributes:
+        clients: Those that can be reached, in ascending order; a round's are sampled from them.
+        train: Lets them train.
+    """
+
+    clients: Sequence[int]
+    train: Train
+
+
+def play_round(
+    config: FedConfig, parts: Parts, now: Progressed, afar: Afar | None = None
+) -> tuple[Progressed, dict[str, Any]]:
+    """One round: the new standing, and its row of metrics.
+
+    Args:
+        config: As `build` returned it.
+        parts: What the run is made of.
+        now: The standing before the round.
+        afar: Where the clients are; None: in this run's processes.
+
+    Raises:
+        Diverged: Nothing finite came of it.
+    """
+    began = time.perf_counter()
+    sent = parts.group.sent
+    server, report, focus = _round(config, parts, now, afar)
+    # Ranks on unlike processors may round the server's step differently: rank 0's counts.
+    server = replace(server, adapter=parts.group.copy(server.adapter))
+    drawn = list(now.drawn)
+    for client in [0] if config.train_mode == "local" else report.clients:
+        drawn[client] += parts.schedule.batches
+    for client in report.left_out:
+        log.warning(
+            "round %d: client %d left out, its loss or update is not finite, or too large",
+            server.round,
+            client + 1,
+        )
+    row = _row(server.round, report) | _focus_row(focus) | moved_since(parts.group, sent)
+    row |= {"seconds": time.perf_counter() - began}
+    memories = now.memories | report.memories
+    return replace(now, server=server, drawn=drawn, memories=memories), row
+
+
+def _round(
+    config: FedConfig, parts: Parts, now: Progressed, afar: Afar | None
+) -> tuple[ServerState, RoundReport, FocusReport | None]:
+    if config.train_mode == "local":
+        return *central_round(now.server, _CentralTraining(config, parts, now)), None
+    there = range(config.client_num) if afar is None else afar.clients
+    wanted = min(config.client_num_per_step, len(there))
+    clients = [there[i] for i in sample_clients(config.seed, now.server.round, len(there), wanted)]
+    train = _ClientTraining(config, parts, now) if afar is None else afar.train
+    everybody, reduce = config.client_num, partial(collect_over_ranks, parts.group)
+    if parts.focus is None:
+        done = federated_round(now.server, clients, train, parts.algorithm, of=everybody, reduce=reduce)
+        return *done, None
+    own = _ServerTraining(config, parts)
+    return focused_round(now.server, clients, train, own, parts.focus, parts.algorithm, everybody, reduce)
+
+
+@dataclass(frozen=True)
+class _ClientTraining:
+    """`federation.server.Train`: this process's share of the sampled clients."""
+
+    config: FedConfig
+    parts: Parts
+    now: Progressed
+
+    def __call__(
+        self, round_: int, clients: Sequence[int], trained: Row, used: Row, received: Row
+    ) -> Iterable[Update]:
+        work = [_work(self.config, self.parts, self.now, client) for client in clients]
+        parts, group = self.parts, self.parts.group
+        return run_clients(
+            parts.model,
+            trained,
+            share_of(work, parts.model.layout, group.rank, group.size),
+            parts.rules,
+            parts.algorithm,
+            used=used,
+            received=received,
+            memories=self.now.memories,
+            first=parts.first_memory,
+            seed=self.config.seed,
+            round_=round_,
+        )
+
+
+@dataclass(frozen=True)
+class _ServerTraining:
+    """`federation.focus.ServerGradient`: the mean over the server's next batches, without dropout.
+
+    Each process takes a share of the batches: none waits for the server.
+    """
+
+    config: FedConfig
+    parts: Parts
+
+    def __call__(self, round_: int, adapter: Row) -> tuple[Row, float]:
+        schedule, parts = self.parts.server_schedule, self.parts
+        work = plan_work(
+            parts.data.train,
+            parts.data.server,
+            schedule,
+            parts.model.layout,
+            seed=self.config.seed,
+            client=_SERVER,
+            round_=round_,
+            drawn=round_ * schedule.batches,
+        )
+        bank, rules = AdapterBank.repeat(adapter, 1), replace(parts.rules, dropout_seed=None)
+        (step,) = work.steps
+        own = share_of_step(step, parts.model.layout, parts.group.rank, parts.group.size)
+        gradient, report = step_gradients(parts.model, bank, [own], rules)
+        return sum_of_gradients(parts.group, gradient.row(0), float(report.loss[0]))
+
+
+@dataclass(frozen=True)
+class _CentralTraining:
+    """`federation.central.Train`: everything as one client whose optimiser lasts."""
+
+    config: FedConfig
+    parts: Parts
+    now: Progressed
+
+    def __call__(self, round_: int, bank: AdapterBank, state: State) -> tuple[LocalResult, int]:
+        work = _work(self.config, self.parts, self.now, 0)
+        return train_locally(self.parts.model, bank, [work.steps], self.parts.rules, state), work.examples
+
+
+def _work(config: FedConfig, parts: Parts, now: Progressed, client: int) -> ClientWork:
+    return plan_work(
+        parts.data.train,
+        parts.data.clients[client],
+        parts.schedule,
+        parts.model.layout,
+        seed=config.seed,
+        client=client,
+        round_=now.server.round,
+        drawn=now.drawn[client],
+    )
+
+
+def _row(round_: int, report: RoundReport) -> dict[str, Any]:
+    examples = sum(update.examples for update in report.updates)
+    labels = sum(update.labels for update in report.updates)
+    loss = sum(update.loss * update.examples for update in report.updates)
+    return {
+        "round": round_,
+        # Where no layer is selected, no client trains.
+        "train_loss": loss / examples if examples else math.nan,
+        "train_accuracy": sum(update.correct for update in report.updates) / labels if labels else math.nan,
+        "clients": report.clients,
+        "clients_left_out": report.left_out,
+        "bytes_up": report.bytes_up,
+        "bytes_down": report.bytes_down,
+        "tokens": sum(update.tokens for update in report.updates),
+    }
+
+
+def _focus_row(focus: FocusReport | None) -> dict[str, Any]:
+    if focus is None:
+        return {}
+    row: dict[str, Any] = {"selected_layers": list(focus.selected)}
+    if focus.scores:
+        by_number = [focus.scores.get(layer, math.nan) for layer in range(max(focus.scores) + 1)]
+        row |= {"layer_scores": by_number, "server_loss": focus.loss}
+    return row

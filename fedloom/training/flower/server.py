@@ -1,0 +1,144 @@
+"""The ServerApp: the rounds of `fedloom fed`, with clients that live behind Flower."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedloom.errors import UserError
+from fedloom.options.fed import FedConfig
+from fedloom.options.flower import FlowerConfig
+from fedloom.process import prepare_process
+from fedloom.runs.checkpoint import latest_checkpoint
+from fedloom.runs.files import write_atomically
+from fedloom.runs.inputs import Inputs
+from fedloom.runs.run_folder import Opened, opened, write_run_config
+from fedloom.runtimes.flower.apps import make_server_app
+from fedloom.runtimes.flower.courier import Courier, Delivery
+from fedloom.runtimes.flower.fleet import Fleet
+from fedloom.runtimes.flower.keys import KEYS_FILE, Keys
+from fedloom.runtimes.flower.messages import told
+from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.post import Post
+from fedloom.runtimes.flower.rows import digest
+from fedloom.training.fed import drive, write_held
+from fedloom.training.fed_data import EVERYBODYS, SERVERS
+from fedloom.training.fed_rounds import Afar, Progressed, play_round
+from fedloom.training.flower.run_config import from_run_config
+from fedloom.training.setup_fed import Parts, build, device_name, run_folder, versions
+
+
+def serve(grid: Grid, run_config: dict[str, Any]) -> None:
+    """Run the federation.
+
+    Raises:
+        UserError: A mistake of the user, too few clients, or a run whose numbers are no longer finite.
+    """
+    prepare_process()
+    wanted = from_run_config(run_config)
+    folder = run_folder(wanted)
+    with opened(folder, wanted.of_the_run) as run:
+        _run(grid, wanted, folder, run)
+    print(f"Adapter: {latest_checkpoint(folder)}")
+
+
+def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig]) -> None:
+    inputs = Inputs(run.inputs)
+    holdings = EVERYBODYS if wanted.client_data is None else SERVERS
+    keys = _keys(wanted, folder)
+    config, parts = build(run.config, inputs=inputs, holdings=holdings)
+    admit = partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num)
+    fleet = Fleet(Post(grid), Parcel(), admit, wanted.join_timeout, keys)
+    fleet.wait_for(wanted.client_num, wanted.clients_needed)
+    found = versions() | {"flwr": version("flwr")}
+    write_run_config(folder, config, found, device_name(parts.model.device), inputs.found)
+    if wanted.client_data is None:
+        write_held(folder, parts)
+    schedule = parts.schedule
+    examples = schedule.batches * schedule.batch_size * schedule.epochs
+    courier = Courier(fleet, wanted.round_timeout, examples, parts.algorithm)
+    federation = _Federation(config, parts, folder, fleet, courier, wanted.clients_needed)
+    drive(config, parts, folder, run.checkpoint, federation.play)
+
+
+@dataclass(frozen=True)
+class _Federation:
+    """A round with the clients that are there."""
+
+    config: FedConfig
+    parts: Parts
+    folder: Path
+    fleet: Fleet
+    courier: Courier
+    clients_needed: int
+
+    def play(self, now: Progressed) -> tuple[Progressed, dict[str, Any]]:
+        """`run.Play`."""
+        traffic, delivery = replace(self.fleet.post.traffic), Delivery(taken=dict(now.taken))
+        # A run is resumed from its last checkpoint, or from the one before, where the last proves unsound.
+        checkpoints = now.server.round // self.config.val_steps
+        self.courier.kept_from = max(0, checkpoints - 1) * self.config.val_steps
+        self.fleet.wait_for(self.clients_needed, self.clients_needed)
+        if self.fleet.keys is not None and (known := self.fleet.keys.begin()):
+            write_atomically(self.folder / KEYS_FILE, json.dumps(known, indent=1) + "\n")
+        train = partial(self.courier.train, drawn=now.drawn, delivery=delivery)
+        after, row = play_round(self.config, self.parts, now, Afar(self.fleet.clients, train))
+        # An answer whose numbers did not count is none; its client remembers what it did before.
+        counted = set(row["clients"]) - set(row["clients_left_out"])
+        taken = now.taken | {k: word for k, word in delivery.taken.items() if k in counted}
+        after = replace(after, taken=taken if self.parts.first_memory else {})
+        if delivery.forgot:
+            row["clients_forgot"] = delivery.forgot
+        row |= {
+            "clients_left_out": sorted({*row["clients_left_out"], *delivery.lost, *delivery.refused}),
+            "clients_lost": delivery.lost,
+            "clients_refused": delivery.refused,
+            "bytes_up": delivery.bytes_up,
+            "bytes_down": delivery.bytes_down,
+            "message_bytes_up": self.fleet.post.traffic.up - traffic.up,
+            "message_bytes_down": self.fleet.post.traffic.down - traffic.down,
+        }
+        return after, row
+
+
+def _admit(adapter: str, reading: str, client_num: int, answer: Parcel) -> int:
+    """The number of a client whose model is the server's.
+
+    Raises:
+        UserError: It is another.
+    """
+    client, found = answer.facts.get("client"), answer.facts.get("adapter")
+    if type(client) is not int or not 0 <= client < client_num:
+        raise UserError(
+            f"a SuperNode gave {told(repr(client))} as its number of {client_num}; is its fedloom of another "
+            "version?"
+        )
+    if found != adapter:
+        raise UserError(
+            f"client {client + 1} has another model or another fedloom than the server: "
+            "their adapters differ in names or shapes"
+        )
+    if answer.facts.get("reading") != reading:
+        raise UserError(
+            f"client {client + 1} puts questions to the model in another form than the server: its tokenizer "
+            "or chat template is another; give both the same model files"
+        )
+    return client
+
+
+def _keys(config: FlowerConfig, folder: Path) -> Keys | None:
+    """Whose each client's number is."""
+    if config.client_keys == "any":
+        return None
+    if config.client_keys != "first":
+        return Keys.listed(config.client_keys, config.client_num)
+    return Keys.of_the_run(folder) if config.resume else Keys()
+
+
+app = make_server_app(serve)

@@ -1,0 +1,161 @@
+"""What a client does: it says who it is, and trains on its own data as it would in `fedloom fed`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from fedloom.client.work import plan_work
+from fedloom.data.example import Splits
+from fedloom.data.files import read_part
+from fedloom.data.sources import read_examples
+from fedloom.data.tasks import TASKS, Task
+from fedloom.errors import UserError
+from fedloom.federation.algorithm import PERSONAL, RULE, part_of, with_prefix
+from fedloom.model.bank import Row
+from fedloom.options.fed import FedConfig
+from fedloom.options.flower import FlowerConfig
+from fedloom.runtimes.flower.memory import Memory
+from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.request import Answer, Request
+from fedloom.runtimes.flower.rows import Unfit, chosen_by, digest, pack, unpack
+from fedloom.runtimes.in_process import run_clients
+from fedloom.training.fed_data import EVERYBODYS, Encoded, Holdings
+from fedloom.training.flower.place import client_number, own_data
+from fedloom.training.flower.run_config import from_run_config
+from fedloom.training.setup_fed import Parts, build, fitting_data
+
+
+@dataclass
+class _Standing:
+    """What stays in a process: the model, and the data of the clients that have asked."""
+
+    options: str
+    config: FedConfig
+    parts: Parts
+    data: dict[Path | None, Encoded] = field(default_factory=dict)
+
+
+_standing: _Standing | None = None
+
+
+def answer(request: Request) -> Answer:
+    """Answer the server.
+
+    A mistake of the user comes back as the fact ``mistake``, for the server to tell.
+    """
+    try:
+        config = from_run_config(request.options)
+        client = client_number(request.node, config.client_num)
+        path = own_data(request.node, config.client_data, client)
+        standing = _stand(json.dumps(request.options, sort_keys=True), config, path)
+        if request.kind == "query":
+            adapter, reading = digest(standing.parts.model.initial), standing.parts.data.reading
+            return Answer(Parcel({"client": client, "adapter": adapter, "reading": reading}))
+        return _trained(request, standing, client, path)
+    except (UserError, Unfit) as error:
+        return Answer(Parcel({"mistake": str(error)}))
+
+
+def _trained(request: Request, standing: _Standing, client: int, path: Path | None) -> Answer:
+    facts, model = request.parcel.facts, standing.parts.model
+    if facts["client"] != client:
+        raise Unfit(f"a message for client {facts['client'] + 1} came to client {client + 1}")
+    names = sorted(model.initial)
+    algorithm = standing.parts.algorithm
+    like = algorithm.sent(model.initial, client)
+    row = _brought_up_to_date(request, like)
+    if row.keys() != model.initial.keys():
+        return Answer(Parcel({"lacks": True}))
+    parts = standing.parts
+    chosen = chosen_by(facts["trained"], names)
+    whole = algorithm.padded(row)
+    trained = {name: whole[name] for name in names if name in chosen}
+    used = {name: whole[name] for name in names if name not in chosen}
+    beside = unpack(request.parcel.tensors, _with_rule(like), model.device, all_of_it=False)
+    data = standing.data[path]
+    model.share_prefix(data.prefix)
+    indices = data.clients[client] if path is None else np.arange(len(data.train))
+    work = plan_work(
+        data.train,
+        indices,
+        parts.schedule,
+        model.layout,
+        seed=standing.config.seed,
+        client=client,
+        round_=facts["round"],
+        drawn=facts["drawn"],
+    )
+    memory = Memory(request.node, standing.config.exp_name, client) if parts.first_memory else None
+    remembered = memory.recall(facts["remembers"], parts.first_memory) if memory else None
+    (update,) = run_clients(
+        model,
+        trained,
+        [work],
+        parts.rules,
+        algorithm,
+        used=used,
+        received=algorithm.padded(part_of(beside, RULE)),
+        memories={} if remembered is None else {client: remembered},
+        first=parts.first_memory,
+        seed=standing.config.seed,
+        round_=facts["round"],
+    )
+    said = {name: value for name, value in vars(update).items() if name not in ("payload", "memory")}
+    if memory is not None:
+        memory.keep(facts["word"], update.memory, facts["kept_from"], facts["remembers"])
+        if personal := part_of(update.memory, PERSONAL):
+            model.save(whole | personal, memory.folder / "adapter", rank=algorithm.rank(client))
+        said["forgot"] = facts["remembers"] is not None and remembered is None
+    return Answer(
+        Parcel({"round": facts["round"], **said}, pack(update.payload)),
+        kept=Parcel({"word": facts["word"]}, pack(row)),
+    )
+
+
+def _brought_up_to_date(request: Request, like: Row) -> Row:
+    """The server's adapter: what was kept, and what has changed since; not all of it where some is lost."""
+    device = next(iter(like.values())).device
+    news = unpack(request.parcel.tensors, _with_rule(like), device, all_of_it=False)
+    news = {name: t for name, t in news.items() if name in like}
+    held = request.parcel.facts["held"]
+    if held is None:
+        return news
+    if request.kept.facts.get("word") != held:
+        return {}
+    return unpack(request.kept.tensors, like, device, all_of_it=False) | news
+
+
+def _with_rule(like: Row) -> Row:
+    """Of what may come: the adapter's parameters, and what the server keeps of each for the clients' rule."""
+    return like | with_prefix(RULE, like)
+
+
+def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Standing:
+    """The model and this client's data, as they are here already where they can be."""
+    global _standing
+    fed = replace(config.of_the_run, eval_generate_every=0)
+    if _standing is None or _standing.options != options:
+        _standing = None  # two models may be one too many
+        resolved, parts = build(fed, holdings=EVERYBODYS if path is None else _own(path))
+        _standing = _Standing(options, resolved, parts, {path: parts.data})
+    elif path not in _standing.data:
+        task, holdings = TASKS[fed.data_name], EVERYBODYS if path is None else _own(path)
+        splits, parts = holdings.load(fed, task), _standing.parts
+        _standing.data[path] = fitting_data(fed, task, splits, holdings, parts.tokenizer, parts.model.model)
+    return _standing
+
+
+def _own(path: Path) -> Holdings:
+    def load(config: FedConfig, task: Task) -> Splits:
+        rows = read_part(path, "train", option="client_data", names=task.split_names)
+        return Splits([made.example for made in read_examples(task, rows)], [], [])
+
+    return Holdings(load, _dealt_to_nobody)
+
+
+def _dealt_to_nobody(config: FedConfig, examples: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    return np.empty(0, dtype=np.int64), []

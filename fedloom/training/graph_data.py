@@ -1,0 +1,79 @@
+"""Who holds what among peers without a server: their own folders, or a split of the task's data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedloom.data.clients import load_clients, load_validation, path_of
+from fedloom.data.example import Example
+from fedloom.data.partition import partition
+from fedloom.data.sources import Sourced, load_rows, load_splits
+from fedloom.data.tasks import Task
+from fedloom.errors import UserError
+from fedloom.options.graph import DflConfig
+from fedloom.options.peer import PeerConfig
+
+Setting = DflConfig | PeerConfig
+
+
+@dataclass(frozen=True)
+class Held:
+    """Who holds what: training examples per peer, and one list of validation examples, or one per peer."""
+
+    train: list[list[Example]]
+    validation: list[list[Example]]
+
+
+def hold(config: Setting, task: Task, only: int | None = None) -> Held:
+    """Read the peers' own data, or split the task's training data among them.
+
+    Args:
+        config: What the user wants.
+        task: The data set.
+        only: The one peer, from 0, whose own data the templates are to give; None: all. What is split here is
+            split for all in any case.
+
+    Raises:
+        UserError: Data that cannot be found, read or split.
+    """
+    own, judged, peers = config.dataset_path_template, config.val_dataset_path_template, config.num_clients
+    if only is not None:
+        own, judged = own and path_of(own, only + 1), judged and path_of(judged, only + 1)
+        peers = 1 if own else peers
+    # The folders first: what is missing there is known at once, the hub takes its time.
+    train = load_clients(own, peers, task) if own is not None else None
+    validation = load_validation(judged, peers, task) if judged is not None else None
+    if train is not None:
+        return Held(train, validation or [_published_validation(config, task)])
+    splits = load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
+    return Held(_split(config, splits.train), validation or [splits.validation])
+
+
+def _published_validation(config: Setting, task: Task) -> list[Example]:
+    """The data set's own validation split: one held out of its training data might be in a client's folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    rows: dict[str, list[Sourced]] = {}
+    if config.data_dir is not None or not task.brought:
+        rows = load_rows(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
+    if "validation" not in rows:
+        raise UserError(
+            f"val_dataset_path_template: is needed beside dataset_path_template, because {task.name} has no "
+            "validation split of its own"
+        )
+    return [made.example for made in rows["validation"]]
+
+
+def _split(config: Setting, examples: list[Example]) -> list[list[Example]]:
+    shares = partition(
+        config.partition,
+        [example.label for example in examples],
+        config.num_clients,
+        seed=config.seed,
+        alpha=config.alpha,
+        min_size=config.min_size,
+        labels_per_client=config.labels_per_client,
+    )
+    return [[examples[i] for i in share] for share in shares]

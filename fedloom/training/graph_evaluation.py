@@ -1,0 +1,88 @@
+"""How good the peers of `fedloom dfl` are after a round; each process judges its own."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from fedloom.evaluation.answering import answer
+from fedloom.evaluation.evaluate import Validation, validate_rows
+from fedloom.model.bank import AdapterBank
+from fedloom.training.graph_rounds import PeerParts, Standing, judged
+
+log = logging.getLogger(__name__)
+
+
+def evaluated(parts: PeerParts, now: Standing, row: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
+    """Every peer's loss and accuracy."""
+    began = time.perf_counter()
+    results = _first(parts, now) if now.peers.round == 0 else _all(parts, now)
+    accuracies = [result.accuracy for result in results]
+    found = {
+        "val_loss": _mean(result.loss for result in results),
+        "val_accuracy": _mean(accuracies),
+        "val_accuracy_min": min(accuracies),
+        "val_accuracy_max": max(accuracies),
+        "peer_val_accuracy": accuracies,
+        "peer_val_loss": [result.loss for result in results],
+        "eval_seconds": row.get("eval_seconds", 0.0) + time.perf_counter() - began,
+    }
+    log.info(
+        "round %d: train loss %.4f, validation accuracy %.4f (%.4f to %.4f), consensus error %.4g",
+        row["round"],
+        row.get("train_loss", math.nan),
+        found["val_accuracy"],
+        min(accuracies),
+        max(accuracies),
+        row.get("consensus_error", 0.0),
+    )
+    return now, row | found
+
+
+def _all(parts: PeerParts, now: Standing) -> list[Validation]:
+    bank, own = judged(parts, now), parts.validation[parts.here.start : parts.here.stop]
+    found = validate_rows(parts.model, bank, own, parts.rules.wave_tokens, parts.used)
+    everyone = parts.group.gather([[result.loss, result.accuracy] for result in found])
+    return [Validation(*result) for process in everyone for result in process]
+
+
+def _first(parts: PeerParts, now: Standing) -> list[Validation]:
+    """Before the first round all adapters are the same: each list of sequences is judged once."""
+    distinct = {id(own): own for own in parts.validation}
+    bank = AdapterBank.repeat(now.peers.bank.row(0), len(distinct))
+    sequences = list(distinct.values())
+    results = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.used, parts.group)
+    by_list = dict(zip(distinct, results, strict=True))
+    return [by_list[id(own)] for own in parts.validation]
+
+
+def answered(parts: PeerParts, now: Standing, row: dict[str, Any]) -> dict[str, Any]:
+    """Let every peer answer some of its validation problems."""
+    began = time.perf_counter()
+    questions = parts.questions[parts.here.start : parts.here.stop]
+    results = answer(parts.model, judged(parts, now), parts.tokenizer, questions, used=parts.used)
+    everyone = parts.group.gather([result.accuracy for result in results])
+    accuracies = [accuracy for process in everyone for accuracy in process]
+    return row | {
+        "val_answer_accuracy": _mean(accuracies),
+        "peer_val_answer_accuracy": accuracies,
+        "eval_seconds": row.get("eval_seconds", 0.0) + time.perf_counter() - began,
+    }
+
+
+def averaged(parts: PeerParts, now: Standing) -> Validation:
+    """How good the mean of all peers' adapters is, on the validation data of all."""
+    peers = len(parts.peers)
+    mean = parts.group.sum({name: t.sum(0) / peers for name, t in now.peers.bank.tensors.items()})
+    distinct = list({id(own): own for own in parts.validation}.values())
+    sequences = [tokens for own in distinct for tokens in own]
+    bank, wave_tokens = AdapterBank.repeat(mean, 1), parts.rules.wave_tokens
+    return validate_rows(parts.model, bank, [sequences], wave_tokens, parts.used, parts.group)[0]
+
+
+def _mean(values: Iterable[float]) -> float:
+    every = list(values)
+    return sum(every) / len(every)

@@ -1,0 +1,87 @@
+"""How the processes of a run begin together: they meet, rank 0 builds first, the others do as it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedloom.process import place
+from fedloom.runs.inputs import Inputs
+from fedloom.runs.record import RunRecord, read_run
+from fedloom.runs.run_folder import Opened, opened
+from fedloom.runtimes.group import ALONE, Group
+
+C = TypeVar("C", bound=Any)
+P = TypeVar("P")
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Group]:
+    """The processes of this run: those that torchrun started, or this one alone.
+
+    Args:
+        device: The option; with several processes each GPU has one.
+
+    Raises:
+        UserError: The device will not do for all of them.
+    """
+    here = place()
+    if here.size == 1:
+        yield ALONE
+        return
+    from fedloom.runtimes.meeting import joined
+
+    with joined(here, device) as ranks:
+        yield ranks
+
+
+@contextmanager
+def opened_together(folder: Path, config: C, group: Group) -> Iterator[Opened[C]]:
+    """As `opened`; it is rank 0 that opens the folder and holds it, and chooses the checkpoint."""
+    with ExitStack() as held:
+        elsewhere = Opened(config, None, {})
+        own = group.together(
+            lambda: held.enter_context(opened(folder, config)) if group.rank == 0 else elsewhere
+        )
+        found = group.share(None if own.checkpoint is None else str(own.checkpoint))
+        yield replace(own, checkpoint=None if found is None else Path(found))
+
+
+def build_together(
+    build: Callable[[C, Group, Inputs], tuple[C, P]], run: Opened[C], group: Group
+) -> tuple[C, P, dict[str, str]]:
+    """Build the parts of a run, on rank 0 first.
+
+    So a model is downloaded once, a mistake is told once, and all take what `auto` turned out to be there.
+    What they read must be the same.
+
+    Args:
+        build: Makes the parts, and the config with what `auto` turned out to be.
+        run: What the user wants, and what the run has read so far.
+        group: The run's processes.
+
+    Returns:
+        The config, the parts, and the digests of what they were made from.
+
+    Raises:
+        UserError: A mistake of the user, on any rank; or what is read is not what it was, or is on rank 0.
+    """
+    inputs = Inputs(run.inputs)
+    if group.size == 1:
+        return *build(run.config, group, inputs), inputs.found
+    own = replace(run.config, device=str(group.device))
+    first = group.together(lambda: build(own, group, inputs) if group.rank == 0 else None)
+    names = ("dtype", "wave_tokens")
+    auto = group.share({name: getattr(first[0], name) for name in names} if first else {})
+    inputs = Inputs(group.share(inputs.found))
+    resolved, parts = group.together(lambda: first or build(replace(own, **auto), group, inputs))
+    return replace(resolved, device=run.config.device), parts, dict(inputs.before)
+
+
+def recall(folder: Path, group: Group) -> RunRecord:
+    """What the run has left, read by rank 0, whose folder it is; what judged it before is not of it."""
+    own = vars(read_run(folder, judged=False)) | {"folder": None} if group.rank == 0 else None
+    return RunRecord(**{**group.share(own or {}), "folder": folder})

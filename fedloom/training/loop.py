@@ -1,0 +1,233 @@
+"""The only loop over rounds, for every regime: play, validate, write metrics, leave checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from fedloom.errors import UserError
+from fedloom.federation.server import Diverged
+from fedloom.process import RankLost
+from fedloom.runs.checkpoint import (
+    drop_older_states,
+    drop_unproven_states,
+    latest_checkpoint,
+    oldest_state,
+)
+from fedloom.runs.files import CannotWrite
+from fedloom.runs.metrics import MetricsLog, summary, write_summary
+from fedloom.runs.progress import Progress
+from fedloom.runs.rows import read_rows, seconds_spent
+from fedloom.runtimes.group import ALONE, Group
+from fedloom.runtimes.signals import ended_by_sigterm
+
+S = TypeVar("S")
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Regime(Generic[S]):
+    """What the loop needs to know of a regime; S is all that it carries from round to round.
+
+    Attributes:
+        start: The standing before the first round.
+        restore: The standing that a checkpoint holds.
+        rounds_done: Of a standing.
+        play: One round: the new standing, and its row of metrics.
+        validate: ``(standing, row) -> (standing, row with the validation's metrics)``.
+        answer: ``(standing, row) -> row with the metrics of answers that the model writes itself``.
+        stops: Why no further round is played, or None.
+        save: Leaves a checkpoint in a run's folder, unless there is one of this round.
+        saves_alone: Whether rank 0 has all that a checkpoint holds; else all ranks save together.
+        at_end: Further content of summary.json.
+        advice: What to do after a divergence, in a sentence.
+    """
+
+    start: Callable[[], S]
+    restore: Callable[[Path], S]
+    rounds_done: Callable[[S], int]
+    play: Callable[[S], tuple[S, Metrics]]
+    validate: Callable[[S, Metrics], tuple[S, Metrics]]
+    answer: Callable[[S, Metrics], Metrics]
+    stops: Callable[[S], str | None]
+    save: Callable[[Path, S], None]
+    saves_alone: bool
+    at_end: Callable[[S], Metrics]
+    advice: str
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How far and how often.
+
+    Attributes:
+        rounds: In all.
+        validate_every: Rounds between validations; the last round is always validated.
+        answer_every: Rounds between answers that the model writes itself, the last round included; 0: never.
+        save_every: Rounds between checkpoints.
+        report_to: Where metrics go beside metrics.jsonl.
+    """
+
+    rounds: int
+    validate_every: int
+    answer_every: int
+    save_every: int
+    report_to: Literal["tensorboard", "none"]
+
+    def validates(self, round_: int) -> bool:
+        """Whether this round ends with a validation."""
+        return round_ % self.validate_every == 0 or round_ == self.rounds
+
+    def validations_after(self, round_: int) -> int:
+        """How many rounds after this one end with a validation."""
+        regular = self.rounds // self.validate_every - round_ // self.validate_every
+        return regular + (self.rounds % self.validate_every > 0 and round_ < self.rounds)
+
+    def answers(self, round_: int) -> bool:
+        """Whether this round ends with answers that the model writes itself."""
+        return self.answer_every > 0 and (round_ % self.answer_every == 0 or round_ == self.rounds)
+
+
+@dataclass(frozen=True)
+class _Voice:
+    """Where metrics and words go: on rank 0 to files and the terminal, on others nowhere."""
+
+    write: Callable[[Metrics], None]
+    say: Callable[[str], None]
+
+
+def drive(
+    regime: Regime[S], pace: Pace, folder: Path, checkpoint: Path | None = None, group: Group = ALONE
+) -> S:
+    """Play rounds until there have been enough, or validation says stop.
+
+    Args:
+        regime: What a round is.
+        pace: How many.
+        folder: The run's folder.
+        checkpoint: Where to go on from; None starts from the beginning.
+        group: The run's processes; rank 0 alone writes.
+
+    Raises:
+        UserError: Nothing finite came of a round; the last good standing has been saved.
+        CannotWrite: The disk is full, or may not be written; the last checkpoint stands.
+        RankLost: Another process has died; the last checkpoint stands.
+        KeyboardInterrupt: After a checkpoint was left.
+    """
+    began = time.monotonic() - (seconds_spent(folder) if checkpoint and group.rank == 0 else 0.0)
+    now = group.together(lambda: regime.start() if checkpoint is None else regime.restore(checkpoint))
+    done = regime.rounds_done
+    # The last round whose standing has proven itself; of a run that goes on, as its checkpoints have it.
+    proven, pending = oldest_state(folder) if checkpoint else 0, True
+    with ended_by_sigterm(), _voice(pace, folder, done(now) if checkpoint else None, began, group) as voice:
+        try:
+            if checkpoint is None:
+                now, row = regime.validate(now, {"round": 0})
+                voice.write(regime.answer(now, row) if pace.answers(0) else row)
+            while done(now) < pace.rounds and not regime.stops(now):
+                group.between_rounds()
+                after, row = regime.play(now)
+                if pace.validates(done(after)):
+                    after, row = regime.validate(after, row)
+                if pace.answers(done(after)):
+                    row = regime.answer(after, row)
+                voice.write(row)
+                # Not before its row is written: a checkpoint has all rows up to its round.
+                before, now = done(now), after
+                if done(now) % pace.save_every == 0:
+                    regime.save(folder, now)
+                    pending = True  # its state has not replaced the one before
+                if _sound(row):
+                    proven = done(now) if "val_loss" in row else before
+                if pending and _sound(row) and group.rank == 0:
+                    drop_older_states(folder, proven)
+                    pending = proven < done(now)
+            if reason := regime.stops(now):
+                voice.say(f"stopped: {reason}")
+        except RankLost as lost:
+            if regime.saves_alone:
+                regime.save(folder, now)
+            raise RankLost(f"round {done(now) + 1}: {lost}; {_how_to_go_on(folder)}", lost.tells) from lost
+        except (KeyboardInterrupt, SystemExit):
+            regime.save(folder, now)
+            voice.say(f"interrupted after round {done(now)}; --resume goes on from there")
+            raise
+        except Diverged as error:
+            _keep_what_is_sound(regime, now, proven, folder, group)
+            raise UserError(f"{error}; {_kept(folder)}. {regime.advice}") from error
+        except Exception:
+            # `now` is always the standing after a whole round; other ranks may be elsewhere.
+            if group.size == 1 or regime.saves_alone:
+                with suppress(CannotWrite):  # the disk is full, perhaps: what happened first is told
+                    regime.save(folder, now)
+            raise
+        regime.save(folder, now)
+    at_end = regime.at_end(now)
+    if group.rank == 0:
+        content = summary(read_rows(folder), wall_seconds=time.monotonic() - began)
+        write_summary(folder, content | at_end)
+    return now
+
+
+def _sound(row: Metrics) -> bool:
+    """Whether a round's numbers show that what it began from, and what it was validated with, is of use."""
+    return not row.get("peers_left_out") and math.isfinite(row.get("val_loss", 0.0))
+
+
+def _keep_what_is_sound(regime: Regime[S], now: S, proven: int, folder: Path, group: Group) -> None:
+    """After a divergence: leave a checkpoint of where the run stands, or of nothing that leads there again.
+
+    A standing may be finite and of no use, since large numbers become infinite on their way through the
+    model. Validation shows it.
+    """
+    round_ = regime.rounds_done(now)
+    _, row = regime.validate(now, {"round": round_})
+    if _sound(row):
+        regime.save(folder, now)
+    proven = round_ if _sound(row) else min(proven, round_ - 1)
+    if group.rank == 0:
+        drop_older_states(folder, proven)
+        drop_unproven_states(folder, proven)
+
+
+@contextmanager
+def _voice(pace: Pace, folder: Path, resumed: int | None, began: float, group: Group) -> Iterator[_Voice]:
+    """A rank's voice.
+
+    Args:
+        pace: How many rounds there are.
+        folder: The run's folder.
+        resumed: The rounds of the checkpoint that the run goes on from, if any.
+        began: When the run would have begun on the monotonic clock, had it never been stopped.
+        group: The run's processes.
+    """
+    if group.rank != 0:
+        yield _Voice(write=lambda row: None, say=lambda words: None)
+        return
+    with MetricsLog(folder, pace.report_to, resumed) as metrics:
+        sent = sum((row.get("bytes_up") or 0) + (row.get("bytes_down") or 0) for row in metrics.rows)
+        with Progress(
+            pace.rounds, done=resumed or 0, bytes_sent=sent, validations_after=pace.validations_after
+        ) as progress:
+
+            def write(row: Metrics) -> None:
+                metrics.write(row | {"wall_seconds": time.monotonic() - began})
+                progress.update(row)
+
+            if metrics.remark:
+                progress.say(metrics.remark)
+            yield _Voice(write, progress.say)
+
+
+def _how_to_go_on(folder: Path) -> str:
+    return f"{_kept(folder)}. Start the run again with --resume, with any number of ranks"
+
+
+def _kept(folder: Path) -> str:
+    last = latest_checkpoint(folder)
+    return f"the last good checkpoint is {last}" if last else "there is no good checkpoint"

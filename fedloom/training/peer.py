@@ -1,0 +1,152 @@
+"""`fedloom peer`: one real peer, with its own data, that mixes with its neighbours over libp2p."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedloom.errors import UserError
+from fedloom.model.bank import Row
+from fedloom.options.peer import PeerConfig
+from fedloom.runs.checkpoint import save_checkpoint
+from fedloom.runs.clients import write_clients
+from fedloom.runs.inputs import Inputs
+from fedloom.runs.logfile import logging_to
+from fedloom.runs.record import RunRecord, read_run
+from fedloom.runs.rows import read_rows
+from fedloom.runs.run_folder import opened, write_run_config
+from fedloom.runtimes.libp2p.identity import read_identity
+from fedloom.runtimes.libp2p.messages import Expected
+from fedloom.runtimes.libp2p.neighbors import Neighbor, read_neighbors
+from fedloom.runtimes.libp2p.node import Node, joined, listening
+from fedloom.runtimes.libp2p.schema import Schema
+from fedloom.runtimes.libp2p.statements import Voice
+from fedloom.training import loop
+from fedloom.training.graph_rounds import PeerParts, Standing, start
+from fedloom.training.loop import Regime
+from fedloom.training.peer_rounds import answered, evaluated, play_round, restore, sent
+from fedloom.training.setup_fed import device_name, run_folder, versions
+from fedloom.training.setup_graph import build_one, pace
+
+_AGREED = (
+    "dataset_type",
+    "dtype",
+    "training_type",
+    "lora_r",
+    "lora_alpha",
+    "num_clients",
+    "mix_head",
+    "max_move",
+    "num_rounds",
+    "seed",
+)
+"""What must be the same, so that rows can be averaged and rounds counted; training is each peer's own."""
+
+
+def run_peer(config: PeerConfig) -> RunRecord:
+    """`fedloom peer`: from a config to a run's folder, and what it holds.
+
+    Raises:
+        UserError: A mistake of the user.
+        KeyboardInterrupt: After a checkpoint was left.
+    """
+    neighbors = _neighbors(config)
+    folder = run_folder(config)
+    with (
+        opened(folder, config) as run,
+        listening(Path(config.identity or ""), config.listen, neighbors) as (network, daemon),
+    ):
+        inputs = Inputs(run.inputs)
+        resolved, parts = build_one(run.config, inputs)
+        write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs.found)
+        write_clients(folder, parts.train, parts.peers, parts.validation)
+        timeout, number, expected = config.round_timeout, config.client, _expected(config, parts)
+        voice = Voice.of(Path(config.identity or ""), expected.run, number)
+        with (
+            logging_to(folder / config.log_path),
+            joined(
+                network, daemon, folder, number, neighbors, expected, timeout, voice, config.max_move
+            ) as node,
+        ):
+            drive(resolved, parts, node, folder)
+    return read_run(folder, judged=False)
+
+
+def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Standing:
+    """Play rounds until the last one is done.
+
+    Args:
+        config: As `build_one` returned it.
+        parts: What this peer is made of.
+        node: This peer among its neighbours.
+        folder: The run's folder.
+    """
+    regime = Regime(
+        start=partial(start, parts),
+        restore=lambda _: restore(parts, node),
+        rounds_done=lambda now: now.peers.round,
+        play=partial(play_round, parts, node, config.num_rounds),
+        validate=partial(evaluated, parts),
+        answer=partial(answered, parts),
+        stops=lambda now: None,
+        save=partial(_save, parts),
+        saves_alone=True,
+        at_end=lambda now: _summary(folder),
+        advice="Lower lr, or set clip_norm, under another exp_name",
+    )
+    # What a peer goes on from is not a checkpoint but what it trained last, which neighbours may have mixed.
+    trained = folder / "exchange" if node.shelf.trained_round is not None else None
+    return loop.drive(regime, pace(config), folder, trained)
+
+
+def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:
+    """Whom this peer talks to, after a look at all that its network needs."""
+    assert config.identity is not None and config.neighbors is not None
+    neighbors = read_neighbors(Path(config.neighbors), config.client, config.num_clients)
+    own = read_identity(Path(config.identity))
+    for neighbor in neighbors.values():
+        if neighbor.id == own:
+            raise UserError(
+                f"neighbors: {config.neighbors} gives client {neighbor.client} the identity of this peer, "
+                f"{own}; give that of its own key"
+            )
+    return neighbors
+
+
+def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
+    """What all messages of this run have in common; a digest of it tells a peer with other options apart."""
+    agreed = {name: getattr(config, name) for name in _AGREED} | {"reading": parts.reading}
+    digest = hashlib.sha256(json.dumps(agreed).encode())
+    for name, t in sorted(parts.model.initial.items()):
+        digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())
+    schema = Schema.of(sent(parts, start(parts).peers.bank))
+    return Expected(digest.hexdigest()[:32], schema, config.num_rounds, config.num_clients)
+
+
+def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
+    """Leave a checkpoint: this peer's PEFT adapter. What resuming needs lies in `exchange/`."""
+    if now.peers.round == 0:
+        return
+    adapter: Row = {**parts.used, **now.peers.bank.row(0)}
+    save_checkpoint(
+        folder,
+        now.peers.round,
+        write_adapter=lambda path: parts.model.save({n: t.detach().cpu() for n, t in adapter.items()}, path),
+        tensors={},
+        state={"round": now.peers.round},
+    )
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    rows = read_rows(folder)
+    refused: Counter[str] = Counter()
+    for row in rows:
+        refused.update(row.get("refused", {}))
+    return {
+        "refused": dict(refused),
+        "rounds_missed": sum(row.get("rounds_missed", 0) for row in rows),
+    }

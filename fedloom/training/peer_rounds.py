@@ -1,0 +1,144 @@
+"""One round of `fedloom peer`: train, exchange rows with whoever is there, mix; or catch up with others."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fedloom.evaluation.answering import answer
+from fedloom.evaluation.evaluate import validate_rows
+from fedloom.federation.neighbours import moved
+from fedloom.federation.peers import PeerState, peer_round
+from fedloom.federation.server import Diverged
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.runtimes.libp2p.node import Mix, Node
+from fedloom.training.graph_rounds import PeerParts, Standing, judged, train
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 3
+"""Rounds in a row without a finite result after which a peer stops: mixing has not brought it back."""
+
+
+def sent(parts: PeerParts, bank: AdapterBank) -> Row:
+    """The parameters that go to neighbours."""
+    return {name: t for name, t in bank.row(0).items() if name not in parts.own}
+
+
+def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tuple[Standing, dict[str, Any]]:
+    """The next round that this peer can take part in: the new standing, and its row of metrics.
+
+    What was trained before this process was killed is not trained again. Whatever others say, a peer ends
+    when it has done the last round itself. After it the peer stays until nobody needs an answer.
+
+    Args:
+        parts: What this peer is made of.
+        node: This peer among its neighbours.
+        rounds: How many there are.
+        now: Where this peer is.
+
+    Raises:
+        Diverged: Nothing finite has come of its training for `PATIENCE` rounds.
+    """
+    began = time.perf_counter()
+    following = now.peers.round + 1
+    trained_before = node.shelf.trained_round == following
+    round_ = following if trained_before else min(node.next_round(following), rounds)
+    missed = round_ - following
+    if missed:
+        log.warning(
+            "rounds missed: %d, from round %d on; the neighbours are in %d", missed, following, round_
+        )
+    node.begin(round_)
+    trained, told = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
+    mix = node.swap(round_, sent(parts, trained.peers.bank), missed)
+    after = _add(trained, mix, trained.peers.bank if parts.judged == "before" else None)
+    row: dict[str, Any] = {"round": round_, "rounds_missed": missed, **told, "neighbors": mix.neighbours}
+    row |= {"neighbors_in_doubt": mix.in_doubt, "neighbors_bounded": mix.bounded, "neighbors_late": mix.late}
+    if round_ == rounds:
+        mix = node.finish()
+        after = _add(after, mix, after.before_mixing)
+        row["neighbors_late"] = [*row["neighbors_late"], *mix.late]
+    return after, row | node.counts.since_last() | {"seconds": time.perf_counter() - began}
+
+
+def _add(now: Standing, mix: Mix, before_mixing: AdapterBank | None) -> Standing:
+    bank = AdapterBank.stack([moved(now.peers.bank.row(0), mix.differences)])
+    return replace(now, peers=replace(now.peers, bank=bank), before_mixing=before_mixing)
+
+
+def _train(parts: PeerParts, node: Node, round_: int, now: Standing) -> tuple[Standing, dict[str, Any]]:
+    """Train from where this peer is, and keep what came of it; with the metrics of training."""
+    state = replace(now.peers, round=round_ - 1)
+    mixed = state.bank.tensors.keys() - parts.own
+    began = time.perf_counter()
+    # The matrix is that of a peer alone, so that nothing is mixed yet.
+    peers, report = peer_round(state, partial(train, parts, now.drawn), parts.mixing(round_), mixed)
+    fruitless = now.fruitless + 1 if report.left_out else 0
+    if fruitless:
+        log.warning(
+            "round %d: goes on from where it was, its loss or update is not finite, or too large", round_
+        )
+    if fruitless == PATIENCE:
+        raise Diverged(f"round {round_}: nothing finite has come of training for {PATIENCE} rounds")
+    trained = report.trained
+    labels = int(trained.labels)
+    row = {
+        "train_loss": float(trained.loss),
+        "train_accuracy": int(trained.correct) / labels if labels else math.nan,
+        "tokens": int(trained.tokens),
+        "peers_left_out": report.left_out,
+    }
+    drawn = [now.drawn[0] + parts.schedules[0].batches]
+    tensors = {f"adapter.{name}": t for name, t in peers.bank.tensors.items()}
+    tensors |= {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
+    node.keep_trained(round_, tensors, {"drawn": drawn, "row": row}, time.perf_counter() - began)
+    return Standing(peers, drawn, fruitless=fruitless), row
+
+
+def recall(parts: PeerParts, node: Node, round_: int) -> tuple[Standing, dict[str, Any]]:
+    """What training in a round came to before this process was killed, with its metrics."""
+    tensors, state = node.shelf.load_trained(round_)
+    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
+    for name, t in tensors.items():
+        group, _, rest = name.partition(".")
+        groups[group][rest] = t.to(parts.model.device)
+    peers = PeerState(round_, AdapterBank(groups["adapter"]), groups["optimiser"])
+    return Standing(peers, state["drawn"]), state["row"]
+
+
+def restore(parts: PeerParts, node: Node) -> Standing:
+    """Where this peer was when it was killed: before the round that it trained last, which it ends again."""
+    round_ = node.shelf.trained_round
+    assert round_ is not None, "there is something to go on from"
+    log.info("goes on from what it trained in round %d", round_)
+    standing, _ = recall(parts, node, round_)
+    return replace(standing, peers=replace(standing.peers, round=round_ - 1))
+
+
+def evaluated(parts: PeerParts, now: Standing, row: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
+    """This peer's loss and accuracy on what it is judged by."""
+    began = time.perf_counter()
+    wave_tokens = parts.rules.wave_tokens
+    (found,) = validate_rows(parts.model, judged(parts, now), parts.validation, wave_tokens, parts.used)
+    log.info(
+        "round %d: train loss %.4f, validation accuracy %.4f, mixed with peers %s",
+        row["round"],
+        row.get("train_loss", math.nan),
+        found.accuracy,
+        row.get("neighbors", []),
+    )
+    more = {"val_loss": found.loss, "val_accuracy": found.accuracy}
+    return now, row | more | {"eval_seconds": time.perf_counter() - began}
+
+
+def answered(parts: PeerParts, now: Standing, row: dict[str, Any]) -> dict[str, Any]:
+    """Let this peer answer some of its validation problems."""
+    began = time.perf_counter()
+    (found,) = answer(parts.model, judged(parts, now), parts.tokenizer, parts.questions, used=parts.used)
+    seconds = row.get("eval_seconds", 0.0) + time.perf_counter() - began
+    return row | {"val_answer_accuracy": found.accuracy, "eval_seconds": seconds}

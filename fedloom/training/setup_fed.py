@@ -1,0 +1,312 @@
+"""From a config to the parts of a run: data, clients, model, rules. Nothing behind this sees the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from fedloom.client.local import LocalRules
+from fedloom.client.optimisers import adam, sgd
+from fedloom.client.work import Schedule
+from fedloom.data.example import Splits
+from fedloom.data.randomness import derive_seed
+from fedloom.data.tasks import TASKS, Task
+from fedloom.errors import UserError
+from fedloom.evaluation.answering import within_room
+from fedloom.federation.algorithm import Algorithm, compose, first_memory
+from fedloom.federation.focus import Focus
+from fedloom.federation.priority import Projection
+from fedloom.federation.ranks import Ranks
+from fedloom.model.adapters import choice
+from fedloom.model.adapters.lora import frozen_weight
+from fedloom.model.adapters.ranks import rank_factor
+from fedloom.model.adapters.supported import check_adapter
+from fedloom.model.bank import Row
+from fedloom.model.base import BaseModel, BeforeWeights, load_base
+from fedloom.model.files import check_model_name
+from fedloom.model.fit import check_fit
+from fedloom.model.hardware import check_quantize, resolve_device
+from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.source import locate
+from fedloom.model.stacked import StackedModel
+from fedloom.options.check_fed import check
+from fedloom.options.fed import FedConfig, Run
+from fedloom.options.methods import chosen
+from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens, note_model
+from fedloom.runtimes.group import ALONE, Group
+from fedloom.training.fed_data import EVERYBODYS, Encoded, Holdings, encode_data
+
+ADAMW_WEIGHT_DECAY = 0.01
+"""Of AdamW; torch's default, which FedGPL uses."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of; see the fields' own types.
+
+    `first_memory` is what a client remembers before its first round; see `federation.algorithm.first_memory`.
+
+    `focus` and `server_schedule`, how much of its own data the server looks at per round, are those of
+    gradient priority; `focus` is None without it. `group` are the processes that the clients are dealt over.
+    """
+
+    model: StackedModel
+    tokenizer: PreTrainedTokenizerBase
+    splits: Splits
+    data: Encoded
+    schedule: Schedule
+    rules: LocalRules
+    algorithm: Algorithm
+    first_memory: Row
+    server_schedule: Schedule
+    focus: Focus | None
+    group: Group = ALONE
+
+
+def build(
+    config: FedConfig,
+    group: Group = ALONE,
+    inputs: Inputs | None = None,
+    holdings: Holdings = EVERYBODYS,
+) -> tuple[FedConfig, Parts]:
+    """Make the parts of a run, cheap and fallible things first.
+
+    Args:
+        config: What the user wants.
+        group: The run's processes.
+        inputs: Is told the digests of what is read.
+        holdings: Whose data this process has; all clients' where they live in it.
+
+    Returns:
+        The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
+
+    Raises:
+        UserError: A mistake of the user, before any weights are read.
+    """
+    inputs = inputs or Inputs()
+    check(config)
+    if group.size > 1 and config.train_mode == "local":
+        raise UserError(
+            f"train_mode: local trains one model, which cannot be dealt over {group.size} ranks; "
+            "leave torchrun out, or choose fed or fedGradFocus"
+        )
+    algorithm = _algorithm(config)
+    quieten()
+    check_quantize(config.quantize, resolve_device(config.device))
+    check_model_name(config.model_name, config.token)
+    task = TASKS[config.data_name]
+    splits = holdings.load(config, task)
+    inputs.note("training data", digest_of_examples([splits.train]))
+    inputs.note("validation data", digest_of_examples([splits.validation]))
+    holdings.deal(config, len(splits.train))  # too many clients: say so now
+    ready: list[tuple[Encoded, PeftConfig]] = []
+
+    def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
+        data = fitting_data(config, task, splits, holdings, tokenizer, structure)
+        inputs.note("tokens of the data", digest_of_tokens([data.train, data.validation]))
+        inputs.check()
+        adapter = _adapter(config, structure)
+        check_adapter(structure, adapter)
+        ready.append((data, adapter))
+
+    with base_noted(inputs, config.model_name):
+        base = _load(config, before_weights)
+    ((data, adapter),) = ready
+    model = _stack(config, base, adapter, data)
+    algorithm = replace(algorithm, ranks=_ranks(config, adapter))
+    resolved = replace(
+        config,
+        dtype=cast(Any, str(base.model.dtype).removeprefix("torch.")),
+        wave_tokens=auto_wave_tokens(base.model, group.sharing)
+        if config.wave_tokens == "auto"
+        else config.wave_tokens,
+    )
+    return resolved, Parts(
+        model=model,
+        tokenizer=base.tokenizer,
+        splits=splits,
+        data=data,
+        schedule=_schedule(config),
+        rules=_rules(resolved, algorithm),
+        algorithm=algorithm,
+        first_memory=first_memory(algorithm, model.initial),
+        server_schedule=Schedule(
+            config.server_batches,
+            config.batch_size,
+            accumulate=config.server_batches,
+            mean_over=config.grad_accum_mean,
+        ),
+        focus=_focus(config, model) if config.train_mode == "fedGradFocus" else None,
+        group=group,
+    )
+
+
+def fitting_data(
+    config: FedConfig,
+    task: Task,
+    splits: Splits,
+    holdings: Holdings,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+) -> Encoded:
+    """Examples as token ids that a model can read; its weights are not looked at.
+
+    Raises:
+        UserError: They do not fit the model, or nothing is left of them.
+    """
+    data = encode_data(config, task, splits, holdings.deal, tokenizer)
+    virtual = 0 if config.peft == "lora" else config.virtual_tokens
+    texts = [tokens.ids for tokens in (*data.train, *data.validation)]
+    check_fit(model, tokenizer, texts, max_length=config.max_length, virtual=virtual)
+    if data.questions:
+        data = replace(data, questions=within_room(data.questions, model, virtual))
+    return data
+
+
+@contextmanager
+def base_noted(inputs: Inputs, name: str) -> Iterator[None]:
+    """Take down the base model's digests, where it can be before it is loaded, and check all that there are.
+
+    Args:
+        inputs: Is told.
+        name: Of the model.
+
+    Raises:
+        UserError: It, or something taken down before, is not what the run began with.
+    """
+    here = locate(name)
+    if here.local:
+        note_model(inputs, Path(here.location), here.gguf_file)
+    inputs.check()
+    yield
+    if not here.local and (here := locate(name)).local:  # it has been downloaded
+        note_model(inputs, Path(here.location), here.gguf_file)
+        inputs.check()
+
+
+def _load(config: FedConfig, before_weights: BeforeWeights) -> BaseModel:
+    return load_base(
+        config.model_name,
+        device=config.device,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        token=config.token,
+        trust_remote_code=config.trust_remote_code,
+        before_weights=before_weights,
+    )
+
+
+def _adapter(config: FedConfig, model: PreTrainedModel) -> PeftConfig:
+    if config.peft == "lora":
+        return choice.lora(
+            model,
+            r=max(config.ranks),
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            target_modules=config.target_module_names,
+        )
+    kind = choice.p_tuning if config.peft == "p-tuning" else choice.prompt_tuning
+    return kind(model, virtual_tokens=config.virtual_tokens)
+
+
+def _stack(config: FedConfig, base: BaseModel, adapter: PeftConfig, data: Encoded) -> StackedModel:
+    adapter.base_model_name_or_path = base.name
+    # PEFT draws from torch's generator, which takes 64 bits; ours have a purpose.
+    model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
+    model.share_prefix(data.prefix)
+    return model
+
+
+def _schedule(config: FedConfig) -> Schedule:
+    """A client's round. The baseline on all data does in a round as much as all sampled clients together."""
+    share = config.client_num_per_step if config.train_mode == "local" else 1
+    return Schedule(
+        batches=config.client_batch_per_step * share,
+        batch_size=config.batch_size,
+        epochs=config.client_epoch,
+        accumulate=config.grad_accum_steps,
+        mean_over=config.grad_accum_mean,
+    )
+
+
+def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:
+    local = config.train_mode == "local"
+    assert isinstance(config.wave_tokens, int)
+    return LocalRules(
+        optimiser=adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY) if local else sgd(config.client_lr),
+        rule=algorithm.rule,
+        clip_norm=config.clip_norm,
+        wave_tokens=config.wave_tokens,
+        dropout_seed=config.seed,
+    )
+
+
+def _algorithm(config: FedConfig) -> Algorithm:
+    """The parts that the options choose; of the baseline on all data, AdamW alone."""
+    if config.train_mode == "local":
+        return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))
+    return compose(chosen(config), vars(config), config.client_lr)
+
+
+def _ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:
+    """The clients' LoRA ranks, which they get in turn; None where all have the same."""
+    given = config.ranks
+    if len(set(given)) == 1:
+        return None
+    clients = [given[client % len(given)] for client in range(config.client_num)]
+    products = chosen(config)["lora_aggregation"] != "factors"
+    return Ranks(clients, max(given), [rank_factor(adapter, rank) for rank in clients], products)
+
+
+def _focus(config: FedConfig, model: StackedModel) -> Focus:
+    return Focus(
+        layers={
+            layer: [
+                Projection(
+                    f"{name}.lora_A.weight", f"{name}.lora_B.weight", scale, partial(frozen_weight, base)
+                )
+                for name, scale, base in projections
+            ]
+            for layer, projections in model.adapted.items()
+        },
+        highest=config.max_layer_num,
+        lowest=config.min_layer_num,
+        policy=config.layer_policy,
+        grad_eval=config.grad_eval,
+        server_grad_scale=config.server_grad_scale,
+        seed=config.seed,
+    )
+
+
+def quieten() -> None:
+    """Keep transformers' bars and warnings out of the user's way."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run's numbers depend on."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("fedloom", "torch", "transformers", "peft")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def run_folder(config: Run) -> Path:
+    """Where a run leaves its files."""
+    return Path(config.out_dir) / config.exp_name
+
+
+def device_name(device: torch.device) -> str:
+    """A device as `config.yaml` records it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

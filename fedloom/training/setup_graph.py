@@ -1,0 +1,283 @@
+"""From a config of `fedloom dfl` to the parts of a run; nothing behind this sees the config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedloom.client.local import LocalRules
+from fedloom.client.optimisers import Optimiser, adam, sgd
+from fedloom.client.work import Schedule
+from fedloom.data.encode import Tokens, encode, reading
+from fedloom.data.encode_classes import class_reading, encode_classes
+from fedloom.data.example import Example
+from fedloom.data.randomness import derive_seed
+from fedloom.data.tasks import TASKS, Task
+from fedloom.data.templates import prompt_format
+from fedloom.errors import UserError
+from fedloom.evaluation.answering import Questions, questions_of, within_room
+from fedloom.federation.matrix import RoundMixing
+from fedloom.federation.topology import build_topology, mixing
+from fedloom.model.adapters import choice
+from fedloom.model.adapters.supported import check_adapter
+from fedloom.model.base import BaseModel, configuration, is_encoder, load_base
+from fedloom.model.class_order import class_order, name_classes
+from fedloom.model.files import check_model_name
+from fedloom.model.fit import check_fit
+from fedloom.model.hardware import check_quantize, resolve_device
+from fedloom.model.layout import shared_prefix
+from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.stacked import StackedModel
+from fedloom.options.check_graph import check
+from fedloom.options.graph import DflConfig
+from fedloom.options.peer import PeerConfig
+from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
+from fedloom.runtimes.group import ALONE, Group
+from fedloom.training.graph_data import Held, Setting, hold
+from fedloom.training.graph_rounds import Mixing, PeerParts
+from fedloom.training.loop import Pace
+from fedloom.training.setup_fed import ADAMW_WEIGHT_DECAY, base_noted, quieten
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+S = TypeVar("S", DflConfig, PeerConfig)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Token ids of every peer's examples, or of one list for all; see `PeerParts`."""
+
+    train: list[list[Tokens]]
+    validation: list[list[Tokens]]
+    questions: list[Questions]
+    reading: str
+
+
+def build(
+    config: DflConfig, group: Group = ALONE, inputs: Inputs | None = None
+) -> tuple[DflConfig, PeerParts]:
+    """Make the parts of a run, cheap and fallible things first.
+
+    Args:
+        config: What the user wants.
+        group: The run's processes.
+        inputs: Is told the digests of what is read.
+
+    Returns:
+        The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
+
+    Raises:
+        UserError: A mistake of the user, before any weights are read.
+    """
+    check(config)
+    if config.num_clients < group.size:
+        raise UserError(
+            f"num_clients: {config.num_clients} peers cannot be dealt over {group.size} ranks, "
+            "at least one each; raise num_clients or start fewer ranks"
+        )
+    inputs = inputs or Inputs()
+    graph = build_topology(config.name, config.num_clients, config.seed)
+    if graph.static is not None:
+        links = f"{len(graph.static.edges)} links"
+        inputs.note("links of the graph", digest_of_arrays(links, [graph.static.edges, graph.static.weights]))
+    drawn = partial(mixing, graph, seed=config.seed, drop_peer=config.drop_peer, drop_link=config.drop_link)
+    return _build(config, drawn, group, inputs)
+
+
+def build_one(config: PeerConfig, inputs: Inputs | None = None) -> tuple[PeerConfig, PeerParts]:
+    """Make the parts of a real peer, which knows no other: as `build` makes those of all.
+
+    Within the process its matrix is that of a peer alone; its neighbours are the runtime's business.
+
+    Args:
+        config: What the user wants, checked.
+        inputs: Is told the digests of what is read.
+
+    Raises:
+        UserError: A mistake of the user, before any weights are read.
+    """
+    alone = RoundMixing(np.empty((0, 2), dtype=np.int64), np.empty(0), np.ones(1, dtype=bool))
+    return _build(config, lambda round_: alone, ALONE, inputs or Inputs(), only=config.client - 1)
+
+
+def pace(config: Setting) -> Pace:
+    """How many rounds, and what happens how often."""
+    return Pace(
+        rounds=config.num_rounds,
+        validate_every=config.eval_every,
+        answer_every=config.eval_generate_every,
+        save_every=config.save_every,
+        report_to=config.report_to,
+    )
+
+
+def _build(
+    config: S, mixing: Mixing, group: Group, inputs: Inputs, only: int | None = None
+) -> tuple[S, PeerParts]:
+    quieten()
+    assert config.model_checkpoint is not None
+    check_quantize(config.quantize, resolve_device(config.device))
+    check_model_name(config.model_checkpoint, config.token)
+    task = TASKS[config.dataset_type]
+    held = hold(config, task, only)
+    inputs.note("training data", digest_of_examples(held.train))
+    inputs.note("validation data", digest_of_examples(held.validation))
+    classify = task.num_labels > 0 and (
+        task.embedded is None
+        or is_encoder(config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code)
+    )
+    if classify and config.eval_generate_every:
+        raise UserError(
+            f"eval_generate_every: {config.eval_generate_every}, but this model classifies and writes no "
+            "answers; leave it out, or choose a causal language model and a task that is answered in words"
+        )
+    classes: tuple[str, ...] = ()
+    if classify:
+        own = configuration(
+            config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code
+        )
+        classes = class_order(own, task.label_names, config.model_checkpoint)
+    encoded: list[_Encoded] = []
+
+    adapters: list[PeftConfig] = []
+
+    def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
+        read: _Encoded = _encode(config, task, held, tokenizer, classes)
+        inputs.note("tokens of the data", digest_of_tokens([*read.train, *read.validation]))
+        inputs.check()
+        texts = [tokens.ids for part in (*read.train, *read.validation) for tokens in part]
+        check_fit(structure, tokenizer, texts, max_length=config.max_length)
+        encoded.append(replace(read, questions=[within_room(own, structure) for own in read.questions]))
+        adapters.append(_adapter(config, structure))
+        check_adapter(structure, adapters[0])
+
+    with base_noted(inputs, config.model_checkpoint):
+        base = load_base(
+            config.model_checkpoint,
+            device=config.device,
+            dtype=config.dtype,
+            quantize=config.quantize,
+            token=config.token,
+            trust_remote_code=config.trust_remote_code,
+            num_labels=task.num_labels if classify else None,
+            before_weights=before_weights,
+        )
+    if classify:
+        name_classes(base.model, classes)
+    data: _Encoded = encoded[0]
+    model = _stack(config, base, adapters[0], [*data.train, *data.validation])
+    # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
+    train, validation = _own(data.train, only), _own(data.validation, only)
+    questions = _own(data.questions, only)
+    wave_tokens = config.wave_tokens
+    if wave_tokens == "auto":
+        wave_tokens = auto_wave_tokens(base.model, group.sharing)
+    dtype = cast(Any, str(base.model.dtype).removeprefix("torch."))
+    optimiser = _optimiser(config)
+    ends = np.cumsum([len(own) for own in train])
+    return replace(config, dtype=dtype, wave_tokens=wave_tokens), PeerParts(
+        model=model,
+        tokenizer=base.tokenizer,
+        train=[tokens for own in train for tokens in own],
+        peers=[np.arange(end - len(own), end) for own, end in zip(train, ends, strict=True)],
+        validation=_for_each(validation, len(train)),
+        questions=_for_each(questions, len(train)),
+        schedules=[_schedule(config, len(own)) for own in train],
+        rules=LocalRules(
+            optimiser, clip_norm=config.clip_norm, wave_tokens=wave_tokens, dropout_seed=config.seed
+        ),
+        optimiser=optimiser,
+        used={n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n},
+        own=frozenset() if config.mix_head else frozenset(n for n in model.initial if ".lora_" not in n),
+        modules=[projection.name for layer in model.adapted.values() for projection in layer],
+        mixing=mixing,
+        judged=config.eval_point,
+        seed=config.seed,
+        group=group,
+        first=only or 0,
+        reading=data.reading,
+    )
+
+
+def _own(part: list[T], only: int | None) -> list[T]:
+    """One peer's, of what is there for each, or for all."""
+    return part if only is None or len(part) < 2 else [part[only]]
+
+
+def _encode(
+    config: Setting, task: Task, held: Held, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str]
+) -> _Encoded:
+    """Encode everything; to classify, with the classes in the order of the model's head."""
+    read: Callable[[Sequence[Example]], tuple[list[Tokens], int]]
+    if classes:
+        length = config.max_length
+        read = partial(encode_classes, tokenizer=tokenizer, label_names=classes, max_length=length)
+    else:
+        form = prompt_format(tokenizer, task.instruction, config.prompt_format, config.prompt_date)
+        read = partial(encode, tokenizer=tokenizer, form=form, max_length=config.max_length)
+    done = []
+    for what, parts in (("training", held.train), ("validation", held.validation)):
+        sequences, counts = zip(*(read(part) for part in parts), strict=True)
+        if sum(counts):
+            fate = "cut to max_length" if classes else "longer than max_length and left out"
+            log.warning("%d %s examples are %s %d", sum(counts), what, fate, config.max_length)
+        done.append(list(sequences))
+    train, validation = done
+    if classes:
+        return _Encoded(train, validation, [], class_reading(tokenizer, classes))
+    limit = config.eval_generate_limit
+    questions = [
+        questions_of(own, limit, form.end) for own in (validation if config.eval_generate_every else ())
+    ]
+    return _Encoded(train, validation, questions, reading(tokenizer, form))
+
+
+def _adapter(config: Setting, model: PreTrainedModel) -> PeftConfig:
+    return choice.lora(
+        model,
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=config.target_module_names,
+    )
+
+
+def _stack(
+    config: Setting, base: BaseModel, adapter: PeftConfig, sequences: Sequence[Sequence[Tokens]]
+) -> StackedModel:
+    if base.drawn:
+        log.warning(
+            "not in the model's files, so drawn at random, trained, and saved with the adapter: %s",
+            ", ".join(base.drawn),
+        )
+    adapter = choice.with_drawn(adapter, base.drawn)
+    adapter.base_model_name_or_path = base.name
+    model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
+    if base.model.can_generate():
+        model.share_prefix(shared_prefix([tokens for part in sequences for tokens in part]))
+    return model
+
+
+def _for_each(own: Sequence[T], peers: int) -> Sequence[T]:
+    """One for each peer, where one is for all."""
+    return own if len(own) > 1 else [*own] * peers
+
+
+def _optimiser(config: Setting) -> Optimiser:
+    if config.client_optimizer == "sgd":
+        return sgd(config.lr)
+    return adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY if config.client_optimizer == "adamw" else 0.0)
+
+
+def _schedule(config: Setting, examples: int) -> Schedule:
+    per_epoch = -(-examples // config.batch_size)
+    batches = config.local_steps if config.local_steps is not None else config.local_epochs * per_epoch
+    return Schedule(batches, config.batch_size)
