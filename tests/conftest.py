@@ -34,6 +34,18 @@ def full_precision(monkeypatch):
     monkeypatch.setattr(modeling_bloom, "F", types.SimpleNamespace(**{**vars(F), "softmax": softmax}))
 
 
+@pytest.fixture(autouse=True)
+def methods_as_they_were(monkeypatch):
+    """What a test's plugin adds to the table goes with the test."""
+    from fedloom.options import methods, parts
+
+    rows = list(methods.METHODS)
+    monkeypatch.setattr(parts, "_plugged", dict(parts._plugged))
+    monkeypatch.setattr(parts, "_loaded", set(parts._loaded))
+    yield
+    methods.METHODS[:] = rows
+
+
 @pytest.fixture
 def without_shape_checks():
     """Where a hundred families run the same code, checking its shapes takes as long as all else."""

@@ -257,6 +257,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True")  # PEFT's, of PEFT's layers
 @pytest.mark.parametrize("case", FUNCTIONS)
 def test_what_runs_computes_what_peft_computes(case, full_precision):
     options = {"target_modules": ["q_proj", "v_proj"], **FUNCTIONS[case]}
@@ -294,6 +295,10 @@ def judge(model, adapter):
     return main([*map(str, words), "--output_path", str(adapter / "eval")])
 
 
+# PEFT says what it saves beside the adapter.
+PEFT_SAVES_MORE = pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to .True.")
+
+
 def saved_adapter(model, folder, **options):
     torch.manual_seed(1)
     config = LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False, **options)
@@ -305,6 +310,7 @@ def saved_adapter(model, folder, **options):
     return made
 
 
+@PEFT_SAVES_MORE
 def test_lora_on_the_head_answers_as_peft_does(llama, tmp_path, capsys):
     """PEFT saves the frozen head beside it."""
     plain = saved_adapter(llama, tmp_path, target_modules=["q_proj", "lm_head"])
@@ -324,6 +330,7 @@ def test_lora_on_the_head_answers_as_peft_does(llama, tmp_path, capsys):
     assert "weights of its own for lm_head.base_layer.weight" in capsys.readouterr().err
 
 
+@PEFT_SAVES_MORE
 @pytest.mark.parametrize(
     ("options", "words"),
     [

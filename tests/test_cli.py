@@ -111,15 +111,18 @@ def test_an_interrupt_ends_with_status_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "fedloom: interrupted\n"
 
 
-def test_demo_hands_over_plain_arguments(monkeypatch):
+def test_demo_says_so_before_it_loads_anything_and_hands_over_plain_arguments(monkeypatch, capsys):
     calls = []
-    monkeypatch.setitem(
-        sys.modules, "fedloom.commands.demo", types.SimpleNamespace(run_demo=lambda **kw: calls.append(kw))
-    )
+
+    def run_demo(**given):
+        assert "Loading" in capsys.readouterr().out
+        calls.append(given)
+
+    monkeypatch.setitem(sys.modules, "fedloom.commands.demo", types.SimpleNamespace(run_demo=run_demo))
     assert main(["demo", "--rounds", "2", "--out-dir", "there"]) == 0
     [call] = calls
     assert call["rounds"] == 2 and call["out_dir"] == "there" and call["exp_name"] == "demo"
-    assert set(call) == {"rounds", "seed", "out_dir", "exp_name", "device", "dtype"}
+    assert set(call) == {"rounds", "problems", "seed", "out_dir", "exp_name", "device", "dtype"}
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])

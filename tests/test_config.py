@@ -57,6 +57,7 @@ DEFAULTS = {
     "prompt_format": "auto",
     "prompt_date": "2024-07-26",
     "prox_mu": 0.01,
+    "val_limit": None,
     "patience": 3,
     "eval_generate_every": 0,
     "eval_generate_limit": 64,

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fedloom.runs.metrics import MetricsLog, read_rows, summary, write_summary
 from fedloom.runs.progress import Progress
+from fedloom.training.loop import Pace
 
 
 def row(round_: int, **values) -> dict:
@@ -158,6 +159,35 @@ def test_a_live_line_on_a_terminal():
 
 def test_quiet_shows_nothing():
     assert shown(terminal=False, quiet=True) == "" and shown(terminal=True, quiet=True) == ""
+
+
+def test_time_left_counts_rounds_like_the_latest_and_the_validations_to_come(monkeypatch):
+    """Validation before training took 40 s and the first round 9 s; the others take 3 s."""
+    console = Console(file=io.StringIO(), force_terminal=False, width=120)
+    clock = [0.0]
+    monkeypatch.setattr("fedloom.runs.progress.time.monotonic", lambda: clock[-1])
+    pace = Pace(rounds=20, validate_every=3, answer_every=0, save_every=3, report_to="none")
+    with Progress(20, console=console, validations_after=pace.validations_after) as progress:
+        for seconds, values in [
+            (40.0, {"round": 0, "eval_seconds": 40.0}),
+            (49.0, row(1)),
+            (52.0, row(2)),
+            (65.0, row(3, val_accuracy=0.5, eval_seconds=10.0)),
+        ]:
+            clock.append(seconds)
+            progress.update(values)
+    assert isinstance(console.file, io.StringIO)
+    left = [line.split("  ")[-1] for line in console.file.getvalue().splitlines()]
+    # 19 rounds of 9 s and 7 validations of 40 s; 18 of 3 s and 7; 17 of 3 s and 6 validations of 25 s.
+    assert left == ["7:31 left", "5:34 left", "3:21 left"]
+
+
+@pytest.mark.parametrize("rounds, every", [(20, 3), (21, 3), (5, 9), (1, 1)])
+def test_validations_to_come(rounds, every):
+    pace = Pace(rounds=rounds, validate_every=every, answer_every=0, save_every=every, report_to="none")
+    for round_ in range(rounds + 1):
+        to_come = [later for later in range(round_ + 1, rounds + 1) if pace.validates(later)]
+        assert pace.validations_after(round_) == len(to_come)
 
 
 def test_a_resumed_run_goes_on_counting():

@@ -7,10 +7,10 @@ from urllib.parse import urlparse
 
 import pytest
 from browser import browser, colour_scheme, resize, screenshot, why_no_browser
+from runs import leave_predictions
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom.commands.cli import main
-from runs import leave_predictions
 
 pytest.importorskip("plotly")
 pytest.importorskip("selenium")

@@ -300,3 +300,18 @@ def test_a_run_that_diverges_later_names_the_checkpoint_that_it_kept(fed, monkey
     kept = folder / "checkpoints" / "round-000002"
     assert str(kept) in capsys.readouterr().err
     assert (kept / "state").is_dir() and adapter(folder, 2)
+
+
+def test_val_limit_counts_the_first_validation_examples(model, data, fed, tmp_path):
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for part in ("train", "validation", "test"):
+        lines = (data / f"{part}.jsonl").read_text().splitlines(keepends=True)
+        (fewer / f"{part}.jsonl").write_text("".join(lines[:3] if part == "validation" else lines))
+    few = arguments(model, fewer, tmp_path, "few", "--max_steps", "1")
+    assert main(few) == 0
+    status, limited = fed("limited", "--max_steps", "1", "--val_limit", "3")
+    assert status == 0
+    _, whole = fed("whole", "--max_steps", "1")
+    losses = [rows(folder)[-1]["val_loss"] for folder in (tmp_path / "few", limited, whole)]
+    assert losses[0] == losses[1] != losses[2]

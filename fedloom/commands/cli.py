@@ -148,6 +148,10 @@ def _methods(config: MethodsConfig) -> None:
 
 
 def _demo(config: DemoConfig) -> None:
+    # Before the libraries, which take seconds.
+    print(
+        "fedloom demo: four clients teach a small model arithmetic. Loading libraries and model …", flush=True
+    )
     from fedloom.commands.demo import run_demo
 
     run_demo(**asdict(config))

@@ -244,6 +244,13 @@ class Validation:
     """Validation."""
 
     val_steps: int = option(100, "rounds between validations", minimum=1, maximum=10**8)
+    val_limit: int | None = option(
+        None,
+        "validation examples that count, from the first on; none: all",
+        minimum=1,
+        free=True,
+        maximum=10**8,
+    )
     patience: int = option(
         3,
         "stop after this many validations in a row without better accuracy; 0 is never",
@@ -296,7 +303,19 @@ class FedConfig(
 class DemoConfig:
     """Demo."""
 
-    rounds: int = option(20, "federated rounds", minimum=1, maximum=10**6)
+    rounds: int | None = option(
+        None,
+        "federated rounds; none: as many as end in two to four minutes, by what this machine does in a trial",
+        minimum=1,
+        maximum=10**6,
+    )
+    problems: int | None = option(
+        None,
+        "problems of the test split that are answered before and after, and of the validation split that "
+        "count; none: by the same trial",
+        minimum=1,
+        maximum=200,
+    )
     seed: int = option(3407, "seed of every random choice", minimum=0, maximum=2**32 - 1)
     out_dir: str = option("runs", "folder that holds the runs", path=True)
     exp_name: str = option("demo", "name of the run, and of its folder inside out_dir", path=True)

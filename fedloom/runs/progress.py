@@ -1,7 +1,8 @@
 """How far a run is: a live line on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from statistics import mean
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +28,7 @@ class Progress:
         quiet: bool = False,
         console: Console | None = None,
         seconds_between_lines: float = 2.0,
+        validations_after: Callable[[int], int] = lambda round_: 0,
     ) -> None:
         """Prepare the display.
 
@@ -37,6 +39,7 @@ class Progress:
             quiet: Whether to show nothing at all, notes included.
             console: Where to write; by default stderr, so that stdout keeps the results.
             seconds_between_lines: Shortest time between two plain lines that report no validation.
+            validations_after: How many validations are still to come after a round.
         """
         self._total, self._before, self._bytes = total_rounds, done, bytes_sent
         self._quiet = quiet
@@ -44,6 +47,9 @@ class Progress:
         self._pause = seconds_between_lines
         self._val_accuracy: float | None = None
         self._began = self._spoke = 0.0
+        self._validations_after = validations_after
+        self._rounds: list[float] = []  # seconds of each round of this process, validation aside
+        self._validations: list[float] = []
         self._live: LiveProgress | None = None
 
     def __enter__(self) -> "Progress":
@@ -67,7 +73,10 @@ class Progress:
             self._live.stop()
 
     def update(self, row: Mapping[str, Any]) -> None:
-        """Show the metrics of a round, as they go to metrics.jsonl."""
+        """Show the metrics of a round, as they go to metrics.jsonl; of round 0 only its time is kept."""
+        self._keep_time(row)
+        if row["round"] == 0:
+            return
         validated = row.get("val_accuracy") is not None
         if validated:
             self._val_accuracy = row["val_accuracy"]
@@ -98,13 +107,27 @@ class Progress:
         if row.get("tokens") and row.get("seconds"):
             parts.append(f"{row['tokens'] / row['seconds']:,.0f} tokens/s")
         parts.append(f"sent {decimal(self._bytes)}")
-        # The mean over this process's rounds: the next round alone says little, validation comes in between.
-        per_round = (time.monotonic() - self._began) / max(row["round"] - self._before, 1)
-        parts.append(f"{_clock(per_round * (self._total - row['round']))} left")
+        parts.append(f"{clock(self._seconds_left(row['round']))} left")
         return "  ".join(parts)
 
+    def _keep_time(self, row: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        validation = row.get("eval_seconds") or 0.0
+        if validation:
+            self._validations.append(validation)
+        if row["round"] > 0:
+            self._rounds.append(max(now - self._began - validation, 0.0))
+        self._began = now
 
-def _clock(seconds: float) -> str:
+    def _seconds_left(self, round_: int) -> float:
+        # The first round warms the machine up: it counts only as long as it is alone.
+        rounds = self._rounds[1:] or self._rounds
+        left = mean(rounds) * (self._total - round_)
+        return left + mean(self._validations or [0.0]) * self._validations_after(round_)
+
+
+def clock(seconds: float) -> str:
+    """A time as minutes and seconds, from an hour on with hours."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -72,8 +72,10 @@ def drive(
         checkpoint: Where to go on from; None starts from the beginning.
         play: Plays a round; None: with clients in this run's processes.
     """
+    held_out = parts.data.validation[: config.val_limit]
+    parts = replace(parts, data=replace(parts.data, validation=held_out))
     regime = Regime(
-        start=partial(_start, parts),
+        start=partial(first_standing, parts),
         restore=partial(_restore, parts),
         rounds_done=lambda now: now.server.round,
         play=play or partial(play_round, config, parts),
@@ -96,7 +98,8 @@ def drive(
     return loop.drive(regime, pace, folder, checkpoint, parts.group)
 
 
-def _start(parts: Parts) -> Progressed:
+def first_standing(parts: Parts) -> Progressed:
+    """Where a run begins."""
     server = initial_state(parts.model.initial, parts.algorithm)
     return Progressed(server, [0] * len(parts.data.clients))
 
@@ -204,7 +207,7 @@ def _restore(parts: Parts, checkpoint: Path) -> Progressed:
         Damaged: It is not one of this run.
     """
     tensors, state = load_state(checkpoint)
-    new = _start(parts)
+    new = first_standing(parts)
     remembering = state.get("remembering", [])
     taken, known = state.get("taken", {}), range(len(new.drawn))
     if not (

@@ -83,6 +83,11 @@ class Pace:
         """Whether this round ends with a validation."""
         return round_ % self.validate_every == 0 or round_ == self.rounds
 
+    def validations_after(self, round_: int) -> int:
+        """How many rounds after this one end with a validation."""
+        regular = self.rounds // self.validate_every - round_ // self.validate_every
+        return regular + (self.rounds % self.validate_every > 0 and round_ < self.rounds)
+
     def answers(self, round_: int) -> bool:
         """Whether this round ends with answers that the model writes itself."""
         return self.answer_every > 0 and (round_ % self.answer_every == 0 or round_ == self.rounds)
@@ -206,12 +211,13 @@ def _voice(pace: Pace, folder: Path, resumed: int | None, began: float, group: G
         return
     with MetricsLog(folder, pace.report_to, resumed) as metrics:
         sent = sum((row.get("bytes_up") or 0) + (row.get("bytes_down") or 0) for row in metrics.rows)
-        with Progress(pace.rounds, done=resumed or 0, bytes_sent=sent) as progress:
+        with Progress(
+            pace.rounds, done=resumed or 0, bytes_sent=sent, validations_after=pace.validations_after
+        ) as progress:
 
             def write(row: Metrics) -> None:
                 metrics.write(row | {"wall_seconds": time.monotonic() - began})
-                if row["round"] > 0:
-                    progress.update(row)
+                progress.update(row)
 
             if metrics.remark:
                 progress.say(metrics.remark)
