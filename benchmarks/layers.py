@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     own = {name: value for name, value in vars(options).items() if name not in ("repeats", "out")}
     config, parts = build(FedConfig(train_mode="fedGradFocus", **own))
-    start = Progressed(initial_state(parts.model.initial, parts.server_optimiser), [0] * config.client_num)
+    start = Progressed(initial_state(parts.model.initial, parts.algorithm), [0] * config.client_num)
     turns: list[dict[str, dict[str, Any]]] = []
     for turn in range(options.repeats + 1):
         turns.append({})
