@@ -9,6 +9,7 @@ from fedloom.errors import UserError
 from fedloom.options.check_fed import check
 from fedloom.options.declare import options
 from fedloom.options.fed import FedConfig
+from fedloom.options.graph import DflConfig
 from fedloom.options.parsing import help_text, parse
 
 TOKEN = "hf_" + "aB3" * 11
@@ -350,3 +351,28 @@ def test_check_gives_value_rule_and_fix(options_, message):
 )
 def test_check_lets_good_values_pass(options_):
     check(FedConfig(**({"train_mode": "fed"} | options_)))
+
+
+def test_both_commands_take_the_names_of_both_original_systems(tmp_path):
+    fed = parse_fed(
+        "--num_clients", "9", "--num-rounds", "5", "--model_checkpoint", "m", "--local_steps", "3"
+    )
+    assert (fed.client_num, fed.max_steps, fed.model_name, fed.client_batch_per_step) == (9, 5, "m", 3)
+    assert FedConfig(num_clients=9, lr=0.5).client_num == 9
+    (tmp_path / "dfl.yaml").write_text("model_name: m\ndata_name: qnli\nclient_lr: 0.25\n")
+    dfl = parse(DflConfig, ["--config", str(tmp_path / "dfl.yaml"), "--client_num", "3"], prog="fedloom dfl")
+    assert (dfl.model_checkpoint, dfl.dataset_type, dfl.lr, dfl.num_clients) == ("m", "qnli", 0.25, 3)
+    assert "--client_num VALUE, --num_clients VALUE" in help_text(
+        FedConfig, prog="fedloom fed", description="F."
+    )
+
+
+def test_one_thing_has_one_value_whatever_its_names(tmp_path):
+    with pytest.raises(UserError, match="num_clients: is another name of client_num, which is given too"):
+        parse_fed("--num_clients", "9", "--client_num", "8")
+    with pytest.raises(UserError, match="num_clients: is another name of client_num"):
+        FedConfig(num_clients=9, client_num=9)
+    (tmp_path / "twice.yaml").write_text("num_clients: 3\nclient_num: 4\n")
+    with pytest.raises(UserError, match=r"twice\.yaml, line 2: client_num is another name"):
+        parse_fed("--config", str(tmp_path / "twice.yaml"))
+    assert parse_fed("--lr", "0.5", "--client_lr", "0.25").lr == 0.5, "of fed they are two things"

@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedloom.errors import HIDDEN, is_plain, looks_like_a_token, shown
+from fedloom.options.aliases import aliases
 
 _PATTERN = re.compile(r"[*+?|^$\\()\[\]{}]")
 
@@ -270,11 +271,15 @@ def _groups(config_class: type) -> list[type]:
 def as_markdown(config_class: type) -> str:
     """Return the options as a Markdown table, for docs/flags.md."""
     lines = ["| flag | default | meaning |", "|---|---|---|"]
-    group = None
-    for entry in options(config_class):
+    group, entries = None, options(config_class)
+    also = aliases([entry.name for entry in entries])
+    for entry in entries:
         if entry.group != group:
             group = entry.group
             lines.append(f"| **{group}** | | |")
         choices = f" ({', '.join(f'`{word}`' for word in entry.choices)})" if entry.choices else ""
-        lines.append(f"| `{entry.name}` | `{entry.default_text}` | {entry.help}{choices} |")
+        named = " or ".join(
+            f"`{name}`" for name in (entry.name, *(o for o, own in also.items() if own == entry.name))
+        )
+        lines.append(f"| {named} | `{entry.default_text}` | {entry.help}{choices} |")
     return "\n".join(lines) + "\n"

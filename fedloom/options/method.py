@@ -1,8 +1,9 @@
 """The options that choose a method, or its parts; see `fedloom.options.methods`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from fedloom.options.aliases import by_own_names
 from fedloom.options.declare import option
 from fedloom.options.methods import with_method
 
@@ -69,7 +70,7 @@ class MethodsConfig:
 
 
 def sets_method(*, server: bool) -> Any:
-    """Let a dataclass of options take what its `method` sets; a decorator.
+    """Let a dataclass of options take other names of them, and what its `method` sets; a decorator.
 
     Args:
         server: Whether they are those of a run with a server.
@@ -79,7 +80,8 @@ def sets_method(*, server: bool) -> Any:
         made = config_class.__init__  # type: ignore[misc]
 
         def init(self: Any, **given: Any) -> None:
-            made(self, **with_method(given, server=server))
+            names = {field.name for field in fields(self)}
+            made(self, **with_method(by_own_names(given, names), server=server))
 
         config_class.__init__ = init  # type: ignore[misc]
         return config_class

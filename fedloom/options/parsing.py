@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fedloom.errors import UserError, shown
+from fedloom.options.aliases import aliases, by_own_names
 from fedloom.options.declare import WORDS, Option, did_you_mean, options
 from fedloom.options.parts import load_plugins
 from fedloom.options.yaml_file import read_yaml
@@ -80,11 +81,16 @@ def read_options(path: Path, config_class: type) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold lines of the form `option: value`")
     by_name = {option.name: option for option in options(config_class)}
+    also = aliases(by_name)
     found = {}
-    for name, value in content.items():
-        if name == RUN_RECORD:
+    for written, value in content.items():
+        if written == RUN_RECORD:
             continue
-        where = f"{path}, line {lines[name]}"
+        name, where = also.get(written, written), f"{path}, line {lines[written]}"
+        if name in found:
+            raise UserError(
+                f"{where}: {written} is another name of an option that the file has given already"
+            )
         if name not in by_name:
             raise UserError(f"{where}: unknown option {shown(name)}{did_you_mean(name, by_name)}")
         option = by_name[name]
@@ -120,6 +126,7 @@ def _build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", descript
         allow_abbrev=False,
     )
     groups = {option.group: parser.add_argument_group(option.group) for option in by_name.values()}
+    also = aliases(by_name)
     for option in by_name.values():
         choices = f" {{{', '.join(option.choices)}}}" if option.choices and not option.plain_types else ""
         words: dict[str, Any] = {}
@@ -129,6 +136,8 @@ def _build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", descript
             words = {"nargs": "+"}
         groups[option.group].add_argument(
             f"--{option.name}",
+            *(f"--{other}" for other, own in also.items() if own == option.name),
+            dest=option.name,
             default=argparse.SUPPRESS,
             help=f"{option.help}{choices} (default: {option.default_text})".replace("%", "%%"),
             metavar="true|false" if option.annotation is bool else "VALUE",
@@ -140,10 +149,12 @@ def _build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", descript
 def _read_flags(by_name: Mapping[str, Option], argv: Sequence[str], prog: str) -> dict[str, Any]:
     """Return the options that stand on the command line, and no others."""
     words = [_with_underscores(word) for word in argv]
+    also = aliases(by_name)
+    by_own_names({name: None for dashes, name in map(_split_flag, words) if dashes}, by_name)
     for word in words:
         dashes, name = _split_flag(word)
-        if dashes == "-" or (dashes and name not in by_name):
-            nearest = did_you_mean(name, by_name).replace("mean ", "mean --")
+        if dashes == "-" or (dashes and name not in by_name and name not in also):
+            nearest = did_you_mean(name, [*by_name, *also]).replace("mean ", "mean --")
             raise UserError(f"unknown flag {dashes}{shown(name)}{nearest} (`{prog} --help` lists all)")
     try:
         given = vars(_build_parser(by_name).parse_args(words))
