@@ -1,7 +1,7 @@
 """One vocabulary: every command takes the documented names of both original systems.
 
 FedGPL (`fedloom fed`) and DFL-LoRA (`fedloom dfl`) name the same things differently. A command has one of two
-names, and takes the other for it, as a flag, in a YAML file and from Python. Defaults stay each command's own.
+names, and takes the other for it, as a flag, in YAML and from Python. Defaults stay each command's own.
 """
 
 from collections.abc import Collection, Mapping
