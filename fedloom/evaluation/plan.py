@@ -18,6 +18,7 @@ from fedloom.model.source import ALIASES, locate
 from fedloom.options.check_fed import check_prompts
 from fedloom.options.evaluation import EvalConfig
 from fedloom.options.fed import PROMPT_DATE, FormatName
+from fedloom.runs.record import EVAL_FOLDER
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -130,7 +131,7 @@ def _known(name: str, value: str | None) -> str:
 def _output(config: EvalConfig, run: Path | None) -> Path:
     if config.output_path is not None:
         return Path(config.output_path)
-    return Path("eval") if run is None else run / "eval"
+    return Path(EVAL_FOLDER) if run is None else run / EVAL_FOLDER
 
 
 def _base_of(adapters: Sequence[tuple[SavedAdapter, PeftConfig]]) -> str | None:

@@ -12,9 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from fedloom.runs.files import write_atomically
-
-EVAL_FILE = "eval.json"
-PREDICTIONS_FILE = "predictions.jsonl"
+from fedloom.runs.record import EVAL_FILE, PREDICTIONS_FILE
 
 
 @dataclass(frozen=True)

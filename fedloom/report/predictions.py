@@ -10,7 +10,7 @@ from typing import Any
 from fedloom.report.markup import Markup, join, tag
 from fedloom.report.tables import table
 from fedloom.runs.reading import Damaged
-from fedloom.runs.record import PREDICTIONS_FILE, RunRecord
+from fedloom.runs.record import EVAL_FOLDER, PREDICTIONS_FILE, RunRecord
 
 OF_EACH = 3
 """Examples of right answers, and of wrong ones."""
@@ -74,7 +74,7 @@ _SCORES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 
 def _by_adapter(run: RunRecord) -> dict[str, list[Prediction]]:
     """The first right and the first wrong answers of each adapter, the file read line by line."""
-    path = run.folder / PREDICTIONS_FILE
+    path = run.folder / EVAL_FOLDER / PREDICTIONS_FILE
     found: dict[str, list[Prediction]] = {}
     if not path.is_file():
         return found

@@ -25,8 +25,9 @@ from fedloom.runs.contents import (
 from fedloom.runs.reading import Damaged, read_mapping
 from fedloom.runs.rows import METRICS_FILE, SUMMARY_FILE, read_rows
 
-EVAL_FILE = "eval/eval.json"
-PREDICTIONS_FILE = "eval/predictions.jsonl"
+EVAL_FOLDER, EVAL_FILE, PREDICTIONS_FILE = "eval", "eval.json", "predictions.jsonl"
+"""What `fedloom eval` leaves: the two files, in a folder of the run's."""
+
 _TELLING = (
     {"model_name", "data_name", "train_mode", "client_num", "seed"},
     {"model_checkpoint", "dataset_type", "training_type", "name", "num_clients", "seed"},
@@ -151,10 +152,10 @@ def read_run(folder: str | Path, *, judged: bool = True) -> RunRecord:
             "leave it out, or wait for its first round"
         )
     summary, clients = (read_mapping(folder / name) for name in (SUMMARY_FILE, CLIENTS_FILE))
-    verdicts = read_mapping(folder / EVAL_FILE) if judged else {}
+    verdicts = read_mapping(folder / EVAL_FOLDER / EVAL_FILE) if judged else {}
     check_known(folder / SUMMARY_FILE, summary, SUMMARY)
     check_clients(folder / CLIENTS_FILE, clients)
-    check_verdicts(folder / EVAL_FILE, verdicts)
+    check_verdicts(folder / EVAL_FOLDER / EVAL_FILE, verdicts)
     return RunRecord(
         folder=folder,
         options=options,
