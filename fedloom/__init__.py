@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fedloom.client.local import train_locally as train_locally
     from fedloom.client.optimisers import adam as adam
     from fedloom.client.optimisers import sgd as sgd
+    from fedloom.commands.dfl import run_dfl as run_dfl
+    from fedloom.commands.fed import run_fed as run_fed
     from fedloom.data.encode import Tokens as Tokens
     from fedloom.errors import UserError as UserError
     from fedloom.federation.consensus import consensus as consensus
@@ -33,15 +35,13 @@ if TYPE_CHECKING:
     from fedloom.options.graph import DflConfig as DflConfig
     from fedloom.runs.record import RunRecord as RunRecord
     from fedloom.runs.record import read_run as read_run
-    from fedloom.training.dfl import run_dfl as run_dfl
-    from fedloom.training.fed import run_fed as run_fed
 
 _PLACES = {
     # Whole runs, as the commands make them.
     "FedConfig": "options.fed",
     "DflConfig": "options.graph",
-    "run_fed": "training.fed",
-    "run_dfl": "training.dfl",
+    "run_fed": "commands.fed",
+    "run_dfl": "commands.dfl",
     "read_run": "runs.record",
     "RunRecord": "runs.record",
     "UserError": "errors",

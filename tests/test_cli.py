@@ -16,14 +16,14 @@ from fedloom.options.fed import FedConfig
 def received(monkeypatch):
     """Put a stand-in in the engine's place; return the list of configs it was called with."""
     configs: list[FedConfig] = []
-    engine = types.ModuleType("fedloom.training.fed")
+    engine = types.ModuleType("fedloom.commands.fed")
 
     def run_fed(config):
         configs.append(config)
         return types.SimpleNamespace(checkpoint="runs/test/checkpoints/round-000001")
 
     engine.run_fed = run_fed
-    monkeypatch.setitem(sys.modules, "fedloom.training.fed", engine)
+    monkeypatch.setitem(sys.modules, "fedloom.commands.fed", engine)
     return configs
 
 
@@ -69,7 +69,7 @@ def test_a_users_mistake_inside_the_engine_ends_the_same_way(monkeypatch, capsys
     def fail(config):
         raise UserError("data_dir: no file train.*")
 
-    monkeypatch.setitem(sys.modules, "fedloom.training.fed", types.SimpleNamespace(run_fed=fail))
+    monkeypatch.setitem(sys.modules, "fedloom.commands.fed", types.SimpleNamespace(run_fed=fail))
     assert main(["fed", "--train_mode", "fed"]) == 2
     assert capsys.readouterr().err == "fedloom: error: data_dir: no file train.*\n"
 
@@ -80,7 +80,7 @@ def test_what_the_machine_refuses_is_told_and_what_is_a_bug_is_not(monkeypatch, 
     def fail(config):
         raise next(errors)
 
-    monkeypatch.setitem(sys.modules, "fedloom.training.fed", types.SimpleNamespace(run_fed=fail))
+    monkeypatch.setitem(sys.modules, "fedloom.commands.fed", types.SimpleNamespace(run_fed=fail))
     assert main(["fed", "--train_mode", "fed"]) == 2
     assert capsys.readouterr().err == (
         "fedloom: error: runs/a: No space left on device; free some space, or choose another place\n"
@@ -94,7 +94,7 @@ def test_a_token_on_the_command_line_is_warned_of_once_and_never_told(monkeypatc
     def fail(config):
         raise UserError(f"the hub says:\n{config.token} is not good")
 
-    monkeypatch.setitem(sys.modules, "fedloom.training.fed", types.SimpleNamespace(run_fed=fail))
+    monkeypatch.setitem(sys.modules, "fedloom.commands.fed", types.SimpleNamespace(run_fed=fail))
     assert main(["fed", "--train_mode", "fed", *flag]) == 2
     warned, failed = capsys.readouterr().err.splitlines()
     assert warned.startswith("fedloom: warning: other users of this machine can see --token")
@@ -106,7 +106,7 @@ def test_an_interrupt_ends_with_status_130(monkeypatch, capsys):
     def interrupt(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "fedloom.training.fed", types.SimpleNamespace(run_fed=interrupt))
+    monkeypatch.setitem(sys.modules, "fedloom.commands.fed", types.SimpleNamespace(run_fed=interrupt))
     assert main(["fed", "--train_mode", "fed"]) == 130
     assert capsys.readouterr().err == "fedloom: interrupted\n"
 

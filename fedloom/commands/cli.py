@@ -70,7 +70,7 @@ class Command:
 
 
 def _fed(config: FedConfig) -> None:
-    from fedloom.training.fed import run_fed
+    from fedloom.commands.fed import run_fed
 
     run = run_fed(config)
     if place().leads:
@@ -78,7 +78,7 @@ def _fed(config: FedConfig) -> None:
 
 
 def _dfl(config: DflConfig) -> None:
-    from fedloom.training.dfl import run_dfl
+    from fedloom.commands.dfl import run_dfl
 
     run = run_dfl(config)
     if place().leads:

@@ -1,8 +1,7 @@
-"""`fedloom dfl`: a run of peers on a graph, without a server."""
+"""A run of peers on a graph, without a server: what the loop over rounds must know of it."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -16,37 +15,11 @@ from fedloom.runs.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from fedloom.runs.clients import write_clients
-from fedloom.runs.logfile import logging_to
-from fedloom.runs.record import RunRecord
-from fedloom.runs.run_folder import write_run_config
 from fedloom.training import loop
 from fedloom.training.graph_evaluation import answered, averaged, evaluated
 from fedloom.training.graph_rounds import PeerParts, Standing, play_round, start
-from fedloom.training.launch import build_together, opened_together, processes, recall
 from fedloom.training.loop import Regime
-from fedloom.training.setup_fed import device_name, run_folder, versions
-from fedloom.training.setup_graph import build, pace
-
-
-def run_dfl(config: DflConfig) -> RunRecord:
-    """`fedloom dfl`: from a config to a run's folder, and what it holds.
-
-    Raises:
-        UserError: A mistake of the user, or a run whose numbers are no longer finite.
-        KeyboardInterrupt: After a checkpoint was left.
-    """
-    with processes(config.device) as group:
-        folder = run_folder(config)
-        with ExitStack() as held:
-            run = held.enter_context(opened_together(folder, config, group))
-            resolved, parts, inputs = build_together(build, run, group)
-            if group.rank == 0:
-                write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
-                write_clients(folder, parts.train, parts.peers, parts.validation)
-                held.enter_context(logging_to(folder / config.log_path))
-            drive(resolved, parts, folder, run.checkpoint)
-        return recall(folder, group)
+from fedloom.training.setup_graph import pace
 
 
 def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | None = None) -> Standing:

@@ -1,4 +1,4 @@
-"""`fedloom fed`: a run with a server, or of the baseline without federation."""
+"""A run with a server, or of the baseline without federation: what the loop over rounds must know of it."""
 
 from __future__ import annotations
 
@@ -23,31 +23,10 @@ from fedloom.runs.checkpoint import (
     save_checkpoint,
 )
 from fedloom.runs.clients import write_clients
-from fedloom.runs.record import RunRecord
-from fedloom.runs.run_folder import write_run_config
 from fedloom.training import loop
 from fedloom.training.fed_rounds import Progressed, play_round
-from fedloom.training.launch import build_together, opened_together, processes, recall
 from fedloom.training.loop import Pace, Regime
-from fedloom.training.setup_fed import Parts, build, device_name, run_folder, versions
-
-
-def run_fed(config: FedConfig) -> RunRecord:
-    """`fedloom fed`: from a config to a run's folder, and what it holds.
-
-    Raises:
-        UserError: A mistake of the user, or a run whose numbers are no longer finite.
-        KeyboardInterrupt: After a checkpoint was left.
-    """
-    with processes(config.device) as group:
-        folder = run_folder(config)
-        with opened_together(folder, config, group) as run:
-            resolved, parts, inputs = build_together(build, run, group)
-            if group.rank == 0:
-                write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
-                write_held(folder, parts)
-            drive(resolved, parts, folder, run.checkpoint)
-        return recall(folder, group)
+from fedloom.training.setup_fed import Parts
 
 
 def write_held(folder: Path, parts: Parts) -> None:

@@ -1,0 +1,28 @@
+"""`fedloom fed`: from options to a run's folder, and what it holds."""
+
+from __future__ import annotations
+
+from fedloom.options.fed import FedConfig
+from fedloom.runs.record import RunRecord
+from fedloom.runs.run_folder import write_run_config
+from fedloom.training.fed import drive, write_held
+from fedloom.training.launch import build_together, opened_together, processes, recall
+from fedloom.training.setup_fed import build, device_name, run_folder, versions
+
+
+def run_fed(config: FedConfig) -> RunRecord:
+    """`fedloom fed`: from a config to a run's folder, and what it holds.
+
+    Raises:
+        UserError: A mistake of the user, or a run whose numbers are no longer finite.
+        KeyboardInterrupt: After a checkpoint was left.
+    """
+    with processes(config.device) as group:
+        folder = run_folder(config)
+        with opened_together(folder, config, group) as run:
+            resolved, parts, inputs = build_together(build, run, group)
+            if group.rank == 0:
+                write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
+                write_held(folder, parts)
+            drive(resolved, parts, folder, run.checkpoint)
+        return recall(folder, group)
