@@ -15,6 +15,7 @@ from tiny import save_tiny_llama
 
 from fedloom.client.rules.scaffold import scaffold
 from fedloom.commands.cli import main
+from fedloom.errors import UserError
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import mean, weighted_mean
 from fedloom.federation.aggregators.median import median
@@ -27,6 +28,7 @@ from fedloom.federation.ranks import Ranks
 from fedloom.federation.server_optimizers.yogi import yogi
 from fedloom.model.adapters.products import lora_pairs, truncated_sum
 from fedloom.model.bank import AdapterBank
+from fedloom.options.fed import FedConfig
 from fedloom.options.methods import METHODS, PARTS
 from fedloom.options.parts import choices
 
@@ -356,6 +358,35 @@ def test_the_plugin_of_the_page_runs_with_all_its_parts(fed, tmp_path, capsys):
     assert "RFA" in {row["name"] for row in json.loads(capsys.readouterr().out)}
 
 
+PLUGIN = """
+from fedloom.options.methods import Method
+from fedloom.options.parts import plug_in_method
+
+plug_in_method(Method("Mine", "here", {"aggregator": "median"}, server={"train_mode": "fed"}))
+plug_in_method(Method("Misspelt", "here", {"agregator": "median"}, server={"train_mode": "fed"}))
+"""
+
+
+def test_from_python_a_plugins_method_sets_its_options_too(tmp_path):
+    (tmp_path / "rows_of_mine.py").write_text(PLUGIN)
+    config = FedConfig(method="Mine", plugin=f"{tmp_path}/rows_of_mine.py")
+    assert (config.train_mode, config.aggregator, config.server_optimizer) == ("fed", "median", "none")
+    with pytest.raises(UserError, match="Misspelt sets agregator, which is no option; did you mean aggreg"):
+        FedConfig(method="Misspelt", plugin=f"{tmp_path}/rows_of_mine.py")
+
+
+def test_auto_beside_a_method_leaves_the_choice_to_it():
+    assert FedConfig(method="FedYogi", server_optimizer="auto").server_optimizer == "yogi"
+    assert FedConfig(method="SCAFFOLD", client_rule="auto").client_rule == "scaffold"
+    assert FedConfig(method="FedAvg", fed_alg="FedAdam", server_optimizer="auto").server_optimizer == "adam"
+
+
+def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    assert main(["fed", "--plugin", f"{tmp_path}/leaves.py"]) == 2
+    assert "leaves.py cannot be imported (SystemExit: 3)" in capsys.readouterr().err
+
+
 # --- what is refused
 
 
@@ -368,13 +399,18 @@ def test_the_plugin_of_the_page_runs_with_all_its_parts(fed, tmp_path, capsys):
         ("--aggregator trimmed_mean:0.5", ["trimmed_mean:0.5 leaves nobody", "below 0.5"]),
         ("--aggregator median:3", ["median:3 gives 1 numbers, and median takes none"]),
         ("--aggregator trimmed_mean:x", ["x in trimmed_mean:x is no number"]),
+        ("--compress topk:", ["nothing in topk: is no number"]),
         ("--compress topk:0", ["topk:0 sends nothing"]),
+        ("--client_rule proximal:nan", ["nan in proximal:nan is no number"]),
+        ("--client_rule proximal:-1", ["proximal:-1 is negative"]),
+        ("--server_optimizer yogi:0", ["yogi:0 divides by 0"]),
         ("--lora_aggregation flexlora --aggregator median", ["flexlora averages products"]),
         ("--lora_aggregation flexlora --share a", ["needs both factors"]),
         ("--share a --peft p-tuning", ["share: a is about LoRA's factors"]),
         ("--share a --train_mode fedGradFocus", ["share: a leaves every client a part of its own"]),
         ("--compress int8 --train_mode local", ["compress: train_mode local"]),
         ("--lora_r 4,x", ["lora_r: 4,x is not a whole number"]),
+        ("--lora_r 4,8 --peft p-tuning", ["lora_r: 4,8", "p-tuning has no rank"]),
         ("--lora_r 4,8 --train_mode fedGradFocus", ["lora_r: 4,8 gives clients ranks of their own"]),
         ("--plugin nowhere.py", ["plugin: nowhere.py cannot be imported"]),
     ],

@@ -56,6 +56,11 @@ def _check_ranks(config: FedConfig) -> None:
             f"lora_r: {shown(config.lora_r)} is not a whole number from 1 to 16,384, or several with commas "
             "between; write for example 16, or 4,8,16"
         )
+    if config.peft != "lora":
+        raise UserError(
+            f"lora_r: {config.lora_r} gives clients ranks of their own, and {config.peft} has no rank; "
+            "choose --peft lora, or leave lora_r out"
+        )
     if config.train_mode != "fed":
         raise UserError(
             f"lora_r: {config.lora_r} gives clients ranks of their own, and train_mode {config.train_mode} "

@@ -1,11 +1,14 @@
 """The options that choose a method, or its parts; see `fedloom.options.methods`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from fedloom.errors import UserError
 from fedloom.options.aliases import by_own_names
-from fedloom.options.declare import option
-from fedloom.options.methods import with_method
+from fedloom.options.declare import did_you_mean, option
+from fedloom.options.methods import method, with_method
+from fedloom.options.parts import load_plugins
 
 C = TypeVar("C", bound=type)
 
@@ -81,9 +84,34 @@ def sets_method(*, server: bool) -> Any:
 
         def init(self: Any, **given: Any) -> None:
             names = {field.name for field in fields(self)}
-            made(self, **with_method(by_own_names(given, names), server=server))
+            own = by_own_names(given, names)
+            if isinstance(name := own.get("method"), str):
+                _know(name, own.get("plugin"), names, server=server)
+            made(self, **with_method(own, server=server))
 
         config_class.__init__ = init  # type: ignore[misc]
         return config_class
 
     return decorate
+
+
+def _know(name: str, plugin: object, known: Collection[str], *, server: bool) -> None:
+    """Let a method that a plugin adds be known before its options are asked for.
+
+    Args:
+        name: Of the method.
+        plugin: The option.
+        known: Names of all options.
+        server: Whether they are those of a run with a server.
+
+    Raises:
+        UserError: The plugin cannot be imported, or the method sets what is no option.
+    """
+    load_plugins(plugin if isinstance(plugin, str) else None)
+    row = method(name)
+    settings = row.settings(server=server) if row else None
+    for wrong in (settings or {}).keys() - known:
+        raise UserError(
+            f"method: {name} sets {wrong}, which is no option{did_you_mean(wrong, known)}; "
+            "mend its row in the plugin"
+        )

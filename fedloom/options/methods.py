@@ -122,7 +122,9 @@ def with_method(given: Mapping[str, Any], *, server: bool) -> dict[str, Any]:
     parts = {part.option: part.default for part in PARTS if server or part.option != "server_optimizer"}
     # An explicit fed_alg is an option like any other: it wins.
     documented = DOCUMENTED.get(("fed_alg", str(given.get("fed_alg"))), {})
-    return {**parts, **settings, **documented, **given}
+    # "auto" leaves the choice to the method.
+    explicit = {name: value for name, value in given.items() if name not in parts or value != AUTO}
+    return {**parts, **settings, **documented, **explicit}
 
 
 def chosen(config: Any) -> dict[str, str]:

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import math
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
@@ -82,7 +83,7 @@ def _load(named: str) -> None:
             spec.loader.exec_module(module)
         else:
             importlib.import_module(named)
-    except Exception as error:  # whatever a user's own code does
+    except (Exception, SystemExit) as error:  # whatever a user's own code does
         raise UserError(
             f"plugin: {shown(named)} cannot be imported ({type(error).__name__}: {shown(error)}); "
             "give the name of a module, or the path of a Python file"
@@ -111,12 +112,18 @@ def check_choice(part: Part, text: str) -> None:
             f"{part.option}: {shown(name)} is not one of {', '.join(known)}{did_you_mean(name, known)}"
         )
     for number in numbers:
-        try:
-            float(number)
-        except ValueError:
+        if not _is_number(number):
             raise UserError(
-                f"{part.option}: {shown(number)} in {shown(text)} is no number; write it as {name}:0.1"
-            ) from None
+                f"{part.option}: {shown(number) or 'nothing'} in {shown(text)} is no number; "
+                f"write it as {name}:0.1"
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def make(part: Part, text: str, settings: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from fedloom.client.optimisers import State
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none
+from fedloom.errors import UserError
 from fedloom.model.bank import AdapterBank, Row
 
 
@@ -19,8 +20,13 @@ def proximal(mu: float | None = None, *, prox_mu: float = 0.01) -> ClientRule:
     Args:
         mu: μ; None takes ``prox_mu``.
         prox_mu: The option of this name.
+
+    Raises:
+        UserError: μ is negative: clients would be driven away from where they began.
     """
     weight = prox_mu if mu is None else mu
+    if weight < 0:
+        raise UserError(f"client_rule: proximal:{weight:g} is negative; mu must be at least 0")
 
     def correct(
         gradients: AdapterBank, bank: AdapterBank, start: AdapterBank, memory: State, received: Row

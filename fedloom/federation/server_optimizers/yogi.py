@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 
 from fedloom.client.optimisers import Optimiser, State
+from fedloom.errors import UserError
 from fedloom.model.bank import AdapterBank
 
 BETA1, BETA2 = 0.9, 0.99
@@ -28,7 +29,12 @@ def yogi(tau: float = 1e-3, *, lr: float, client_lr: float) -> Optimiser:
         tau: τ, how adaptive it is: small is more.
         lr: The server's learning rate.
         client_lr: Makes a change of a pseudo-gradient again.
+
+    Raises:
+        UserError: τ is not above 0: the step would divide by 0 where nothing has changed yet.
     """
+    if not tau > 0:
+        raise UserError(f"server_optimizer: yogi:{tau:g} divides by 0; tau must be above 0, as in yogi:0.001")
 
     def init(bank: AdapterBank) -> State:
         state = {f"first.{name}": torch.zeros_like(w) for name, w in bank.tensors.items()}
