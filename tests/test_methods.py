@@ -26,7 +26,7 @@ from fedloom.federation.codecs.topk import topk
 from fedloom.federation.lora_aggregations.flexlora import flexlora
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.server_optimizers.yogi import yogi
-from fedloom.model.adapters.products import lora_pairs, truncated_sum
+from fedloom.model.adapters.products import aligned, lora_pairs, truncated_sum
 from fedloom.model.bank import AdapterBank
 from fedloom.options.fed import FedConfig
 from fedloom.options.methods import METHODS, PARTS
@@ -269,6 +269,29 @@ def test_flexlora_of_one_client_keeps_its_product_and_of_one_a_averages_b():
     product = (before[name_b] + found[name_b]) @ (before[name_a] + found[name_a])
     mean_b = before[name_b] + torch.einsum("k,kor->or", weights, deltas.tensors[name_b])
     torch.testing.assert_close(product, mean_b @ before[name_a], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("keep_order", [False, True])
+def test_new_factors_do_not_depend_on_the_signs_that_svd_chose(keep_order):
+    like, B = torch.randn(3, 6).double(), torch.randn(5, 3).double()
+    A, sign = torch.linalg.qr(torch.randn(6, 3).double()).Q.T, torch.tensor([[-1.0], [1.0], [-1.0]]).double()
+    new_a, new_b = aligned(A, B, like, keep_order=keep_order)
+    torch.testing.assert_close(new_b @ new_a, B @ A)
+    assert (new_a - like).norm() <= (A - like).norm()
+    for mine, theirs in zip(
+        aligned(sign * A, B * sign.T, like, keep_order=keep_order), (new_a, new_b), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_where_nobody_moves_flexlora_leaves_the_factors_as_they_are():
+    """Else a server optimiser would move them."""
+    A, B = torch.linalg.qr(torch.randn(6, 2).double()).Q.T, torch.randn(5, 2).double()
+    before = {"m.lora_A.weight": A, "m.lora_B.weight": B}
+    still = AdapterBank({name: torch.zeros(3, *t.shape).double() for name, t in before.items()})
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    change = flexlora(aggregator=weighted_mean)(Changes(before, still, weights, lora_pairs(before)))
+    assert all(t.abs().max() < 1e-12 for t in change.values())
 
 
 # --- codecs

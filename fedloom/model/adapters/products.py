@@ -47,3 +47,30 @@ def truncated_sum(
     new_a[:rows] = Vh[:rows] @ basis_in.T
     new_b[:, :products] = basis_out @ (U[:, :products] * S[:products])
     return new_a.to(dtype), new_b.to(dtype)
+
+
+def aligned(
+    A: Float[Tensor, "rank d_in"],
+    B: Float[Tensor, "d_out rank"],
+    like: Float[Tensor, "rank d_in"],
+    *,
+    keep_order: bool = False,
+) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
+    """The same product B A in the factors whose A is nearest to another one.
+
+    An orthogonal Q makes of A and B the factors Q A and B Qᵀ of the same product; this one is the solution of
+    the orthogonal Procrustes problem (Schönemann, 1966, doi:10.1007/BF02289451), min_Q ‖Q A − like‖.
+
+    Args:
+        A: Down projection.
+        B: Up projection.
+        like: What A should be near to.
+        keep_order: Change the signs of rows alone, so that their order stands.
+    """
+    overlap = like.double() @ A.double().T
+    if keep_order:
+        Q = torch.where(overlap.diagonal() < 0, -1.0, 1.0).double().diag()
+    else:
+        U, _, Vh = torch.linalg.svd(overlap)
+        Q = U @ Vh
+    return (Q @ A.double()).to(A.dtype), (B.double() @ Q.T).to(B.dtype)
