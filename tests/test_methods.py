@@ -404,6 +404,48 @@ def test_auto_beside_a_method_leaves_the_choice_to_it():
     assert FedConfig(method="FedAvg", fed_alg="FedAdam", server_optimizer="auto").server_optimizer == "adam"
 
 
+WRONG = """import torch
+from fedloom.client.rules.none import none
+from fedloom.federation.codecs import Codec
+from fedloom.options.parts import plug_in
+@plug_in("{option}")
+def wrong(): return {body}
+"""
+
+
+@pytest.mark.parametrize(
+    "option, body, said",
+    [
+        (
+            "aggregator",
+            "lambda changes: torch.ones(2) @ torch.ones(3)",
+            "failed at .*wrong.py, line 6 .Runtime",
+        ),
+        (
+            "aggregator",
+            "lambda changes: {n: t.mean() for n, t in changes.deltas.tensors.items()}",
+            "shape ()",
+        ),
+        ("aggregator", "lambda changes: {}", "returned no tensor for base_model"),
+        ("aggregator", "lambda changes: None", "returned None, not a tensor for each"),
+        ("aggregator", "5", "returned 5, not a function"),
+        ("aggregator", "1 / 0", "failed at .*wrong.py, line 6 .ZeroDivisionError: division by zero"),
+        ("share", "lambda names: set()", "not a set of some of the adapter's names"),
+        ("client_rule", "none()._replace(correct=lambda g, *others: None)", "correct returned None"),
+        ("compress", "Codec(lambda row, seed: row, lambda payload, like: {'x': 1}, True)", "decode returned"),
+        ("server_optimizer", "none()", "not Optimiser"),
+    ],
+)
+def test_what_a_plugins_part_does_wrong_is_told_in_a_line(option, body, said, model, data, tmp_path, capsys):
+    (tmp_path / "wrong.py").write_text(WRONG.format(option=option, body=body))
+    line = f"fed --model_name {model} --data_dir {data} --out_dir {tmp_path} {QUICK} --train_mode fed"
+    line += f" --report_to none --max_steps 1 --plugin {tmp_path}/wrong.py --{option} wrong"
+    assert main(line.split()) == 2
+    told = capsys.readouterr().err
+    assert f"{option}: wrong" in told and re.search(said.replace("()", r"\(\)"), told), told
+    assert "mend the plugin" in told and "Traceback" not in told
+
+
 def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     assert main(["fed", "--plugin", f"{tmp_path}/leaves.py"]) == 2

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,11 +33,12 @@ from fedloom.federation.aggregators import Aggregator
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.codecs import Codec, feedback
 from fedloom.federation.codecs.none import none as as_it_is
+from fedloom.federation.plugged import guarded
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.sharing import Sharing
 from fedloom.model.bank import Row, bytes_of
 from fedloom.options.methods import PARTS
-from fedloom.options.parts import make
+from fedloom.options.parts import is_plugged, make
 
 SENT, RESIDUAL, PERSONAL, RULE = "sent by the rule: ", "residual: ", "personal: ", "rule: "
 """What stands before the names of a payload's and a memory's tensors, to tell them apart."""
@@ -129,7 +131,9 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
     known = {**settings, "client_lr": client_lr}
 
     def made(option: str, **more: Any) -> Any:
-        return make(part[option], texts[option], known | more)
+        text = texts[option]
+        make_it = partial(make, part[option], text, known | more)
+        return guarded(option, text, make_it) if is_plugged(option, text) else make_it()
 
     aggregator = made("lora_aggregation", aggregator=made("aggregator"))
     return Algorithm(

@@ -99,6 +99,11 @@ def choices(part: Part) -> list[str]:
     return sorted({*files, *(name for option, name in _plugged if option == part.option)})
 
 
+def is_plugged(option: str, text: str) -> bool:
+    """Whether an option's choice is a plugin's."""
+    return (option, text.partition(":")[0]) in _plugged
+
+
 def check_choice(part: Part, text: str) -> None:
     """Judge what an option gives for a part.
 
