@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 from updates import update_by
 
 from fedloom.client.optimisers import adam, sgd
-from fedloom.federation.aggregate import aggregate
+from fedloom.errors import UserError
+from fedloom.federation.aggregate import aggregate, collect
+from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.aggregators.median import median
 from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.server import Diverged, federated_round, initial_state, sample_clients
+from fedloom.runtimes.gathering import collect_over_ranks
+from fedloom.runtimes.group import Alone
 
 START = {"a": torch.tensor([1.0, 2.0], dtype=torch.float64), "b": torch.zeros(2, 2, dtype=torch.float64)}
 
@@ -118,3 +123,20 @@ def test_clients_are_sampled_without_repetition_by_seed_and_round(seed, round_, 
 def test_every_client_has_its_turn():
     seen = {client for round_ in range(200) for client in sample_clients(1, round_, 20, 2)}
     assert seen == set(range(20))
+
+
+class TwoRanks(Alone):
+    """The first of two ranks, of which the other trained another layer."""
+
+    size = 2
+
+    def gather(self, value):
+        return [value, [name.replace("1", "2") for name in value]]
+
+
+@pytest.mark.parametrize("aggregator", [weighted_mean, median()])
+def test_ranks_that_chose_different_layers_are_told_whatever_aggregates(aggregator):
+    algorithm = Algorithm(client_lr=1.0, aggregator=aggregator)
+    here = collect({"layer 1": torch.zeros(2)}, [update_by(0, {"layer 1": torch.ones(2)})], algorithm)
+    with pytest.raises(UserError, match="selected different layers"):
+        collect_over_ranks(TwoRanks(), here)

@@ -27,8 +27,9 @@ def collect_over_ranks(group: Group, here: Collected) -> Collected:
     """
     if group.size == 1:
         return here
-    trained = sorted(here.total)
-    if any(names != trained for names in group.gather(trained)):
+    # An aggregator that needs every change has no total; a rank whose clients are all left out has neither.
+    trained = sorted({*here.total, *(name for row in here.deltas.values() for name in row)})
+    if len({tuple(names) for names in group.gather(trained) if names}) > 1:
         raise UserError(
             "the ranks have selected different layers, because their processors round differently; "
             "run all ranks on machines of one kind, with the same versions"
