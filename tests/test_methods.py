@@ -218,6 +218,15 @@ def test_median_and_trimmed_mean_are_those_of_each_number_alone(numbers, beta):
         assert trimmed == pytest.approx(sum(kept) / len(kept), abs=1e-9)
 
 
+def test_trimming_that_leaves_out_nobody_is_warned_of_once(caplog):
+    for _ in range(2):
+        trimmed_mean(0.15)(changes_of(torch.randn(4, 3)))
+        trimmed_mean(0.25)(changes_of(torch.randn(4, 3)))
+    (record,) = caplog.records
+    assert "trimmed_mean:0.15 leaves out nobody of 4 senders" in record.getMessage()
+    assert "takes 1 / 0.15 senders at least" in record.getMessage()
+
+
 def test_trimming_nobody_is_the_weighted_mean():
     deltas = torch.randn(5, 4, dtype=torch.float64)
     weights = torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15], dtype=torch.float64)

@@ -9,7 +9,8 @@ padded to R with zeros (see `model.adapters.ranks`). Where factors are combined,
 they are cut. Where products are combined, a client is handed the product that it can hold,
 s_k B_k A_k = s_R B[:, :r_k] A[:r_k], so that B is scaled on its way out, and its product counts by s_k / s_R
 on its way in; after FlexLoRA's SVD the rows stand in the order of their weight. With all ranks equal nothing
-is cut, padded or scaled.
+is cut, padded or scaled. Of HetLoRA this is the cutting and padding: clients weigh as ever, not by the norm
+of their products, and nobody prunes its own rank.
 """
 
 from __future__ import annotations

@@ -7,9 +7,14 @@ m⌋ senders, whatever they send, cannot carry it out of the range of the others
 
 from __future__ import annotations
 
+import functools
+import logging
+
 from fedloom.errors import UserError
 from fedloom.federation.aggregators import Aggregator, Changes
 from fedloom.model.bank import Row
+
+log = logging.getLogger(__name__)
 
 
 def trimmed_mean(beta: float = 0.2) -> Aggregator:
@@ -31,6 +36,8 @@ def trimmed_mean(beta: float = 0.2) -> Aggregator:
         senders = len(changes.weights)
         cut = int(beta * senders + 1e-9)  # 0.3 · 10 is 3, also in floating point
         kept = slice(cut, senders - cut)
+        if cut == 0 < beta and senders > 1:
+            _warn(beta, senders)
         result = {}
         for name, t in changes.deltas.tensors.items():  # [senders, *shape]
             ordered, order = t.sort(0)
@@ -39,3 +46,13 @@ def trimmed_mean(beta: float = 0.2) -> Aggregator:
         return result
 
     return combine
+
+
+@functools.cache  # once for each number of senders, not in every round
+def _warn(beta: float, senders: int) -> None:
+    log.warning(
+        "trimmed_mean:%g leaves out nobody of %d senders and is their mean; it takes 1 / %g senders at least",
+        beta,
+        senders,
+        beta,
+    )

@@ -6,7 +6,8 @@ For every tensor, with s = max |x| / 127 and u uniform on [0, 1):
     q ← ⌊x / s + u⌋,   x̂ ← s q
 
 E[x̂] = x, because x / s is rounded up with a probability that is its own fraction. A number is off by less
-than s.
+than s. The papers scale by the Euclidean norm, and forget what rounding loses; here it comes with the
+sender's next change, as of every codec (`codecs.feedback`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """FedAdam (Reddi et al., 2021, arXiv:2003.00295), with AdamW's decoupled weight decay as the original FedGPL
-has it.
+has it: along −Δ / client_lr, with bias correction and ε = 1e-8, where the paper takes Δ, no correction and τ.
 """
 
 from __future__ import annotations
