@@ -11,6 +11,8 @@ from peer_network import Network, flaky
 
 from fedloom.commands.audit import run_audit
 from fedloom.errors import UserError
+from fedloom.federation.aggregators.median import median
+from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
 from fedloom.federation.matrix import RoundMixing, metropolis
 from fedloom.federation.peers import mix
 from fedloom.model.bank import AdapterBank
@@ -229,6 +231,77 @@ def test_the_audit_tells_what_does_not_hold_and_what_is_no_run(network, capsys, 
     nodes[1].journal.write("peer", client=1, clients=3, neighbors=[2], run="another")
     with pytest.raises(UserError, match="not of one run"):
         run_audit(peers.folders())
+
+
+def test_any_aggregator_combines_the_rows_that_both_ends_agreed_on(network, capsys):
+    peers = network(COMPLETE, timeout=5.0, aggregator=median(), name="median")
+    rows, nodes = AdapterBank.stack([peers.rows[number] for number in COMPLETE]), peers.nodes()
+    peers.play(nodes, 1)
+    for name, t in rows.tensors.items():
+        ordered = t.sort(0).values
+        for number in COMPLETE:
+            torch.testing.assert_close(peers.rows[number][name], (ordered[1] + ordered[2]) / 2)
+    assert run_audit(peers.folders())
+    assert "median does not keep the mean" in capsys.readouterr().out
+
+
+def test_with_another_aggregator_an_edge_in_doubt_is_left_out_and_nothing_is_owed(network, capsys):
+    peers = network(PAIR, aggregator=median(), name="median")
+    before, nodes = dict(peers.rows), peers.nodes()
+    peers.cuts = kind("decision")
+    mixes = peers.play(nodes, 1)
+    assert mixes[1].neighbours == [2] and mixes[2].in_doubt == [1]
+    assert all(torch.equal(peers.rows[2][name], t) for name, t in before[2].items())
+    assert run_audit(peers.folders()), "peer 2 has agreed, and did not know yet"
+    peers.cuts = lambda header: False
+    mixes = peers.play(nodes, 2)
+    peers.finish(nodes)
+    assert mixes[2].late == [] and mixes[2].neighbours == [1]
+    assert run_audit(peers.folders())
+    nodes[2].journal.write(
+        "mixed", round=2, aggregator="median", row={}, own=1.0, late=[], in_doubt=[], missed=0
+    )
+    capsys.readouterr()
+    assert not run_audit(peers.folders())
+    assert "peer 1 took in peer 2's row, which did not take in that of peer 1" in capsys.readouterr().out
+    nodes[2].journal.write("mixed", round=2, row={}, own=1.0, late=[], in_doubt=[], missed=0)
+    with pytest.raises(UserError, match="combined by mean and by median"):
+        run_audit(peers.folders())
+
+
+def test_a_peer_that_was_killed_takes_in_the_same_rows_again(network):
+    peers = network(PAIR, timeout=5.0, aggregator=trimmed_mean(0.0), name="trimmed_mean")
+    nodes = peers.nodes()
+    trained = dict(peers.rows)
+    peers.play(nodes, 1)
+    once = peers.rows[2]
+    peers.kill(2, nodes[2])
+    nodes[2] = peers.revive(2)
+    peers.play({2: nodes[2]}, 1)
+    for name, t in once.items():
+        assert torch.equal(peers.rows[2][name], t)
+        torch.testing.assert_close(t, (trained[1][name] + trained[2][name]) / 2)
+    assert run_audit(peers.folders())
+
+
+def test_a_row_far_away_moves_a_peer_no_further_than_the_bound(network):
+    peers = network(PAIR, timeout=5.0, most=0.5, aggregator=trimmed_mean(0.0), name="trimmed_mean")
+    peers.rows[1] = {name: t + 1e4 for name, t in peers.rows[1].items()}
+    before, nodes = peers.rows[2], peers.nodes()
+    mixes = peers.play(nodes, 1)
+    assert mixes[1].bounded == [2] and mixes[2].bounded == [1]
+    moved = torch.cat([(peers.rows[2][name] - t).flatten() for name, t in before.items()])
+    assert 0 < moved.square().mean().sqrt() <= 0.5
+
+
+def test_the_mixing_step_lowers_every_weight_at_both_ends(network):
+    peers = network(PAIR, timeout=5.0, step=0.1)
+    before, (first, second), nodes = peers.total(), (peers.rows[1], peers.rows[2]), peers.nodes()
+    assert peers.play(nodes, 1)[1].row == {2: 0.05}
+    for name, t in first.items():
+        torch.testing.assert_close(peers.rows[1][name], t + 0.05 * (second[name] - t))
+    torch.testing.assert_close(peers.total(), before)
+    assert run_audit(peers.folders())
 
 
 def test_every_pair_of_the_complete_graph_agrees(network):

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedloom.errors import UserError
 from fedloom.model.bank import Row
+from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.checkpoint import save_checkpoint
 from fedloom.runs.clients import write_clients
@@ -21,6 +22,7 @@ from fedloom.runs.rows import read_rows
 from fedloom.runs.run_folder import opened, write_run_config
 from fedloom.runtimes.libp2p.identity import read_identity
 from fedloom.runtimes.libp2p.messages import Expected
+from fedloom.runtimes.libp2p.mixes import MixingRule
 from fedloom.runtimes.libp2p.neighbors import Neighbor, read_neighbors
 from fedloom.runtimes.libp2p.node import Node, joined, listening
 from fedloom.runtimes.libp2p.schema import Schema
@@ -41,10 +43,14 @@ _AGREED = (
     "num_clients",
     "mix_head",
     "max_move",
+    "mixing_step",
     "num_rounds",
     "seed",
 )
-"""What must be the same, so that rows can be averaged and rounds counted; training is each peer's own."""
+"""What must be the same, so that rows can be combined and rounds counted; training is each peer's own, its
+client_rule included."""
+
+_AGREED_PARTS = ("aggregator", "lora_aggregation", "share", "compress")
 
 
 def run_peer(config: PeerConfig) -> RunRecord:
@@ -69,7 +75,7 @@ def run_peer(config: PeerConfig) -> RunRecord:
         with (
             logging_to(folder / config.log_path),
             joined(
-                network, daemon, folder, number, neighbors, expected, timeout, voice, config.max_move
+                network, daemon, folder, number, neighbors, expected, timeout, voice, _rule(config, parts)
             ) as node,
         ):
             drive(resolved, parts, node, folder)
@@ -117,9 +123,17 @@ def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:
     return neighbors
 
 
+def _rule(config: PeerConfig, parts: PeerParts) -> MixingRule:
+    texts = chosen(config)
+    products = texts["lora_aggregation"]
+    name = texts["aggregator"] if products == "factors" else products
+    return MixingRule(config.max_move, config.mixing_step, parts.algorithm.aggregator, name)
+
+
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
     """What all messages of this run have in common; a digest of it tells a peer with other options apart."""
     agreed = {name: getattr(config, name) for name in _AGREED} | {"reading": parts.reading}
+    agreed |= {option: text for option, text in chosen(config).items() if option in _AGREED_PARTS}
     digest = hashlib.sha256(json.dumps(agreed).encode())
     for name, t in sorted(parts.model.initial.items()):
         digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())

@@ -59,15 +59,16 @@ class Edges:
         failure: Why what was said or heard could not be kept: the disk is full, not a neighbour lost.
     """
 
-    def __init__(self, wire: Wire, journal: Journal, shelf: Shelf) -> None:
+    def __init__(self, wire: Wire, journal: Journal, shelf: Shelf, step: float = 1.0) -> None:
         """Nothing is said or answered before it is asked for.
 
         Args:
             wire: This peer's streams.
             journal: What it has promised and decided.
             shelf: Where rows outlive a crash.
+            step: What Metropolis weights are multiplied by.
         """
-        self.wire, self.journal, self.shelf = wire, journal, shelf
+        self.wire, self.journal, self.shelf, self.step = wire, journal, shelf, step
         self.attempts = Attempts(wire.counts, self._fail)
         self.opened: Open | None = None
         self.unthanked: set[Key] = set()
@@ -122,7 +123,7 @@ class Edges:
             if key not in self.journal.decisions:
                 self.shelf.save_heard(key, answer.row)
                 self.unthanked.add(key)
-                self.journal.decide(key, True, edge_weight(self.wire.degree, answer.degree))
+                self.journal.decide(key, True, self._weight(answer))
                 self.wire.wake()
             await self.wire.send(stream, "decision", opened.round, verdict=self._verdict(key))
             await self.wire.receive(stream, peer, ("thanks",), opened.round)
@@ -195,7 +196,7 @@ class Edges:
             return
         if key not in self.journal.weights:
             self.shelf.save_heard(key, offer.row)
-            self.journal.ready(key, edge_weight(self.wire.degree, offer.degree))
+            self.journal.ready(key, self._weight(offer))
         # The first offer counts: by repeating it nobody gets more time.
         self.ready_at.setdefault(key, time.monotonic())
         try:
@@ -222,6 +223,10 @@ class Edges:
             raise MessageRefused(
                 "chain", f"what it says of round {key[0]} does not follow what it said before"
             )
+
+    def _weight(self, message: Message) -> float:
+        """W_ij of an edge, of which a message has come from the other end."""
+        return self.step * edge_weight(self.wire.degree, message.degree)
 
     def _before(self, round_: int) -> bool:
         """Whether the rows of a round are still to be exchanged."""
