@@ -229,6 +229,20 @@ def test_a_peer_without_neighbours_stays_where_it_is(algorithm):
     assert all(torch.equal(ours.tensors[name], t) for name, t in bank.tensors.items())
 
 
+def test_a_peer_that_keeps_no_weight_for_itself_may_be_all_that_trimming_leaves():
+    middle = AdapterBank({"w": torch.tensor([[0.0], [-1.0], [1.0]], dtype=torch.float64)})
+    ours = gossip(middle, graph([(0, 1), (0, 2)], 0.5, 3), Algorithm(1.0, aggregator=trimmed_mean(0.4)))
+    assert ours.tensors["w"][0] == 0
+
+
+def test_a_product_that_is_too_large_is_not_taken():
+    bank = random_bank().map(lambda t: t * 1e150)
+    algorithm = Algorithm(1.0, aggregator=flexlora(aggregator=weighted_mean))
+    after, report = peer_round(state_of(bank), going([0.0] * PEERS), ring(), set(SHAPES), algorithm)
+    assert report.left_out == list(range(PEERS))
+    assert all(torch.equal(after.bank.tensors[name], t) for name, t in bank.tensors.items())
+
+
 def compressed(codec, step, rounds, size=400, peers=6, aggregator=weighted_mean, drop=0.2):
     """Gossip of random rows, with faults; returns the bank after each round."""
     bank = AdapterBank({"w": random_bank_of(peers, size)})

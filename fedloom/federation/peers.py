@@ -41,7 +41,7 @@ from fedloom.federation.choco import Deliver, Estimates, payloads_of
 from fedloom.federation.matrix import RoundMixing, check_mixing
 from fedloom.federation.neighbours import combined, moved
 from fedloom.federation.topology import bytes_per_round
-from fedloom.model.bank import AdapterBank, Row, bytes_of, largest_usable
+from fedloom.model.bank import AdapterBank, Row, bytes_of, largest_usable, usable
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PeerReport:
         trained: What local training made of the peers that are here, before mixing.
         active: Who took part, of all.
         left_out: Peers, of those that are here, whose loss, row or optimiser's state was not finite, or
-            whose row is too large to be averaged; they go on from where they were.
+            whose row is too large to be averaged, before mixing or after it; they go on from where they were.
         bytes_sent: By the peers that are here, to all their neighbours.
     """
 
@@ -143,7 +143,7 @@ def peer_round(
     here = range(mixing.peers) if here is None else here
     active = torch.tensor(mixing.active)
     trained, left_out = _finite_only(state, train(state, active[here.start : here.stop]))
-    bank, estimates = trained.bank, state.estimates
+    bank, estimates, lost = trained.bank, state.estimates, list[int]()
     own = AdapterBank({name: t for name, t in bank.tensors.items() if name in mixed})
     if algorithm.codec.lossy:
         payloads = payloads_of(
@@ -151,7 +151,7 @@ def peer_round(
         )
         sent = sum(map(bytes_of, payloads.values()))
         estimates = estimates.advanced(deliver(payloads, mixing), algorithm.codec)
-        own = combine(own, algorithm.aggregator, mixing, here, estimates.differences)
+        own, lost = combine(own, algorithm.aggregator, mixing, here, estimates.differences)
     else:
         links = int(mixing.degrees[here.start : here.stop].sum())
         sent = bytes_per_round(bytes_of(algorithm.codec.encode(own.row(0), 0)), links)
@@ -159,8 +159,8 @@ def peer_round(
             own = mix(own, mixing.rows(here), mixed, lambda rows: fetch(rows, mixing))
         else:
             heard = partial(_differences, fetch(own, mixing), mixing.heard_by(here).tolist())
-            own = combine(own, algorithm.aggregator, mixing, here, heard)
-    left_out = [here.start + peer for peer in left_out]
+            own, lost = combine(own, algorithm.aggregator, mixing, here, heard)
+    left_out = sorted({*lost, *(here.start + peer for peer in left_out)})
     report = PeerReport(trained, active, left_out, sent)
     bank = AdapterBank(bank.tensors | own.tensors)
     return PeerState(state.round + 1, bank, trained.optimiser, estimates), report
@@ -172,8 +172,11 @@ def combine(
     mixing: RoundMixing,
     here: range,
     differences: Callable[[int, Collection[int]], Mapping[int, Row]],
-) -> AdapterBank:
+) -> tuple[AdapterBank, list[int]]:
     """Every peer's own aggregate, for any aggregator.
+
+    Other than a mean, what comes of usable rows may be of no use itself, such as a product that is too large,
+    or compressed gossip with too large a step: such a peer goes on with the row that it has.
 
     Args:
         bank: The peers' rows, of what is sent.
@@ -181,13 +184,20 @@ def combine(
         mixing: The round's matrix.
         here: The peers' numbers.
         differences: ``(peer, its neighbours) -> w_j − w_i by neighbour``, or what is known of it.
+
+    Returns:
+        The rows, and the peers that go on with the row that they have.
     """
-    rows = []
+    rows, lost = [], []
     for peer, weights in mixing.neighbourhoods(here).items():
         own = bank.row(peer - here.start)
         heard = differences(peer, weights.keys() - {peer})
-        rows.append(moved(own, [combined(aggregator, own, peer, heard, weights)]))
-    return AdapterBank.stack(rows)
+        after = moved(own, [combined(aggregator, own, peer, heard, weights)])
+        if not usable(after):
+            lost.append(peer)
+            after = own
+        rows.append(after)
+    return AdapterBank.stack(rows), lost
 
 
 def _differences(bank: AdapterBank, numbers: list[int], peer: int, others: Collection[int]) -> dict[int, Row]:

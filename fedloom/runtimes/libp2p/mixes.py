@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedloom.federation.aggregators import Aggregator
 from fedloom.federation.aggregators.mean import weighted_mean
-from fedloom.federation.neighbours import bounded_weight, combined, difference
-from fedloom.model.bank import Row
+from fedloom.federation.neighbours import bounded_weight, combined, difference, moved
+from fedloom.model.bank import Row, usable
 from fedloom.runtimes.libp2p.journal import Journal
 from fedloom.runtimes.libp2p.shelf import Shelf
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,5 +140,13 @@ def aggregate_of_neighbours(
         elif commit is None:
             mix.in_doubt.append(peer)
     weights = {**mix.row, number: mix.own}
-    mix.differences.append(combined(rule.aggregator, own, number, differences, weights))
+    change = combined(rule.aggregator, own, number, differences, weights)
+    if usable(moved(own, [change])):
+        mix.differences.append(change)
+    else:
+        log.warning(
+            "round %d: goes on with its own row, what %s makes of the neighbours' is too large",
+            round_,
+            rule.name,
+        )
     return mix
