@@ -34,14 +34,16 @@ HERE = Path(__file__).parent
 GRAPH = {row.name: row.settings(server=False) for row in METHODS if row.graph is not None}
 TRAIN = [{"sentence": f"{('fine', 'dull')[i % 2]} {i}", "label": 1 - i % 2} for i in range(24)]
 QUICK = "--num_clients 4 --name ring --lr 0.01 --batch_size 3 --local_steps 2 --lora_r 2 --dtype float32"
-FAULTS = "--drop_peer 0.2 --drop_link 0.2 --client_optimizer sgd --report_to none --save_every 2"
+FAULTS = (
+    "--drop_peer 0.2 --drop_link 0.2 --client_optimizer sgd --report_to none --save_every 2 --eval_every 4"
+)
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     """The words of `fedloom dfl` on a tiny model and a few sentences."""
     folder = tmp_path_factory.mktemp("inputs")
-    save_tiny_bert(folder / "bert")
+    save_tiny_bert(folder / "bert", num_hidden_layers=1)
     for part, rows in (("train", TRAIN), ("validation", TRAIN[:4])):
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     inputs = f"--model_checkpoint {folder}/bert --data_dir {folder}"
