@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from fedloom.cli import main
-from fedloom.methods import METHODS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_peers import PEERS, SHAPES, alone, going, graph, random_bank, ring, state_of, uniform
 from tiny import save_tiny_bert
 
+from fedloom.commands.cli import main
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.aggregators.median import median
 from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
@@ -29,6 +28,7 @@ from fedloom.federation.lora_aggregations.flexlora import flexlora
 from fedloom.federation.peers import PeerState, mix, peer_round
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.model.bank import AdapterBank
+from fedloom.options.methods import METHODS
 
 HERE = Path(__file__).parent
 GRAPH = {row.name: row.settings(server=False) for row in METHODS if row.graph is not None}

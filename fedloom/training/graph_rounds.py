@@ -144,7 +144,7 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
     began = time.perf_counter()
 
     sent = parts.group.sent
-    like = payload_like(parts.algorithm, parts.sent, {})
+    like = payload_like(parts.algorithm, 0, parts.sent, {})
     peers, report = peer_round(
         now.peers,
         partial(train, parts, now.drawn),
