@@ -86,7 +86,9 @@ class Network:
 
     def __init__(self, folder, graph, rounds=4, timeout=0.4, **rule):
         self.folder, self.graph, self.timeout, self.rule = folder, graph, timeout, MixingRule(**rule)
-        self.expected = Expected("run", Schema.of(row_of(0)), rounds, len(graph))
+        compression = self.rule.compression
+        sent = compression.codec.encode(row_of(0), 0) if compression else row_of(0)
+        self.expected = Expected("run", Schema.of(sent), rounds, len(graph), bool(compression))
         self.thread = NetworkThread()
         self.handlers, self.tasks, self.down, self.made = {}, set(), set(), []
         self.cuts = lambda header: False

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.errors import UserError
+from fedloom.federation.algorithm import payload_like
 from fedloom.model.bank import Row
 from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig
@@ -20,6 +21,7 @@ from fedloom.runs.logfile import logging_to
 from fedloom.runs.record import RunRecord, read_run
 from fedloom.runs.rows import read_rows
 from fedloom.runs.run_folder import opened, write_run_config
+from fedloom.runtimes.libp2p.compressed import Compression
 from fedloom.runtimes.libp2p.identity import read_identity
 from fedloom.runtimes.libp2p.messages import Expected
 from fedloom.runtimes.libp2p.mixes import MixingRule
@@ -30,7 +32,7 @@ from fedloom.runtimes.libp2p.statements import Voice
 from fedloom.training import loop
 from fedloom.training.graph_rounds import PeerParts, Standing, start
 from fedloom.training.loop import Regime
-from fedloom.training.peer_rounds import answered, evaluated, play_round, restore, sent
+from fedloom.training.peer_rounds import answered, evaluated, play_round, restore
 from fedloom.training.setup_fed import device_name, run_folder, versions
 from fedloom.training.setup_graph import build_one, pace
 
@@ -127,7 +129,11 @@ def _rule(config: PeerConfig, parts: PeerParts) -> MixingRule:
     texts = chosen(config)
     products = texts["lora_aggregation"]
     name = texts["aggregator"] if products == "factors" else products
-    return MixingRule(config.max_move, config.mixing_step, parts.algorithm.aggregator, name)
+    compression = None
+    if texts["compress"] != "none":
+        first = {name: t.detach().cpu() for name, t in parts.sent.items()}
+        compression = Compression(parts.algorithm.codec, first, config.seed)
+    return MixingRule(config.max_move, config.mixing_step, parts.algorithm.aggregator, name, compression)
 
 
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
@@ -137,8 +143,11 @@ def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
     digest = hashlib.sha256(json.dumps(agreed).encode())
     for name, t in sorted(parts.model.initial.items()):
         digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())
-    schema = Schema.of(sent(parts, start(parts).peers.bank))
-    return Expected(digest.hexdigest()[:32], schema, config.num_rounds, config.num_clients)
+    payload = payload_like(parts.algorithm, config.client - 1, parts.sent, {})
+    compressed = chosen(config)["compress"] != "none"
+    return Expected(
+        digest.hexdigest()[:32], Schema.of(payload), config.num_rounds, config.num_clients, compressed
+    )
 
 
 def _save(parts: PeerParts, folder: Path, now: Standing) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from fedloom.federation.aggregators import Aggregator
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.neighbours import bounded_weight, combined, difference, moved
 from fedloom.model.bank import Row, usable
+from fedloom.runtimes.libp2p.compressed import Compression, both_ends
 from fedloom.runtimes.libp2p.journal import Journal
 from fedloom.runtimes.libp2p.shelf import Shelf
 
@@ -26,12 +27,14 @@ class MixingRule:
         step: What Metropolis weights are multiplied by.
         aggregator: What combines the neighbours' differences.
         name: Its name, for the journal.
+        compression: How rows are compressed; None: they are sent as they are.
     """
 
     most: float = 0.0
     step: float = 1.0
     aggregator: Aggregator = weighted_mean
     name: str = "mean"
+    compression: Compression | None = None
 
     @property
     def keeps_mean(self) -> bool:
@@ -68,39 +71,25 @@ class Mix:
         return 1.0 - sum(self.row.values())
 
 
-def mean_of_neighbours(
-    journal: Journal, shelf: Shelf, neighbours: Sequence[int], round_: int, own: Row, rule: MixingRule
-) -> Mix:
-    """W_ij (w_j − w_i) of every edge that was agreed on; one in doubt is kept, to be added late if it counts.
+@dataclass(frozen=True)
+class Agreed:
+    """An edge's round as one end sees it after the exchange.
 
-    Args:
-        journal: What was agreed on.
-        shelf: What was heard.
-        neighbours: Their numbers, ascending.
-        round_: Which round.
-        own: What this peer trained.
-        rule: How to mix.
+    Attributes:
+        peer: The neighbour.
+        own, other: This peer's row and the neighbour's, as both ends know them.
+        weight: W_ij.
+        counts: Whether the edge counts; None while that is not known.
     """
-    mix = Mix()
-    for peer in neighbours:
-        key = (round_, peer)
-        heard = shelf.heard(key)
-        if key not in journal.weights or heard is None:
-            continue
-        whole, commit = journal.weights[key], journal.decisions.get(key)
-        weight = bounded_weight(own, heard, whole, rule.most)
-        if weight < whole:
-            mix.bounded.append(peer)
-        if commit:
-            mix.row[peer] = weight
-            mix.differences.append(difference(own, heard, weight))
-        elif commit is None:
-            shelf.save_doubt(key, difference(own, heard, weight), weight)
-            mix.in_doubt.append(peer)
-    return mix
+
+    peer: int
+    own: Row
+    other: Row
+    weight: float
+    counts: bool | None
 
 
-def aggregate_of_neighbours(
+def agreed(
     journal: Journal,
     shelf: Shelf,
     neighbours: Sequence[int],
@@ -108,11 +97,8 @@ def aggregate_of_neighbours(
     own: Row,
     number: int,
     rule: MixingRule,
-) -> Mix:
-    """What any aggregator makes of the rows that were agreed on, and of this peer's own.
-
-    It keeps no mean over peers, so that an edge in doubt is left out, and nothing is owed later. A
-    neighbour's difference is scaled down where its root mean square is more than the bound.
+) -> Iterator[Agreed]:
+    """The edges of a round that count, or may.
 
     Args:
         journal: What was agreed on.
@@ -123,22 +109,68 @@ def aggregate_of_neighbours(
         number: This peer.
         rule: How to mix.
     """
-    mix, differences = Mix(), {}
     own = {name: t.cpu() for name, t in own.items()}
     for peer in neighbours:
         key = (round_, peer)
-        heard = shelf.heard(key)
-        if key not in journal.weights or heard is None:
+        heard, counts = shelf.heard(key), journal.decisions.get(key)
+        if key not in journal.weights or heard is None or counts is False:
             continue
-        commit = journal.decisions.get(key)
-        if commit:
-            share = bounded_weight(own, heard, 1.0, rule.most)
-            if share < 1:
-                mix.bounded.append(peer)
-            mix.row[peer] = journal.weights[key]
-            differences[peer] = difference(own, heard, share)
-        elif commit is None:
-            mix.in_doubt.append(peer)
+        ours, theirs = own, heard
+        if rule.compression is not None:
+            ours, theirs = both_ends(rule.compression, journal, shelf, key, own, number, heard)
+        yield Agreed(peer, ours, theirs, journal.weights[key], counts)
+
+
+def mean_of_neighbours(edges: Iterable[Agreed], round_: int, shelf: Shelf, most: float) -> Mix:
+    """W_ij (w_j − w_i) of every edge that counts; of one in doubt it is kept, to be added late if it does.
+
+    Args:
+        edges: Of the round.
+        round_: Which round.
+        shelf: Where what is in doubt is kept.
+        most: The bound of `MixingRule`.
+    """
+    mix = Mix()
+    for edge in edges:
+        weight = bounded_weight(edge.own, edge.other, edge.weight, most)
+        if weight < edge.weight:
+            mix.bounded.append(edge.peer)
+        change = difference(edge.own, edge.other, weight)
+        if edge.counts:
+            mix.row[edge.peer] = weight
+            mix.differences.append(change)
+        else:
+            shelf.save_doubt((round_, edge.peer), change, weight)
+            mix.in_doubt.append(edge.peer)
+    return mix
+
+
+def aggregate_of_neighbours(
+    edges: Iterable[Agreed], round_: int, own: Row, number: int, rule: MixingRule
+) -> Mix:
+    """What any aggregator makes of the neighbours' differences, and of this peer's own.
+
+    It keeps no mean over peers, so that an edge in doubt is left out, and nothing is owed later. A
+    neighbour's difference is scaled down where its root mean square is more than the bound.
+
+    Args:
+        edges: Of the round.
+        round_: Which round.
+        own: What this peer trained.
+        number: This peer.
+        rule: How to mix.
+    """
+    mix, differences = Mix(), {}
+    own = {name: t.cpu() for name, t in own.items()}
+    for edge in edges:
+        if not edge.counts:
+            mix.in_doubt.append(edge.peer)
+            continue
+        share = bounded_weight(edge.own, edge.other, 1.0, rule.most)
+        if share < 1:
+            mix.bounded.append(edge.peer)
+        mix.row[edge.peer] = edge.weight
+        differences[edge.peer] = difference(edge.own, edge.other, share)
     weights = {**mix.row, number: mix.own}
     change = combined(rule.aggregator, own, number, differences, weights)
     if usable(moved(own, [change])):

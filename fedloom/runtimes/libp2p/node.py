@@ -12,6 +12,7 @@ from typing import Any
 from fedloom.errors import UserError
 from fedloom.model.bank import Row
 from fedloom.runs.reading import Damaged
+from fedloom.runtimes.libp2p.compressed import offered
 from fedloom.runtimes.libp2p.counts import Counts
 from fedloom.runtimes.libp2p.edges import Edges
 from fedloom.runtimes.libp2p.exchange import Exchange
@@ -22,10 +23,13 @@ from fedloom.runtimes.libp2p.mixes import (
     Mix,
     MixingRule,
     aggregate_of_neighbours,
+    agreed,
     mean_of_neighbours,
 )
 from fedloom.runtimes.libp2p.neighbors import Neighbor
 from fedloom.runtimes.libp2p.network_thread import NetworkThread
+from fedloom.runtimes.libp2p.opened import Offered
+from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.shelf import Shelf
 from fedloom.runtimes.libp2p.statements import NOTHING, Statement, Voice
 from fedloom.runtimes.libp2p.transport import Libp2p
@@ -89,15 +93,26 @@ class Node:
             missed: Rounds before this one that it was not there for.
         """
         self.lag.enters()
-        self.network.run(self.exchange.swap(round_, own, self._say(round_, own)))
-        journal, shelf, neighbours = self.journal, self.shelf, self.exchange.neighbours
-        if self.rule.keeps_mean:
-            mix = mean_of_neighbours(journal, shelf, neighbours, round_, own, self.rule)
+        journal, shelf, rule = self.journal, self.shelf, self.rule
+        neighbours, number = self.exchange.neighbours, self.exchange.wire.number
+        said = self._say(round_, own)
+        if rule.compression is None:
+            whole = Offered(own)
+            self.network.run(self.exchange.swap(round_, dict.fromkeys(neighbours, whole), said))
+        else:
+            parcels = offered(rule.compression, journal, shelf, neighbours, round_, own, number)
+            known = {peer: rule.compression.known(shelf, peer) for peer in parcels}
+            fits = rule.compression.fits
+            self.network.run(
+                self.exchange.swap(round_, parcels, said, lambda peer, row: fits(known[peer], row))
+            )
+        edges = agreed(journal, shelf, neighbours, round_, own, number, rule)
+        if rule.keeps_mean:
+            mix = mean_of_neighbours(edges, round_, shelf, rule.most)
             late, more = self._late(round_)
             mix = replace(mix, differences=[*mix.differences, *more], late=late)
         else:
-            number = self.exchange.wire.number
-            mix = aggregate_of_neighbours(journal, shelf, neighbours, round_, own, number, self.rule)
+            mix = aggregate_of_neighbours(edges, round_, own, number, rule)
         self.lag.leaves(in_step=bool(mix.row))
         journal.write(
             "mixed",
@@ -122,7 +137,7 @@ class Node:
     def _say(self, round_: int, own: Row) -> Statement:
         """What this peer says of its row; what it has said before it was killed stands."""
         wire = self.exchange.wire
-        digest = hashlib.sha256(wire.expected.schema.pack(own)).hexdigest()
+        digest = hashlib.sha256(Schema.of(own).pack(own)).hexdigest()
         said = self.journal.said.get(round_)
         if said is None:
             last = max(self.journal.said, default=0)
@@ -153,6 +168,7 @@ class Node:
                     "put a copy back, or let this peer begin again under another --exp_name",
                 )
             change, weight = kept
+            self.shelf.promote(key)
             late.append({"round": key[0], "peer": key[1], "weight": weight})
             differences.append(change)
         return late, differences
