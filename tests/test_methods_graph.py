@@ -28,7 +28,10 @@ from fedloom.federation.lora_aggregations.flexlora import flexlora
 from fedloom.federation.peers import PeerState, mix, peer_round
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.model.bank import AdapterBank
+from fedloom.options import parts
 from fedloom.options.methods import METHODS
+from fedloom.options.peer import PeerConfig
+from fedloom.training.peer import agreed_options
 
 HERE = Path(__file__).parent
 GRAPH = {row.name: row.settings(server=False) for row in METHODS if row.graph is not None}
@@ -168,6 +171,50 @@ def test_a_combination_without_meaning_is_told_before_weights_are_read(words, tm
     message = capsys.readouterr().err
     assert all(word in message for word in said) and message.count("\n") == 1, message
     assert not (tmp_path / "wrong" / "config.yaml").exists()
+
+
+PLUGIN = """
+import torch
+from fedloom.client.rules.none import none
+from fedloom.options.parts import plug_in
+
+@plug_in("client_rule")
+def remembers():
+    return none()._replace(memory=lambda row: {name: torch.zeros_like(t) for name, t in row.items()})
+
+@plug_in("share")
+def nothing():
+    return lambda names: frozenset()
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--client_rule remembers", "client_rule: remembers remembers something from round to round"),
+        ("--share nothing", "share: nothing keeps all that is trained with its peer"),
+    ],
+)
+def test_a_part_from_outside_that_has_no_meaning_on_a_graph_is_told(
+    words, tmp_path, capsys, monkeypatch, flags, said
+):
+    monkeypatch.setattr(parts, "_plugged", dict(parts._plugged))
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    assert main(words(tmp_path, "wrong", f"--plugin {tmp_path}/mine.py {flags}")) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_real_peers_must_agree_on_how_they_combine_and_not_on_how_they_train():
+    plain, spelt = PeerConfig(), PeerConfig(aggregator="mean", compress="none", client_rule="proximal")
+    assert agreed_options(plain) == agreed_options(spelt)
+    for other in (
+        PeerConfig(aggregator="median"),
+        PeerConfig(lora_aggregation="flexlora"),
+        PeerConfig(share="a"),
+        PeerConfig(compress="int8"),
+        PeerConfig(mixing_step=0.5),
+    ):
+        assert agreed_options(other) != agreed_options(plain)
 
 
 def gossip(bank, matrix, algorithm, state=None, **how):

@@ -136,10 +136,15 @@ def _rule(config: PeerConfig, parts: PeerParts) -> MixingRule:
     return MixingRule(config.max_move, config.mixing_step, parts.algorithm.aggregator, name, compression)
 
 
+def agreed_options(config: PeerConfig) -> dict[str, Any]:
+    """The options that must be the same for all peers of a run, parts of an algorithm as they are chosen."""
+    texts = chosen(config)
+    return {name: getattr(config, name) for name in _AGREED} | {name: texts[name] for name in _AGREED_PARTS}
+
+
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
     """What all messages of this run have in common; a digest of it tells a peer with other options apart."""
-    agreed = {name: getattr(config, name) for name in _AGREED} | {"reading": parts.reading}
-    agreed |= {option: text for option, text in chosen(config).items() if option in _AGREED_PARTS}
+    agreed = agreed_options(config) | {"reading": parts.reading}
     digest = hashlib.sha256(json.dumps(agreed).encode())
     for name, t in sorted(parts.model.initial.items()):
         digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())
