@@ -15,6 +15,7 @@ from fedloom.runtimes.libp2p.exchange import Exchange
 from fedloom.runtimes.libp2p.journal import Journal
 from fedloom.runtimes.libp2p.lag import Lag
 from fedloom.runtimes.libp2p.messages import PREFIX, Expected
+from fedloom.runtimes.libp2p.mixes import MixingRule
 from fedloom.runtimes.libp2p.network_thread import NetworkThread
 from fedloom.runtimes.libp2p.node import Node
 from fedloom.runtimes.libp2p.schema import Schema
@@ -83,9 +84,11 @@ class Link:
 class Network:
     """Peers on a graph, each with a folder; `cuts(header)` says before which messages a link fails."""
 
-    def __init__(self, folder, graph, rounds=4, timeout=0.4, most=0.0):
-        self.folder, self.graph, self.timeout, self.most = folder, graph, timeout, most
-        self.expected = Expected("run", Schema.of(row_of(0)), rounds, len(graph))
+    def __init__(self, folder, graph, rounds=4, timeout=0.4, **rule):
+        self.folder, self.graph, self.timeout, self.rule = folder, graph, timeout, MixingRule(**rule)
+        compression = self.rule.compression
+        sent = compression.codec.encode(row_of(0), 0) if compression else row_of(0)
+        self.expected = Expected("run", Schema.of(sent), rounds, len(graph), bool(compression))
         self.thread = NetworkThread()
         self.handlers, self.tasks, self.down, self.made = {}, set(), set(), []
         self.cuts = lambda header: False
@@ -106,8 +109,8 @@ class Network:
         wire = Wire(
             number, len(near), self.expected, Link(self, number), self.timeout, VOICES[number], identities
         )
-        exchange = Exchange(Edges(wire, journal, shelf), near)
-        node = Node(self.thread, exchange, journal, shelf, self.most, Lag(self.timeout))
+        exchange = Exchange(Edges(wire, journal, shelf, self.rule.step), near)
+        node = Node(self.thread, exchange, journal, shelf, self.rule, Lag(self.timeout))
         if shelf.trained_round is not None:
             node.exchange.recover(shelf.trained_round)
             node.lag.lost, node.lag.training = shelf.since_trained(shelf.trained_round)

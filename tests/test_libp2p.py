@@ -133,13 +133,20 @@ def test_what_was_sent_was_received(ring):
     assert sum(len(row["neighbors"]) for row in told) * row_bytes <= sum(row["bytes_up"] for row in told)
 
 
-@pytest.fixture(scope="module", params=["llama", "bert"])
+METHOD = {
+    "llama": "",
+    "bert": "--aggregator median --share a --client_rule proximal:0.1",
+    "bert-compressed": "--compress int8 --mixing_step 0.5",
+}
+
+
+@pytest.fixture(scope="module", params=METHOD)
 def three(request, tmp_path_factory):
     """Three peers, all neighbours, without faults; and the same in one process."""
-    folder = tmp_path_factory.mktemp(request.param)
-    {"llama": save_tiny_llama, "bert": save_tiny_bert}[request.param](folder / "model")
+    folder, method = tmp_path_factory.mktemp(request.param), METHOD[request.param]
+    {"llama": save_tiny_llama, "bert": save_tiny_bert}[request.param.partition("-")[0]](folder / "model")
     peers = Federation(
-        folder, {1: [2, 3], 2: [1, 3], 3: [1, 2]}, f"--model_checkpoint {folder}/model {THREE}"
+        folder, {1: [2, 3], 2: [1, 3], 3: [1, 2]}, f"--model_checkpoint {folder}/model {THREE} {method}"
     )
     try:
         for number in (1, 2, 3):
@@ -165,11 +172,13 @@ def test_peers_are_what_they_are_in_one_process(three):
                 assert mine["val_accuracy"] == pytest.approx(all_["peer_val_accuracy"][number - 1])
             assert mine["bytes_up"] == mine["bytes_down"] == all_["bytes_up"] // 3
             assert mine["refused"] == {} and mine["rounds_missed"] == 0
+    assert main(["audit", *(str(three.run(number)) for number in (1, 2, 3))]) == 0
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (["--training_type", "DFL-LoRA", "--share", "a"], ["share: a", "nothing would be sent"]),
         (["--identity", "nowhere.key"], ["nowhere.key", "fedloom identity"]),
         (["--neighbors", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--listen", "/ip4/203.0.113.7/tcp/4001"], ["203.0.113.7", "cannot be bound"]),

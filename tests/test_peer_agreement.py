@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,9 +12,16 @@ from peer_network import Network, flaky
 
 from fedloom.commands.audit import run_audit
 from fedloom.errors import UserError
+from fedloom.federation.aggregators.median import median
+from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
+from fedloom.federation.algorithm import Algorithm
+from fedloom.federation.choco import Estimates
+from fedloom.federation.codecs.int8 import int8
+from fedloom.federation.codecs.topk import topk
 from fedloom.federation.matrix import RoundMixing, metropolis
-from fedloom.federation.peers import mix
+from fedloom.federation.peers import PeerState, Trained, mix, peer_round
 from fedloom.model.bank import AdapterBank
+from fedloom.runtimes.libp2p.compressed import Compression
 from fedloom.runtimes.libp2p.messages import Expected
 from fedloom.runtimes.libp2p.schema import Schema
 
@@ -229,6 +237,194 @@ def test_the_audit_tells_what_does_not_hold_and_what_is_no_run(network, capsys, 
     nodes[1].journal.write("peer", client=1, clients=3, neighbors=[2], run="another")
     with pytest.raises(UserError, match="not of one run"):
         run_audit(peers.folders())
+
+
+def test_any_aggregator_combines_the_rows_that_both_ends_agreed_on(network, capsys):
+    peers = network(COMPLETE, timeout=5.0, aggregator=median(), name="median")
+    rows, nodes = AdapterBank.stack([peers.rows[number] for number in COMPLETE]), peers.nodes()
+    peers.play(nodes, 1)
+    for name, t in rows.tensors.items():
+        ordered = t.sort(0).values
+        for number in COMPLETE:
+            torch.testing.assert_close(peers.rows[number][name], (ordered[1] + ordered[2]) / 2)
+    assert run_audit(peers.folders())
+    assert "median does not keep the mean" in capsys.readouterr().out
+
+
+def test_with_another_aggregator_an_edge_in_doubt_is_left_out_and_nothing_is_owed(network, capsys):
+    peers = network(PAIR, aggregator=median(), name="median")
+    before, nodes = dict(peers.rows), peers.nodes()
+    peers.cuts = kind("decision")
+    mixes = peers.play(nodes, 1)
+    assert mixes[1].neighbours == [2] and mixes[2].in_doubt == [1]
+    assert all(torch.equal(peers.rows[2][name], t) for name, t in before[2].items())
+    assert run_audit(peers.folders()), "peer 2 has agreed, and did not know yet"
+    peers.cuts = lambda header: False
+    mixes = peers.play(nodes, 2)
+    peers.finish(nodes)
+    assert mixes[2].late == [] and mixes[2].neighbours == [1]
+    assert run_audit(peers.folders())
+    nodes[2].journal.write(
+        "mixed", round=2, aggregator="median", row={}, own=1.0, late=[], in_doubt=[], missed=0
+    )
+    capsys.readouterr()
+    assert not run_audit(peers.folders())
+    assert "peer 1 took in peer 2's row, which did not take in that of peer 1" in capsys.readouterr().out
+    nodes[2].journal.write("mixed", round=2, row={}, own=1.0, late=[], in_doubt=[], missed=0)
+    with pytest.raises(UserError, match="combined by mean and by median"):
+        run_audit(peers.folders())
+
+
+def test_a_peer_that_was_killed_takes_in_the_same_rows_again(network):
+    peers = network(PAIR, timeout=5.0, aggregator=trimmed_mean(0.0), name="trimmed_mean")
+    nodes = peers.nodes()
+    trained = dict(peers.rows)
+    peers.play(nodes, 1)
+    once = peers.rows[2]
+    peers.kill(2, nodes[2])
+    nodes[2] = peers.revive(2)
+    peers.play({2: nodes[2]}, 1)
+    for name, t in once.items():
+        assert torch.equal(peers.rows[2][name], t)
+        torch.testing.assert_close(t, (trained[1][name] + trained[2][name]) / 2)
+    assert run_audit(peers.folders())
+
+
+def test_a_row_far_away_moves_a_peer_no_further_than_the_bound(network):
+    peers = network(PAIR, timeout=5.0, most=0.5, aggregator=trimmed_mean(0.0), name="trimmed_mean")
+    peers.rows[1] = {name: t + 1e4 for name, t in peers.rows[1].items()}
+    before, nodes = peers.rows[2], peers.nodes()
+    mixes = peers.play(nodes, 1)
+    assert mixes[1].bounded == [2] and mixes[2].bounded == [1]
+    moved = torch.cat([(peers.rows[2][name] - t).flatten() for name, t in before.items()])
+    assert 0 < moved.square().mean().sqrt() <= 0.5
+
+
+def test_the_mixing_step_lowers_every_weight_at_both_ends(network):
+    peers = network(PAIR, timeout=5.0, step=0.1)
+    before, (first, second), nodes = peers.total(), (peers.rows[1], peers.rows[2]), peers.nodes()
+    assert peers.play(nodes, 1)[1].row == {2: 0.05}
+    for name, t in first.items():
+        torch.testing.assert_close(peers.rows[1][name], t + 0.05 * (second[name] - t))
+    torch.testing.assert_close(peers.total(), before)
+    assert run_audit(peers.folders())
+
+
+FIRST = {"b": torch.zeros(6, 2), "a": torch.zeros(3)}
+INT8, TOPK = (Compression(codec, FIRST, seed=3) for codec in (int8(), topk(0.2)))
+
+
+def held(node, peer):
+    known = node.rule.compression.known(node.shelf, peer)
+    return known.basis, known.own, known.other
+
+
+def same_estimates(nodes, i, j):
+    """Whether both ends of an edge know the same of each other, to the bit."""
+    (here, own, other), (there, own_there, other_there) = held(nodes[i], j), held(nodes[j], i)
+    return here == there and all(
+        torch.equal(own[n], other_there[n]) and torch.equal(other[n], own_there[n]) for n in FIRST
+    )
+
+
+@pytest.mark.parametrize(("compression", "step"), [(INT8, 1.0), (TOPK, 0.3)])
+def test_compressed_rows_are_those_of_one_process_and_peers_come_to_agree(network, compression, step):
+    peers = network(LINE, timeout=5.0, rounds=12, compression=compression, step=step)
+    before, nodes = peers.total(), peers.nodes()
+    edges = np.array([(0, 1), (1, 2)])
+    matrix = RoundMixing(edges, step * metropolis(edges, 3), np.ones(3, dtype=bool))
+    bank = AdapterBank.stack([peers.rows[number] for number in LINE])
+    now = PeerState(0, bank, {}, Estimates(FIRST))
+    for round_ in range(1, 13):
+        peers.play(nodes, round_)
+        now, _ = peer_round(
+            now, stay, matrix, set(FIRST), Algorithm(1.0, codec=compression.codec), seed=compression.seed
+        )
+        if round_ == 3:
+            for k, number in enumerate(LINE):
+                for name, t in now.bank.row(k).items():
+                    torch.testing.assert_close(peers.rows[number][name], t, rtol=0, atol=1e-5)
+    assert same_estimates(nodes, 1, 2) and same_estimates(nodes, 2, 3)
+    torch.testing.assert_close(peers.total(), before, rtol=0, atol=1e-5)
+    rows = AdapterBank.stack([peers.rows[number] for number in LINE])
+    apart, at_first = (
+        sum(float((t - t.mean(0)).norm()) for t in some.tensors.values()) for some in (rows, bank)
+    )
+    assert apart < (0.1 if compression is INT8 else 0.8) * at_first
+    assert run_audit(peers.folders())
+
+
+def stay(state, who):
+    """Training that changes nothing."""
+    counts = who.long()
+    return Trained(state.bank, state.optimiser, torch.ones(len(who)).double(), counts, counts, counts)
+
+
+def test_compressed_an_edge_in_doubt_waits_for_the_decision_and_the_sum_stays(network):
+    peers = network(PAIR, compression=INT8)
+    before, nodes = peers.total(), peers.nodes()
+    peers.play(nodes, 1)
+    peers.cuts = kind("decision")
+    assert peers.play(nodes, 2)[2].in_doubt == [1]
+    assert held(nodes[1], 2)[0] == 2 and held(nodes[2], 1)[0] == 1
+    # What peer 1 sends now is a difference from what peer 2 does not know to count.
+    mixes = peers.play(nodes, 3)
+    assert mixes[1].neighbours == [] and mixes[2].neighbours == [] and mixes[2].in_doubt == []
+    peers.cuts = lambda header: False
+    peers.kill(2, nodes[2])
+    nodes[2] = peers.revive(2)
+    peers.play({2: nodes[2]}, 3)
+    assert peers.play(nodes, 4)[1].neighbours == [2]
+    peers.finish(nodes)
+    torch.testing.assert_close(peers.total(), before)
+    assert same_estimates(nodes, 1, 2) and run_audit(peers.folders())
+
+
+@pytest.mark.parametrize("who", [1, 2])
+def test_compressed_a_killed_peer_sends_and_knows_the_same_again(network, who):
+    peers = network(PAIR, compression=INT8)
+    before, nodes = peers.total(), peers.nodes()
+    peers.play(nodes, 1)
+    peers.cuts = kind("decision")
+    peers.play(nodes, 2)
+    peers.kill(who, nodes[who])
+    peers.cuts = lambda header: False
+    nodes[who] = peers.revive(who)
+    peers.play({who: nodes[who]}, 2)
+    for round_ in (3, 4):
+        peers.play(nodes, round_)
+    peers.finish(nodes)
+    torch.testing.assert_close(peers.total(), before)
+    assert same_estimates(nodes, 1, 2) and run_audit(peers.folders())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("compression", [INT8, TOPK])
+def test_compressed_whatever_is_lost_the_sum_and_the_estimates_hold_in_the_end(network, compression, seed):
+    peers = network(COMPLETE, rounds=5, timeout=0.25, compression=compression, step=0.5)
+    before, nodes = peers.total(), peers.nodes()
+    peers.cuts = flaky(0.35, seed)
+    mixes = [peers.play(nodes, round_) for round_ in range(1, 6)]
+    peers.cuts, peers.timeout = lambda header: False, 5
+    peers.finish(nodes)
+    torch.testing.assert_close(peers.total(), before, rtol=0, atol=1e-5)
+    assert run_audit(peers.folders())
+    assert all(same_estimates(nodes, i, j) for i, j in combinations(COMPLETE, 2))
+    everybody = [mixed.neighbours for round_ in mixes for mixed in round_.values()]
+    assert any(len(heard) < 3 for heard in everybody) and any(everybody), "faults, but not only"
+
+
+def test_compressed_a_payload_that_is_of_no_use_is_refused(network):
+    peers = network(PAIR, timeout=5.0, compression=TOPK)
+    before, nodes = peers.total(), peers.nodes()
+    encoded = TOPK.codec.encode
+    outside = {"places": torch.full((3,), 99, dtype=torch.int32)}
+    spoilt = TOPK.codec._replace(encode=lambda row, seed: encoded(row, seed) | outside)
+    nodes[1] = replace(nodes[1], rule=replace(peers.rule, compression=replace(TOPK, codec=spoilt)))
+    mixes = peers.play(nodes, 1)
+    assert mixes[1].neighbours == [] and mixes[2].neighbours == []
+    assert nodes[2].counts.refused == {"format": 1}
+    torch.testing.assert_close(peers.total(), before)
 
 
 def test_every_pair_of_the_complete_graph_agrees(network):

@@ -3,98 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedloom.errors import UserError
-from fedloom.federation.realised import realised_faults
+from fedloom.federation.realised import neighbourhood_faults, realised_faults
 from fedloom.runs.checkpoint import latest_checkpoint
-from fedloom.runtimes.libp2p.journal import JOURNAL_FILE, read_journal, standing_mixes, statement_of
-from fedloom.runtimes.libp2p.statements import Statement
-
-
-@dataclass(frozen=True)
-class PeerJournal:
-    """What a peer's journal says.
-
-    Attributes:
-        client: Its number, from 1.
-        clients: How many peers there are.
-        run: Digest of what all peers must agree on.
-        weights: By round and neighbour, what it gave.
-        own: By round, what it kept, before anything was added late.
-        late: Rounds of edges that it added late.
-        in_doubt: Rounds of edges whose decision it has not heard.
-        missed: Rounds that it was not there for.
-        identities: Of this peer and its neighbours, as it knows them.
-        said: What it says itself of its rows, and what its neighbours have said to it; with who says it.
-    """
-
-    client: int
-    clients: int
-    run: str
-    weights: dict[int, dict[int, float]]
-    own: dict[int, float]
-    late: set[tuple[int, int]]
-    in_doubt: set[tuple[int, int]]
-    missed: int
-    identities: dict[int, str]
-    said: list[tuple[int, Statement]]
-
-    def row(self, round_: int) -> dict[int, float]:
-        """Its row of W: all to itself where it was not there."""
-        given = self.weights.get(round_, {})
-        late = sum(weight for peer, weight in given.items() if (round_, peer) in self.late)
-        return {**given, self.client: self.own.get(round_, 1.0) - late}
-
-
-def read_peer(folder: Path) -> PeerJournal:
-    """Read a peer's journal.
-
-    Raises:
-        UserError: The folder has none, or it is damaged.
-    """
-    try:
-        events = read_journal(folder)
-        return _peer(events)
-    except OSError:
-        raise UserError(
-            f"runs: {folder} has no {JOURNAL_FILE}; give what `fedloom peer` wrote, <out_dir>/<exp_name>"
-        ) from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"runs: {folder / JOURNAL_FILE} is not as fedloom wrote it ({error!r})") from None
-
-
-def _peer(events: list[dict[str, Any]]) -> PeerJournal:
-    about = [event for event in events if event["event"] == "peer"][-1]
-    weights: dict[int, dict[int, float]] = {}
-    own: dict[int, float] = {}
-    late: set[tuple[int, int]] = set()
-    missed = 0
-    for mix in standing_mixes(events):
-        if mix["event"] == "mixed":
-            own[mix["round"]] = mix["own"]
-            given = {int(peer): weight for peer, weight in mix["row"].items()}
-            weights.setdefault(mix["round"], {}).update(given)
-            missed += mix["missed"]
-        for edge in mix["late"]:
-            late.add((edge["round"], edge["peer"]))
-            given = weights.setdefault(edge["round"], {})
-            # An edge that counts twice must not look right.
-            given[edge["peer"]] = given.get(edge["peer"], 0.0) + edge["weight"]
-    ready = {(event["round"], event["peer"]) for event in events if event["event"] == "ready"}
-    decided = {(event["round"], event["peer"]) for event in events if event["event"] == "decision"}
-    said = [
-        (event.get("peer", about["client"]), statement_of(event))
-        for event in events
-        if event["event"] in ("said", "heard")
-    ]
-    identities = {int(peer): identity for peer, identity in about.get("identities", {}).items()}
-    about_run = (about["client"], about["clients"], about["run"])
-    return PeerJournal(*about_run, weights, own, late, ready - decided, missed, identities, said)
+from fedloom.runtimes.libp2p.peer_journal import PeerJournal, read_peer
 
 
 def run_audit(runs: Sequence[str]) -> bool:
@@ -104,7 +20,8 @@ def run_audit(runs: Sequence[str]) -> bool:
         runs: The folders of all peers' runs.
 
     Returns:
-        Whether every matrix preserves the mean, and nobody has told two things.
+        Whether every matrix preserves the mean, or with another aggregator than the mean whether both ends
+        agreed on every row that was taken in; and nobody has told two things.
 
     Raises:
         UserError: They are not those of all peers of one run.
@@ -118,16 +35,25 @@ def run_audit(runs: Sequence[str]) -> bool:
         print(*told, sep="\n", end="\n" if told else "")  # for this the others' journals are not needed
         raise
     rounds = max((round_ for peer in peers for round_ in peer.weights), default=0)
-    print("round  edges  late  peers out  realised matrix")
-    faulty = [round_ for round_ in range(1, rounds + 1) if _print_round(peers, round_)]
+    aggregator = next((peer.aggregator for peer in peers if peer.aggregator), "mean")
+    linear = aggregator == "mean"
+    print(f"round  edges  late  peers out  {'realised matrix' if linear else 'neighbourhoods'}")
+    faulty = [
+        round_
+        for round_ in range(1, rounds + 1)
+        if (_print_round if linear else _print_neighbourhoods)(peers, round_)
+    ]
     for peer in peers:
         for round_, other in sorted(peer.in_doubt):
             print(f"peer {peer.client} has not heard what peer {other} decided in round {round_}")
     if faulty:
-        print(f"the mean of all peers was not preserved in rounds {', '.join(map(str, faulty))}")
+        what = "the mean of all peers was not preserved" if linear else "peers took in what was not agreed on"
+        print(f"{what} in rounds {', '.join(map(str, faulty))}")
         print("peers that were killed, or are in doubt: start them again with --resume, then audit again")
-    else:
+    elif linear:
         print("every matrix is symmetric and doubly stochastic")
+    else:
+        print(f"every row was taken in as both ends agreed; {aggregator} does not keep the mean of all peers")
     rows = sum(len(peer.said) for peer in peers)
     print(*told or [f"nobody has told two things, in {rows} statements"], sep="\n")
     error = _consensus_error(folders)
@@ -191,6 +117,20 @@ def _print_round(peers: list[PeerJournal], round_: int) -> list[str]:
     return faults
 
 
+def _print_neighbourhoods(peers: list[PeerJournal], round_: int) -> list[str]:
+    """Print a line about a round whose aggregator is not linear; returns what is wrong with it."""
+    rows = {peer.client: peer.row(round_) for peer in peers if round_ in peer.own}
+    promised, in_doubt = (
+        {(peer.client, other) for peer in peers for r, other in edges(peer) if r == round_}
+        for edges in (lambda peer: peer.promised, lambda peer: peer.in_doubt_then)
+    )
+    faults = neighbourhood_faults(rows, promised, in_doubt)
+    edges = {frozenset((peer, other)) for peer, row in rows.items() for other in row if other != peer}
+    out = ", ".join(str(peer.client) for peer in peers if round_ not in peer.own) or "-"
+    print(f"{round_:5}  {len(edges):5}  {0:4}  {out:9}  {'; '.join(faults) or 'as both ends agreed'}")
+    return faults
+
+
 def _consensus_error(folders: list[Path]) -> float | None:
     """How far the peers' last adapters are apart; None where one has left none yet."""
     checkpoints = [latest_checkpoint(folder) for folder in folders]
@@ -213,6 +153,12 @@ def _together(peers: list[PeerJournal]) -> list[PeerJournal]:
         )
     if len({peer.run for peer in peers}) > 1:
         raise UserError("runs: these peers are not of one run, their options differ; give those of one run")
+    combined_by = sorted({peer.aggregator for peer in peers if peer.aggregator})
+    if len(combined_by) > 1:
+        raise UserError(
+            f"runs: the journals say that rows were combined by {' and by '.join(combined_by)}, and in one "
+            "run all peers do the same; one of them is not as fedloom wrote it"
+        )
     numbers, clients = sorted(peer.client for peer in peers), peers[0].clients
     if numbers != list(range(1, clients + 1)):
         raise UserError(

@@ -121,24 +121,24 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
 
     Args:
         texts: What each part's option says; see `methods.chosen`.
-        settings: The run's options by name, for parts that take some of them.
-        client_lr: The clients' learning rate.
+        settings: The run's options by name, for parts that take some of them. Without a server there is no
+            ``client_lr`` among them, and parts that need it say so.
+        client_lr: The clients' learning rate, by which a server optimiser undoes what made Δ of a gradient.
 
     Raises:
         UserError: A part cannot be made of its text, or takes no other of these parts beside it.
     """
     part = {part.option: part for part in PARTS}
-    known = {**settings, "client_lr": client_lr}
 
     def made(option: str, **more: Any) -> Any:
         text = texts[option]
-        make_it = partial(make, part[option], text, known | more)
+        make_it = partial(make, part[option], text, {**settings, **more})
         return guarded(option, text, make_it) if is_plugged(option, text) else make_it()
 
     aggregator = made("lora_aggregation", aggregator=made("aggregator"))
     return Algorithm(
         client_lr=client_lr,
-        server_optimiser=made("server_optimizer"),
+        server_optimiser=made("server_optimizer", client_lr=client_lr),
         rule=made("client_rule"),
         codec=made("compress"),
         aggregator=aggregator,

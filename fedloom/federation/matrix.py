@@ -19,6 +19,9 @@ from fedloom.federation.graphs import Edges
 if TYPE_CHECKING:
     import torch
 
+Edge = tuple[int, int]
+"""A directed edge: who sends, and who hears; peers from 0."""
+
 _EXACT = 1e-12
 _DENSE_FROM = 0.06
 """Share of entries above which a dense product is faster: one CPU core, 100 and 1,000 peers, float32."""
@@ -85,6 +88,15 @@ class RoundMixing:
         """Whose adapters some peers need for their new ones, in ascending order; they are among them."""
         rows, columns, _ = self.entries
         return np.unique(columns[(rows >= peers.start) & (rows < peers.stop)])
+
+    def neighbourhoods(self, peers: range) -> dict[int, dict[int, float]]:
+        """For each of some peers, those that it hears and their weights, itself among them; ascending."""
+        found: dict[int, dict[int, float]] = {peer: {} for peer in peers}
+        rows, columns, weights = self.entries
+        here = (rows >= peers.start) & (rows < peers.stop) & ((weights > 0) | (rows == columns))
+        for row, column, weight in zip(rows[here], columns[here], weights[here], strict=True):
+            found[int(row)][int(column)] = float(weight)
+        return found
 
     def rows(self, peers: range) -> torch.Tensor:
         """The rows of some peers, as a tensor ``[peers, those that they hear]``; see `heard_by`."""

@@ -13,11 +13,14 @@ same number: W stays symmetric and doubly stochastic, and what the edge loses go
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+import torch
 
-from fedloom.model.bank import Row
+from fedloom.federation.aggregators import Aggregator, Changes
+from fedloom.model.adapters.products import lora_pairs
+from fedloom.model.bank import AdapterBank, Row
 
 
 def edge_weight(degree: int, other_degree: int) -> float:
@@ -58,6 +61,34 @@ def difference(own: Row, other: Row, weight: float) -> Row:
         name: (weight * (t.double() - own[name].to(t.device).double())).to(t.dtype)
         for name, t in other.items()
     }
+
+
+def combined(
+    aggregator: Aggregator, own: Row, peer: int, differences: Mapping[int, Row], weights: Mapping[int, float]
+) -> Row:
+    """What a peer's row changes by, as an aggregator has it: of its neighbours' differences and its own, 0.
+
+    With the mean it is Σ_j W_ij (w_j − w_i). A peer without neighbours stays where it is.
+
+    Args:
+        aggregator: Which.
+        own: w_i, of the parameters that are sent.
+        peer: Its number.
+        differences: w_j − w_i, by neighbour.
+        weights: W_ij of each neighbour, and W_ii.
+    """
+    if not differences:
+        return {}
+    everybody = {**differences, peer: {name: torch.zeros_like(t) for name, t in own.items()}}
+    senders = sorted(everybody)
+    return aggregator(
+        Changes(
+            own,
+            AdapterBank.stack([everybody[sender] for sender in senders]),
+            torch.tensor([weights[sender] for sender in senders], dtype=torch.float64),
+            lora_pairs(own.keys()),
+        )
+    )
 
 
 def moved(own: Row, differences: Iterable[Row]) -> Row:

@@ -2,8 +2,10 @@
 
     Decentralised SGD    Lian et al., 2017, arXiv:1705.09056
     DFL-LoRA             freezes LoRA's A, the same for all peers, and averages B
+    CHOCO-SGD            Koloskova et al., 2019, arXiv:1902.00340; see `federation.choco`
 
-With W the round's mixing matrix, symmetric and doubly stochastic, and w_i the adapter of peer i:
+and every other row of `methods.METHODS` that has a meaning on a graph. With W the round's mixing matrix,
+symmetric and doubly stochastic, and w_i the adapter of peer i:
 
     for every peer i, in parallel:   w_i ← local training from w_i on the peer's own data
     for every peer i:                w_i ← Σ_j W_ij w_j
@@ -11,23 +13,35 @@ With W the round's mixing matrix, symmetric and doubly stochastic, and w_i the a
 Averaging the factors of B_i A_i is not averaging the products, unless all A_i are one A: then
 Σ_j W_ij (B_j A) = (Σ_j W_ij B_j) A. That is DFL-LoRA: A stands outside the bank, nobody trains or sends it.
 
-With W uniform over all peers, and plain SGD, a round is one of FedAvg with all clients of equal size. With W
-the identity every peer is alone.
+The mean is one product with W. With any other aggregator a peer's updates are its neighbours' differences and
+its own, which is 0, weighted by its row of W:
+
+    for every peer i:                w_i ← w_i + aggregate({w_j − w_i : W_ij > 0}, weights W_ij)
+
+With W uniform over all peers, the mean, and plain SGD, a round is one of FedAvg with all clients of equal
+size. With W the identity every peer is alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fedloom.client.optimisers import State
+from fedloom.federation.aggregators import Aggregator
+from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.algorithm import Algorithm
+from fedloom.federation.choco import Deliver, Estimates, payloads_of
 from fedloom.federation.matrix import RoundMixing, check_mixing
+from fedloom.federation.neighbours import combined, moved
 from fedloom.federation.topology import bytes_per_round
-from fedloom.model.bank import AdapterBank, bytes_of, largest_usable
+from fedloom.model.bank import AdapterBank, Row, bytes_of, largest_usable, usable
 
 
 @dataclass(frozen=True)
@@ -39,11 +53,13 @@ class PeerState:
         bank: Their adapters, a row per peer; with DFL-LoRA without A. Where peers are dealt over processes,
             these are the peers of this one.
         optimiser: Their optimisers' state, which lasts across rounds and is never mixed.
+        estimates: What neighbours know of each other, where what they send is compressed.
     """
 
     round: int
     bank: AdapterBank
     optimiser: State
+    estimates: Estimates = field(default_factory=Estimates)
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,8 @@ class PeerReport:
         trained: What local training made of the peers that are here, before mixing.
         active: Who took part, of all.
         left_out: Peers, of those that are here, whose loss, row or optimiser's state was not finite, or
-            whose row is too large to be averaged; they go on from where they were.
-        bytes_sent: Over all directed links of the round.
+            whose row is too large to be averaged, before mixing or after it; they go on from where they were.
+        bytes_sent: By the peers that are here, to all their neighbours.
     """
 
     trained: Trained
@@ -91,14 +107,21 @@ class PeerReport:
     bytes_sent: int
 
 
+PLAIN = Algorithm(client_lr=1.0)
+"""Plain gossip: the mean of what neighbours have. Without a server there is no use for client_lr."""
+
+
 def peer_round(
     state: PeerState,
     train: Train,
     mixing: RoundMixing,
     mixed: Collection[str],
+    algorithm: Algorithm = PLAIN,
     *,
+    seed: int = 0,
     here: range | None = None,
     fetch: Fetch = lambda bank, mixing: bank,
+    deliver: Deliver = lambda payloads, mixing: payloads,
 ) -> tuple[PeerState, PeerReport]:
     """One round of decentralised training.
 
@@ -107,8 +130,11 @@ def peer_round(
         train: Trains them.
         mixing: The round's matrix, and who takes part; it is checked.
         mixed: Names of the parameters that are sent and averaged; the others stay with their peer.
+        algorithm: Its aggregator and its codec.
+        seed: Of the run; random choices of the codec depend on it, the round and the edge.
         here: The peers of ``state``; None is all.
         fetch: Gets the rows of those whom they hear and who are elsewhere.
+        deliver: Gets what is sent to them from elsewhere, where it is compressed.
 
     Raises:
         ValueError: The matrix is not symmetric and doubly stochastic.
@@ -117,11 +143,68 @@ def peer_round(
     here = range(mixing.peers) if here is None else here
     active = torch.tensor(mixing.active)
     trained, left_out = _finite_only(state, train(state, active[here.start : here.stop]))
-    bank = mix(trained.bank, mixing.rows(here), mixed, lambda own: fetch(own, mixing))
-    sent = bytes_of({name: t[0] for name, t in bank.tensors.items() if name in mixed})
-    left_out = [here.start + peer for peer in left_out]
-    report = PeerReport(trained, active, left_out, bytes_per_round(sent, mixing.directed_edges))
-    return PeerState(state.round + 1, bank, trained.optimiser), report
+    bank, estimates, lost = trained.bank, state.estimates, list[int]()
+    own = AdapterBank({name: t for name, t in bank.tensors.items() if name in mixed})
+    if algorithm.codec.lossy:
+        payloads = payloads_of(
+            own, estimates, mixing, algorithm.codec, here=here, seed=seed, round_=state.round
+        )
+        sent = sum(map(bytes_of, payloads.values()))
+        estimates = estimates.advanced(deliver(payloads, mixing), algorithm.codec)
+        own, lost = combine(own, algorithm.aggregator, mixing, here, estimates.differences)
+    else:
+        links = int(mixing.degrees[here.start : here.stop].sum())
+        sent = bytes_per_round(bytes_of(algorithm.codec.encode(own.row(0), 0)), links)
+        if algorithm.aggregator is weighted_mean:
+            own = mix(own, mixing.rows(here), mixed, lambda rows: fetch(rows, mixing))
+        else:
+            heard = partial(_differences, fetch(own, mixing), mixing.heard_by(here).tolist())
+            own, lost = combine(own, algorithm.aggregator, mixing, here, heard)
+    left_out = sorted({*lost, *(here.start + peer for peer in left_out)})
+    report = PeerReport(trained, active, left_out, sent)
+    bank = AdapterBank(bank.tensors | own.tensors)
+    return PeerState(state.round + 1, bank, trained.optimiser, estimates), report
+
+
+def combine(
+    bank: AdapterBank,
+    aggregator: Aggregator,
+    mixing: RoundMixing,
+    here: range,
+    differences: Callable[[int, Collection[int]], Mapping[int, Row]],
+) -> tuple[AdapterBank, list[int]]:
+    """Every peer's own aggregate, for any aggregator.
+
+    Other than a mean, what comes of usable rows may be of no use itself, such as a product that is too large,
+    or compressed gossip with too large a step: such a peer goes on with the row that it has.
+
+    Args:
+        bank: The peers' rows, of what is sent.
+        aggregator: Which.
+        mixing: The round's matrix.
+        here: The peers' numbers.
+        differences: ``(peer, its neighbours) -> w_j − w_i by neighbour``, or what is known of it.
+
+    Returns:
+        The rows, and the peers that go on with the row that they have.
+    """
+    rows, lost = [], []
+    for peer, weights in mixing.neighbourhoods(here).items():
+        own = bank.row(peer - here.start)
+        heard = differences(peer, weights.keys() - {peer})
+        after = moved(own, [combined(aggregator, own, peer, heard, weights)])
+        if not usable(after):
+            lost.append(peer)
+            after = own
+        rows.append(after)
+    return AdapterBank.stack(rows), lost
+
+
+def _differences(bank: AdapterBank, numbers: list[int], peer: int, others: Collection[int]) -> dict[int, Row]:
+    """w_j − w_i by neighbour, of a bank with the rows of the peers of these numbers."""
+    own = bank.row(bisect_left(numbers, peer))
+    rows = {other: bank.row(bisect_left(numbers, other)) for other in others}
+    return {other: {name: t - own[name] for name, t in row.items()} for other, row in rows.items()}
 
 
 def mix(

@@ -91,7 +91,12 @@ def build_topology(name: str, peers: int, seed: int) -> Topology:
 
 
 def mixing(
-    topology: Topology, round_number: int, seed: int, drop_peer: float = 0.0, drop_link: float = 0.0
+    topology: Topology,
+    round_number: int,
+    seed: int,
+    drop_peer: float = 0.0,
+    drop_link: float = 0.0,
+    step: float = 1.0,
 ) -> RoundMixing:
     """The mixing matrix of a round, and who takes part.
 
@@ -106,6 +111,7 @@ def mixing(
         seed: Of the run.
         drop_peer: Probability that a peer drops out of this round, in [0, 1].
         drop_link: Probability that a link does, in [0, 1].
+        step: γ, by which all links' weights are multiplied: (1 − γ) I + γ W in place of W.
 
     Raises:
         ValueError: A probability is out of range.
@@ -114,6 +120,8 @@ def mixing(
         if not 0 <= probability <= 1:
             raise ValueError(f"{what} {probability}: must be a probability, from 0 to 1")
     whole = topology.static or _meeting(topology, round_number, seed)
+    if step != 1:
+        whole = RoundMixing(whole.edges, step * whole.weights, whole.active)
     if drop_peer == 0 and drop_link == 0:
         return whole
     active = numpy_rng(seed, "drop peer", round_number).random(topology.peers) >= drop_peer

@@ -45,6 +45,21 @@ def check_method(config: Any, *, server: bool) -> None:
         )
     if server:
         _check_with_server(config, names)
+    else:
+        _check_on_graph(config, names)
+
+
+def _check_on_graph(config: Any, names: dict[str, str]) -> None:
+    if names["share"] == "a" and config.frozen_a:
+        raise UserError(
+            f"share: a sends LoRA's A alone, and training_type {config.training_type} freezes it, so that "
+            "nothing would be sent; choose --training_type LoRA, or --share all"
+        )
+    if names["aggregator"] == "median" and config.mixing_step != 1:
+        raise UserError(
+            f"mixing_step: {config.mixing_step:g} lowers the weights of neighbours, and median has none; "
+            "leave it out, or choose --aggregator mean"
+        )
 
 
 def _check_with_server(config: Any, names: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.fed import AnyTask, Hardware, Prompts, Run
-from fedloom.options.method import AnyMethod, sets_method
+from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,16 @@ class PeerReports:
 @sets_method(server=False)
 @dataclass(frozen=True, kw_only=True)
 class DflConfig(
-    Run, Hardware, PeerModel, PeerData, Prompts, PeerNetwork, AnyMethod, PeerTraining, PeerReports
+    Run,
+    Hardware,
+    PeerModel,
+    PeerData,
+    Prompts,
+    PeerNetwork,
+    AnyMethod,
+    GraphMethod,
+    PeerTraining,
+    PeerReports,
 ):
     """All options of `fedloom dfl`, by their flat names."""
 

@@ -65,6 +65,19 @@ class ServerMethod:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphMethod:
+    """Method."""
+
+    mixing_step: float = option(
+        1.0,
+        "CHOCO-SGD's consensus step size, by which neighbours' weights are multiplied: 1 mixes fully; take "
+        "a smaller one with strong compression, such as 0.05 with topk:0.01",
+        above=0,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodsConfig:
     """Methods."""
 

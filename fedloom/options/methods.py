@@ -88,6 +88,13 @@ METHODS: list[Method] = [
         {"train_mode": "fedGradFocus"},
     ),
     Method("D-PSGD", "Lian et al., 2017, arXiv:1705.09056", server=None, graph=_GOSSIP),
+    Method(
+        "CHOCO-SGD",
+        "Koloskova et al., 2019, arXiv:1902.00340",
+        {"compress": "topk:0.01"},
+        server=None,
+        graph={"mixing_step": 0.05, **_GOSSIP},
+    ),
     Method("DFL-LoRA", "freezes LoRA's A on a graph", server=None, graph={"training_type": "DFL-LoRA"}),
 ]
 """Every method by the name that the literature has for it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fedloom.options.declare import option
 from fedloom.options.fed import Hardware, Prompts, Run
 from fedloom.options.graph import PeerData, PeerModel, PeerReports, PeerTraining
-from fedloom.options.method import AnyMethod, sets_method
+from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,18 @@ class PeerNode:
 
 @sets_method(server=False)
 @dataclass(frozen=True, kw_only=True)
-class PeerConfig(Run, Hardware, PeerNode, PeerModel, PeerData, Prompts, AnyMethod, PeerTraining, PeerReports):
+class PeerConfig(
+    Run,
+    Hardware,
+    PeerNode,
+    PeerModel,
+    PeerData,
+    Prompts,
+    AnyMethod,
+    GraphMethod,
+    PeerTraining,
+    PeerReports,
+):
     """All options of `fedloom peer`, by their flat names."""
 
     def __post_init__(self) -> None:

@@ -7,12 +7,14 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedloom.errors import UserError
 from fedloom.federation.aggregate import Collected
 from fedloom.federation.algorithm import Update
-from fedloom.federation.matrix import RoundMixing
-from fedloom.model.bank import AdapterBank, Row
+from fedloom.federation.choco import Payloads
+from fedloom.federation.matrix import Edge, RoundMixing
+from fedloom.model.bank import AdapterBank, Row, bytes_of
 from fedloom.runtimes.group import Group
 
 
@@ -111,6 +113,57 @@ def rows_heard(group: Group, blocks: Sequence[range], here: AdapterBank, mixing:
             for (name, t), piece in zip(here.tensors.items(), pieces, strict=True)
         }
     )
+
+
+def payloads_heard(
+    group: Group, blocks: Sequence[range], here: Payloads, mixing: RoundMixing, like: Row
+) -> Payloads:
+    """All payloads of a round that leave or reach this rank's peers.
+
+    From each rank come those that its peers send to peers of this one, in one message.
+
+    Args:
+        group: The run's processes.
+        blocks: The peers of each rank.
+        here: What leaves this rank's peers.
+        mixing: The round's matrix.
+        like: A payload of the names, shapes and dtypes that every one has.
+    """
+    if group.size == 1:
+        return here
+    own = blocks[group.rank]
+    between: dict[int, list[Edge]] = {}
+    for peer, heard in mixing.neighbourhoods(own).items():
+        for other in heard:
+            if other not in own:
+                rank = next(rank for rank, block in enumerate(blocks) if other in block)
+                between.setdefault(rank, []).append((peer, other))
+    size, device = bytes_of(like), group.device or torch.device("cpu")
+    outgoing, incoming = {}, {}
+    for rank, edges in between.items():
+        outgoing[rank] = torch.cat([_as_bytes(here[edge]) for edge in sorted(edges)]).to(device)
+        incoming[rank] = torch.empty(size * len(edges), dtype=torch.uint8, device=device)
+    group.exchange(outgoing, incoming)
+    arrived = dict(here)
+    for rank, edges in between.items():
+        # In the order in which the other rank sends them.
+        reverse = sorted((other, peer) for peer, other in edges)
+        for edge, piece in zip(reverse, incoming[rank].split(size), strict=True):
+            arrived[edge] = _from_bytes(piece, like)
+    return arrived
+
+
+def _as_bytes(payload: Row) -> Tensor:
+    return torch.cat([payload[name].contiguous().flatten().view(torch.uint8) for name in sorted(payload)])
+
+
+def _from_bytes(flat: Tensor, like: Row) -> Row:
+    pieces = flat.split([like[name].numel() * like[name].element_size() for name in sorted(like)])
+    # A piece may begin where its dtype's numbers cannot: a copy begins anywhere.
+    return {
+        name: piece.clone().view(like[name].dtype).view(like[name].shape)
+        for name, piece in zip(sorted(like), pieces, strict=True)
+    }
 
 
 def _of(block: range, peers: np.ndarray) -> np.ndarray:

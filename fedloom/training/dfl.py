@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from fedloom.federation.choco import as_bank
+from fedloom.federation.matrix import Edge
 from fedloom.federation.peers import PeerState
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.options.graph import DflConfig
@@ -42,7 +46,7 @@ def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | 
         save=partial(_save, parts),
         saves_alone=False,
         at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))},
-        advice="Lower lr, or set clip_norm, under another exp_name",
+        advice="Lower lr (or mixing_step, where compress is set), or set clip_norm, under another exp_name",
     )
     return loop.drive(regime, pace(config), folder, checkpoint, parts.group)
 
@@ -51,11 +55,19 @@ def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
     """Leave a checkpoint: a PEFT adapter folder per peer, and the state."""
     if now.peers.round == 0:
         return
-    own = _tensors(now.peers)
+    own, here = _tensors(now.peers), parts.here
     counts = [len(block) for block in parts.blocks]
+    # Of an edge between two ranks, both have the same estimate: that of the sender is kept.
+    leaving = {edge: row for edge, row in now.peers.estimates.rows.items() if edge[0] in here}
+    edges = parts.group.gather(sorted(leaving))
+    estimates = as_bank(leaving, parts.sent).tensors if any(edges) else {}
+    collected = {name: (rows, counts) for name, rows in own.items()}
+    collected |= {f"estimate.{name}": (rows, [*map(len, edges)]) for name, rows in estimates.items()}
     # One after another to the CPU: a GPU need not hold the rows of all.
     tensors = {
-        name: t.cpu() for name, rows in own.items() if (t := parts.group.collect(rows, counts)) is not None
+        name: t.cpu()
+        for name, (rows, of_rank) in collected.items()
+        if (t := parts.group.collect(rows, of_rank)) is not None
     }
     if parts.group.rank != 0:
         return
@@ -73,7 +85,11 @@ def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
         now.peers.round,
         write_adapter=write_adapters,
         tensors=tensors,
-        state={"round": now.peers.round, "drawn": now.drawn},
+        state={
+            "round": now.peers.round,
+            "drawn": now.drawn,
+            "edges": [list(edge) for rank in edges for edge in rank],
+        },
     )
 
 
@@ -91,13 +107,37 @@ def _restore(parts: PeerParts, checkpoint: Path) -> Standing:
     here, device = parts.here, parts.model.device
     tensors, state = load_state(checkpoint)
     everybody = len(parts.peers)
-    expected = {n: t.new_empty(everybody, *t.shape[1:]) for n, t in _tensors(start(parts).peers).items()}
+    edges = _edges(checkpoint, state, everybody)
+    begun = start(parts).peers
+    expected = {name: t.new_empty(everybody, *t.shape[1:]) for name, t in _tensors(begun).items()}
+    if edges:
+        expected |= {f"estimate.{n}": t.new_empty(len(edges), *t.shape) for n, t in parts.sent.items()}
     check_state(checkpoint, tensors, expected)
     if not are_counts(state.get("drawn"), everybody):
         raise damaged_checkpoint(checkpoint, "state.json", "the batches drawn are not a count for each peer")
-    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
+    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}, "estimate": {}}
     for name, t in tensors.items():
         group, _, rest = name.partition(".")
-        groups[group][rest] = t[here.start : here.stop].clone().to(device)
-    peers = PeerState(state["round"], AdapterBank(groups["adapter"]), groups["optimiser"])
+        groups[group][rest] = t if group == "estimate" else t[here.start : here.stop].clone().to(device)
+    known = {
+        edge: {name: t[k].clone().to(device) for name, t in groups["estimate"].items()}
+        for k, edge in enumerate(edges)
+        if edge[0] in here or edge[1] in here
+    }
+    estimates = replace(begun.estimates, rows=known)
+    peers = PeerState(state["round"], AdapterBank(groups["adapter"]), groups["optimiser"], estimates)
     return Standing(peers, state["drawn"])
+
+
+def _edges(checkpoint: Path, state: dict[str, Any], peers: int) -> list[Edge]:
+    """The edges whose estimates a checkpoint holds.
+
+    Raises:
+        Damaged: They are none.
+    """
+    edges = state.get("edges", [])
+    if not isinstance(edges, list) or not all(
+        are_counts(edge, 2) and edge[0] != edge[1] and max(edge) < peers for edge in edges
+    ):
+        raise damaged_checkpoint(checkpoint, "state.json", "the edges are not pairs of peers")
+    return [(edge[0], edge[1]) for edge in edges]

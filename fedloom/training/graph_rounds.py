@@ -20,6 +20,8 @@ from fedloom.client.optimisers import Optimiser
 from fedloom.client.work import Schedule, plan_work
 from fedloom.data.encode import Tokens
 from fedloom.evaluation.answering import Questions
+from fedloom.federation.algorithm import Algorithm, payload_like
+from fedloom.federation.choco import Estimates
 from fedloom.federation.consensus import consensus
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.peers import PeerReport, PeerState, Trained, peer_round
@@ -27,7 +29,7 @@ from fedloom.federation.server import Diverged
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
 from fedloom.runtimes.dealing import blocks
-from fedloom.runtimes.gathering import rows_heard
+from fedloom.runtimes.gathering import payloads_heard, rows_heard
 from fedloom.runtimes.group import ALONE, Group, moved_since
 from fedloom.runtimes.in_process import train_peers
 
@@ -49,10 +51,12 @@ class PeerParts:
         validation: For each peer what it is judged by; one list for all may stand there many times.
         questions: For each peer the problems that it answers itself; none where nobody is asked.
         schedules: How much each peer does in a round.
+        algorithm: What of its parts is neighbours': the aggregator, and how rows are encoded.
         rules: How peers train.
         optimiser: The same as in the rules; its state lasts across rounds.
         used: Adapter parameters that nobody trains: A, with DFL-LoRA.
-        own: Names of parameters that are not averaged: the head, where it stays with its peer.
+        own: Names of parameters that are not sent: the head, where it stays with its peer, and what the
+            algorithm does not share.
         modules: PEFT's names of the modules with LoRA.
         mixing: The graph, round by round.
         judged: Which adapters of a round are evaluated: those after mixing, or those before it.
@@ -69,6 +73,7 @@ class PeerParts:
     validation: Sequence[Sequence[Tokens]]
     questions: Sequence[Questions]
     schedules: Sequence[Schedule]
+    algorithm: Algorithm
     rules: LocalRules
     optimiser: Optimiser
     used: Row
@@ -80,6 +85,12 @@ class PeerParts:
     group: Group = ALONE
     first: int = 0
     reading: str = ""
+
+    @property
+    def sent(self) -> Row:
+        """What a peer sends of the first adapter, which all begin with."""
+        names = self.model.initial.keys() - self.used.keys() - self.own
+        return {name: t for name, t in self.model.initial.items() if name in names}
 
     @cached_property
     def blocks(self) -> list[range]:
@@ -120,7 +131,8 @@ def start(parts: PeerParts) -> Standing:
     """Everybody's first adapter: the same A, B and head."""
     row = {name: t for name, t in parts.model.initial.items() if name not in parts.used}
     bank = AdapterBank.repeat(row, len(parts.here))
-    return Standing(PeerState(0, bank, parts.optimiser.init(bank)), [0] * len(parts.peers))
+    peers = PeerState(0, bank, parts.optimiser.init(bank), Estimates(parts.sent))
+    return Standing(peers, [0] * len(parts.peers))
 
 
 def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any]]:
@@ -131,15 +143,18 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
     """
     began = time.perf_counter()
 
-    sent, mixed = parts.group.sent, now.peers.bank.tensors.keys() - parts.own
-    fetch = partial(rows_heard, parts.group, parts.blocks)
+    sent = parts.group.sent
+    like = payload_like(parts.algorithm, 0, parts.sent, {})
     peers, report = peer_round(
         now.peers,
         partial(train, parts, now.drawn),
         parts.mixing(now.peers.round),
-        mixed,
+        parts.sent.keys(),
+        parts.algorithm,
+        seed=parts.seed,
         here=parts.here,
-        fetch=fetch,
+        fetch=partial(rows_heard, parts.group, parts.blocks),
+        deliver=partial(payloads_heard, parts.group, parts.blocks, like=like),
     )
     moved = moved_since(parts.group, sent)
     told = _told(parts.group, report)
@@ -198,6 +213,7 @@ def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:
         "labels": trained.labels.tolist(),
         "tokens": trained.tokens.tolist(),
         "peers_left_out": report.left_out,
+        "bytes_sent": [report.bytes_sent],
     }
     everyone = group.gather(own)
     return {name: [value for process in everyone for value in process[name]] for name in own}
@@ -214,8 +230,8 @@ def _row(round_: int, report: PeerReport, told: dict[str, list[Any]]) -> dict[st
         "peers_out": (~report.active).nonzero()[:, 0].tolist(),
         "peers_left_out": told["peers_left_out"],
         # What one sends another receives.
-        "bytes_up": report.bytes_sent,
-        "bytes_down": report.bytes_sent,
+        "bytes_up": sum(told["bytes_sent"]),
+        "bytes_down": sum(told["bytes_sent"]),
         "tokens": sum(told["tokens"]),
     }
 

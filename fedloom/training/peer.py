@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.errors import UserError
+from fedloom.federation.algorithm import payload_like
 from fedloom.model.bank import Row
+from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.checkpoint import save_checkpoint
 from fedloom.runs.clients import write_clients
@@ -19,8 +21,10 @@ from fedloom.runs.logfile import logging_to
 from fedloom.runs.record import RunRecord, read_run
 from fedloom.runs.rows import read_rows
 from fedloom.runs.run_folder import opened, write_run_config
+from fedloom.runtimes.libp2p.compressed import Compression
 from fedloom.runtimes.libp2p.identity import read_identity
 from fedloom.runtimes.libp2p.messages import Expected
+from fedloom.runtimes.libp2p.mixes import MixingRule
 from fedloom.runtimes.libp2p.neighbors import Neighbor, read_neighbors
 from fedloom.runtimes.libp2p.node import Node, joined, listening
 from fedloom.runtimes.libp2p.schema import Schema
@@ -28,7 +32,7 @@ from fedloom.runtimes.libp2p.statements import Voice
 from fedloom.training import loop
 from fedloom.training.graph_rounds import PeerParts, Standing, start
 from fedloom.training.loop import Regime
-from fedloom.training.peer_rounds import answered, evaluated, play_round, restore, sent
+from fedloom.training.peer_rounds import answered, evaluated, play_round, restore
 from fedloom.training.setup_fed import device_name, run_folder, versions
 from fedloom.training.setup_graph import build_one, pace
 
@@ -41,10 +45,14 @@ _AGREED = (
     "num_clients",
     "mix_head",
     "max_move",
+    "mixing_step",
     "num_rounds",
     "seed",
 )
-"""What must be the same, so that rows can be averaged and rounds counted; training is each peer's own."""
+"""What must be the same, so that rows can be combined and rounds counted; training is each peer's own, its
+client_rule included."""
+
+_AGREED_PARTS = ("aggregator", "lora_aggregation", "share", "compress")
 
 
 def run_peer(config: PeerConfig) -> RunRecord:
@@ -69,7 +77,7 @@ def run_peer(config: PeerConfig) -> RunRecord:
         with (
             logging_to(folder / config.log_path),
             joined(
-                network, daemon, folder, number, neighbors, expected, timeout, voice, config.max_move
+                network, daemon, folder, number, neighbors, expected, timeout, voice, _rule(config, parts)
             ) as node,
         ):
             drive(resolved, parts, node, folder)
@@ -117,14 +125,34 @@ def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:
     return neighbors
 
 
+def _rule(config: PeerConfig, parts: PeerParts) -> MixingRule:
+    texts = chosen(config)
+    products = texts["lora_aggregation"]
+    name = texts["aggregator"] if products == "factors" else products
+    compression = None
+    if texts["compress"] != "none":
+        first = {name: t.detach().cpu() for name, t in parts.sent.items()}
+        compression = Compression(parts.algorithm.codec, first, config.seed)
+    return MixingRule(config.max_move, config.mixing_step, parts.algorithm.aggregator, name, compression)
+
+
+def agreed_options(config: PeerConfig) -> dict[str, Any]:
+    """The options that must be the same for all peers of a run, parts of an algorithm as they are chosen."""
+    texts = chosen(config)
+    return {name: getattr(config, name) for name in _AGREED} | {name: texts[name] for name in _AGREED_PARTS}
+
+
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
     """What all messages of this run have in common; a digest of it tells a peer with other options apart."""
-    agreed = {name: getattr(config, name) for name in _AGREED} | {"reading": parts.reading}
+    agreed = agreed_options(config) | {"reading": parts.reading}
     digest = hashlib.sha256(json.dumps(agreed).encode())
     for name, t in sorted(parts.model.initial.items()):
         digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())
-    schema = Schema.of(sent(parts, start(parts).peers.bank))
-    return Expected(digest.hexdigest()[:32], schema, config.num_rounds, config.num_clients)
+    payload = payload_like(parts.algorithm, config.client - 1, parts.sent, {})
+    compressed = chosen(config)["compress"] != "none"
+    return Expected(
+        digest.hexdigest()[:32], Schema.of(payload), config.num_rounds, config.num_clients, compressed
+    )
 
 
 def _save(parts: PeerParts, folder: Path, now: Standing) -> None:

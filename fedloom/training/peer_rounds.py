@@ -15,7 +15,8 @@ from fedloom.federation.neighbours import moved
 from fedloom.federation.peers import PeerState, peer_round
 from fedloom.federation.server import Diverged
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.runtimes.libp2p.node import Mix, Node
+from fedloom.runtimes.libp2p.mixes import Mix
+from fedloom.runtimes.libp2p.node import Node
 from fedloom.training.graph_rounds import PeerParts, Standing, judged, train
 
 log = logging.getLogger(__name__)

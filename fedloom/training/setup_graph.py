@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import torch
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +24,7 @@ from fedloom.data.tasks import TASKS, Task
 from fedloom.data.templates import prompt_format
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import Questions, questions_of, within_room
+from fedloom.federation.algorithm import Algorithm, compose
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.model.adapters import choice
@@ -37,6 +39,7 @@ from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.stacked import StackedModel
 from fedloom.options.check_graph import check
 from fedloom.options.graph import DflConfig
+from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
@@ -88,7 +91,14 @@ def build(
     if graph.static is not None:
         links = f"{len(graph.static.edges)} links"
         inputs.note("links of the graph", digest_of_arrays(links, [graph.static.edges, graph.static.weights]))
-    drawn = partial(mixing, graph, seed=config.seed, drop_peer=config.drop_peer, drop_link=config.drop_link)
+    drawn = partial(
+        mixing,
+        graph,
+        seed=config.seed,
+        drop_peer=config.drop_peer,
+        drop_link=config.drop_link,
+        step=config.mixing_step,
+    )
     return _build(config, drawn, group, inputs)
 
 
@@ -124,6 +134,7 @@ def _build(
 ) -> tuple[S, PeerParts]:
     quieten()
     assert config.model_checkpoint is not None
+    algorithm = _algorithm(config)
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_checkpoint, config.token)
     task = TASKS[config.dataset_type]
@@ -191,12 +202,17 @@ def _build(
         validation=_for_each(validation, len(train)),
         questions=_for_each(questions, len(train)),
         schedules=[_schedule(config, len(own)) for own in train],
+        algorithm=algorithm,
         rules=LocalRules(
-            optimiser, clip_norm=config.clip_norm, wave_tokens=wave_tokens, dropout_seed=config.seed
+            optimiser,
+            rule=algorithm.rule,
+            clip_norm=config.clip_norm,
+            wave_tokens=wave_tokens,
+            dropout_seed=config.seed,
         ),
         optimiser=optimiser,
         used={n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n},
-        own=frozenset() if config.mix_head else frozenset(n for n in model.initial if ".lora_" not in n),
+        own=_own_names(config, algorithm, model.initial.keys()),
         modules=[projection.name for layer in model.adapted.values() for projection in layer],
         mixing=mixing,
         judged=config.eval_point,
@@ -205,6 +221,39 @@ def _build(
         first=only or 0,
         reading=data.reading,
     )
+
+
+def _algorithm(config: Setting) -> Algorithm:
+    """The parts that the options choose.
+
+    Raises:
+        UserError: One has no meaning without a server.
+    """
+    algorithm = compose(chosen(config), vars(config), client_lr=config.lr)
+    any_row = {"": torch.zeros(1)}
+    if algorithm.rule.memory(any_row) or algorithm.rule.kept(any_row):
+        raise UserError(
+            f"client_rule: {chosen(config)['client_rule']} remembers something from round to round, which it "
+            "does with a server only; choose none or proximal"
+        )
+    return algorithm
+
+
+def _own_names(config: Setting, algorithm: Algorithm, names: Collection[str]) -> frozenset[str]:
+    """The parameters that stay with their peer.
+
+    Raises:
+        UserError: All that trains would.
+    """
+    trained = [name for name in names if not (config.frozen_a and ".lora_A." in name)]
+    heads = {name for name in trained if ".lora_" not in name and not config.mix_head}
+    own = frozenset(trained) - algorithm.share(trained) | heads
+    if not own < frozenset(trained):
+        raise UserError(
+            f"share: {chosen(config)['share']} keeps all that is trained with its peer, so that nothing "
+            "would be sent; choose --share all"
+        )
+    return own
 
 
 def _own(part: list[T], only: int | None) -> list[T]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import logging
 
+import torch
+
 from fedloom.errors import UserError
 from fedloom.federation.aggregators import Aggregator, Changes
 from fedloom.model.bank import Row
@@ -42,7 +44,10 @@ def trimmed_mean(beta: float = 0.2) -> Aggregator:
         for name, t in changes.deltas.tensors.items():  # [senders, *shape]
             ordered, order = t.sort(0)
             weights = changes.weights.to(t)[order][kept]  # [kept, *shape]
-            result[name] = (weights * ordered[kept]).sum(0) / weights.sum(0)
+            total = weights.sum(0)
+            # A peer may keep no weight for itself, and be the only one that is left.
+            weighted = (weights * ordered[kept]).sum(0) / total.clamp(min=torch.finfo(t.dtype).tiny)
+            result[name] = torch.where(total > 0, weighted, ordered[kept].mean(0))
         return result
 
     return combine

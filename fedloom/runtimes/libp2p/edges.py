@@ -20,14 +20,13 @@ import asyncio
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 
 from fedloom.federation.neighbours import edge_weight
-from fedloom.model.bank import Row
 from fedloom.runs.files import CannotWrite
 from fedloom.runtimes.libp2p.attempts import Attempts
 from fedloom.runtimes.libp2p.journal import Journal, Key
-from fedloom.runtimes.libp2p.messages import Message, Verdict
+from fedloom.runtimes.libp2p.messages import Kind, Message, Verdict
+from fedloom.runtimes.libp2p.opened import Open
 from fedloom.runtimes.libp2p.schema import MessageRefused
 from fedloom.runtimes.libp2p.shelf import Shelf
 from fedloom.runtimes.libp2p.statements import Statement
@@ -36,16 +35,6 @@ from fedloom.runtimes.libp2p.wire import LOST, Wire
 
 RETRY_SECONDS = 0.25
 _MOST_STREAMS = 16
-
-
-@dataclass(frozen=True)
-class Open:
-    """The round whose rows are exchanged: from 1, this peer's row, what it says of it, and since when."""
-
-    round: int
-    row: Row
-    said: Statement
-    began: float
 
 
 class Edges:
@@ -59,15 +48,16 @@ class Edges:
         failure: Why what was said or heard could not be kept: the disk is full, not a neighbour lost.
     """
 
-    def __init__(self, wire: Wire, journal: Journal, shelf: Shelf) -> None:
+    def __init__(self, wire: Wire, journal: Journal, shelf: Shelf, step: float = 1.0) -> None:
         """Nothing is said or answered before it is asked for.
 
         Args:
             wire: This peer's streams.
             journal: What it has promised and decided.
             shelf: Where rows outlive a crash.
+            step: What Metropolis weights are multiplied by.
         """
-        self.wire, self.journal, self.shelf = wire, journal, shelf
+        self.wire, self.journal, self.shelf, self.step = wire, journal, shelf, step
         self.attempts = Attempts(wire.counts, self._fail)
         self.opened: Open | None = None
         self.unthanked: set[Key] = set()
@@ -111,7 +101,7 @@ class Edges:
     async def _offer(self, peer: int, opened: Open) -> None:
         key = (opened.round, peer)
         async with self.wire.dialled(peer) as stream:
-            await self.wire.send(stream, "offer", opened.round, row=opened.row, said=opened.said)
+            await self._send_row(stream, "offer", peer, opened)
             # It answers when it has trained; whoever called says how long that may take.
             answer = await self.wire.receive(stream, peer, ("ready", "passed"), opened.round, wait=True)
             if answer.row is None:
@@ -119,10 +109,11 @@ class Edges:
                 self.wire.wake()
                 return
             self._believe(key, answer.said)
+            self._check_fit(key, opened, answer)
             if key not in self.journal.decisions:
                 self.shelf.save_heard(key, answer.row)
                 self.unthanked.add(key)
-                self.journal.decide(key, True, edge_weight(self.wire.degree, answer.degree))
+                self.journal.decide(key, True, self._weight(answer))
                 self.wire.wake()
             await self.wire.send(stream, "decision", opened.round, verdict=self._verdict(key))
             await self.wire.receive(stream, peer, ("thanks",), opened.round)
@@ -184,22 +175,28 @@ class Edges:
         while key not in self.journal.decisions and self._before(offer.round):
             await self.wire.change()
         opened = self.opened
-        if opened is None or opened.round != offer.round or key in self.journal.decisions:
+        if (
+            opened is None
+            or opened.round != offer.round
+            or key in self.journal.decisions
+            or peer not in opened.offered
+        ):
             await self.wire.send(stream, "passed", offer.round)
             return
         try:
             self._believe(key, offer.said)
+            self._check_fit(key, opened, offer)
         except MessageRefused as error:
             self.wire.counts.refuse(peer, error)
             await self.wire.send(stream, "passed", offer.round)
             return
         if key not in self.journal.weights:
             self.shelf.save_heard(key, offer.row)
-            self.journal.ready(key, edge_weight(self.wire.degree, offer.degree))
+            self.journal.ready(key, self._weight(offer))
         # The first offer counts: by repeating it nobody gets more time.
         self.ready_at.setdefault(key, time.monotonic())
         try:
-            await self.wire.send(stream, "ready", offer.round, row=opened.row, said=opened.said)
+            await self._send_row(stream, "ready", peer, opened)
             answer = await self.wire.receive(stream, peer, ("decision",), offer.round)
             self._learn(key, answer.verdict)
             await self.wire.send(stream, "thanks", offer.round)
@@ -222,6 +219,29 @@ class Edges:
             raise MessageRefused(
                 "chain", f"what it says of round {key[0]} does not follow what it said before"
             )
+
+    async def _send_row(self, stream: Stream, kind: Kind, peer: int, opened: Open) -> None:
+        what = opened.offered[peer]
+        await self.wire.send(stream, kind, opened.round, row=what.row, said=opened.said, basis=what.basis)
+
+    def _check_fit(self, key: Key, opened: Open, message: Message) -> None:
+        """Judge a row that came.
+
+        Raises:
+            MessageRefused: It is a difference from something else than this side has, or of no use.
+        """
+        assert message.row is not None
+        basis = opened.offered[key[1]].basis
+        if message.basis != basis:
+            raise MessageRefused(
+                "basis", f"a difference since round {message.basis}, and not {basis}", key[0]
+            )
+        if not opened.fits(key[1], message.row):
+            raise MessageRefused("format", "it cannot be decoded to a row that is of use", key[0])
+
+    def _weight(self, message: Message) -> float:
+        """W_ij of an edge, of which a message has come from the other end."""
+        return self.step * edge_weight(self.wire.degree, message.degree)
 
     def _before(self, round_: int) -> bool:
         """Whether the rows of a round are still to be exchanged."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 from fedloom.model.bank import Row
-from fedloom.runtimes.libp2p.edges import RETRY_SECONDS, Edges, Open
+from fedloom.runtimes.libp2p.edges import RETRY_SECONDS, Edges
 from fedloom.runtimes.libp2p.journal import Key
+from fedloom.runtimes.libp2p.opened import Offered, Open
 from fedloom.runtimes.libp2p.patience import Patience
 from fedloom.runtimes.libp2p.statements import Statement
 
@@ -73,23 +74,30 @@ class Exchange:
         for peer in self.neighbours:
             self._give_up((round_, peer))
 
-    async def swap(self, round_: int, row: Row, said: Statement) -> None:
+    async def swap(
+        self,
+        round_: int,
+        offered: Mapping[int, Offered],
+        said: Statement,
+        fits: Callable[[int, Row], bool] = lambda peer, row: True,
+    ) -> None:
         """Exchange rows with everybody who is there in time.
 
         Afterwards the journal has a decision for every edge, except where it is in doubt.
 
         Args:
             round_: Which round, from 1.
-            row: What this peer trained, and saved.
+            offered: What each neighbour is sent, of the row that this peer trained, and saved.
             said: What it says of it, in the journal already.
+            fits: Whether what a neighbour sends can be combined.
         """
         self.edges.check()
         self.edges.ready_at.clear()
-        opened = self.edges.opened = Open(round_, row, said, time.monotonic())
+        opened = self.edges.opened = Open(round_, offered, said, time.monotonic(), fits)
         offers = {
             peer: self.edges.attempts.spawn(self.edges.keep_offering, peer, opened)
             for peer in self.neighbours
-            if peer > self.wire.number
+            if peer > self.wire.number and peer in offered
         }
         self.wire.wake()
         spent: dict[int, float] = {}  # seconds that a neighbour was waited for
@@ -101,7 +109,8 @@ class Exchange:
         self.edges.opened = None
         for peer in self.neighbours:
             if (round_, peer) not in self.journal.decisions:
-                self.wire.present.discard(peer)
+                if peer in offered:
+                    self.wire.present.discard(peer)
                 self._give_up((round_, peer))
                 if peer in offers:
                     offers[peer].cancel()
@@ -138,7 +147,7 @@ class Exchange:
 
     def _waited_for(self, peer: int, opened: Open) -> bool:
         key = (opened.round, peer)
-        if key in self.journal.decisions or peer not in self.wire.present:
+        if key in self.journal.decisions or peer not in self.wire.present or peer not in opened.offered:
             return False
         if not self.patience.waits_for(peer, opened.round):
             return False

@@ -12,7 +12,8 @@ One JSON object per line, on the disk before anything follows from it. `event` i
                of the higher one what it was told, or that it gave up before it was ready
     mixed      the row of W that a round came to: `round`, `row` {neighbour: weight}, `own`, `late` (edges of
                earlier rounds, added now: `round`, `peer`, `weight`), `in_doubt` (neighbours), `missed`
-               (rounds before it that the peer was not there for)
+               (rounds before it that the peer was not there for), `aggregator` (what combined the rows; with
+               another than the mean, weights are those that it was given, and nothing is added late)
     closed     after the last round: `round`, and what of earlier rounds was added then, `late`
 
 A round that is mixed again after a crash replaces what stood about it and about later ones.
@@ -44,7 +45,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("weight", "own"), (int, float)),
     "commit": (bool,),
     "late": (list,),
-    **dict.fromkeys(("before", "signature", "key"), (str,)),
+    **dict.fromkeys(("before", "signature", "key", "aggregator"), (str,)),
 }
 
 

@@ -21,7 +21,7 @@ from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 from fedloom.runtimes.libp2p.statements import Statement
 
-MAGIC = b"FLP\x02"
+MAGIC = b"FLP\x03"
 PREFIX = struct.Struct(">4sIQ")
 HEADER_LIMIT = 4096
 
@@ -46,6 +46,7 @@ class Message:
         verdict: Of a decision: ``open`` is not decided yet.
         row: Of an offer or a ready: the sender's trained parameters.
         said: With a row: what the sender says of it.
+        basis: With a compressed row: the round of the edge that left what it is a difference from.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class Message:
     verdict: Verdict | None = None
     row: Row | None = None
     said: Statement | None = None
+    basis: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,15 @@ class Expected:
         schema: Of rows.
         rounds: How many there are.
         clients: How many peers there are.
+        compressed: Whether rows are compressed, for each neighbour by itself: then a statement is of the row
+            that was trained, which neighbours do not see.
     """
 
     run: str
     schema: Schema
     rounds: int
     clients: int
+    compressed: bool = False
 
 
 def encode(message: Message, expected: Expected) -> bytes:
@@ -124,7 +129,7 @@ def decode(frame: bytes, expected: Expected, sender: int, oldest: int = 0) -> Me
     if header["kind"] == "offer" and header["round"] < oldest:
         said = f"an offer of round {header['round']}, which is over"
         raise MessageRefused("old_round", said, header["round"])
-    statement = _statement(header["said"], header["round"], body)
+    statement = _statement(header["said"], header["round"], body, checked=not expected.compressed)
     row = expected.schema.unpack(body) if body else None
     given: dict[str, Any] = {n: header[n] for n in _TYPES if n not in ("run", "schema", "said")}
     return Message(**given, row=row, said=statement)
@@ -163,6 +168,7 @@ _TYPES: dict[str, type] = {
     "round": int,
     "at": int,
     "degree": int,
+    "basis": int,
     "verdict": str,
     "said": list,
 }
@@ -186,7 +192,7 @@ def _header(text: bytes) -> dict[str, Any]:
     return header
 
 
-def _statement(said: list[Any] | None, round_: int, body: bytes) -> Statement | None:
+def _statement(said: list[Any] | None, round_: int, body: bytes, *, checked: bool) -> Statement | None:
     if (said is not None) != bool(body):
         raise MessageRefused("format", "a row without a statement, or a statement without a row")
     if said is None:
@@ -194,6 +200,6 @@ def _statement(said: list[Any] | None, round_: int, body: bytes) -> Statement | 
     if len(said) != len(_SAID) or not all(isinstance(word, str) for word in said):
         raise MessageRefused("format", "the statement has not the fields of this version")
     statement = Statement(round_, *said)
-    if hashlib.sha256(body).hexdigest() != statement.row:
+    if checked and hashlib.sha256(body).hexdigest() != statement.row:
         raise MessageRefused("hash", "the row is another one than was said")
     return statement

@@ -5,45 +5,35 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedloom.errors import UserError
-from fedloom.federation.neighbours import bounded_weight, difference
 from fedloom.model.bank import Row
 from fedloom.runs.reading import Damaged
+from fedloom.runtimes.libp2p.compressed import offered
 from fedloom.runtimes.libp2p.counts import Counts
 from fedloom.runtimes.libp2p.edges import Edges
 from fedloom.runtimes.libp2p.exchange import Exchange
 from fedloom.runtimes.libp2p.journal import Journal
 from fedloom.runtimes.libp2p.lag import Lag
 from fedloom.runtimes.libp2p.messages import Expected
+from fedloom.runtimes.libp2p.mixes import (
+    Mix,
+    MixingRule,
+    aggregate_of_neighbours,
+    agreed,
+    mean_of_neighbours,
+)
 from fedloom.runtimes.libp2p.neighbors import Neighbor
 from fedloom.runtimes.libp2p.network_thread import NetworkThread
+from fedloom.runtimes.libp2p.opened import Offered
+from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.shelf import Shelf
 from fedloom.runtimes.libp2p.statements import NOTHING, Statement, Voice
 from fedloom.runtimes.libp2p.transport import Libp2p
 from fedloom.runtimes.libp2p.wire import Wire
-
-
-@dataclass(frozen=True)
-class Mix:
-    """What a round adds to a peer's row.
-
-    Attributes:
-        differences: To be added, in this order.
-        neighbours: With whom the round was mixed.
-        late: Rounds of edges that were in doubt until now: ``round``, ``peer``, ``weight``.
-        in_doubt: Neighbours whose decision is not known yet.
-        bounded: Neighbours whose edge was lowered, because their rows were too far away.
-    """
-
-    differences: list[Row]
-    neighbours: list[int]
-    late: list[dict[str, Any]]
-    in_doubt: list[int]
-    bounded: list[int]
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Node:
         network: Where messages are sent and answered.
         exchange: The agreement with neighbours.
         journal, shelf: What outlives a crash.
-        most: How far a neighbour may move this peer's row in a round; see `bounded_weight`.
+        rule: How rows are mixed.
         lag: How far others may be ahead.
     """
 
@@ -62,7 +52,7 @@ class Node:
     exchange: Exchange
     journal: Journal
     shelf: Shelf
-    most: float
+    rule: MixingRule
     lag: Lag
 
     @property
@@ -103,48 +93,51 @@ class Node:
             missed: Rounds before this one that it was not there for.
         """
         self.lag.enters()
-        self.network.run(self.exchange.swap(round_, own, self._say(round_, own)))
-        row, in_doubt, differences, bounded = {}, [], [], []
-        for peer in self.exchange.neighbours:
-            key = (round_, peer)
-            heard = self.shelf.heard(key)
-            if key not in self.journal.weights or heard is None:
-                continue
-            whole, commit = self.journal.weights[key], self.journal.decisions.get(key)
-            weight = bounded_weight(own, heard, whole, self.most)
-            if weight < whole:
-                bounded.append(peer)
-            if commit:
-                row[peer] = weight
-                differences.append(difference(own, heard, weight))
-            elif commit is None:
-                self.shelf.save_doubt(key, difference(own, heard, weight), weight)
-                in_doubt.append(peer)
-        self.lag.leaves(in_step=bool(row))
-        late, more = self._late(round_)
-        self.journal.write(
+        journal, shelf, rule = self.journal, self.shelf, self.rule
+        neighbours, number = self.exchange.neighbours, self.exchange.wire.number
+        said = self._say(round_, own)
+        if rule.compression is None:
+            whole = Offered(own)
+            self.network.run(self.exchange.swap(round_, dict.fromkeys(neighbours, whole), said))
+        else:
+            parcels = offered(rule.compression, journal, shelf, neighbours, round_, own, number)
+            known = {peer: rule.compression.known(shelf, peer) for peer in parcels}
+            fits = rule.compression.fits
+            self.network.run(
+                self.exchange.swap(round_, parcels, said, lambda peer, row: fits(known[peer], row))
+            )
+        edges = agreed(journal, shelf, neighbours, round_, own, number, rule)
+        if rule.keeps_mean:
+            mix = mean_of_neighbours(edges, round_, shelf, rule.most)
+            late, more = self._late(round_)
+            mix = replace(mix, differences=[*mix.differences, *more], late=late)
+        else:
+            mix = aggregate_of_neighbours(edges, round_, own, number, rule)
+        self.lag.leaves(in_step=bool(mix.row))
+        journal.write(
             "mixed",
             round=round_,
-            row=row,
-            own=1.0 - sum(row.values()),
-            late=late,
-            in_doubt=in_doubt,
+            aggregator=self.rule.name,
+            row=mix.row,
+            own=mix.own,
+            late=mix.late,
+            in_doubt=mix.in_doubt,
             missed=missed,
         )
-        return Mix([*differences, *more], [*row], late, in_doubt, bounded)
+        return mix
 
     def finish(self) -> Mix:
         """After the last round: leave nobody without an answer, and get one's own."""
         self.network.run(self.exchange.finish())
         rounds = self.exchange.wire.expected.rounds
-        late, differences = self._late(rounds + 1)
+        late, differences = self._late(rounds + 1) if self.rule.keeps_mean else ([], [])
         self.journal.write("closed", round=rounds, late=late)
-        return Mix(differences, [], late, [], [])
+        return Mix(differences, late=late)
 
     def _say(self, round_: int, own: Row) -> Statement:
         """What this peer says of its row; what it has said before it was killed stands."""
         wire = self.exchange.wire
-        digest = hashlib.sha256(wire.expected.schema.pack(own)).hexdigest()
+        digest = hashlib.sha256(Schema.of(own).pack(own)).hexdigest()
         said = self.journal.said.get(round_)
         if said is None:
             last = max(self.journal.said, default=0)
@@ -175,6 +168,7 @@ class Node:
                     "put a copy back, or let this peer begin again under another --exp_name",
                 )
             change, weight = kept
+            self.shelf.promote(key)
             late.append({"round": key[0], "peer": key[1], "weight": weight})
             differences.append(change)
         return late, differences
@@ -210,7 +204,7 @@ def joined(
     expected: Expected,
     timeout: float,
     voice: Voice,
-    most: float,
+    rule: MixingRule,
 ) -> Iterator[Node]:
     """A peer that has said hello to its neighbours.
 
@@ -223,7 +217,7 @@ def joined(
         expected: What all messages have in common.
         timeout: Seconds that a neighbour is waited for.
         voice: What this peer signs with.
-        most: How far a neighbour may move this peer's row in a round.
+        rule: How rows are mixed.
     """
     journal, shelf = Journal(folder), Shelf(folder)
     identities = {peer: neighbour.id for peer, neighbour in neighbours.items()}
@@ -236,9 +230,8 @@ def joined(
         identities={str(peer): known for peer, known in {**identities, number: voice.identity}.items()},
     )
     wire = Wire(number, len(neighbours), expected, transport, timeout, voice, identities)
-    node = Node(
-        network, Exchange(Edges(wire, journal, shelf), neighbours), journal, shelf, most, Lag(timeout)
-    )
+    exchange = Exchange(Edges(wire, journal, shelf, rule.step), neighbours)
+    node = Node(network, exchange, journal, shelf, rule, Lag(timeout))
     try:
         node.open()
         yield node

@@ -101,7 +101,7 @@ class Schema:
                 raise MessageRefused("dtype", f"{_dtype_name(t)} instead of {dtype}")
             if tuple(t.shape) != (self.flat_sizes[dtype],):
                 raise MessageRefused("shape", f"{tuple(t.shape)} instead of ({self.flat_sizes[dtype]},)")
-            if not usable({dtype: t}):
+            if t.is_floating_point() and not usable({dtype: t}):
                 raise MessageRefused("not_finite", "a number of the row is not finite, or too large")
         row: Row = {}
         taken = dict.fromkeys(flat, 0)

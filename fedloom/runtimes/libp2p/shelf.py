@@ -3,6 +3,8 @@
     exchange/trained-000003.safetensors         its row and optimiser after training in round 3
     exchange/heard-000003-0002.safetensors      what peer 2 sent in round 3
     exchange/doubt-000003-0002.safetensors      W_ij (w_j − w_i) of that round, not known whether it counts
+    exchange/estimate-000003-0002.safetensors   what both ends of the edge with peer 2 know since that round
+    exchange/pending-000003-0002.safetensors    the same, not known whether the round counts
 
 A file is there whole or not at all.
 """
@@ -10,6 +12,7 @@ A file is there whole or not at all.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Collection
@@ -19,13 +22,13 @@ from typing import Any, TypeVar
 from safetensors import safe_open
 
 from fedloom.model.bank import Row
-from fedloom.runs.files import replace_tensors, writing
+from fedloom.runs.files import replace_tensors, sync, writing
 from fedloom.runs.reading import Damaged, read_tensors
 from fedloom.runtimes.libp2p.journal import Key
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"(trained|heard|doubt)-(\d+)(?:-(\d+))?\.safetensors")
+_NAME = re.compile(r"(trained|heard|doubt|estimate|pending)-(\d+)(?:-(\d+))?\.safetensors")
 
 
 class Shelf:
@@ -93,6 +96,40 @@ class Shelf:
             return None
         return read_tensors(path), _read_metadata(path, "weight", float)
 
+    def save_estimates(self, key: Key, own: Row, other: Row, *, pending: bool) -> None:
+        """Keep what both ends of an edge know since a round of it, or will if it counts."""
+        rows = {f"own.{name}": t for name, t in own.items()} | {f"other.{n}": t for n, t in other.items()}
+        replace_tensors(self._path("pending" if pending else "estimate", key), rows)
+
+    def estimates(self, peer: int) -> tuple[int, Row, Row] | None:
+        """What both ends of an edge know: since which round, of this peer's row, and of the neighbour's.
+
+        Raises:
+            Damaged: It is not as it was saved.
+        """
+        round_ = self._last_estimate(peer)
+        if round_ == 0:
+            return None
+        rows = read_tensors(self._path("estimate", (round_, peer)))
+        own, other = (
+            {name.removeprefix(whose): t for name, t in rows.items() if name.startswith(whose)}
+            for whose in ("own.", "other.")
+        )
+        return round_, own, other
+
+    def promote(self, key: Key) -> None:
+        """Let what was pending be what both ends know, once a round counts; done again, it does nothing."""
+        pending = self._path("pending", key)
+        if pending.exists():
+            with writing(pending):
+                os.replace(pending, self._path("estimate", key))
+                sync(self.folder)
+
+    def _last_estimate(self, peer: int) -> int:
+        return max(
+            (key[0] for kind, key in self._files() if kind == "estimate" and key[1] == peer), default=0
+        )
+
     def clear(self, round_: int, open_doubts: Collection[Key]) -> None:
         """Remove what no crash can ask for again, once the training of ``round_`` is kept.
 
@@ -101,7 +138,10 @@ class Shelf:
             open_doubts: Edges' rounds whose differences may still count.
         """
         for kind, key in self._files():
-            if key[0] < round_ and not (kind == "doubt" and key in open_doubts):
+            kept = (kind in ("doubt", "pending") and key in open_doubts) or (
+                kind == "estimate" and key[0] == self._last_estimate(key[1])
+            )
+            if key[0] < round_ and not kept:
                 self._path(kind, key).unlink()
 
     def _files(self) -> list[tuple[str, Key]]:

@@ -81,9 +81,10 @@ class Wire:
         verdict: Verdict | None = None,
         row: Row | None = None,
         said: Statement | None = None,
+        basis: int = 0,
     ) -> None:
         """Send a message; rounds count from 1."""
-        message = Message(kind, self.number, round_, self.at, self.degree, verdict, row, said)
+        message = Message(kind, self.number, round_, self.at, self.degree, verdict, row, said, basis)
         frame = encode(message, self.expected)
         await asyncio.wait_for(stream.send(frame), self.timeout)
         self.counts.messages_up += len(frame)

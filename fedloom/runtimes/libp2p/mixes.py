@@ -1,0 +1,184 @@
+"""What a round adds to a peer's row, from the neighbours' rows that both ends agreed on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedloom.federation.aggregators import Aggregator
+from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.neighbours import bounded_weight, combined, difference, moved
+from fedloom.model.bank import Row, usable
+from fedloom.runtimes.libp2p.compressed import Compression, both_ends
+from fedloom.runtimes.libp2p.journal import Journal
+from fedloom.runtimes.libp2p.shelf import Shelf
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MixingRule:
+    """How a peer mixes; the same for all of a run.
+
+    Attributes:
+        most: How far a neighbour may move this peer's row in a round; see `bounded_weight`. 0 is no bound.
+        step: What Metropolis weights are multiplied by.
+        aggregator: What combines the neighbours' differences.
+        name: Its name, for the journal.
+        compression: How rows are compressed; None: they are sent as they are.
+    """
+
+    most: float = 0.0
+    step: float = 1.0
+    aggregator: Aggregator = weighted_mean
+    name: str = "mean"
+    compression: Compression | None = None
+
+    @property
+    def keeps_mean(self) -> bool:
+        """Whether the mean over peers stays what it was, so that an edge in doubt is owed until it counts."""
+        return self.aggregator is weighted_mean
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a round adds to a peer's row.
+
+    Attributes:
+        differences: To be added, in this order.
+        row: The neighbours with whom the round was mixed, and their weights.
+        in_doubt: Neighbours whose decision is not known yet.
+        bounded: Neighbours whose difference was lowered, because their rows were too far away.
+        late: Rounds of edges that were in doubt until now: ``round``, ``peer``, ``weight``.
+    """
+
+    differences: list[Row] = field(default_factory=list)
+    row: dict[int, float] = field(default_factory=dict)
+    in_doubt: list[int] = field(default_factory=list)
+    bounded: list[int] = field(default_factory=list)
+    late: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def neighbours(self) -> list[int]:
+        """With whom the round was mixed."""
+        return [*self.row]
+
+    @property
+    def own(self) -> float:
+        """The weight that the peer keeps for itself."""
+        return 1.0 - sum(self.row.values())
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """An edge's round as one end sees it after the exchange.
+
+    Attributes:
+        peer: The neighbour.
+        own, other: This peer's row and the neighbour's, as both ends know them.
+        weight: W_ij.
+        counts: Whether the edge counts; None while that is not known.
+    """
+
+    peer: int
+    own: Row
+    other: Row
+    weight: float
+    counts: bool | None
+
+
+def agreed(
+    journal: Journal,
+    shelf: Shelf,
+    neighbours: Sequence[int],
+    round_: int,
+    own: Row,
+    number: int,
+    rule: MixingRule,
+) -> Iterator[Agreed]:
+    """The edges of a round that count, or may.
+
+    Args:
+        journal: What was agreed on.
+        shelf: What was heard.
+        neighbours: Their numbers, ascending.
+        round_: Which round.
+        own: What this peer trained.
+        number: This peer.
+        rule: How to mix.
+    """
+    own = {name: t.cpu() for name, t in own.items()}
+    for peer in neighbours:
+        key = (round_, peer)
+        heard, counts = shelf.heard(key), journal.decisions.get(key)
+        if key not in journal.weights or heard is None or counts is False:
+            continue
+        ours, theirs = own, heard
+        if rule.compression is not None:
+            ours, theirs = both_ends(rule.compression, journal, shelf, key, own, number, heard)
+        yield Agreed(peer, ours, theirs, journal.weights[key], counts)
+
+
+def mean_of_neighbours(edges: Iterable[Agreed], round_: int, shelf: Shelf, most: float) -> Mix:
+    """W_ij (w_j − w_i) of every edge that counts; of one in doubt it is kept, to be added late if it does.
+
+    Args:
+        edges: Of the round.
+        round_: Which round.
+        shelf: Where what is in doubt is kept.
+        most: The bound of `MixingRule`.
+    """
+    mix = Mix()
+    for edge in edges:
+        weight = bounded_weight(edge.own, edge.other, edge.weight, most)
+        if weight < edge.weight:
+            mix.bounded.append(edge.peer)
+        change = difference(edge.own, edge.other, weight)
+        if edge.counts:
+            mix.row[edge.peer] = weight
+            mix.differences.append(change)
+        else:
+            shelf.save_doubt((round_, edge.peer), change, weight)
+            mix.in_doubt.append(edge.peer)
+    return mix
+
+
+def aggregate_of_neighbours(
+    edges: Iterable[Agreed], round_: int, own: Row, number: int, rule: MixingRule
+) -> Mix:
+    """What any aggregator makes of the neighbours' differences, and of this peer's own.
+
+    It keeps no mean over peers, so that an edge in doubt is left out, and nothing is owed later. A
+    neighbour's difference is scaled down where its root mean square is more than the bound.
+
+    Args:
+        edges: Of the round.
+        round_: Which round.
+        own: What this peer trained.
+        number: This peer.
+        rule: How to mix.
+    """
+    mix, differences = Mix(), {}
+    own = {name: t.cpu() for name, t in own.items()}
+    for edge in edges:
+        if not edge.counts:
+            mix.in_doubt.append(edge.peer)
+            continue
+        share = bounded_weight(edge.own, edge.other, 1.0, rule.most)
+        if share < 1:
+            mix.bounded.append(edge.peer)
+        mix.row[edge.peer] = edge.weight
+        differences[edge.peer] = difference(edge.own, edge.other, share)
+    weights = {**mix.row, number: mix.own}
+    change = combined(rule.aggregator, own, number, differences, weights)
+    if usable(moved(own, [change])):
+        mix.differences.append(change)
+    else:
+        log.warning(
+            "round %d: goes on with its own row, what %s makes of the neighbours' is too large",
+            round_,
+            rule.name,
+        )
+    return mix

@@ -1,0 +1,355 @@
+"""The contract that every method keeps, and what is special of each: on a graph, without a server."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from test_peers import PEERS, SHAPES, alone, going, graph, random_bank, ring, state_of, uniform
+from tiny import save_tiny_bert
+
+from fedloom.commands.cli import main
+from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.aggregators.median import median
+from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
+from fedloom.federation.algorithm import Algorithm
+from fedloom.federation.choco import Estimates
+from fedloom.federation.codecs.int8 import int8
+from fedloom.federation.codecs.topk import topk
+from fedloom.federation.lora_aggregations.flexlora import flexlora
+from fedloom.federation.peers import PeerState, mix, peer_round
+from fedloom.federation.topology import build_topology, mixing
+from fedloom.model.bank import AdapterBank
+from fedloom.options import parts
+from fedloom.options.methods import METHODS
+from fedloom.options.peer import PeerConfig
+from fedloom.training.peer import agreed_options
+
+HERE = Path(__file__).parent
+GRAPH = {row.name: row.settings(server=False) for row in METHODS if row.graph is not None}
+TRAIN = [{"sentence": f"{('fine', 'dull')[i % 2]} {i}", "label": 1 - i % 2} for i in range(24)]
+QUICK = "--num_clients 4 --name ring --lr 0.01 --batch_size 3 --local_steps 2 --lora_r 2 --dtype float32"
+FAULTS = (
+    "--drop_peer 0.2 --drop_link 0.2 --client_optimizer sgd --report_to none --save_every 2 --eval_every 4"
+)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """The words of `fedloom dfl` on a tiny model and a few sentences."""
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_bert(folder / "bert", num_hidden_layers=1)
+    for part, rows in (("train", TRAIN), ("validation", TRAIN[:4])):
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = f"--model_checkpoint {folder}/bert --data_dir {folder}"
+
+    def make(out_dir, name, more, rounds=4):
+        line = f"dfl {inputs} --out_dir {out_dir} --exp_name {name} --num_rounds {rounds} {QUICK} {FAULTS}"
+        return [*line.split(), *more.split()]
+
+    return make
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def state(folder):
+    return load_file(folder / "checkpoints/round-000004/state/tensors.safetensors")
+
+
+def adapter(folder, peer):
+    return load_file(folder / f"checkpoints/round-000004/peer-{peer:04d}/adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def runs(words, tmp_path_factory):
+    """A run of every method, in this process."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in GRAPH:
+        assert main(words(folder, name, f"--method {name}")) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_every_method_runs_counts_its_bytes_and_goes_on_as_if_never_stopped(runs, words, tmp_path, name):
+    whole = runs / name
+    assert any(row["bytes_up"] > 0 for row in rows(whole)[1:])
+    assert all(math.isfinite(row["train_loss"] or math.nan) for row in rows(whole)[1:])
+    assert main(words(tmp_path, "parts", f"--method {name}", rounds=2)) == 0
+    assert main(words(tmp_path, "parts", "--resume", rounds=4)) == 0
+    for key, t in state(whole).items():
+        assert torch.equal(state(tmp_path / "parts")[key], t), key
+    assert [row["bytes_up"] for row in rows(tmp_path / "parts")[1:]] == [
+        row["bytes_up"] for row in rows(whole)[1:]
+    ]
+    assert GRAPH[name].items() <= yaml.safe_load((whole / "config.yaml").read_text()).items()
+
+
+@pytest.mark.deploy
+def test_every_method_on_two_ranks_is_that_of_one_process(runs, words, tmp_path):
+    todo = tmp_path / "todo.json"
+    todo.write_text(
+        json.dumps([{"words": words(tmp_path, name, f"--method {name}"), "spoiled": None} for name in GRAPH])
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(
+        [*command, str(HERE / "on_ranks.py"), str(todo)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in GRAPH:
+        alone, ranks = state(runs / name), state(tmp_path / name)
+        for key, t in alone.items():
+            torch.testing.assert_close(ranks[key], t, rtol=1e-5, atol=1e-5)
+        assert [row["bytes_up"] for row in rows(tmp_path / name)[1:]] == [
+            row["bytes_up"] for row in rows(runs / name)[1:]
+        ]
+
+
+def test_the_methods_send_what_they_say(runs):
+    shapes = {name: t.numel() for name, t in adapter(runs / "D-PSGD", 1).items()}
+    numbers, of_a = sum(shapes.values()), sum(n for name, n in shapes.items() if "lora_A" in name)
+    per_edge = {
+        "D-PSGD": 4 * numbers,
+        "FedProx": 4 * numbers,
+        "FlexLoRA": 4 * numbers,
+        "FedSA-LoRA": 4 * of_a,
+        "DFL-LoRA": 4 * (numbers - of_a),
+        "FedPAQ": numbers + 4 * len(shapes),
+        "CHOCO-SGD": 8 * math.ceil(0.01 * numbers),
+    }
+    plain = rows(runs / "D-PSGD")[1:]
+    for name, size in per_edge.items():
+        links = [row["bytes_up"] // (4 * numbers) for row in plain]
+        assert [row["bytes_up"] for row in rows(runs / name)[1:]] == [size * n for n in links], name
+
+
+def test_what_is_not_shared_stays_with_its_peer(runs):
+    for name in ("FedSA-LoRA", "D-PSGD"):
+        one, other = adapter(runs / name, 1), adapter(runs / name, 3)
+        for key in one:
+            assert not torch.equal(one[key], other[key]), key
+    first = state(runs / "FedSA-LoRA")
+    for key, t in state(runs / "D-PSGD").items():
+        assert key in first and first[key].shape == t.shape
+
+
+def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
+    assert main(words(tmp_path, "far", "--method FedProx --client_rule proximal:0")) == 0
+    assert main(words(tmp_path, "near", "--method FedProx --client_rule proximal:50")) == 0
+    plain, far, near = (state(folder) for folder in (runs / "D-PSGD", tmp_path / "far", tmp_path / "near"))
+    assert all(torch.equal(far[key], t) for key, t in plain.items())
+    assert any(not torch.equal(near[key], t) for key, t in plain.items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--share a", ["share: a", "DFL-LoRA", "nothing would be sent", "--training_type LoRA"]),
+        ("--client_rule scaffold", ["client_rule: scaffold", "there is no client_lr", "none, proximal"]),
+        ("--method SCAFFOLD", ["SCAFFOLD has no meaning without a server", "CHOCO-SGD"]),
+        ("--method Median --mixing_step 0.5", ["mixing_step: 0.5", "median"]),
+        ("--mixing_step 0", ["mixing_step", "above 0"]),
+        ("--lora_aggregation flexlora --aggregator median", ["lora_aggregation", "no aggregator but mean"]),
+    ],
+)
+def test_a_combination_without_meaning_is_told_before_weights_are_read(words, tmp_path, capsys, flags, said):
+    assert main(words(tmp_path, "wrong", flags)) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in said) and message.count("\n") == 1, message
+    assert not (tmp_path / "wrong" / "config.yaml").exists()
+
+
+PLUGIN = """
+import torch
+from fedloom.client.rules.none import none
+from fedloom.options.parts import plug_in
+
+@plug_in("client_rule")
+def remembers():
+    return none()._replace(memory=lambda row: {name: torch.zeros_like(t) for name, t in row.items()})
+
+@plug_in("share")
+def nothing():
+    return lambda names: frozenset()
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--client_rule remembers", "client_rule: remembers remembers something from round to round"),
+        ("--share nothing", "share: nothing keeps all that is trained with its peer"),
+    ],
+)
+def test_a_part_from_outside_that_has_no_meaning_on_a_graph_is_told(
+    words, tmp_path, capsys, monkeypatch, flags, said
+):
+    monkeypatch.setattr(parts, "_plugged", dict(parts._plugged))
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    assert main(words(tmp_path, "wrong", f"--plugin {tmp_path}/mine.py {flags}")) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_real_peers_must_agree_on_how_they_combine_and_not_on_how_they_train():
+    plain, spelt = PeerConfig(), PeerConfig(aggregator="mean", compress="none", client_rule="proximal")
+    assert agreed_options(plain) == agreed_options(spelt)
+    for other in (
+        PeerConfig(aggregator="median"),
+        PeerConfig(lora_aggregation="flexlora"),
+        PeerConfig(share="a"),
+        PeerConfig(compress="int8"),
+        PeerConfig(mixing_step=0.5),
+    ):
+        assert agreed_options(other) != agreed_options(plain)
+
+
+def gossip(bank, matrix, algorithm, state=None, **how):
+    """A round without training; returns the bank after it."""
+    after, _ = peer_round(
+        state or state_of(bank), going([0.0] * bank.clients), matrix, set(bank.tensors), algorithm, **how
+    )
+    return after.bank
+
+
+@pytest.mark.parametrize("matrix", [ring(), uniform(), graph([(0, 1), (2, 3)], 0.5)])
+def test_trimming_nothing_is_the_product_with_the_matrix(matrix):
+    bank = random_bank()
+    ours = gossip(bank, matrix, Algorithm(1.0, aggregator=trimmed_mean(0.0)))
+    for name, t in mix(bank, matrix.rows(range(PEERS)), set(SHAPES)).tensors.items():
+        torch.testing.assert_close(ours.tensors[name], t, rtol=1e-12, atol=1e-12)
+
+
+def test_on_the_complete_graph_every_peer_has_the_median_of_all():
+    bank = random_bank()
+    ours = gossip(bank, uniform(), Algorithm(1.0, aggregator=median()))
+    for name, t in bank.tensors.items():
+        torch.testing.assert_close(ours.tensors[name], t.median(0).values.expand_as(t))
+
+
+def test_a_neighbour_far_away_carries_nobody_with_it():
+    bank = random_bank()
+    for t in bank.tensors.values():
+        t[2] = 1e6
+    for aggregator in (median(), trimmed_mean(0.2)):
+        ours = gossip(bank, uniform(), Algorithm(1.0, aggregator=aggregator))
+        honest = bank.rows([0, 1, 3, 4])
+        for name, t in ours.tensors.items():
+            assert (t <= honest.tensors[name].amax(0)).all() and (t >= honest.tensors[name].amin(0)).all()
+
+
+def test_flexlora_gives_every_peer_of_the_complete_graph_the_best_product():
+    bank, a, b = random_bank(), "q.lora_A.weight", "q.lora_B.weight"
+    ours = gossip(bank, uniform(), Algorithm(1.0, aggregator=flexlora(aggregator=weighted_mean)))
+    U, S, Vh = torch.linalg.svd((bank.tensors[b] @ bank.tensors[a]).mean(0))
+    best = U[:, :2] * S[:2] @ Vh[:2]
+    torch.testing.assert_close(ours.tensors[b] @ ours.tensors[a], best.expand(PEERS, -1, -1))
+    frozen = AdapterBank({b: bank.tensors[b]})
+    ours = gossip(frozen, ring(), Algorithm(1.0, aggregator=flexlora(aggregator=weighted_mean)))
+    mixed = mix(frozen, ring().rows(range(PEERS)), {b})
+    torch.testing.assert_close(ours.tensors[b], mixed.tensors[b], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        Algorithm(1.0, aggregator=median()),
+        Algorithm(1.0, aggregator=flexlora(aggregator=weighted_mean)),
+        Algorithm(1.0, codec=int8()),
+    ],
+)
+def test_a_peer_without_neighbours_stays_where_it_is(algorithm):
+    bank = random_bank()
+    begun = PeerState(0, bank, {}, Estimates(random_bank(1).row(0)))
+    ours = gossip(bank, alone(), algorithm, begun)
+    assert all(torch.equal(ours.tensors[name], t) for name, t in bank.tensors.items())
+
+
+def test_a_peer_that_keeps_no_weight_for_itself_may_be_all_that_trimming_leaves():
+    middle = AdapterBank({"w": torch.tensor([[0.0], [-1.0], [1.0]], dtype=torch.float64)})
+    ours = gossip(middle, graph([(0, 1), (0, 2)], 0.5, 3), Algorithm(1.0, aggregator=trimmed_mean(0.4)))
+    assert ours.tensors["w"][0] == 0
+
+
+def test_a_product_that_is_too_large_is_not_taken():
+    bank = random_bank().map(lambda t: t * 1e150)
+    algorithm = Algorithm(1.0, aggregator=flexlora(aggregator=weighted_mean))
+    after, report = peer_round(state_of(bank), going([0.0] * PEERS), ring(), set(SHAPES), algorithm)
+    assert report.left_out == list(range(PEERS))
+    assert all(torch.equal(after.bank.tensors[name], t) for name, t in bank.tensors.items())
+
+
+def compressed(codec, step, rounds, size=400, peers=6, aggregator=weighted_mean, drop=0.2):
+    """Gossip of random rows, with faults; returns the bank after each round."""
+    bank = AdapterBank({"w": random_bank_of(peers, size)})
+    now = PeerState(0, bank, {}, Estimates({"w": torch.zeros(size, dtype=torch.float64)}))
+    topology, found = build_topology("ring", peers, 1), [bank]
+    for round_ in range(rounds):
+        matrix = mixing(topology, round_, 1, drop, drop, step)
+        algorithm = Algorithm(1.0, codec=codec, aggregator=aggregator)
+        now, _ = peer_round(now, going([0.0] * peers), matrix, {"w"}, algorithm, seed=3)
+        found.append(now.bank)
+    return found
+
+
+def random_bank_of(peers, size):
+    return torch.randn(peers, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def apart(bank):
+    t = bank.tensors["w"]
+    return float((t - t.mean(0)).norm())
+
+
+@pytest.mark.parametrize("exact", [topk(1.0), topk(1.0)._replace(lossy=True)])
+def test_with_a_codec_that_loses_nothing_it_is_plain_gossip(exact):
+    for ours, plain in zip(compressed(exact, 0.7, 5), compressed(Algorithm(1.0).codec, 0.7, 5), strict=True):
+        torch.testing.assert_close(ours.tensors["w"], plain.tensors["w"], rtol=0, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    codec=st.sampled_from([int8(), topk(0.1), topk(0.01)]),
+    aggregator=st.sampled_from([weighted_mean, trimmed_mean(0.0)]),
+    step=st.sampled_from([1.0, 0.1]),
+    drop=st.sampled_from([0.0, 0.3]),
+)
+def test_compressed_gossip_keeps_the_mean_whatever_fails(codec, aggregator, step, drop):
+    begun, *later = compressed(codec, step, 8, 50, aggregator=aggregator, drop=drop)
+    for bank in later:
+        torch.testing.assert_close(bank.tensors["w"].mean(0), begun.tensors["w"].mean(0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("codec", "step", "rounds"), [(int8(), 1.0, 60), (topk(0.1), 0.3, 200)])
+def test_compressed_gossip_comes_to_agree(codec, step, rounds):
+    banks = compressed(codec, step, rounds)
+    halfway, end = apart(banks[rounds // 2]), apart(banks[-1])
+    assert end < 0.1 * halfway < 0.01 * apart(banks[0])
+
+
+def test_an_edge_that_is_out_keeps_its_estimates():
+    bank, first = random_bank(), random_bank(1).row(0)
+    algorithm = Algorithm(1.0, codec=int8())
+    now = PeerState(0, bank, {}, Estimates(first))
+    now, _ = peer_round(now, going([0.0] * PEERS), graph([(0, 1)], 0.5), set(SHAPES), algorithm)
+    assert now.estimates.rows.keys() == {(0, 1), (1, 0)}
+    after, _ = peer_round(now, going([0.0] * PEERS), graph([(2, 3)], 0.5), set(SHAPES), algorithm)
+    assert after.estimates.rows.keys() == {(0, 1), (1, 0), (2, 3), (3, 2)}
+    for name in SHAPES:
+        assert torch.equal(after.estimates.of((0, 1))[name], now.estimates.of((0, 1))[name])
+        # Off by less than a step of the largest difference / 127.
+        missing = bank.tensors[name][0] - now.estimates.of((0, 1))[name]
+        assert missing.abs().max() <= (bank.tensors[name][0] - first[name]).abs().max() / 127 * 1.001
