@@ -192,7 +192,7 @@ def nothing():
     ("flags", "said"),
     [
         ("--client_rule remembers", "client_rule: remembers remembers something from round to round"),
-        ("--share nothing", "share: nothing keeps all that is trained with its peer"),
+        ("--share nothing", "share: nothing returned frozenset(), not a set of some"),
     ],
 )
 def test_a_part_from_outside_that_has_no_meaning_on_a_graph_is_told(

@@ -12,7 +12,7 @@ from fedloom.runs.run_folder import write_run_config
 from fedloom.training.dfl import drive
 from fedloom.training.launch import build_together, opened_together, processes, recall
 from fedloom.training.setup_fed import device_name, run_folder, versions
-from fedloom.training.setup_graph import build
+from fedloom.training.setup_graph import algorithm_of, build
 
 
 def run_dfl(config: DflConfig) -> RunRecord:
@@ -22,6 +22,7 @@ def run_dfl(config: DflConfig) -> RunRecord:
         UserError: A mistake of the user, or a run whose numbers are no longer finite.
         KeyboardInterrupt: After a checkpoint was left.
     """
+    algorithm_of(config)  # what cannot be combined is told before there is a folder
     with processes(config.device) as group:
         folder = run_folder(config)
         with ExitStack() as held:

@@ -99,7 +99,7 @@ def build(
             f"train_mode: local trains one model, which cannot be dealt over {group.size} ranks; "
             "leave torchrun out, or choose fed or fedGradFocus"
         )
-    algorithm = _algorithm(config)
+    algorithm = algorithm_of(config)
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_name, config.token)
@@ -250,7 +250,7 @@ def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:
     )
 
 
-def _algorithm(config: FedConfig) -> Algorithm:
+def algorithm_of(config: FedConfig) -> Algorithm:
     """The parts that the options choose; of the baseline on all data, AdamW alone."""
     if config.train_mode == "local":
         return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))

@@ -134,7 +134,7 @@ def _build(
 ) -> tuple[S, PeerParts]:
     quieten()
     assert config.model_checkpoint is not None
-    algorithm = _algorithm(config)
+    algorithm = algorithm_of(config)
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_checkpoint, config.token)
     task = TASKS[config.dataset_type]
@@ -223,7 +223,7 @@ def _build(
     )
 
 
-def _algorithm(config: Setting) -> Algorithm:
+def algorithm_of(config: Setting) -> Algorithm:
     """The parts that the options choose.
 
     Raises:

@@ -181,9 +181,10 @@ class Courier:
         versions = held.versions if held else {}
         news = {name: t for name, t in self._latest.items() if versions.get(name) != self._versions[name]}
         news, rule = self.algorithm.sent(news, client), self.algorithm.sent(rule, client)
-        shapes = frozenset((name, t.shape) for name, t in news.items())
+        packed = news | with_prefix(RULE, rule)
+        shapes = frozenset((name, t.shape) for name, t in packed.items())
         if shapes not in self._packed:
-            self._packed[shapes] = pack(news | with_prefix(RULE, rule))
+            self._packed[shapes] = pack(packed)
         mask = mask_of(sorted(self._latest), trained)
         delivery.bytes_down += bytes_of(news) + bytes_of(rule) + len(mask) // 2
         facts = {
