@@ -26,7 +26,7 @@ from machine import describe_machine, versions  # noqa: E402
 
 from fedloom.federation.server import initial_state  # noqa: E402
 from fedloom.options.fed import FedConfig  # noqa: E402
-from fedloom.training.fed_rounds import Progressed, play_round  # noqa: E402
+from fedloom.training.fed_rounds import ServerProgress, play_round  # noqa: E402
 from fedloom.training.setup_fed import Parts, build  # noqa: E402
 
 CONTENDERS: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     own = {name: value for name, value in vars(options).items() if name not in ("repeats", "out")}
     config, parts = build(FedConfig(train_mode="fedGradFocus", **own))
-    start = Progressed(initial_state(parts.model.initial, parts.algorithm), [0] * config.client_num)
+    start = ServerProgress(initial_state(parts.model.initial, parts.algorithm), [0] * config.client_num)
     turns: list[dict[str, dict[str, Any]]] = []
     for turn in range(options.repeats + 1):
         turns.append({})

@@ -49,7 +49,7 @@ class Memory:
         _, report = federated_round(
             initial_state(start, algorithm),
             range(clients),
-            lambda round_, chosen, row, used, rule: run_clients(
+            lambda round_, chosen, row, frozen, rule: run_clients(
                 model, row, (self.fedloom.work(client, model.layout) for client in chosen), rules, algorithm
             ),
             algorithm,

@@ -31,7 +31,7 @@ from peer_loop import PeerLoop  # noqa: E402
 
 from fedloom.federation.peers import mix  # noqa: E402
 from fedloom.options.graph import DflConfig  # noqa: E402
-from fedloom.training.graph_rounds import PeerParts, Standing, play_round, start  # noqa: E402
+from fedloom.training.graph_rounds import PeerParts, PeerProgress, play_round, start  # noqa: E402
 from fedloom.training.setup_graph import build  # noqa: E402
 
 
@@ -60,7 +60,7 @@ def limited(parts: PeerParts, examples: int) -> PeerParts:
     return replace(parts, peers=peers, schedules=schedules)
 
 
-def seconds_of_round(parts: PeerParts, now: Standing) -> tuple[float, dict[str, Any]]:
+def seconds_of_round(parts: PeerParts, now: PeerProgress) -> tuple[float, dict[str, Any]]:
     """One round from the same standing, without evaluation."""
     began = time.perf_counter()
     _, row = play_round(parts, now)
@@ -69,7 +69,7 @@ def seconds_of_round(parts: PeerParts, now: Standing) -> tuple[float, dict[str, 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
     """All contenders in turns."""
-    stacked: dict[str, tuple[PeerParts, Standing]] = {}
+    stacked: dict[str, tuple[PeerParts, PeerProgress]] = {}
     loops: dict[str, PeerLoop] = {}
     auto = ""
     for dtype in ("auto", "float32", "bfloat16"):
@@ -103,7 +103,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _agreement(parts: PeerParts, now: Standing, loop: PeerLoop) -> float:
+def _agreement(parts: PeerParts, now: PeerProgress, loop: PeerLoop) -> float:
     """The largest relative difference of a peer's loss, without dropout."""
     from dataclasses import replace
 

@@ -47,9 +47,9 @@ def peer_data() -> list[list[Tokens]]:
     return [own[:EXAMPLES] for own in data.values()]
 
 
-def products(bank: AdapterBank, used: dict[str, torch.Tensor], module: str) -> torch.Tensor:
+def products(bank: AdapterBank, frozen: dict[str, torch.Tensor], module: str) -> torch.Tensor:
     """Every peer's B A of one module, ``[peers, d_out, d_in]``, in float64."""
-    everyone = bank.tensors | {name: t.expand(PEERS, *t.shape) for name, t in used.items()}
+    everyone = bank.tensors | {name: t.expand(PEERS, *t.shape) for name, t in frozen.items()}
     a, b = (everyone[f"{module}.lora_{factor}.weight"].double() for factor in "AB")
     return b @ a
 
@@ -59,25 +59,25 @@ def gossip(freeze_a: bool) -> list[dict[str, float]]:
     model, data = tiny_model(), peer_data()
     modules = [projection.name for layer in model.adapted.values() for projection in layer]
     # What nobody trains stays outside the bank: with DFL-LoRA that is A, the same for all.
-    used = {name: t for name, t in model.initial.items() if freeze_a and ".lora_A." in name}
-    own = {name: t for name, t in model.initial.items() if name not in used}
+    frozen = {name: t for name, t in model.initial.items() if freeze_a and ".lora_A." in name}
+    own = {name: t for name, t in model.initial.items() if name not in frozen}
     bank, rules = AdapterBank.repeat(own, PEERS), LocalRules(adam(5e-3))
     state = rules.optimiser.init(bank)  # a peer's moments are its own and last across rounds
     work = [[mean_step([sequences], model.layout, keys=[(peer,)])] * 3 for peer, sequences in enumerate(data)]
     w = mixing(build_topology("ring", PEERS, seed=0), round_number=0, seed=0).tensor()
     rounds = []
     for _ in range(ROUNDS):
-        trained = train_locally(model, bank, work, rules, state, used)
+        trained = train_locally(model, bank, work, rules, state, frozen)
         bank, state = w @ trained.bank, trained.state
-        wanted = [torch.einsum("ij,jab->iab", w, products(trained.bank, used, m)) for m in modules]
+        wanted = [torch.einsum("ij,jab->iab", w, products(trained.bank, frozen, m)) for m in modules]
         inexact = [
-            (products(bank, used, m) - p).norm() / p.norm() for m, p in zip(modules, wanted, strict=True)
+            (products(bank, frozen, m) - p).norm() / p.norm() for m, p in zip(modules, wanted, strict=True)
         ]
         before, after = (b.mean(torch.ones(PEERS)) for b in (trained.bank, bank))
         rounds.append(
             {
                 "loss": float(trained.loss.mean()),
-                "consensus": consensus(bank, used, modules).error,
+                "consensus": consensus(bank, frozen, modules).error,
                 "inexact": float(max(inexact)),
                 "mean moved": max(float((after[name] - before[name]).abs().max()) for name in before),
             }

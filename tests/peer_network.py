@@ -18,9 +18,9 @@ from fedloom.runtimes.libp2p.messages import PREFIX, Expected
 from fedloom.runtimes.libp2p.mixes import MixingRule
 from fedloom.runtimes.libp2p.network_thread import NetworkThread
 from fedloom.runtimes.libp2p.node import Node
+from fedloom.runtimes.libp2p.peer_store import PeerStore
 from fedloom.runtimes.libp2p.schema import Schema
-from fedloom.runtimes.libp2p.shelf import Shelf
-from fedloom.runtimes.libp2p.statements import Voice
+from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.runtimes.libp2p.transport import Stream, Unreachable
 from fedloom.runtimes.libp2p.wire import Wire
 
@@ -29,7 +29,7 @@ class Voices(dict):
     """A key for each peer; to make one takes a while."""
 
     def __missing__(self, number):
-        self[number] = Voice(rsa.generate_private_key(65537, 2048), "run", number)
+        self[number] = Signer(rsa.generate_private_key(65537, 2048), "run", number)
         return self[number]
 
 
@@ -100,7 +100,7 @@ class Network:
     def node(self, number, meet=True):
         """A peer that has just been started, perhaps again."""
         folder = self.folder / str(number)
-        journal, shelf = Journal(folder), Shelf(folder)
+        journal, store = Journal(folder), PeerStore(folder)
         near = self.graph[number]
         identities = {other: VOICES[other].identity for other in [number, *near]}
         known = {str(other): identity for other, identity in identities.items()}
@@ -109,11 +109,11 @@ class Network:
         wire = Wire(
             number, len(near), self.expected, Link(self, number), self.timeout, VOICES[number], identities
         )
-        exchange = Exchange(Edges(wire, journal, shelf, self.rule.step), near)
-        node = Node(self.thread, exchange, journal, shelf, self.rule, Lag(self.timeout))
-        if shelf.trained_round is not None:
-            node.exchange.recover(shelf.trained_round)
-            node.lag.lost, node.lag.training = shelf.since_trained(shelf.trained_round)
+        exchange = Exchange(Edges(wire, journal, store, self.rule.step), near)
+        node = Node(self.thread, exchange, journal, store, self.rule, Lag(self.timeout))
+        if store.trained_round is not None:
+            node.exchange.recover(store.trained_round)
+            node.lag.lost, node.lag.training = store.since_trained(store.trained_round)
         self.made.append(node)
         self.thread.run(node.exchange.start())
         if meet:
@@ -147,9 +147,9 @@ class Network:
 
         def one(number, node):
             node.begin(round_)
-            if node.shelf.trained_round != round_:
+            if node.store.trained_round != round_:
                 node.keep_trained(round_, self.rows[number], {}, 0.0)
-            trained, _ = node.shelf.load_trained(round_)
+            trained, _ = node.store.load_trained(round_)
             mix = node.swap(round_, trained)
             self.rows[number] = moved(trained, mix.differences)
             return mix

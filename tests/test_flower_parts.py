@@ -30,10 +30,10 @@ from tiny import save_tiny_llama
 from fedloom.commands.cli import main
 from fedloom.errors import UserError
 from fedloom.federation.algorithm import Algorithm
-from fedloom.runtimes.flower.courier import read_update
+from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.memory import Memory
 from fedloom.runtimes.flower.messages import from_records, to_records
-from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.messenger import read_update
 from fedloom.runtimes.flower.resident import _address, ask_resident
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
 from fedloom.training.flower.client import app as client_app
@@ -174,13 +174,13 @@ def test_bad_answers_are_refused_and_the_round_goes_on(model, tmp_path):
     )
 
     def spoil(node, reply):
-        parcel = from_records(reply.content)
-        round_ = parcel.facts.get("round")
+        content_ = from_records(reply.content)
+        round_ = content_.facts.get("round")
         if round_ == 0 and node == 11:
-            reply.content = to_records(dataclasses.replace(parcel, tensors=parcel.tensors[:-4]))
+            reply.content = to_records(dataclasses.replace(content_, tensors=content_.tensors[:-4]))
         if round_ == 1 and node == 12:
-            row = {name: t * math.nan for name, t in load(parcel).items()}
-            reply.content = to_records(dataclasses.replace(parcel, tensors=save(row)))
+            row = {name: t * math.nan for name, t in load(content_).items()}
+            reply.content = to_records(dataclasses.replace(content_, tensors=save(row)))
         if round_ == 2 and node == 13:
             return None
         return reply
@@ -204,14 +204,16 @@ def test_no_answer_of_one_client_ends_the_federation(model, tmp_path, caplog):
     }
 
     def spoil(node, reply):
-        parcel = from_records(reply.content)
-        round_ = parcel.facts.get("round")
+        content_ = from_records(reply.content)
+        round_ = content_.facts.get("round")
         if round_ is None:
             return reply
         if node == 11:
             reply.content = RecordDict({**reply.content, "fedloom": ConfigRecord({"json": raw[round_]})})
         elif node == 12 and round_ == 1:
-            reply.content["fedloom"] = ConfigRecord({"json": json.dumps(parcel.facts | {"examples": 10**6})})
+            reply.content["fedloom"] = ConfigRecord(
+                {"json": json.dumps(content_.facts | {"examples": 10**6})}
+            )
         elif node == 12 and round_ == 2:
             reply.__dict__["_content"] = KeyError("of Flower's reader")
         return reply
@@ -256,10 +258,10 @@ def test_a_number_stays_with_the_key_that_gave_it_first_also_after_a_resume(mode
     assert [row["round"] for row in rows(tmp_path / "test")] == [0, 1, 2]
 
 
-def load(parcel):
+def load(content_):
     import safetensors.torch
 
-    return safetensors.torch.load(parcel.tensors)
+    return safetensors.torch.load(content_.tensors)
 
 
 @pytest.mark.parametrize(
@@ -314,9 +316,9 @@ def test_when_nobody_answers_the_run_ends_and_can_go_on(model, tmp_path):
         serve(Hand(run_config, nodes(), silent), run_config)
 
     def wrong(node, reply):
-        parcel = from_records(reply.content)
-        if "loss" in parcel.facts:
-            reply.content = to_records(Parcel(parcel.facts | {"examples": -1}, parcel.tensors))
+        content_ = from_records(reply.content)
+        if "loss" in content_.facts:
+            reply.content = to_records(Content(content_.facts | {"examples": -1}, content_.tensors))
         return reply
 
     with pytest.raises(UserError, match=r"round 2: no client answered .examples is -1, not a count"):
@@ -465,12 +467,12 @@ GOOD = {"round": 1, "client": 0, "examples": 4, "loss": 1.5, "correct": 0, "labe
 )
 def test_what_a_client_answers_is_judged(facts, tensors, why):
     with pytest.raises(Unfit) as told:
-        read_update(Parcel({**GOOD, **facts}, tensors), 0, 1, LIKE, 4, Algorithm(0.1), {})
+        read_update(Content({**GOOD, **facts}, tensors), 0, 1, LIKE, 4, Algorithm(0.1), {})
     assert why in str(told.value)
 
 
 def test_a_good_answer_is_read():
-    update = read_update(Parcel(GOOD, pack(LIKE)), 0, 1, LIKE, 4, Algorithm(0.1), {})
+    update = read_update(Content(GOOD, pack(LIKE)), 0, 1, LIKE, 4, Algorithm(0.1), {})
     assert (update.client, update.examples, update.loss) == (0, 4, 1.5)
     assert update.payload.keys() == LIKE.keys()
 
@@ -491,7 +493,7 @@ def test_strange_records_are_no_parcel():
         with pytest.raises(ValueError, match="not a message of fedloom") as why:
             from_records(RecordDict({"fedloom": ConfigRecord({"json": text})}))
         assert len(str(why.value)) < 400
-    assert from_records(to_records(Parcel({"a": [1]}, b"xyz"))) == Parcel({"a": [1]}, b"xyz")
+    assert from_records(to_records(Content({"a": [1]}, b"xyz"))) == Content({"a": [1]}, b"xyz")
 
 
 def test_a_client_remembers_by_the_word_that_the_server_took(tmp_path):

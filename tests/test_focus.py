@@ -61,8 +61,8 @@ class Clients:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, round_, clients, trained, used, rule):
-        self.asked.append((set(trained), set(used)))
+    def __call__(self, round_, clients, trained, frozen, rule):
+        self.asked.append((set(trained), set(frozen)))
         return [
             update_by(k, {n: torch.full_like(t, -0.1 * (k + 1)) for n, t in trained.items()}, 2)
             for k in clients
@@ -186,8 +186,8 @@ def test_parameters_outside_the_layers_are_always_trained_and_sent():
     start = START | {"score": torch.ones(3, dtype=torch.float64)}
     state = initial_state(start, Algorithm(0.1))
     _, report, _, train = play(state, sgd(0.1), highest=0, lowest=1)
-    trained, used = train.asked[0]
-    assert "score" in trained and "score" not in used
+    trained, frozen = train.asked[0]
+    assert "score" in trained and "score" not in frozen
     assert report.bytes_up == 2 * (bytes_of(start) - bytes_of(START) + bytes_of(START) // LAYERS)
 
 
@@ -209,7 +209,7 @@ def test_what_is_sent_and_what_is_not_make_the_whole_adapter(highest, lowest, sc
         server_grad_scale=scale,
     )
     assert len(told.selected) == min(highest + lowest, LAYERS)
-    for trained, used in train.asked:
-        assert trained | used == set(START) and not trained & used
+    for trained, frozen in train.asked:
+        assert trained | frozen == set(START) and not trained & frozen
     assert moved(START, after.adapter) == (set(range(LAYERS)) if scale else set(told.selected))
     assert report.bytes_up * LAYERS == 2 * bytes_of(START) * len(told.selected)

@@ -254,11 +254,11 @@ def test_rows_that_have_ended_are_computed_no_further(llama, monkeypatch):
 
 def test_parameters_outside_the_bank_count_too(llama):
     rows = adapters(llama, 2)
-    used = {name: t for name, t in rows[0].items() if ".lora_A." in name}
-    own = [{name: t for name, t in row.items() if name not in used} for row in rows]
-    whole = AdapterBank.stack([used | row for row in own])
+    frozen = {name: t for name, t in rows[0].items() if ".lora_A." in name}
+    own = [{name: t for name, t in row.items() if name not in frozen} for row in rows]
+    whole = AdapterBank.stack([frozen | row for row in own])
     asked = [prompts()] * 2
-    assert write(llama, AdapterBank.stack(own), asked, used=used) == write(llama, whole, asked)
+    assert write(llama, AdapterBank.stack(own), asked, frozen=frozen) == write(llama, whole, asked)
 
 
 def test_without_an_adapter_the_base_writes():

@@ -64,7 +64,7 @@ def test_a_file_uses_only_what_stands_before_it(file):
     if part == "__init__":
         return
     assert part in LEVEL_OF, f"{part} has no place in the order of docs/architecture.md"
-    later = {used for used in imported_parts(file.read_text()) if LEVEL_OF[used] > LEVEL_OF[part]}
+    later = {frozen for frozen in imported_parts(file.read_text()) if LEVEL_OF[frozen] > LEVEL_OF[part]}
     assert later == set(), f"{part} must not use {sorted(later)}"
 
 
@@ -116,5 +116,5 @@ def test_no_runtime_is_imported_or_needed_by_those_who_do_not_use_it(tmp_path):
     assert "pip install 'fedloom[p2p]'" in done.stderr
     loaded = done.stdout.splitlines()[-1]
     assert "runtimes.in_process" in loaded
-    for runtime in ("flower.fleet", "libp2p.node", "libp2p.transport", "distributed", "meeting"):
+    for runtime in ("flower.connected_clients", "libp2p.node", "libp2p.transport", "distributed", "meeting"):
         assert f"runtimes.{runtime}" not in loaded

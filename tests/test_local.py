@@ -153,7 +153,7 @@ def test_a_part_trains_as_it_would_with_the_rest_held_still_and_the_rest_is_only
     part = {name: t for name, t in whole.items() if "down_proj" in name}
     rest = {name: t for name, t in whole.items() if name not in part}
     bank = AdapterBank.repeat(part, len(DATA))
-    ours = train_locally(model, bank, work_of(model), LocalRules(sgd(0.2)), used=rest).bank
+    ours = train_locally(model, bank, work_of(model), LocalRules(sgd(0.2)), frozen=rest).bank
     for k, steps in enumerate(work_of(model)):
         weights = dict(part)
         for step in steps:
@@ -175,7 +175,11 @@ def test_backward_stops_at_the_lowest_layer_that_trains():
     for layer in model.model.model.layers:
         layer.register_forward_hook(lambda module, args, out: tracked.append(out.requires_grad))
     train_locally(
-        model, AdapterBank.repeat(top, 3), work_of(model), LocalRules(sgd(0.2), wave_tokens=10**6), used=rest
+        model,
+        AdapterBank.repeat(top, 3),
+        work_of(model),
+        LocalRules(sgd(0.2), wave_tokens=10**6),
+        frozen=rest,
     )
     assert tracked[:3] == [False, False, True]
 

@@ -18,10 +18,10 @@ from fedloom.runs.logfile import logging_to
 from fedloom.runs.rows import read_rows
 from fedloom.runtimes.signals import Terminated
 from fedloom.training import loop
-from fedloom.training.loop import Pace, Regime
+from fedloom.training.loop import Intervals, RunSteps
 
 
-def regime(play=lambda now: now, loss=lambda now: 1.0, numbers=4):
+def run_steps(play=lambda now: now, loss=lambda now: 1.0, numbers=4):
     """A run whose standing is its round: `play` may raise, `loss` is that of validation."""
 
     def save(folder, now):
@@ -33,7 +33,7 @@ def regime(play=lambda now: now, loss=lambda now: 1.0, numbers=4):
             state={"round": now},
         )
 
-    return Regime(
+    return RunSteps(
         start=lambda: 0,
         restore=lambda path: load_state(path)[1]["round"],
         rounds_done=lambda now: now,
@@ -50,8 +50,8 @@ def regime(play=lambda now: now, loss=lambda now: 1.0, numbers=4):
 
 def drive(folder, run, rounds=6, validate_every=1, save_every=2, resume=True, report_to="none"):
     folder.mkdir(exist_ok=True)
-    pace = Pace(rounds, validate_every, 0, save_every, report_to)
-    return loop.drive(run, pace, folder, intact_checkpoint(folder) if resume else None)
+    intervals = Intervals(rounds, validate_every, 0, save_every, report_to)
+    return loop.drive(run, intervals, folder, intact_checkpoint(folder) if resume else None)
 
 
 def states(folder):
@@ -78,20 +78,20 @@ def folder(tmp_path):
 
 def test_after_a_divergence_a_standing_that_validates_is_kept(folder):
     with pytest.raises(UserError, match=r"round 6: x; the last good checkpoint is .*round-000005\. Lower lr"):
-        drive(folder, regime(raising(Diverged("round 6: x"), 6)))
-    assert states(folder) == [5] and drive(folder, regime()) == 6 and rounds(folder) == list(range(7))
+        drive(folder, run_steps(raising(Diverged("round 6: x"), 6)))
+    assert states(folder) == [5] and drive(folder, run_steps()) == 6 and rounds(folder) == list(range(7))
 
 
 @pytest.mark.parametrize("save_every, kept", [(1, 3), (2, 2), (4, None)])
 def test_a_standing_that_is_finite_and_of_no_use_is_never_the_last_good_one(folder, save_every, kept):
     """From round 4 on validation is not finite, and from round 6 on nothing is."""
-    ruined = regime(raising(Diverged("round 6: x"), 6), loss=lambda now: math.nan if now > 3 else 1.0)
+    ruined = run_steps(raising(Diverged("round 6: x"), 6), loss=lambda now: math.nan if now > 3 else 1.0)
     told = f"the last good checkpoint is .*round-00000{kept}" if kept else "there is no good checkpoint"
     with pytest.raises(UserError, match=told):
         drive(folder, ruined, save_every=save_every)
     assert states(folder) == ([kept] if kept else [])
     # What made it so is gone: the run goes on from there, as often as it is asked.
-    assert drive(folder, regime()) == 6 and rounds(folder) == list(range(7))
+    assert drive(folder, run_steps()) == 6 and rounds(folder) == list(range(7))
 
 
 def test_a_state_that_was_never_validated_is_proven_by_the_round_after_it(folder):
@@ -100,15 +100,15 @@ def test_a_state_that_was_never_validated_is_proven_by_the_round_after_it(folder
         return now
 
     seen = []
-    drive(folder, regime(play), validate_every=6, save_every=2)
+    drive(folder, run_steps(play), validate_every=6, save_every=2)
     assert seen == [[], [], [2], [2], [2, 4], [4]]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
 def test_whatever_ends_a_run_leaves_a_checkpoint(folder, stop, capsys):
     with pytest.raises(stop):
-        drive(folder, regime(raising(stop(), 4)), save_every=9)
-    assert states(folder) == [3] and drive(folder, regime()) == 6
+        drive(folder, run_steps(raising(stop(), 4)), save_every=9)
+    assert states(folder) == [3] and drive(folder, run_steps()) == 6
 
 
 def test_sigterm_leaves_a_checkpoint_and_a_message_in_one_process(folder, capsys):
@@ -119,7 +119,7 @@ def test_sigterm_leaves_a_checkpoint_and_a_message_in_one_process(folder, capsys
         return now
 
     with pytest.raises(Terminated):
-        drive(folder, regime(play), save_every=9)
+        drive(folder, run_steps(play), save_every=9)
     assert states(folder) == [3] and "interrupted after round 3; --resume" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -129,9 +129,9 @@ def test_wall_seconds_are_those_of_all_parts(folder):
         time.sleep(0.05)
         return now
 
-    drive(folder, regime(slow), rounds=4)
+    drive(folder, run_steps(slow), rounds=4)
     first = json.loads((folder / "summary.json").read_text())["wall_seconds"]
-    drive(folder, regime(slow), rounds=6)
+    drive(folder, run_steps(slow), rounds=6)
     seconds = [row["wall_seconds"] for row in read_rows(folder)]
     assert seconds == sorted(seconds) and first >= 0.2 and seconds[5] >= first + 0.05
     assert json.loads((folder / "summary.json").read_text())["wall_seconds"] >= first + 0.1
@@ -146,10 +146,10 @@ def test_wall_seconds_are_those_of_all_parts(folder):
     ],
 )
 def test_rows_are_unique_and_complete_or_the_run_says_so(folder, capsys, spoil, told, missing):
-    drive(folder, regime(), rounds=4)
+    drive(folder, run_steps(), rounds=4)
     path = folder / "metrics.jsonl"
     path.write_text(spoil(path.read_text()))
-    drive(folder, regime(), rounds=6)
+    drive(folder, run_steps(), rounds=6)
     assert told in capsys.readouterr().err
     assert rounds(folder) == list(range(7))[missing:]
     assert json.loads((folder / "summary.json").read_text()).get("rounds_without_metrics", 0) == missing
@@ -159,20 +159,20 @@ def test_rows_are_unique_and_complete_or_the_run_says_so(folder, capsys, spoil, 
     "numbers, size, file", [(4000, 9000, "tensors.safetensors"), (4, 600, "metrics.jsonl")]
 )
 def test_a_full_disk_is_one_message_and_nothing_is_lost(folder, numbers, size, file):
-    drive(folder, regime(numbers=4), rounds=2)
+    drive(folder, run_steps(numbers=4), rounds=2)
     with (
         files_up_to(size),
         pytest.raises(CannotWrite, match=rf"{file} cannot be written \(File too large\); .* --resume$"),
     ):
-        drive(folder, regime(numbers=numbers))
+        drive(folder, run_steps(numbers=numbers))
     assert not [path for path in folder.rglob("*") if path.name.startswith(".tmp-")]
     assert states(folder)[0] >= 2 and rounds(folder) == list(range(len(rounds(folder))))
-    assert drive(folder, regime()) == 6 and rounds(folder) == list(range(7))
+    assert drive(folder, run_steps()) == 6 and rounds(folder) == list(range(7))
 
 
 def test_a_full_disk_is_one_message_where_tensorboard_writes_too(folder, capsys):
     with files_up_to(800), pytest.raises(CannotWrite, match=r"events.* cannot be written"):
-        drive(folder, regime(), rounds=100, report_to="tensorboard", save_every=99)
+        drive(folder, run_steps(), rounds=100, report_to="tensorboard", save_every=99)
     assert "Traceback" not in capsys.readouterr().err
 
 

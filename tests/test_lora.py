@@ -60,7 +60,7 @@ def test_gradients_are_those_of_finite_differences(dropout):
 
 @pytest.mark.parametrize("frozen", ["x", "A", "B", "y"])
 def test_gradients_of_the_others_do_not_depend_on_what_is_frozen(frozen):
-    """The lowest adapted layer's input needs no gradient; a frozen A is a regime of its own."""
+    """The lowest adapted layer's input needs no gradient; a frozen A is a case of its own."""
     lengths = [3, 2]
     y, x, A, B, keep = random_tensors(lengths, dropout=True)
     upstream = torch.randn(5, D_OUT, dtype=torch.float64)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fedloom.runs.metrics import MetricsLog, read_rows, summary, write_summary
 from fedloom.runs.progress import Progress
-from fedloom.training.loop import Pace
+from fedloom.training.loop import Intervals
 
 
 def row(round_: int, **values) -> dict:
@@ -166,8 +166,8 @@ def test_time_left_counts_rounds_like_the_latest_and_the_validations_to_come(mon
     console = Console(file=io.StringIO(), force_terminal=False, width=120)
     clock = [0.0]
     monkeypatch.setattr("fedloom.runs.progress.time.monotonic", lambda: clock[-1])
-    pace = Pace(rounds=20, validate_every=3, answer_every=0, save_every=3, report_to="none")
-    with Progress(20, console=console, validations_after=pace.validations_after) as progress:
+    intervals = Intervals(rounds=20, validate_every=3, answer_every=0, save_every=3, report_to="none")
+    with Progress(20, console=console, validations_after=intervals.validations_after) as progress:
         for seconds, values in [
             (40.0, {"round": 0, "eval_seconds": 40.0}),
             (49.0, row(1)),
@@ -184,10 +184,12 @@ def test_time_left_counts_rounds_like_the_latest_and_the_validations_to_come(mon
 
 @pytest.mark.parametrize("rounds, every", [(20, 3), (21, 3), (5, 9), (1, 1)])
 def test_validations_to_come(rounds, every):
-    pace = Pace(rounds=rounds, validate_every=every, answer_every=0, save_every=every, report_to="none")
+    intervals = Intervals(
+        rounds=rounds, validate_every=every, answer_every=0, save_every=every, report_to="none"
+    )
     for round_ in range(rounds + 1):
-        to_come = [later for later in range(round_ + 1, rounds + 1) if pace.validates(later)]
-        assert pace.validations_after(round_) == len(to_come)
+        to_come = [later for later in range(round_ + 1, rounds + 1) if intervals.validates(later)]
+        assert intervals.validations_after(round_) == len(to_come)
 
 
 def test_a_resumed_run_goes_on_counting():

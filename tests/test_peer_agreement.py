@@ -315,7 +315,7 @@ INT8, TOPK = (Compression(codec, FIRST, seed=3) for codec in (int8(), topk(0.2))
 
 
 def held(node, peer):
-    known = node.rule.compression.known(node.shelf, peer)
+    known = node.rule.compression.known(node.store, peer)
     return known.basis, known.own, known.other
 
 

@@ -11,7 +11,7 @@ from fedloom.commands.audit import run_audit
 from fedloom.errors import UserError
 from fedloom.runs.files import CannotWrite, replace_tensors
 from fedloom.runtimes.libp2p.journal import JOURNAL_FILE, Journal
-from fedloom.runtimes.libp2p.shelf import Shelf
+from fedloom.runtimes.libp2p.peer_store import PeerStore
 
 
 @pytest.mark.parametrize("room", [0, 40, 130])
@@ -86,23 +86,23 @@ def test_a_line_that_a_killed_peer_left_half_written_is_none(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 7, 40, -3])
 def test_a_damaged_row_is_named(tmp_path, keep):
-    shelf = Shelf(tmp_path)
-    shelf.save_trained(3, row_of(1), {"drawn": [4]}, 0.0)
-    shelf.save_heard((3, 2), row_of(2))
-    for path in shelf.folder.glob("*.safetensors"):
+    store = PeerStore(tmp_path)
+    store.save_trained(3, row_of(1), {"drawn": [4]}, 0.0)
+    store.save_heard((3, 2), row_of(2))
+    for path in store.folder.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"trained-000003\.safetensors is not as fedloom wrote it"):
-        shelf.load_trained(3)
+        store.load_trained(3)
     with pytest.raises(UserError, match=r"heard-000003-0002\.safetensors is not as"):
-        shelf.heard((3, 2))
+        store.heard((3, 2))
 
 
 def test_what_training_leaves_must_say_how_far_it_is(tmp_path):
-    shelf = Shelf(tmp_path)
-    replace_tensors(shelf.folder / "trained-000003.safetensors", row_of(1), {"state": json.dumps([])[1:]})
+    store = PeerStore(tmp_path)
+    replace_tensors(store.folder / "trained-000003.safetensors", row_of(1), {"state": json.dumps([])[1:]})
     with pytest.raises(UserError, match="trained-000003"):
-        shelf.load_trained(3)
+        store.load_trained(3)
 
 
 def test_nobody_else_sees_rows_of_neighbours(tmp_path):
-    assert Shelf(tmp_path).folder.stat().st_mode & 0o077 == 0
+    assert PeerStore(tmp_path).folder.stat().st_mode & 0o077 == 0

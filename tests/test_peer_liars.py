@@ -18,7 +18,7 @@ from fedloom.options.peer import PeerConfig
 from fedloom.runs.run_folder import write_run_config
 from fedloom.runtimes.libp2p.lag import Lag
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
-from fedloom.runtimes.libp2p.statements import Voice
+from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.runtimes.libp2p.wire import LOST, Wire
 from fedloom.training.peer import _expected, drive
 from fedloom.training.setup_graph import build_one
@@ -243,8 +243,8 @@ def test_a_row_that_its_sender_has_not_signed_is_refused(network):
     node = peers.node(2, meet=False)
     liar, row = Liar(peers, 1), row_of(1)
     good = liar.statement(row)
-    digest, stranger = good.row, Voice(VOICES[3].private, "run", 1)
-    elsewhere = Voice(VOICES[1].private, "another run", 1)
+    digest, stranger = good.row, Signer(VOICES[3].private, "run", 1)
+    elsewhere = Signer(VOICES[1].private, "another run", 1)
     for said in (stranger.say(1, digest, ""), elsewhere.say(1, digest, ""), liar.statement(row, before="x")):
         if said.before:
             said = type(said)(1, digest, "", said.signature, said.key)
@@ -269,9 +269,9 @@ def test_the_chain_goes_on_after_a_restart(network):
     assert list(after) == [1, 2, 3] and {r: after[r] for r in (1, 2)} == said
     assert after[3].before == after[2].mark("run", 1) and after[1].before == ""
     assert run_audit(peers.folders())
-    # A peer whose shelf was changed behind its back would tell two things: it says so instead.
+    # A peer whose store was changed behind its back would tell two things: it says so instead.
     node = nodes[1]
-    node.shelf.save_trained(3, row_of(7), {}, 0.0)
+    node.store.save_trained(3, row_of(7), {}, 0.0)
     with pytest.raises(UserError, match="has told its neighbours another row than it has"):
         peers.play({1: node}, 3)
 
@@ -314,8 +314,8 @@ def test_a_voice_is_the_identity_of_the_key_file(tmp_path):
     from fedloom.runtimes.libp2p.identity import make_identity
 
     identity = make_identity(tmp_path / "peer.key")
-    voice = Voice.of(tmp_path / "peer.key", "run", 3)
-    assert voice.identity == identity
-    said = voice.say(4, "0" * 64, "")
-    assert said == voice.say(4, "0" * 64, "") and said.holds("run", 3, identity)
+    signer = Signer.of(tmp_path / "peer.key", "run", 3)
+    assert signer.identity == identity
+    said = signer.say(4, "0" * 64, "")
+    assert said == signer.say(4, "0" * 64, "") and said.holds("run", 3, identity)
     assert not said.holds("run", 2, identity) and not said.holds("run", 3, VOICES[1].identity)

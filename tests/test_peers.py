@@ -72,7 +72,7 @@ def test_with_the_complete_graph_a_round_is_one_of_fedavg():
     start = AdapterBank.repeat(row, PEERS)
     peers, _ = peer_round(state_of(start), going(shifts), uniform(), set(SHAPES))
 
-    def clients(round_, chosen, trained, used, rule):
+    def clients(round_, chosen, trained, frozen, rule):
         return [update_by(k, {n: torch.full_like(t, shifts[k]) for n, t in trained.items()}) for k in chosen]
 
     fedavg, _ = federated_round(initial_state(row, Algorithm(0.1)), range(PEERS), clients, Algorithm(0.1))

@@ -60,11 +60,11 @@ def start_of(model, ranks, dtype):
 def trained_together(model, ranks, optimiser, frozen=(), **rules):
     """All clients in shared passes; parameters whose names have ``frozen`` in them are shared and stay."""
     dtype = model.model.dtype
-    used = {n: t.to(dtype) for n, t in model.initial.items() if any(f in n for f in frozen)}
+    frozen = {n: t.to(dtype) for n, t in model.initial.items() if any(f in n for f in frozen)}
     start = start_of(model, ranks, dtype)
-    bank = AdapterBank({name: t for name, t in start.tensors.items() if name not in used})
+    bank = AdapterBank({name: t for name, t in start.tensors.items() if name not in frozen})
     work = [steps_of(k, client, model.layout) for k, client in enumerate(DATA)]
-    return train_locally(model, bank, work, LocalRules(optimiser, **rules), used=used, ranks=ranks).bank
+    return train_locally(model, bank, work, LocalRules(optimiser, **rules), frozen=frozen, ranks=ranks).bank
 
 
 def by_hand(row, rank):

@@ -26,7 +26,7 @@ def update(client, shift, examples=2, loss=1.0):
 
 
 def returning(*updates):
-    return lambda round_, clients, adapter, used, rule: list(updates)
+    return lambda round_, clients, adapter, frozen, rule: list(updates)
 
 
 def test_sgd_at_the_clients_rate_is_plain_averaging_of_models():
@@ -47,7 +47,7 @@ def test_fedadam_is_adamw_on_the_mean_pseudo_gradient():
     for shift in (0.5, -0.2, 0.1):
         before = state.adapter
 
-        def train(round_, clients, adapter, used, rule, shift=shift):
+        def train(round_, clients, adapter, frozen, rule, shift=shift):
             return [update(k, s, examples=1) for k, s in enumerate((shift, 3 * shift))]
 
         state, _ = federated_round(state, [0, 1], train, algorithm)

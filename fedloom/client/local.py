@@ -76,7 +76,7 @@ def train_locally(
     work: Sequence[Sequence[Step]],
     rules: LocalRules,
     state: State | None = None,
-    used: Row | None = None,
+    frozen: Row | None = None,
     memory: State | None = None,
     received: Row | None = None,
     ranks: Sequence[int] | None = None,
@@ -90,7 +90,7 @@ def train_locally(
             steps have run out keeps its parameters, moments and step count.
         rules: How to train.
         state: The clients' optimiser state; None starts afresh.
-        used: Adapter parameters that nobody trains, the same for all clients; None: all are in ``bank``.
+        frozen: Adapter parameters that nobody trains, the same for all clients; None: all are in ``bank``.
         memory: What the rule remembers of each client, ``[clients, *shape]``.
         received: What the server sent for the rule, ``[*shape]``.
         ranks: Each client's LoRA rank; ``bank`` holds zeros beyond it, and still does afterwards. None: all
@@ -103,7 +103,7 @@ def train_locally(
     for index in range(max(map(len, work), default=0)):
         steps = [client[index] if index < len(client) else [] for client in work]
         active = torch.tensor([bool(step) for step in steps])
-        gradients, report = step_gradients(model, bank, steps, rules, used, ranks)
+        gradients, report = step_gradients(model, bank, steps, rules, frozen, ranks)
         gradients = rules.rule.correct(gradients, bank, start, memory, received)
         if ranks is not None:  # a rule may know what lies beyond a client's rank
             gradients = AdapterBank(within_ranks(gradients.tensors, ranks))
@@ -143,7 +143,7 @@ def step_gradients(
     bank: AdapterBank,
     steps: Sequence[Step],
     rules: LocalRules,
-    used: Row | None = None,
+    frozen: Row | None = None,
     ranks: Sequence[int] | None = None,
 ) -> tuple[AdapterBank, StepReport]:
     """Each client's gradient of its own loss over one optimiser step, in as many passes as it takes.
@@ -153,7 +153,7 @@ def step_gradients(
         bank: Where each client is.
         steps: Each client's batches; none give a gradient of 0.
         rules: For the size of a pass and dropout.
-        used: Adapter parameters that get no gradient, the same for all clients.
+        frozen: Adapter parameters that get no gradient, the same for all clients.
         ranks: Each client's LoRA rank; None: all have the adapter's own.
     """
     total = bank.map(torch.zeros_like)
@@ -163,7 +163,7 @@ def step_gradients(
         rows = slice(first, first + len(clients))
         leaves = {name: t[rows].detach().requires_grad_() for name, t in bank.tensors.items()}
         pack = build_pack(clients, model.layout)
-        shared = {name: t.expand(len(clients), *t.shape) for name, t in (used or {}).items()}
+        shared = {name: t.expand(len(clients), *t.shape) for name, t in (frozen or {}).items()}
         parameters = model.at_ranks(leaves | shared, ranks and ranks[rows])
         out = model.losses(parameters, pack, rules.dropout_seed)
         # The sum over clients of each client's own loss: no gradient crosses clients.

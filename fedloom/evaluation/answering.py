@@ -127,7 +127,7 @@ def answer(
     questions: Sequence[Questions],
     *,
     batch_size: int = BATCH_SIZE,
-    used: Row | None = None,
+    frozen: Row | None = None,
     ranks: Sequence[int] | None = None,
 ) -> list[Answers]:
     """Let adapters answer, greedily, many in one pass, and compare with what was expected.
@@ -138,7 +138,7 @@ def answer(
         tokenizer: The model's.
         questions: For each adapter what it is asked.
         batch_size: Prompts per pass and adapter.
-        used: Adapter parameters that are the same for all and not in the bank.
+        frozen: Adapter parameters that are the same for all and not in the bank.
         ranks: Each adapter's LoRA rank; None: all have the model's own.
     """
     (taught,) = {own.end for own in questions}
@@ -149,7 +149,7 @@ def answer(
         ends=ends_of_answer(model.model, tokenizer, taught),
         max_new_tokens=max(own.max_new_tokens for own in questions),
         batch_size=batch_size,
-        used=used,
+        frozen=frozen,
         ranks=ranks,
     )
     return [
@@ -158,7 +158,7 @@ def answer(
     ]
 
 
-def share_right(
+def answer_accuracy(
     model: StackedModel, row: Row, tokenizer: PreTrainedTokenizerBase, questions: Questions, group: Group
 ) -> float:
     """Share of right answers of one adapter; each process of a group answers some of the questions.

@@ -55,7 +55,7 @@ def validate_rows(
     bank: AdapterBank,
     sequences: Sequence[Sequence[Tokens]],
     wave_tokens: int,
-    used: Row | None = None,
+    frozen: Row | None = None,
     group: Group = ALONE,
     ranks: Sequence[int] | None = None,
 ) -> list[Validation]:
@@ -66,7 +66,7 @@ def validate_rows(
         bank: The adapters.
         sequences: For each adapter what to judge it by.
         wave_tokens: Tokens per pass in training.
-        used: Adapter parameters that are the same for all and not in the bank.
+        frozen: Adapter parameters that are the same for all and not in the bank.
         group: Processes that hold the same adapters; each judges a share of the sequences, and all return the
             result of all.
         ranks: Each adapter's LoRA rank; None: all have the model's own.
@@ -74,7 +74,7 @@ def validate_rows(
     losses = torch.zeros(len(sequences), dtype=torch.float64)
     correct, labels = (torch.zeros(len(sequences), dtype=torch.long) for _ in range(2))
     share = [_share(own, group) for own in sequences]
-    for rows, out in _passes(model, bank, share, wave_tokens, used, ranks):
+    for rows, out in _passes(model, bank, share, wave_tokens, frozen, ranks):
         losses[rows] += out.loss.cpu().double()
         correct[rows] += out.correct.cpu()
         labels[rows] += out.labels.cpu()
@@ -121,7 +121,7 @@ def _passes(
     bank: AdapterBank,
     sequences: Sequence[Sequence[Tokens]],
     wave_tokens: int,
-    used: Row | None,
+    frozen: Row | None,
     ranks: Sequence[int] | None = None,
 ) -> Iterator[tuple[slice, Losses]]:
     """Run every adapter's sequences; yields the adapters of a pass, and what the pass says of each."""
@@ -129,7 +129,9 @@ def _passes(
     for first, clients in passes(work, model.layout, _PASS_FACTOR * wave_tokens):
         rows = slice(first, first + len(clients))
         own = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
-        shared = {name: t.to(model.device).expand(len(clients), *t.shape) for name, t in (used or {}).items()}
+        shared = {
+            name: t.to(model.device).expand(len(clients), *t.shape) for name, t in (frozen or {}).items()
+        }
         parameters = model.at_ranks(own | shared, ranks and ranks[rows])
         yield rows, model.losses(parameters, build_pack(clients, model.layout))
 

@@ -25,7 +25,7 @@ def generate(
     ends: Collection[int],
     max_new_tokens: int,
     batch_size: int,
-    used: Row | None = None,
+    frozen: Row | None = None,
     ranks: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """Greedy continuations of each adapter's own prompts.
@@ -41,7 +41,7 @@ def generate(
         ends: The tokens at which an answer ends.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts per pass and adapter.
-        used: Adapter parameters that are the same for all and not in the bank.
+        frozen: Adapter parameters that are the same for all and not in the bank.
         ranks: Each adapter's LoRA rank; None: all have the model's own.
 
     Returns:
@@ -58,7 +58,9 @@ def generate(
     for first, chosen in _passes(way, prompts, batch_size, beside, room):
         rows = slice(first, first + len(chosen))
         own = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
-        shared = {name: t.to(model.device).expand(len(chosen), *t.shape) for name, t in (used or {}).items()}
+        shared = {
+            name: t.to(model.device).expand(len(chosen), *t.shape) for name, t in (frozen or {}).items()
+        }
         parameters = model.at_ranks(own | shared, ranks and ranks[rows])
         places = [(first + k, i) for k, own in enumerate(chosen) for i in own]
         asked = [prompts[adapter][i] for adapter, i in places]

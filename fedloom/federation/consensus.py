@@ -37,7 +37,7 @@ class Consensus:
 @torch.no_grad()
 def consensus(
     bank: AdapterBank,
-    used: Row,
+    frozen: Row,
     modules: Sequence[str],
     peers: int | None = None,
     total: Total = lambda here: here,
@@ -46,7 +46,7 @@ def consensus(
 
     Args:
         bank: A row per peer.
-        used: Parameters that all peers share and nobody trains; with DFL-LoRA every A.
+        frozen: Parameters that all peers share and nobody trains; with DFL-LoRA every A.
         modules: PEFT's names of the adapted modules, without ``.lora_A.weight``.
         peers: How many there are, where others are elsewhere; None: these are all.
         total: Adds the sums of the others. No row is asked for: summed are each module's factors that differ,
@@ -56,7 +56,7 @@ def consensus(
     error = torch.zeros(bank.clients, dtype=torch.float64)
     size = 0.0
     for module in modules:
-        A, B = (_stacked(bank, used, f"{module}.lora_{factor}.weight") for factor in "AB")
+        A, B = (_stacked(bank, frozen, f"{module}.lora_{factor}.weight") for factor in "AB")
         one_A = f"{module}.lora_A.weight" not in bank.tensors
         sums = {"B": B.sum(0)} if one_A else {"A": A.sum(0), "B": B.sum(0)}
         if not one_A and count > bank.clients:
@@ -74,10 +74,10 @@ def consensus(
     return Consensus(mean, mean / size if size else float("nan"))
 
 
-def _stacked(bank: AdapterBank, used: Row, name: str) -> Float64[Tensor, "peers rows columns"]:
+def _stacked(bank: AdapterBank, frozen: Row, name: str) -> Float64[Tensor, "peers rows columns"]:
     if name in bank.tensors:
         return bank.tensors[name].double()
-    return used[name].double().expand(bank.clients, *used[name].shape)
+    return frozen[name].double().expand(bank.clients, *frozen[name].shape)
 
 
 def _distances(

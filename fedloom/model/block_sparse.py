@@ -35,7 +35,7 @@ class BlockSparse:
             self._layers += list(zip(attentions, kinds["block_sparse"], kinds["original_full"], strict=True))
 
     @contextmanager
-    def used(self, sparse: bool) -> Iterator[None]:
+    def frozen(self, sparse: bool) -> Iterator[None]:
         """Let attention be block-sparse for the length of the block, where ``sparse`` says so."""
         self._take(sparse)
         try:

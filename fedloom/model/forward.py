@@ -146,7 +146,7 @@ class Forward:
     def _as_fresh(self, pack: Pack) -> Iterator[None]:
         """Let no earlier pass matter to this one."""
         forget_lengths(self._rotaries)
-        with self._block_sparse.used(not pack.packed and not self._keeps_all(pack)):
+        with self._block_sparse.frozen(not pack.packed and not self._keeps_all(pack)):
             yield
 
     def _places(self, pack: Pack) -> dict[str, Any]:

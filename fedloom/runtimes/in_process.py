@@ -32,7 +32,7 @@ def run_clients(
     rules: LocalRules,
     algorithm: Algorithm,
     *,
-    used: Row | None = None,
+    frozen: Row | None = None,
     received: Row | None = None,
     memories: Mapping[int, Row] | None = None,
     first: Row | None = None,
@@ -49,8 +49,8 @@ def run_clients(
         work: What each client does.
         rules: How clients train.
         algorithm: What of its parts is the clients': how changes are encoded.
-        used: What else the server's adapter has. Of it clients have personal parameters of their own; nobody
-            trains the others.
+        frozen: What else the server's adapter has. Of it clients have personal parameters of their own;
+            nobody trains the others.
         received: What the server sent for the clients' rule.
         memories: What clients remember, by client.
         first: What one remembers that is not there: see `first_memory`.
@@ -59,7 +59,7 @@ def run_clients(
     """
     memories, first = memories or {}, first or {}
     personal = part_of(first, PERSONAL)
-    frozen = {name: t for name, t in (used or {}).items() if name not in personal}
+    frozen = {name: t for name, t in (frozen or {}).items() if name not in personal}
     for wave in waves(work, model.layout, rules.wave_tokens):
         remembered = [memories.get(client.client, first) for client in wave]
         starts = [algorithm.handed_out(adapter, client.client) for client in wave]
@@ -72,7 +72,7 @@ def run_clients(
         if ranks is not None:
             bank = AdapterBank(within_ranks(bank.tensors, ranks))
         result = train_locally(
-            model, bank, steps, rules, used=frozen, memory=own, received=received, ranks=ranks
+            model, bank, steps, rules, frozen=frozen, memory=own, received=received, ranks=ranks
         )
         for k, client in enumerate(wave):
             row = result.bank.row(k)
@@ -104,7 +104,7 @@ def train_peers(
     state: PeerState,
     work: Iterable[ClientWork],
     rules: LocalRules,
-    used: Row,
+    frozen: Row,
     first: int = 0,
 ) -> Trained:
     """Train peers, each from its own row, wave by wave.
@@ -114,7 +114,7 @@ def train_peers(
         state: Where the peers are; one without work stays there.
         work: What each peer that trains does.
         rules: How peers train.
-        used: Adapter parameters that nobody trains, the same for all.
+        frozen: Adapter parameters that nobody trains, the same for all.
         first: The number of the peer in the first row.
     """
     bank = state.bank.map(torch.clone)
@@ -126,7 +126,7 @@ def train_peers(
         here = rows.to(bank.device)
         own = {key: t.index_select(0, here) for key, t in optimiser.items()}
         steps = [peer.steps for peer in wave]
-        result = train_locally(model, bank.rows(rows.tolist()), steps, rules, own, used)
+        result = train_locally(model, bank.rows(rows.tolist()), steps, rules, own, frozen)
         for name, t in result.bank.tensors.items():
             bank.tensors[name].index_copy_(0, here, t)
         for key, t in result.state.items():

@@ -21,12 +21,12 @@ from fedloom.runs.checkpoint import (
 )
 from fedloom.training import loop
 from fedloom.training.graph_evaluation import answered, averaged, evaluated
-from fedloom.training.graph_rounds import PeerParts, Standing, play_round, start
-from fedloom.training.loop import Regime
-from fedloom.training.setup_graph import pace
+from fedloom.training.graph_rounds import PeerParts, PeerProgress, play_round, start
+from fedloom.training.loop import RunSteps
+from fedloom.training.setup_graph import intervals
 
 
-def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | None = None) -> Standing:
+def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | None = None) -> PeerProgress:
     """Run `num_rounds` rounds.
 
     Args:
@@ -35,7 +35,7 @@ def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | 
         folder: The run's folder.
         checkpoint: Where to go on from; None starts from the beginning.
     """
-    regime = Regime(
+    run_steps = RunSteps(
         start=partial(start, parts),
         restore=partial(_restore, parts),
         rounds_done=lambda now: now.peers.round,
@@ -48,10 +48,10 @@ def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | 
         at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))},
         advice="Lower lr (or mixing_step, where compress is set), or set clip_norm, under another exp_name",
     )
-    return loop.drive(regime, pace(config), folder, checkpoint, parts.group)
+    return loop.drive(run_steps, intervals(config), folder, checkpoint, parts.group)
 
 
-def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
+def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
     """Leave a checkpoint: a PEFT adapter folder per peer, and the state."""
     if now.peers.round == 0:
         return
@@ -74,11 +74,11 @@ def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
     bank = AdapterBank(
         {name.removeprefix("adapter."): t for name, t in tensors.items() if name.startswith("adapter.")}
     )
-    used = {name: t.detach().cpu() for name, t in parts.used.items()}
+    frozen = {name: t.detach().cpu() for name, t in parts.frozen.items()}
 
     def write_adapters(path: Path) -> None:
         for peer in range(bank.clients):
-            parts.model.save(used | bank.row(peer), path / f"peer-{peer + 1:04d}")
+            parts.model.save(frozen | bank.row(peer), path / f"peer-{peer + 1:04d}")
 
     save_checkpoint(
         folder,
@@ -98,7 +98,7 @@ def _tensors(peers: PeerState) -> Row:
     return tensors | {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
 
 
-def _restore(parts: PeerParts, checkpoint: Path) -> Standing:
+def _restore(parts: PeerParts, checkpoint: Path) -> PeerProgress:
     """The standing of a checkpoint; a process takes the rows of its own peers.
 
     Raises:
@@ -126,7 +126,7 @@ def _restore(parts: PeerParts, checkpoint: Path) -> Standing:
     }
     estimates = replace(begun.estimates, rows=known)
     peers = PeerState(state["round"], AdapterBank(groups["adapter"]), groups["optimiser"], estimates)
-    return Standing(peers, state["drawn"])
+    return PeerProgress(peers, state["drawn"])
 
 
 def _edges(checkpoint: Path, state: dict[str, Any], peers: int) -> list[Edge]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedloom.evaluation.answering import share_right
+from fedloom.evaluation.answering import answer_accuracy
 from fedloom.evaluation.evaluate import validate, validate_rows
 from fedloom.federation.algorithm import PERSONAL, part_of, with_prefix
 from fedloom.federation.server import ServerState, initial_state
@@ -24,8 +24,8 @@ from fedloom.runs.checkpoint import (
 )
 from fedloom.runs.clients import write_clients
 from fedloom.training import loop
-from fedloom.training.fed_rounds import Progressed, play_round
-from fedloom.training.loop import Pace, Regime
+from fedloom.training.fed_rounds import ServerProgress, play_round
+from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.setup_fed import Parts
 
 
@@ -35,13 +35,13 @@ def write_held(folder: Path, parts: Parts) -> None:
     write_clients(folder, data.train, data.clients, [data.validation], server=len(data.server))
 
 
-Play = Callable[[Progressed], tuple[Progressed, dict[str, Any]]]
+Play = Callable[[ServerProgress], tuple[ServerProgress, dict[str, Any]]]
 """A round: ``standing -> (new standing, its row of metrics)``."""
 
 
 def drive(
     config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None = None, play: Play | None = None
-) -> Progressed:
+) -> ServerProgress:
     """Run rounds until there have been `max_steps`, or validation says stop.
 
     Args:
@@ -53,7 +53,7 @@ def drive(
     """
     held_out = parts.data.validation[: config.val_limit]
     parts = replace(parts, data=replace(parts.data, validation=held_out))
-    regime = Regime(
+    run_steps = RunSteps(
         start=partial(first_standing, parts),
         restore=partial(_restore, parts),
         rounds_done=lambda now: now.server.round,
@@ -67,29 +67,31 @@ def drive(
         advice="Lower client_lr or lr, or set clip_norm, under another exp_name",
     )
     # A checkpoint with every validation: the adapters that validation speaks of are all there.
-    pace = Pace(
+    intervals = Intervals(
         rounds=config.max_steps,
         validate_every=config.val_steps,
         answer_every=config.eval_generate_every,
         save_every=config.val_steps,
         report_to=config.report_to,
     )
-    return loop.drive(regime, pace, folder, checkpoint, parts.group)
+    return loop.drive(run_steps, intervals, folder, checkpoint, parts.group)
 
 
-def first_standing(parts: Parts) -> Progressed:
+def first_standing(parts: Parts) -> ServerProgress:
     """Where a run begins."""
     server = initial_state(parts.model.initial, parts.algorithm)
-    return Progressed(server, [0] * len(parts.data.clients))
+    return ServerProgress(server, [0] * len(parts.data.clients))
 
 
-def _reason_to_stop(config: FedConfig, now: Progressed) -> str | None:
-    if 0 < config.patience <= now.not_risen:
+def _reason_to_stop(config: FedConfig, now: ServerProgress) -> str | None:
+    if 0 < config.patience <= now.validations_without_gain:
         return f"accuracy has not risen in {config.patience} validations"
     return None
 
 
-def _validated(parts: Parts, now: Progressed, row: dict[str, Any]) -> tuple[Progressed, dict[str, Any]]:
+def _validated(
+    parts: Parts, now: ServerProgress, row: dict[str, Any]
+) -> tuple[ServerProgress, dict[str, Any]]:
     """Validate the server's adapter, and the clients' own where they have some.
 
     Accuracy that has not risen is counted: the clients' own, where they have personal parameters.
@@ -104,17 +106,19 @@ def _validated(parts: Parts, now: Progressed, row: dict[str, Any]) -> tuple[Prog
         found |= _personal_validation(parts, now, personal)
         accuracy = found["personal_val_accuracy"]
     rose = now.accuracy is None or accuracy > now.accuracy
-    now = replace(now, accuracy=accuracy, not_risen=0 if rose else now.not_risen + 1)
+    now = replace(
+        now, accuracy=accuracy, validations_without_gain=0 if rose else now.validations_without_gain + 1
+    )
     return now, row | found | {"eval_seconds": time.perf_counter() - began}
 
 
-def _personal_rows(now: Progressed) -> dict[int, Row]:
+def _personal_rows(now: ServerProgress) -> dict[int, Row]:
     """The clients' own adapters, by client, where they have personal parameters and have trained."""
     personal = {client: part_of(memory, PERSONAL) for client, memory in now.memories.items()}
     return {client: now.server.adapter | row for client, row in sorted(personal.items()) if row}
 
 
-def _personal_validation(parts: Parts, now: Progressed, rows: dict[int, Row]) -> dict[str, float]:
+def _personal_validation(parts: Parts, now: ServerProgress, rows: dict[int, Row]) -> dict[str, float]:
     """The means over the clients that have trained of what each one's own adapter comes to."""
     algorithm, own = parts.algorithm, part_of(parts.first_memory, PERSONAL)
     bank = AdapterBank.stack([{name: row[name] for name in own} for row in rows.values()])
@@ -134,16 +138,18 @@ def _personal_validation(parts: Parts, now: Progressed, rows: dict[int, Row]) ->
     }
 
 
-def _answered(parts: Parts, now: Progressed, row: dict[str, Any]) -> dict[str, Any]:
+def _answered(parts: Parts, now: ServerProgress, row: dict[str, Any]) -> dict[str, Any]:
     """Let the server's adapter answer some validation problems."""
     began = time.perf_counter()
     assert parts.data.questions is not None
-    right = share_right(parts.model, now.server.adapter, parts.tokenizer, parts.data.questions, parts.group)
+    right = answer_accuracy(
+        parts.model, now.server.adapter, parts.tokenizer, parts.data.questions, parts.group
+    )
     seconds = row.get("eval_seconds", 0.0) + time.perf_counter() - began
     return row | {"val_answer_accuracy": right, "eval_seconds": seconds}
 
 
-def _save(parts: Parts, folder: Path, now: Progressed) -> None:
+def _save(parts: Parts, folder: Path, now: ServerProgress) -> None:
     """Leave a checkpoint; where there is one of this round already, nothing is done."""
     if now.server.round == 0 or parts.group.rank != 0:
         return
@@ -165,12 +171,12 @@ def _save(parts: Parts, folder: Path, now: Progressed) -> None:
             "remembering": sorted(now.memories),
             "taken": {str(client): word for client, word in now.taken.items()},
             "accuracy": now.accuracy,
-            "not_risen": now.not_risen,
+            "validations_without_gain": now.validations_without_gain,
         },
     )
 
 
-def _tensors(now: Progressed) -> Row:
+def _tensors(now: ServerProgress) -> Row:
     server = now.server
     tensors = with_prefix("adapter.", server.adapter) | with_prefix("optimiser.", server.optimiser)
     tensors |= with_prefix("rule.", server.rule)
@@ -179,7 +185,7 @@ def _tensors(now: Progressed) -> Row:
     return tensors
 
 
-def _restore(parts: Parts, checkpoint: Path) -> Progressed:
+def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
     """The standing of a checkpoint.
 
     Raises:
@@ -191,7 +197,7 @@ def _restore(parts: Parts, checkpoint: Path) -> Progressed:
     taken, known = state.get("taken", {}), range(len(new.drawn))
     if not (
         are_counts(state.get("drawn"), len(new.drawn))
-        and are_counts([state.get("not_risen")], 1)
+        and are_counts([state.get("validations_without_gain")], 1)
         and isinstance(state.get("accuracy", ""), float | None)
         and isinstance(remembering, list)
         and all(type(client) is int and client in known for client in remembering)
@@ -207,4 +213,6 @@ def _restore(parts: Parts, checkpoint: Path) -> Progressed:
     )
     memories = {client: part_of(here, f"client-{client + 1:04d}.") for client in remembering}
     words = {int(client): word for client, word in taken.items()}
-    return Progressed(server, state["drawn"], state["accuracy"], state["not_risen"], memories, words)
+    return ServerProgress(
+        server, state["drawn"], state["accuracy"], state["validations_without_gain"], memories, words
+    )

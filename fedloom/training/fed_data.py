@@ -53,7 +53,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class ClientData:
     """Whose data a process has.
 
     Attributes:
@@ -107,10 +107,10 @@ def _deal(config: FedConfig, examples: int) -> tuple[np.ndarray, list[np.ndarray
     return np.empty(0, dtype=np.int64), iid(examples, clients, config.seed)
 
 
-EVERYBODYS = Holdings(_load, _deal)
+ALL_CLIENTS = ClientData(_load, _deal)
 """One data set, dealt over the server and all clients."""
 
-SERVERS = Holdings(
+SERVER_ALONE = ClientData(
     _load,
     lambda config, examples: (np.arange(examples), [np.empty(0, dtype=np.int64)] * config.client_num),
 )

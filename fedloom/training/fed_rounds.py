@@ -31,14 +31,14 @@ _SERVER = -1  # draws from its own data as if it were a client of this number
 
 
 @dataclass(frozen=True)
-class Progressed:
+class ServerProgress:
     """Where a run stands between two rounds; all of it goes into a checkpoint.
 
     Attributes:
         server: The server's state.
         drawn: Batches that each client has drawn so far.
         accuracy: The last validation's; None before the first.
-        not_risen: Validations in a row in which accuracy has not risen.
+        validations_without_gain: Validations in a row in which accuracy has not risen.
         memories: What clients remember, by client, of those that do and live in this run's processes.
         taken: Of clients elsewhere, by client, the word of the last answer that counted; they remember by it.
     """
@@ -46,13 +46,13 @@ class Progressed:
     server: ServerState
     drawn: list[int]
     accuracy: float | None = None
-    not_risen: int = 0
+    validations_without_gain: int = 0
     memories: dict[int, Row] = field(default_factory=dict)
     taken: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Afar:
+class RemoteClients:
     """Clients that live outside of this run's processes.
 
     Attributes:
@@ -65,22 +65,22 @@ class Afar:
 
 
 def play_round(
-    config: FedConfig, parts: Parts, now: Progressed, afar: Afar | None = None
-) -> tuple[Progressed, dict[str, Any]]:
+    config: FedConfig, parts: Parts, now: ServerProgress, remote: RemoteClients | None = None
+) -> tuple[ServerProgress, dict[str, Any]]:
     """One round: the new standing, and its row of metrics.
 
     Args:
         config: As `build` returned it.
         parts: What the run is made of.
         now: The standing before the round.
-        afar: Where the clients are; None: in this run's processes.
+        remote: Where the clients are; None: in this run's processes.
 
     Raises:
         Diverged: Nothing finite came of it.
     """
     began = time.perf_counter()
     sent = parts.group.sent
-    server, report, focus = _round(config, parts, now, afar)
+    server, report, focus = _round(config, parts, now, remote)
     # Ranks on unlike processors may round the server's step differently: rank 0's counts.
     server = replace(server, adapter=parts.group.copy(server.adapter))
     drawn = list(now.drawn)
@@ -99,14 +99,14 @@ def play_round(
 
 
 def _round(
-    config: FedConfig, parts: Parts, now: Progressed, afar: Afar | None
+    config: FedConfig, parts: Parts, now: ServerProgress, remote: RemoteClients | None
 ) -> tuple[ServerState, RoundReport, FocusReport | None]:
     if config.train_mode == "local":
         return *central_round(now.server, _CentralTraining(config, parts, now)), None
-    there = range(config.client_num) if afar is None else afar.clients
+    there = range(config.client_num) if remote is None else remote.clients
     wanted = min(config.client_num_per_step, len(there))
     clients = [there[i] for i in sample_clients(config.seed, now.server.round, len(there), wanted)]
-    train = _ClientTraining(config, parts, now) if afar is None else afar.train
+    train = _ClientTraining(config, parts, now) if remote is None else remote.train
     everybody, reduce = config.client_num, partial(collect_over_ranks, parts.group)
     if parts.focus is None:
         done = federated_round(now.server, clients, train, parts.algorithm, of=everybody, reduce=reduce)
@@ -121,10 +121,10 @@ class _ClientTraining:
 
     config: FedConfig
     parts: Parts
-    now: Progressed
+    now: ServerProgress
 
     def __call__(
-        self, round_: int, clients: Sequence[int], trained: Row, used: Row, received: Row
+        self, round_: int, clients: Sequence[int], trained: Row, frozen: Row, received: Row
     ) -> Iterable[Update]:
         work = [_work(self.config, self.parts, self.now, client) for client in clients]
         parts, group = self.parts, self.parts.group
@@ -134,7 +134,7 @@ class _ClientTraining:
             share_of(work, parts.model.layout, group.rank, group.size),
             parts.rules,
             parts.algorithm,
-            used=used,
+            frozen=frozen,
             received=received,
             memories=self.now.memories,
             first=parts.first_memory,
@@ -178,14 +178,14 @@ class _CentralTraining:
 
     config: FedConfig
     parts: Parts
-    now: Progressed
+    now: ServerProgress
 
     def __call__(self, round_: int, bank: AdapterBank, state: State) -> tuple[LocalResult, int]:
         work = _work(self.config, self.parts, self.now, 0)
         return train_locally(self.parts.model, bank, [work.steps], self.parts.rules, state), work.examples
 
 
-def _work(config: FedConfig, parts: Parts, now: Progressed, client: int) -> ClientWork:
+def _work(config: FedConfig, parts: Parts, now: ServerProgress, client: int) -> ClientWork:
     return plan_work(
         parts.data.train,
         parts.data.clients[client],

@@ -17,14 +17,14 @@ Setting = DflConfig | PeerConfig
 
 
 @dataclass(frozen=True)
-class Held:
+class PeerExamples:
     """Who holds what: training examples per peer, and one list of validation examples, or one per peer."""
 
     train: list[list[Example]]
     validation: list[list[Example]]
 
 
-def hold(config: Setting, task: Task, only: int | None = None) -> Held:
+def hold(config: Setting, task: Task, only: int | None = None) -> PeerExamples:
     """Read the peers' own data, or split the task's training data among them.
 
     Args:
@@ -44,9 +44,9 @@ def hold(config: Setting, task: Task, only: int | None = None) -> Held:
     train = load_clients(own, peers, task) if own is not None else None
     validation = load_validation(judged, peers, task) if judged is not None else None
     if train is not None:
-        return Held(train, validation or [_published_validation(config, task)])
+        return PeerExamples(train, validation or [_published_validation(config, task)])
     splits = load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
-    return Held(_split(config, splits.train), validation or [splits.validation])
+    return PeerExamples(_split(config, splits.train), validation or [splits.validation])
 
 
 def _published_validation(config: Setting, task: Task) -> list[Example]:

@@ -11,12 +11,14 @@ from typing import Any
 from fedloom.evaluation.answering import answer
 from fedloom.evaluation.evaluate import Validation, validate_rows
 from fedloom.model.bank import AdapterBank
-from fedloom.training.graph_rounds import PeerParts, Standing, judged
+from fedloom.training.graph_rounds import PeerParts, PeerProgress, judged
 
 log = logging.getLogger(__name__)
 
 
-def evaluated(parts: PeerParts, now: Standing, row: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
+def evaluated(
+    parts: PeerParts, now: PeerProgress, row: dict[str, Any]
+) -> tuple[PeerProgress, dict[str, Any]]:
     """Every peer's loss and accuracy."""
     began = time.perf_counter()
     results = _first(parts, now) if now.peers.round == 0 else _all(parts, now)
@@ -42,28 +44,28 @@ def evaluated(parts: PeerParts, now: Standing, row: dict[str, Any]) -> tuple[Sta
     return now, row | found
 
 
-def _all(parts: PeerParts, now: Standing) -> list[Validation]:
+def _all(parts: PeerParts, now: PeerProgress) -> list[Validation]:
     bank, own = judged(parts, now), parts.validation[parts.here.start : parts.here.stop]
-    found = validate_rows(parts.model, bank, own, parts.rules.wave_tokens, parts.used)
+    found = validate_rows(parts.model, bank, own, parts.rules.wave_tokens, parts.frozen)
     everyone = parts.group.gather([[result.loss, result.accuracy] for result in found])
     return [Validation(*result) for process in everyone for result in process]
 
 
-def _first(parts: PeerParts, now: Standing) -> list[Validation]:
+def _first(parts: PeerParts, now: PeerProgress) -> list[Validation]:
     """Before the first round all adapters are the same: each list of sequences is judged once."""
     distinct = {id(own): own for own in parts.validation}
     bank = AdapterBank.repeat(now.peers.bank.row(0), len(distinct))
     sequences = list(distinct.values())
-    results = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.used, parts.group)
+    results = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.frozen, parts.group)
     by_list = dict(zip(distinct, results, strict=True))
     return [by_list[id(own)] for own in parts.validation]
 
 
-def answered(parts: PeerParts, now: Standing, row: dict[str, Any]) -> dict[str, Any]:
+def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[str, Any]:
     """Let every peer answer some of its validation problems."""
     began = time.perf_counter()
     questions = parts.questions[parts.here.start : parts.here.stop]
-    results = answer(parts.model, judged(parts, now), parts.tokenizer, questions, used=parts.used)
+    results = answer(parts.model, judged(parts, now), parts.tokenizer, questions, frozen=parts.frozen)
     everyone = parts.group.gather([result.accuracy for result in results])
     accuracies = [accuracy for process in everyone for accuracy in process]
     return row | {
@@ -73,14 +75,14 @@ def answered(parts: PeerParts, now: Standing, row: dict[str, Any]) -> dict[str, 
     }
 
 
-def averaged(parts: PeerParts, now: Standing) -> Validation:
+def averaged(parts: PeerParts, now: PeerProgress) -> Validation:
     """How good the mean of all peers' adapters is, on the validation data of all."""
     peers = len(parts.peers)
     mean = parts.group.sum({name: t.sum(0) / peers for name, t in now.peers.bank.tensors.items()})
     distinct = list({id(own): own for own in parts.validation}.values())
     sequences = [tokens for own in distinct for tokens in own]
     bank, wave_tokens = AdapterBank.repeat(mean, 1), parts.rules.wave_tokens
-    return validate_rows(parts.model, bank, [sequences], wave_tokens, parts.used, parts.group)[0]
+    return validate_rows(parts.model, bank, [sequences], wave_tokens, parts.frozen, parts.group)[0]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -54,7 +54,7 @@ class PeerParts:
         algorithm: What of its parts is neighbours': the aggregator, and how rows are encoded.
         rules: How peers train.
         optimiser: The same as in the rules; its state lasts across rounds.
-        used: Adapter parameters that nobody trains: A, with DFL-LoRA.
+        frozen: Adapter parameters that nobody trains: A, with DFL-LoRA.
         own: Names of parameters that are not sent: the head, where it stays with its peer, and what the
             algorithm does not share.
         modules: PEFT's names of the modules with LoRA.
@@ -76,7 +76,7 @@ class PeerParts:
     algorithm: Algorithm
     rules: LocalRules
     optimiser: Optimiser
-    used: Row
+    frozen: Row
     own: frozenset[str]
     modules: Sequence[str]
     mixing: Mixing
@@ -89,7 +89,7 @@ class PeerParts:
     @property
     def sent(self) -> Row:
         """What a peer sends of the first adapter, which all begin with."""
-        names = self.model.initial.keys() - self.used.keys() - self.own
+        names = self.model.initial.keys() - self.frozen.keys() - self.own
         return {name: t for name, t in self.model.initial.items() if name in names}
 
     @cached_property
@@ -109,7 +109,7 @@ class PeerParts:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PeerProgress:
     """Where a run stands between two rounds; the peers' state and the counts go into a checkpoint.
 
     A process has the rows of its own peers; the counts are those of all.
@@ -127,15 +127,15 @@ class Standing:
     fruitless: int = 0
 
 
-def start(parts: PeerParts) -> Standing:
+def start(parts: PeerParts) -> PeerProgress:
     """Everybody's first adapter: the same A, B and head."""
-    row = {name: t for name, t in parts.model.initial.items() if name not in parts.used}
+    row = {name: t for name, t in parts.model.initial.items() if name not in parts.frozen}
     bank = AdapterBank.repeat(row, len(parts.here))
     peers = PeerState(0, bank, parts.optimiser.init(bank), Estimates(parts.sent))
-    return Standing(peers, [0] * len(parts.peers))
+    return PeerProgress(peers, [0] * len(parts.peers))
 
 
-def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any]]:
+def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[str, Any]]:
     """One round: the new standing, and its row of metrics.
 
     Raises:
@@ -173,7 +173,7 @@ def play_round(parts: PeerParts, now: Standing) -> tuple[Standing, dict[str, Any
         )
     ]
     row = _row(peers.round, report, told) | moved | {"seconds": time.perf_counter() - began}
-    after = Standing(peers, drawn, report.trained.bank if parts.judged == "before" else None)
+    after = PeerProgress(peers, drawn, report.trained.bank if parts.judged == "before" else None)
     return after, row | _apart(parts, after)
 
 
@@ -201,7 +201,7 @@ def train(parts: PeerParts, drawn: Sequence[int], state: PeerState, who: Bool[Te
         for peer in rows.tolist()
     )
     first = parts.first + parts.here.start
-    return train_peers(parts.model, state, work, parts.rules, parts.used, first)
+    return train_peers(parts.model, state, work, parts.rules, parts.frozen, first)
 
 
 def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:
@@ -236,10 +236,10 @@ def _row(round_: int, report: PeerReport, told: dict[str, list[Any]]) -> dict[st
     }
 
 
-def _apart(parts: PeerParts, now: Standing) -> dict[str, Any]:
+def _apart(parts: PeerParts, now: PeerProgress) -> dict[str, Any]:
     """How far the peers are apart."""
     began = time.perf_counter()
-    apart = consensus(judged(parts, now), parts.used, parts.modules, len(parts.peers), parts.group.sum)
+    apart = consensus(judged(parts, now), parts.frozen, parts.modules, len(parts.peers), parts.group.sum)
     return {
         "consensus_error": apart.error,
         "consensus_error_relative": apart.relative,
@@ -247,7 +247,7 @@ def _apart(parts: PeerParts, now: Standing) -> dict[str, Any]:
     }
 
 
-def judged(parts: PeerParts, now: Standing) -> AdapterBank:
+def judged(parts: PeerParts, now: PeerProgress) -> AdapterBank:
     """The adapters that a round is judged by, of the peers of this process."""
     if parts.judged == "before" and now.before_mixing is not None:
         return now.before_mixing

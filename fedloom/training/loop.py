@@ -1,4 +1,4 @@
-"""The only loop over rounds, for every regime: play, validate, write metrics, leave checkpoints."""
+"""The only loop over rounds, for every kind of run: play, validate, write metrics, leave checkpoints."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Metrics = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Regime(Generic[S]):
-    """What the loop needs to know of a regime; S is all that it carries from round to round.
+class RunSteps(Generic[S]):
+    """What the loop needs to know of a kind of run; S is all that it carries from round to round.
 
     Attributes:
         start: The standing before the first round.
@@ -62,7 +62,7 @@ class Regime(Generic[S]):
 
 
 @dataclass(frozen=True)
-class Pace:
+class Intervals:
     """How far and how often.
 
     Attributes:
@@ -94,7 +94,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class _Voice:
+class _Output:
     """Where metrics and words go: on rank 0 to files and the terminal, on others nowhere."""
 
     write: Callable[[Metrics], None]
@@ -102,13 +102,17 @@ class _Voice:
 
 
 def drive(
-    regime: Regime[S], pace: Pace, folder: Path, checkpoint: Path | None = None, group: Group = ALONE
+    run_steps: RunSteps[S],
+    intervals: Intervals,
+    folder: Path,
+    checkpoint: Path | None = None,
+    group: Group = ALONE,
 ) -> S:
     """Play rounds until there have been enough, or validation says stop.
 
     Args:
-        regime: What a round is.
-        pace: How many.
+        run_steps: What a round is.
+        intervals: How many.
         folder: The run's folder.
         checkpoint: Where to go on from; None starts from the beginning.
         group: The run's processes; rank 0 alone writes.
@@ -120,54 +124,57 @@ def drive(
         KeyboardInterrupt: After a checkpoint was left.
     """
     began = time.monotonic() - (seconds_spent(folder) if checkpoint and group.rank == 0 else 0.0)
-    now = group.together(lambda: regime.start() if checkpoint is None else regime.restore(checkpoint))
-    done = regime.rounds_done
+    now = group.together(lambda: run_steps.start() if checkpoint is None else run_steps.restore(checkpoint))
+    done = run_steps.rounds_done
     # The last round whose standing has proven itself; of a run that goes on, as its checkpoints have it.
     proven, pending = oldest_state(folder) if checkpoint else 0, True
-    with ended_by_sigterm(), _voice(pace, folder, done(now) if checkpoint else None, began, group) as voice:
+    with (
+        ended_by_sigterm(),
+        _output(intervals, folder, done(now) if checkpoint else None, began, group) as output,
+    ):
         try:
             if checkpoint is None:
-                now, row = regime.validate(now, {"round": 0})
-                voice.write(regime.answer(now, row) if pace.answers(0) else row)
-            while done(now) < pace.rounds and not regime.stops(now):
+                now, row = run_steps.validate(now, {"round": 0})
+                output.write(run_steps.answer(now, row) if intervals.answers(0) else row)
+            while done(now) < intervals.rounds and not run_steps.stops(now):
                 group.between_rounds()
-                after, row = regime.play(now)
-                if pace.validates(done(after)):
-                    after, row = regime.validate(after, row)
-                if pace.answers(done(after)):
-                    row = regime.answer(after, row)
-                voice.write(row)
+                after, row = run_steps.play(now)
+                if intervals.validates(done(after)):
+                    after, row = run_steps.validate(after, row)
+                if intervals.answers(done(after)):
+                    row = run_steps.answer(after, row)
+                output.write(row)
                 # Not before its row is written: a checkpoint has all rows up to its round.
                 before, now = done(now), after
-                if done(now) % pace.save_every == 0:
-                    regime.save(folder, now)
+                if done(now) % intervals.save_every == 0:
+                    run_steps.save(folder, now)
                     pending = True  # its state has not replaced the one before
                 if _sound(row):
                     proven = done(now) if "val_loss" in row else before
                 if pending and _sound(row) and group.rank == 0:
                     drop_older_states(folder, proven)
                     pending = proven < done(now)
-            if reason := regime.stops(now):
-                voice.say(f"stopped: {reason}")
+            if reason := run_steps.stops(now):
+                output.say(f"stopped: {reason}")
         except RankLost as lost:
-            if regime.saves_alone:
-                regime.save(folder, now)
+            if run_steps.saves_alone:
+                run_steps.save(folder, now)
             raise RankLost(f"round {done(now) + 1}: {lost}; {_how_to_go_on(folder)}", lost.tells) from lost
         except (KeyboardInterrupt, SystemExit):
-            regime.save(folder, now)
-            voice.say(f"interrupted after round {done(now)}; --resume goes on from there")
+            run_steps.save(folder, now)
+            output.say(f"interrupted after round {done(now)}; --resume goes on from there")
             raise
         except Diverged as error:
-            _keep_what_is_sound(regime, now, proven, folder, group)
-            raise UserError(f"{error}; {_kept(folder)}. {regime.advice}") from error
+            _keep_what_is_sound(run_steps, now, proven, folder, group)
+            raise UserError(f"{error}; {_kept(folder)}. {run_steps.advice}") from error
         except Exception:
             # `now` is always the standing after a whole round; other ranks may be elsewhere.
-            if group.size == 1 or regime.saves_alone:
+            if group.size == 1 or run_steps.saves_alone:
                 with suppress(CannotWrite):  # the disk is full, perhaps: what happened first is told
-                    regime.save(folder, now)
+                    run_steps.save(folder, now)
             raise
-        regime.save(folder, now)
-    at_end = regime.at_end(now)
+        run_steps.save(folder, now)
+    at_end = run_steps.at_end(now)
     if group.rank == 0:
         content = summary(read_rows(folder), wall_seconds=time.monotonic() - began)
         write_summary(folder, content | at_end)
@@ -179,16 +186,16 @@ def _sound(row: Metrics) -> bool:
     return not row.get("peers_left_out") and math.isfinite(row.get("val_loss", 0.0))
 
 
-def _keep_what_is_sound(regime: Regime[S], now: S, proven: int, folder: Path, group: Group) -> None:
+def _keep_what_is_sound(run_steps: RunSteps[S], now: S, proven: int, folder: Path, group: Group) -> None:
     """After a divergence: leave a checkpoint of where the run stands, or of nothing that leads there again.
 
     A standing may be finite and of no use, since large numbers become infinite on their way through the
     model. Validation shows it.
     """
-    round_ = regime.rounds_done(now)
-    _, row = regime.validate(now, {"round": round_})
+    round_ = run_steps.rounds_done(now)
+    _, row = run_steps.validate(now, {"round": round_})
     if _sound(row):
-        regime.save(folder, now)
+        run_steps.save(folder, now)
     proven = round_ if _sound(row) else min(proven, round_ - 1)
     if group.rank == 0:
         drop_older_states(folder, proven)
@@ -196,23 +203,28 @@ def _keep_what_is_sound(regime: Regime[S], now: S, proven: int, folder: Path, gr
 
 
 @contextmanager
-def _voice(pace: Pace, folder: Path, resumed: int | None, began: float, group: Group) -> Iterator[_Voice]:
+def _output(
+    intervals: Intervals, folder: Path, resumed: int | None, began: float, group: Group
+) -> Iterator[_Output]:
     """A rank's voice.
 
     Args:
-        pace: How many rounds there are.
+        intervals: How many rounds there are.
         folder: The run's folder.
         resumed: The rounds of the checkpoint that the run goes on from, if any.
         began: When the run would have begun on the monotonic clock, had it never been stopped.
         group: The run's processes.
     """
     if group.rank != 0:
-        yield _Voice(write=lambda row: None, say=lambda words: None)
+        yield _Output(write=lambda row: None, say=lambda words: None)
         return
-    with MetricsLog(folder, pace.report_to, resumed) as metrics:
+    with MetricsLog(folder, intervals.report_to, resumed) as metrics:
         sent = sum((row.get("bytes_up") or 0) + (row.get("bytes_down") or 0) for row in metrics.rows)
         with Progress(
-            pace.rounds, done=resumed or 0, bytes_sent=sent, validations_after=pace.validations_after
+            intervals.rounds,
+            done=resumed or 0,
+            bytes_sent=sent,
+            validations_after=intervals.validations_after,
         ) as progress:
 
             def write(row: Metrics) -> None:
@@ -221,7 +233,7 @@ def _voice(pace: Pace, folder: Path, resumed: int | None, began: float, group: G
 
             if metrics.remark:
                 progress.say(metrics.remark)
-            yield _Voice(write, progress.say)
+            yield _Output(write, progress.say)
 
 
 def _how_to_go_on(folder: Path) -> str:

@@ -28,13 +28,13 @@ from fedloom.runtimes.libp2p.mixes import MixingRule
 from fedloom.runtimes.libp2p.neighbors import Neighbor, read_neighbors
 from fedloom.runtimes.libp2p.node import Node, joined, listening
 from fedloom.runtimes.libp2p.schema import Schema
-from fedloom.runtimes.libp2p.statements import Voice
+from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.training import loop
-from fedloom.training.graph_rounds import PeerParts, Standing, start
-from fedloom.training.loop import Regime
+from fedloom.training.graph_rounds import PeerParts, PeerProgress, start
+from fedloom.training.loop import RunSteps
 from fedloom.training.peer_rounds import answered, evaluated, play_round, restore
 from fedloom.training.setup_fed import device_name, run_folder, versions
-from fedloom.training.setup_graph import build_one, pace
+from fedloom.training.setup_graph import build_one, intervals
 
 _AGREED = (
     "dataset_type",
@@ -73,18 +73,18 @@ def run_peer(config: PeerConfig) -> RunRecord:
         write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs.found)
         write_clients(folder, parts.train, parts.peers, parts.validation)
         timeout, number, expected = config.round_timeout, config.client, _expected(config, parts)
-        voice = Voice.of(Path(config.identity or ""), expected.run, number)
+        signer = Signer.of(Path(config.identity or ""), expected.run, number)
         with (
             logging_to(folder / config.log_path),
             joined(
-                network, daemon, folder, number, neighbors, expected, timeout, voice, _rule(config, parts)
+                network, daemon, folder, number, neighbors, expected, timeout, signer, _rule(config, parts)
             ) as node,
         ):
             drive(resolved, parts, node, folder)
     return read_run(folder, judged=False)
 
 
-def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Standing:
+def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> PeerProgress:
     """Play rounds until the last one is done.
 
     Args:
@@ -93,7 +93,7 @@ def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Sta
         node: This peer among its neighbours.
         folder: The run's folder.
     """
-    regime = Regime(
+    run_steps = RunSteps(
         start=partial(start, parts),
         restore=lambda _: restore(parts, node),
         rounds_done=lambda now: now.peers.round,
@@ -107,8 +107,8 @@ def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Sta
         advice="Lower lr, or set clip_norm, under another exp_name",
     )
     # What a peer goes on from is not a checkpoint but what it trained last, which neighbours may have mixed.
-    trained = folder / "exchange" if node.shelf.trained_round is not None else None
-    return loop.drive(regime, pace(config), folder, trained)
+    trained = folder / "exchange" if node.store.trained_round is not None else None
+    return loop.drive(run_steps, intervals(config), folder, trained)
 
 
 def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:
@@ -155,11 +155,11 @@ def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
     )
 
 
-def _save(parts: PeerParts, folder: Path, now: Standing) -> None:
+def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
     """Leave a checkpoint: this peer's PEFT adapter. What resuming needs lies in `exchange/`."""
     if now.peers.round == 0:
         return
-    adapter: Row = {**parts.used, **now.peers.bank.row(0)}
+    adapter: Row = {**parts.frozen, **now.peers.bank.row(0)}
     save_checkpoint(
         folder,
         now.peers.round,

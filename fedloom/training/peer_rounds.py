@@ -17,7 +17,7 @@ from fedloom.federation.server import Diverged
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.runtimes.libp2p.mixes import Mix
 from fedloom.runtimes.libp2p.node import Node
-from fedloom.training.graph_rounds import PeerParts, Standing, judged, train
+from fedloom.training.graph_rounds import PeerParts, PeerProgress, judged, train
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,9 @@ def sent(parts: PeerParts, bank: AdapterBank) -> Row:
     return {name: t for name, t in bank.row(0).items() if name not in parts.own}
 
 
-def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tuple[Standing, dict[str, Any]]:
+def play_round(
+    parts: PeerParts, node: Node, rounds: int, now: PeerProgress
+) -> tuple[PeerProgress, dict[str, Any]]:
     """The next round that this peer can take part in: the new standing, and its row of metrics.
 
     What was trained before this process was killed is not trained again. Whatever others say, a peer ends
@@ -47,7 +49,7 @@ def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tupl
     """
     began = time.perf_counter()
     following = now.peers.round + 1
-    trained_before = node.shelf.trained_round == following
+    trained_before = node.store.trained_round == following
     round_ = following if trained_before else min(node.next_round(following), rounds)
     missed = round_ - following
     if missed:
@@ -67,12 +69,14 @@ def play_round(parts: PeerParts, node: Node, rounds: int, now: Standing) -> tupl
     return after, row | node.counts.since_last() | {"seconds": time.perf_counter() - began}
 
 
-def _add(now: Standing, mix: Mix, before_mixing: AdapterBank | None) -> Standing:
+def _add(now: PeerProgress, mix: Mix, before_mixing: AdapterBank | None) -> PeerProgress:
     bank = AdapterBank.stack([moved(now.peers.bank.row(0), mix.differences)])
     return replace(now, peers=replace(now.peers, bank=bank), before_mixing=before_mixing)
 
 
-def _train(parts: PeerParts, node: Node, round_: int, now: Standing) -> tuple[Standing, dict[str, Any]]:
+def _train(
+    parts: PeerParts, node: Node, round_: int, now: PeerProgress
+) -> tuple[PeerProgress, dict[str, Any]]:
     """Train from where this peer is, and keep what came of it; with the metrics of training."""
     state = replace(now.peers, round=round_ - 1)
     mixed = state.bank.tensors.keys() - parts.own
@@ -98,34 +102,36 @@ def _train(parts: PeerParts, node: Node, round_: int, now: Standing) -> tuple[St
     tensors = {f"adapter.{name}": t for name, t in peers.bank.tensors.items()}
     tensors |= {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
     node.keep_trained(round_, tensors, {"drawn": drawn, "row": row}, time.perf_counter() - began)
-    return Standing(peers, drawn, fruitless=fruitless), row
+    return PeerProgress(peers, drawn, fruitless=fruitless), row
 
 
-def recall(parts: PeerParts, node: Node, round_: int) -> tuple[Standing, dict[str, Any]]:
+def recall(parts: PeerParts, node: Node, round_: int) -> tuple[PeerProgress, dict[str, Any]]:
     """What training in a round came to before this process was killed, with its metrics."""
-    tensors, state = node.shelf.load_trained(round_)
+    tensors, state = node.store.load_trained(round_)
     groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
     for name, t in tensors.items():
         group, _, rest = name.partition(".")
         groups[group][rest] = t.to(parts.model.device)
     peers = PeerState(round_, AdapterBank(groups["adapter"]), groups["optimiser"])
-    return Standing(peers, state["drawn"]), state["row"]
+    return PeerProgress(peers, state["drawn"]), state["row"]
 
 
-def restore(parts: PeerParts, node: Node) -> Standing:
+def restore(parts: PeerParts, node: Node) -> PeerProgress:
     """Where this peer was when it was killed: before the round that it trained last, which it ends again."""
-    round_ = node.shelf.trained_round
+    round_ = node.store.trained_round
     assert round_ is not None, "there is something to go on from"
     log.info("goes on from what it trained in round %d", round_)
     standing, _ = recall(parts, node, round_)
     return replace(standing, peers=replace(standing.peers, round=round_ - 1))
 
 
-def evaluated(parts: PeerParts, now: Standing, row: dict[str, Any]) -> tuple[Standing, dict[str, Any]]:
+def evaluated(
+    parts: PeerParts, now: PeerProgress, row: dict[str, Any]
+) -> tuple[PeerProgress, dict[str, Any]]:
     """This peer's loss and accuracy on what it is judged by."""
     began = time.perf_counter()
     wave_tokens = parts.rules.wave_tokens
-    (found,) = validate_rows(parts.model, judged(parts, now), parts.validation, wave_tokens, parts.used)
+    (found,) = validate_rows(parts.model, judged(parts, now), parts.validation, wave_tokens, parts.frozen)
     log.info(
         "round %d: train loss %.4f, validation accuracy %.4f, mixed with peers %s",
         row["round"],
@@ -137,9 +143,9 @@ def evaluated(parts: PeerParts, now: Standing, row: dict[str, Any]) -> tuple[Sta
     return now, row | more | {"eval_seconds": time.perf_counter() - began}
 
 
-def answered(parts: PeerParts, now: Standing, row: dict[str, Any]) -> dict[str, Any]:
+def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[str, Any]:
     """Let this peer answer some of its validation problems."""
     began = time.perf_counter()
-    (found,) = answer(parts.model, judged(parts, now), parts.tokenizer, parts.questions, used=parts.used)
+    (found,) = answer(parts.model, judged(parts, now), parts.tokenizer, parts.questions, frozen=parts.frozen)
     seconds = row.get("eval_seconds", 0.0) + time.perf_counter() - began
     return row | {"val_answer_accuracy": found.accuracy, "eval_seconds": seconds}

@@ -43,7 +43,7 @@ from fedloom.options.fed import FedConfig, Run
 from fedloom.options.methods import chosen
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens, note_model
 from fedloom.runtimes.group import ALONE, Group
-from fedloom.training.fed_data import EVERYBODYS, Encoded, Holdings, encode_data
+from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, encode_data
 
 ADAMW_WEIGHT_DECAY = 0.01
 """Of AdamW; torch's default, which FedGPL uses."""
@@ -76,7 +76,7 @@ def build(
     config: FedConfig,
     group: Group = ALONE,
     inputs: Inputs | None = None,
-    holdings: Holdings = EVERYBODYS,
+    holdings: ClientData = ALL_CLIENTS,
 ) -> tuple[FedConfig, Parts]:
     """Make the parts of a run, cheap and fallible things first.
 
@@ -154,7 +154,7 @@ def fitting_data(
     config: FedConfig,
     task: Task,
     splits: Splits,
-    holdings: Holdings,
+    holdings: ClientData,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
 ) -> Encoded:

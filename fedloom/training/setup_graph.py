@@ -43,9 +43,9 @@ from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
-from fedloom.training.graph_data import Held, Setting, hold
+from fedloom.training.graph_data import PeerExamples, Setting, hold
 from fedloom.training.graph_rounds import Mixing, PeerParts
-from fedloom.training.loop import Pace
+from fedloom.training.loop import Intervals
 from fedloom.training.setup_fed import ADAMW_WEIGHT_DECAY, base_noted, quieten
 
 log = logging.getLogger(__name__)
@@ -118,9 +118,9 @@ def build_one(config: PeerConfig, inputs: Inputs | None = None) -> tuple[PeerCon
     return _build(config, lambda round_: alone, ALONE, inputs or Inputs(), only=config.client - 1)
 
 
-def pace(config: Setting) -> Pace:
+def intervals(config: Setting) -> Intervals:
     """How many rounds, and what happens how often."""
-    return Pace(
+    return Intervals(
         rounds=config.num_rounds,
         validate_every=config.eval_every,
         answer_every=config.eval_generate_every,
@@ -211,7 +211,7 @@ def _build(
             dropout_seed=config.seed,
         ),
         optimiser=optimiser,
-        used={n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n},
+        frozen={n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n},
         own=_own_names(config, algorithm, model.initial.keys()),
         modules=[projection.name for layer in model.adapted.values() for projection in layer],
         mixing=mixing,
@@ -262,7 +262,11 @@ def _own(part: list[T], only: int | None) -> list[T]:
 
 
 def _encode(
-    config: Setting, task: Task, held: Held, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str]
+    config: Setting,
+    task: Task,
+    held: PeerExamples,
+    tokenizer: PreTrainedTokenizerBase,
+    classes: Sequence[str],
 ) -> _Encoded:
     """Encode everything; to classify, with the classes in the order of the model's head."""
     read: Callable[[Sequence[Example]], tuple[list[Tokens], int]]

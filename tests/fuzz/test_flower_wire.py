@@ -18,10 +18,10 @@ from inputs import NASTY_TEXT, VALUES, damaged, fuzzed
 
 from fedloom.errors import UserError, is_plain
 from fedloom.federation.algorithm import Algorithm
-from fedloom.runtimes.flower.courier import Courier, Delivery, read_update
-from fedloom.runtimes.flower.fleet import Fleet
+from fedloom.runtimes.flower.connected_clients import ConnectedClients
+from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.messages import from_records, to_records
-from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.messenger import Delivery, RoundMessenger, read_update
 from fedloom.runtimes.flower.post import Post
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, pack
 
@@ -37,7 +37,7 @@ TEXT = st.builds(lambda facts: json.dumps(GOOD | {"client": 1} | facts), FACTS) 
 @fuzzed(facts=FACTS, tensors=TENSORS)
 def test_an_update(folder, facts, tensors):
     try:
-        found = read_update(Parcel(GOOD | facts, tensors), 0, 0, LIKE, 4, Algorithm(0.1), {})
+        found = read_update(Content(GOOD | facts, tensors), 0, 0, LIKE, 4, Algorithm(0.1), {})
     except Unfit:
         return
     assert 0 < found.examples <= 4 and found.payload.keys() == LIKE.keys() and not found.loss < 0
@@ -89,25 +89,25 @@ class Answering(Grid):
     def pull_messages(self, ids):
         (message,) = [self.sent[id_] for id_ in ids]
         node, train = message.metadata.dst_node_id, message.metadata.message_type == "train"
-        content = to_records(Parcel({}, self.tensors[node] if train else b""))
+        content = to_records(Content({}, self.tensors[node] if train else b""))
         content["fedloom"] = ConfigRecord({"json": self.texts[node][train]})
         return [Message(content, reply_to=message)]
 
 
 @fuzzed(introduction=st.just(json.dumps({"client": 1})) | TEXT, text=TEXT, tensors=TENSORS)
 def test_whatever_a_client_answers_the_other_ones_update_comes(folder, introduction, text, tensors):
-    def admit(parcel):
-        client = parcel.facts.get("client")
+    def admit(content_):
+        client = content_.facts.get("client")
         if type(client) is not int or not 0 <= client < 2:
             raise UserError("not a client")
         return client
 
-    fleet = Fleet(Post(Answering(introduction, text, tensors)), Parcel(), admit, 0.1, None)
-    fleet.look()
-    assert 0 in fleet.clients
-    courier, delivery = Courier(fleet, 0.2, 4, Algorithm(0.1)), Delivery()
-    came = list(courier.train(0, fleet.clients, LIKE, {}, {}, [0, 0], delivery))
+    connected = ConnectedClients(Post(Answering(introduction, text, tensors)), Content(), admit, 0.1, None)
+    connected.look()
+    assert 0 in connected.clients
+    messenger, delivery = RoundMessenger(connected, 0.2, 4, Algorithm(0.1)), Delivery()
+    came = list(messenger.train(0, connected.clients, LIKE, {}, {}, [0, 0], delivery))
     assert came[0].client == 0 and not {0} & {*delivery.lost, *delivery.refused}
     assert len(came) + len(delivery.lost) + len(delivery.refused) == (
-        2 if 1 in [*fleet.clients, *delivery.lost] else 1
+        2 if 1 in [*connected.clients, *delivery.lost] else 1
     )

@@ -38,14 +38,14 @@ def make_client_app(answer: Callable[[Request, int], Answer]) -> ClientApp:
             kind=message.metadata.message_type,
             options=dict(context.run_config),
             node=dict(context.node_config),
-            parcel=from_records(message.content),
+            content_=from_records(message.content),
             kept=from_records(context.state),
         )
         found = answer(request, context.node_id)
         if found.kept is not None:
             for name, record in to_records(found.kept).items():
                 context.state[name] = record
-        return Message(to_records(found.parcel), reply_to=message)
+        return Message(to_records(found.content_), reply_to=message)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:

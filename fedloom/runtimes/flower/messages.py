@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import InflatableObject
 
 from fedloom.errors import shown
-from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.content import Content
 
 _FACTS, _TENSORS = "fedloom", "fedloom-tensors"
 _STYPE = "safetensors"
@@ -16,24 +16,24 @@ _MOST_FACTS = 2**20
 _MOST_TOLD = 300
 
 
-def to_records(parcel: Parcel) -> RecordDict:
-    """A parcel as records: one for the facts, one array of bytes for all tensors together."""
-    records = RecordDict({_FACTS: ConfigRecord({"json": json.dumps(parcel.facts)})})
-    if parcel.tensors:
+def to_records(content_: Content) -> RecordDict:
+    """Content as records: one for the facts, one array of bytes for all tensors together."""
+    records = RecordDict({_FACTS: ConfigRecord({"json": json.dumps(content_.facts)})})
+    if content_.tensors:
         # One array and not one per tensor: Flower moves every array in requests of its own.
-        array = Array(dtype="uint8", shape=(len(parcel.tensors),), stype=_STYPE, data=parcel.tensors)
+        array = Array(dtype="uint8", shape=(len(content_.tensors),), stype=_STYPE, data=content_.tensors)
         records[_TENSORS] = ArrayRecord({"all": array})
     return records
 
 
-def from_records(records: RecordDict) -> Parcel:
-    """The parcel that `to_records` made records of; an empty one where there is none.
+def from_records(records: RecordDict) -> Content:
+    """The content that `to_records` made records of; empty where there is none.
 
     Raises:
         ValueError: The records are others.
     """
     if _FACTS not in records:
-        return Parcel()
+        return Content()
     try:
         text = str(records.config_records[_FACTS]["json"])
         if len(text) > _MOST_FACTS:
@@ -45,7 +45,7 @@ def from_records(records: RecordDict) -> Parcel:
         raise ValueError(f"not a message of fedloom ({told(error)})") from None
     if not isinstance(facts, dict):
         raise ValueError("not a message of fedloom (its facts are no object)")
-    return Parcel(facts, tensors)
+    return Content(facts, tensors)
 
 
 def told(what: object) -> str:

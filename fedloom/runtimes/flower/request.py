@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.content import Content
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,15 @@ class Request:
         kind: ``query``: who are you; ``train``: take part in a round.
         options: The run config.
         node: The node config.
-        parcel: What the server sent.
+        content_: What the server sent.
         kept: What the client has kept.
     """
 
     kind: str
     options: dict[str, Any]
     node: dict[str, Any]
-    parcel: Parcel
-    kept: Parcel
+    content_: Content
+    kept: Content
 
     def pieces(self) -> list[bytes]:
         """As bytes."""
@@ -33,10 +33,10 @@ class Request:
             "kind": self.kind,
             "options": self.options,
             "node": self.node,
-            "facts": self.parcel.facts,
+            "facts": self.content_.facts,
             "kept": self.kept.facts,
         }
-        return [json.dumps(plain).encode(), self.parcel.tensors, self.kept.tensors]
+        return [json.dumps(plain).encode(), self.content_.tensors, self.kept.tensors]
 
     @classmethod
     def of(cls, pieces: list[bytes]) -> Request:
@@ -46,8 +46,8 @@ class Request:
             plain["kind"],
             plain["options"],
             plain["node"],
-            Parcel(plain["facts"], tensors),
-            Parcel(plain["kept"], kept),
+            Content(plain["facts"], tensors),
+            Content(plain["kept"], kept),
         )
 
 
@@ -56,19 +56,19 @@ class Answer:
     """What a client answers.
 
     Attributes:
-        parcel: For the server.
+        content_: For the server.
         kept: What the client keeps until the next request; None: as before.
     """
 
-    parcel: Parcel
-    kept: Parcel | None = None
+    content_: Content
+    kept: Content | None = None
 
     def pieces(self) -> list[bytes]:
         """As bytes."""
-        plain = {"facts": self.parcel.facts, "kept": None if self.kept is None else self.kept.facts}
+        plain = {"facts": self.content_.facts, "kept": None if self.kept is None else self.kept.facts}
         return [
             json.dumps(plain).encode(),
-            self.parcel.tensors,
+            self.content_.tensors,
             b"" if self.kept is None else self.kept.tensors,
         ]
 
@@ -76,5 +76,5 @@ class Answer:
     def of(cls, pieces: list[bytes]) -> Answer:
         """From what `pieces` returned."""
         plain = json.loads(pieces[0])
-        kept = None if plain["kept"] is None else Parcel(plain["kept"], pieces[2])
-        return cls(Parcel(plain["facts"], pieces[1]), kept)
+        kept = None if plain["kept"] is None else Content(plain["kept"], pieces[2])
+        return cls(Content(plain["facts"], pieces[1]), kept)

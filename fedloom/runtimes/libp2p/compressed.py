@@ -21,7 +21,7 @@ from fedloom.federation.codecs import Codec
 from fedloom.model.bank import Row, usable
 from fedloom.runtimes.libp2p.journal import Journal, Key
 from fedloom.runtimes.libp2p.opened import Offered
-from fedloom.runtimes.libp2p.shelf import Shelf
+from fedloom.runtimes.libp2p.peer_store import PeerStore
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Compression:
     first: Row = field(default_factory=dict)
     seed: int = 0
 
-    def known(self, shelf: Shelf, peer: int) -> Estimates:
+    def known(self, store: PeerStore, peer: int) -> Estimates:
         """What both ends of the edge with a neighbour know."""
-        kept = shelf.estimates(peer)
+        kept = store.estimates(peer)
         return Estimates(*kept) if kept else Estimates(0, self.first, self.first)
 
     def encoded(self, round_: int, number: int, peer: int, own: Row, known: Estimates) -> Row:
@@ -87,7 +87,7 @@ class Compression:
 def offered(
     compression: Compression,
     journal: Journal,
-    shelf: Shelf,
+    store: PeerStore,
     neighbours: Collection[int],
     round_: int,
     own: Row,
@@ -98,7 +98,7 @@ def offered(
     Args:
         compression: How.
         journal: What is in doubt.
-        shelf: What both ends know.
+        store: What both ends know.
         neighbours: Their numbers.
         round_: Which round.
         own: What this peer trained.
@@ -107,10 +107,10 @@ def offered(
     # In this order: an answer that comes in between leaves its edge out of this round.
     doubtful = {key[1] for key in journal.doubts if key[0] < round_}
     for key in journal.unapplied(round_):
-        shelf.promote(key)
+        store.promote(key)
     found = {}
     for peer in neighbours:
-        known = compression.known(shelf, peer)
+        known = compression.known(store, peer)
         if peer not in doubtful and known.basis < round_:
             payload = compression.encoded(round_, number, peer, own, known)
             found[peer] = Offered(payload, known.basis)
@@ -118,23 +118,23 @@ def offered(
 
 
 def both_ends(
-    compression: Compression, journal: Journal, shelf: Shelf, key: Key, own: Row, number: int, heard: Row
+    compression: Compression, journal: Journal, store: PeerStore, key: Key, own: Row, number: int, heard: Row
 ) -> tuple[Row, Row]:
     """The estimates of both rows after a round of an edge, moved on the disk if it is known to count.
 
     Args:
         compression: How.
         journal: What was decided.
-        shelf: What both ends know.
+        store: What both ends know.
         key: The edge's round; it is not decided against.
         own: What this peer trained.
         number: This peer.
         heard: The neighbour's payload.
     """
     round_, peer = key
-    known = compression.known(shelf, peer)
+    known = compression.known(store, peer)
     sent = compression.encoded(round_, number, peer, own, known)
     moved = compression.moved(round_, known, sent, heard)
     if moved.basis != known.basis:
-        shelf.save_estimates(key, moved.own, moved.other, pending=not journal.decisions.get(key))
+        store.save_estimates(key, moved.own, moved.other, pending=not journal.decisions.get(key))
     return moved.own, moved.other

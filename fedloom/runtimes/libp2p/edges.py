@@ -27,8 +27,8 @@ from fedloom.runtimes.libp2p.attempts import Attempts
 from fedloom.runtimes.libp2p.journal import Journal, Key
 from fedloom.runtimes.libp2p.messages import Kind, Message, Verdict
 from fedloom.runtimes.libp2p.opened import Open
+from fedloom.runtimes.libp2p.peer_store import PeerStore
 from fedloom.runtimes.libp2p.schema import MessageRefused
-from fedloom.runtimes.libp2p.shelf import Shelf
 from fedloom.runtimes.libp2p.statements import Statement
 from fedloom.runtimes.libp2p.transport import Stream
 from fedloom.runtimes.libp2p.wire import LOST, Wire
@@ -48,16 +48,16 @@ class Edges:
         failure: Why what was said or heard could not be kept: the disk is full, not a neighbour lost.
     """
 
-    def __init__(self, wire: Wire, journal: Journal, shelf: Shelf, step: float = 1.0) -> None:
+    def __init__(self, wire: Wire, journal: Journal, store: PeerStore, step: float = 1.0) -> None:
         """Nothing is said or answered before it is asked for.
 
         Args:
             wire: This peer's streams.
             journal: What it has promised and decided.
-            shelf: Where rows outlive a crash.
+            store: Where rows outlive a crash.
             step: What Metropolis weights are multiplied by.
         """
-        self.wire, self.journal, self.shelf, self.step = wire, journal, shelf, step
+        self.wire, self.journal, self.store, self.step = wire, journal, store, step
         self.attempts = Attempts(wire.counts, self._fail)
         self.opened: Open | None = None
         self.unthanked: set[Key] = set()
@@ -111,7 +111,7 @@ class Edges:
             self._believe(key, answer.said)
             self._check_fit(key, opened, answer)
             if key not in self.journal.decisions:
-                self.shelf.save_heard(key, answer.row)
+                self.store.save_heard(key, answer.row)
                 self.unthanked.add(key)
                 self.journal.decide(key, True, self._weight(answer))
                 self.wire.wake()
@@ -191,7 +191,7 @@ class Edges:
             await self.wire.send(stream, "passed", offer.round)
             return
         if key not in self.journal.weights:
-            self.shelf.save_heard(key, offer.row)
+            self.store.save_heard(key, offer.row)
             self.journal.ready(key, self._weight(offer))
         # The first offer counts: by repeating it nobody gets more time.
         self.ready_at.setdefault(key, time.monotonic())

@@ -13,7 +13,7 @@ from fedloom.federation.neighbours import bounded_weight, combined, difference, 
 from fedloom.model.bank import Row, usable
 from fedloom.runtimes.libp2p.compressed import Compression, both_ends
 from fedloom.runtimes.libp2p.journal import Journal
-from fedloom.runtimes.libp2p.shelf import Shelf
+from fedloom.runtimes.libp2p.peer_store import PeerStore
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Agreed:
 
 def agreed(
     journal: Journal,
-    shelf: Shelf,
+    store: PeerStore,
     neighbours: Sequence[int],
     round_: int,
     own: Row,
@@ -102,7 +102,7 @@ def agreed(
 
     Args:
         journal: What was agreed on.
-        shelf: What was heard.
+        store: What was heard.
         neighbours: Their numbers, ascending.
         round_: Which round.
         own: What this peer trained.
@@ -112,22 +112,22 @@ def agreed(
     own = {name: t.cpu() for name, t in own.items()}
     for peer in neighbours:
         key = (round_, peer)
-        heard, counts = shelf.heard(key), journal.decisions.get(key)
+        heard, counts = store.heard(key), journal.decisions.get(key)
         if key not in journal.weights or heard is None or counts is False:
             continue
         ours, theirs = own, heard
         if rule.compression is not None:
-            ours, theirs = both_ends(rule.compression, journal, shelf, key, own, number, heard)
+            ours, theirs = both_ends(rule.compression, journal, store, key, own, number, heard)
         yield Agreed(peer, ours, theirs, journal.weights[key], counts)
 
 
-def mean_of_neighbours(edges: Iterable[Agreed], round_: int, shelf: Shelf, most: float) -> Mix:
+def mean_of_neighbours(edges: Iterable[Agreed], round_: int, store: PeerStore, most: float) -> Mix:
     """W_ij (w_j − w_i) of every edge that counts; of one in doubt it is kept, to be added late if it does.
 
     Args:
         edges: Of the round.
         round_: Which round.
-        shelf: Where what is in doubt is kept.
+        store: Where what is in doubt is kept.
         most: The bound of `MixingRule`.
     """
     mix = Mix()
@@ -140,7 +140,7 @@ def mean_of_neighbours(edges: Iterable[Agreed], round_: int, shelf: Shelf, most:
             mix.row[edge.peer] = weight
             mix.differences.append(change)
         else:
-            shelf.save_doubt((round_, edge.peer), change, weight)
+            store.save_doubt((round_, edge.peer), change, weight)
             mix.in_doubt.append(edge.peer)
     return mix
 

@@ -29,9 +29,9 @@ from fedloom.runtimes.libp2p.mixes import (
 from fedloom.runtimes.libp2p.neighbors import Neighbor
 from fedloom.runtimes.libp2p.network_thread import NetworkThread
 from fedloom.runtimes.libp2p.opened import Offered
+from fedloom.runtimes.libp2p.peer_store import PeerStore
 from fedloom.runtimes.libp2p.schema import Schema
-from fedloom.runtimes.libp2p.shelf import Shelf
-from fedloom.runtimes.libp2p.statements import NOTHING, Statement, Voice
+from fedloom.runtimes.libp2p.statements import NOTHING, Signer, Statement
 from fedloom.runtimes.libp2p.transport import Libp2p
 from fedloom.runtimes.libp2p.wire import Wire
 
@@ -43,7 +43,7 @@ class Node:
     Attributes:
         network: Where messages are sent and answered.
         exchange: The agreement with neighbours.
-        journal, shelf: What outlives a crash.
+        journal, store: What outlives a crash.
         rule: How rows are mixed.
         lag: How far others may be ahead.
     """
@@ -51,7 +51,7 @@ class Node:
     network: NetworkThread
     exchange: Exchange
     journal: Journal
-    shelf: Shelf
+    store: PeerStore
     rule: MixingRule
     lag: Lag
 
@@ -62,10 +62,10 @@ class Node:
 
     def open(self) -> None:
         """Answer neighbours from now on, and say hello; a round that was not finished is settled first."""
-        last = self.shelf.trained_round
+        last = self.store.trained_round
         if last is not None:
             self.exchange.recover(last)
-            self.lag.lost, self.lag.training = self.shelf.since_trained(last)
+            self.lag.lost, self.lag.training = self.store.since_trained(last)
         self.network.run(self.exchange.start())
         self.network.run(self.exchange.meet())
         self.lag.leaves()
@@ -93,22 +93,22 @@ class Node:
             missed: Rounds before this one that it was not there for.
         """
         self.lag.enters()
-        journal, shelf, rule = self.journal, self.shelf, self.rule
+        journal, store, rule = self.journal, self.store, self.rule
         neighbours, number = self.exchange.neighbours, self.exchange.wire.number
         said = self._say(round_, own)
         if rule.compression is None:
             whole = Offered(own)
             self.network.run(self.exchange.swap(round_, dict.fromkeys(neighbours, whole), said))
         else:
-            parcels = offered(rule.compression, journal, shelf, neighbours, round_, own, number)
-            known = {peer: rule.compression.known(shelf, peer) for peer in parcels}
+            contents = offered(rule.compression, journal, store, neighbours, round_, own, number)
+            known = {peer: rule.compression.known(store, peer) for peer in contents}
             fits = rule.compression.fits
             self.network.run(
-                self.exchange.swap(round_, parcels, said, lambda peer, row: fits(known[peer], row))
+                self.exchange.swap(round_, contents, said, lambda peer, row: fits(known[peer], row))
             )
-        edges = agreed(journal, shelf, neighbours, round_, own, number, rule)
+        edges = agreed(journal, store, neighbours, round_, own, number, rule)
         if rule.keeps_mean:
-            mix = mean_of_neighbours(edges, round_, shelf, rule.most)
+            mix = mean_of_neighbours(edges, round_, store, rule.most)
             late, more = self._late(round_)
             mix = replace(mix, differences=[*mix.differences, *more], late=late)
         else:
@@ -142,7 +142,7 @@ class Node:
         if said is None:
             last = max(self.journal.said, default=0)
             before = self.journal.said[last].mark(wire.expected.run, wire.number) if last else NOTHING
-            said = wire.voice.say(round_, digest, before)
+            said = wire.signer.say(round_, digest, before)
             self.journal.say(said)
         elif said.row != digest:
             raise UserError(
@@ -154,21 +154,21 @@ class Node:
     def keep_trained(self, round_: int, tensors: Row, state: dict[str, Any], seconds: float) -> None:
         """Save what training came to, and how long it took; what only earlier rounds needed goes."""
         self.lag.training = seconds
-        self.shelf.save_trained(round_, tensors, state, seconds)
-        self.shelf.clear(round_, {*self.journal.doubts, *self.journal.unapplied(round_)})
+        self.store.save_trained(round_, tensors, state, seconds)
+        self.store.clear(round_, {*self.journal.doubts, *self.journal.unapplied(round_)})
 
     def _late(self, before: int) -> tuple[list[dict[str, Any]], list[Row]]:
         late, differences = [], []
         for key in self.journal.unapplied(before):
-            kept = self.shelf.doubt(key)
+            kept = self.store.doubt(key)
             if kept is None:
                 raise Damaged(
-                    self.shelf.folder,
+                    self.store.folder,
                     f"the difference of round {key[0]} with peer {key[1]} is not there",
                     "put a copy back, or let this peer begin again under another --exp_name",
                 )
             change, weight = kept
-            self.shelf.promote(key)
+            self.store.promote(key)
             late.append({"round": key[0], "peer": key[1], "weight": weight})
             differences.append(change)
         return late, differences
@@ -203,7 +203,7 @@ def joined(
     neighbours: dict[int, Neighbor],
     expected: Expected,
     timeout: float,
-    voice: Voice,
+    signer: Signer,
     rule: MixingRule,
 ) -> Iterator[Node]:
     """A peer that has said hello to its neighbours.
@@ -216,10 +216,10 @@ def joined(
         neighbours: Whom it talks to.
         expected: What all messages have in common.
         timeout: Seconds that a neighbour is waited for.
-        voice: What this peer signs with.
+        signer: What this peer signs with.
         rule: How rows are mixed.
     """
-    journal, shelf = Journal(folder), Shelf(folder)
+    journal, store = Journal(folder), PeerStore(folder)
     identities = {peer: neighbour.id for peer, neighbour in neighbours.items()}
     journal.write(
         "peer",
@@ -227,11 +227,11 @@ def joined(
         clients=expected.clients,
         neighbors=sorted(neighbours),
         run=expected.run,
-        identities={str(peer): known for peer, known in {**identities, number: voice.identity}.items()},
+        identities={str(peer): known for peer, known in {**identities, number: signer.identity}.items()},
     )
-    wire = Wire(number, len(neighbours), expected, transport, timeout, voice, identities)
-    exchange = Exchange(Edges(wire, journal, shelf, rule.step), neighbours)
-    node = Node(network, exchange, journal, shelf, rule, Lag(timeout))
+    wire = Wire(number, len(neighbours), expected, transport, timeout, signer, identities)
+    exchange = Exchange(Edges(wire, journal, store, rule.step), neighbours)
+    node = Node(network, exchange, journal, store, rule, Lag(timeout))
     try:
         node.open()
         yield node

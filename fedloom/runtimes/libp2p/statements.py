@@ -81,7 +81,7 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class Voice:
+class Signer:
     """A peer's key, to say things with.
 
     Attributes:
@@ -95,7 +95,7 @@ class Voice:
     peer: int
 
     @classmethod
-    def of(cls, identity: Path, run: str, peer: int) -> Voice:
+    def of(cls, identity: Path, run: str, peer: int) -> Signer:
         """The voice of a key file of `fedloom identity`.
 
         Raises:

@@ -12,7 +12,7 @@ from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.counts import Counts
 from fedloom.runtimes.libp2p.messages import Expected, Kind, Message, Verdict, decode, encode
 from fedloom.runtimes.libp2p.schema import MessageRefused
-from fedloom.runtimes.libp2p.statements import Statement, Voice
+from fedloom.runtimes.libp2p.statements import Signer, Statement
 from fedloom.runtimes.libp2p.transport import Stream, Transport
 
 LOST = (OSError, EOFError, TimeoutError)
@@ -29,7 +29,7 @@ class Wire:
         expected: What all messages have in common.
         transport: How neighbours are reached.
         timeout: Seconds that a message may take.
-        voice: What this peer signs with.
+        signer: What this peer signs with.
         identities: Of the neighbours, by their numbers.
         at: The round that this peer is in, from 1; one more than there are when all are done.
         heard: For each neighbour the round that it was in last, and since when this is known.
@@ -42,7 +42,7 @@ class Wire:
     expected: Expected
     transport: Transport
     timeout: float
-    voice: Voice
+    signer: Signer
     identities: Mapping[int, str]
     at: int = 1
     heard: dict[int, tuple[int, float]] = field(default_factory=dict)

@@ -20,16 +20,16 @@ from fedloom.runs.files import write_atomically
 from fedloom.runs.inputs import Inputs
 from fedloom.runs.run_folder import Opened, opened, write_run_config
 from fedloom.runtimes.flower.apps import make_server_app
-from fedloom.runtimes.flower.courier import Courier, Delivery
-from fedloom.runtimes.flower.fleet import Fleet
+from fedloom.runtimes.flower.connected_clients import ConnectedClients
+from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.keys import KEYS_FILE, Keys
 from fedloom.runtimes.flower.messages import told
-from fedloom.runtimes.flower.parcel import Parcel
+from fedloom.runtimes.flower.messenger import Delivery, RoundMessenger
 from fedloom.runtimes.flower.post import Post
 from fedloom.runtimes.flower.rows import digest
 from fedloom.training.fed import drive, write_held
-from fedloom.training.fed_data import EVERYBODYS, SERVERS
-from fedloom.training.fed_rounds import Afar, Progressed, play_round
+from fedloom.training.fed_data import ALL_CLIENTS, SERVER_ALONE
+from fedloom.training.fed_rounds import RemoteClients, ServerProgress, play_round
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.setup_fed import Parts, build, device_name, run_folder, versions
 
@@ -50,20 +50,20 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
 
 def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig]) -> None:
     inputs = Inputs(run.inputs)
-    holdings = EVERYBODYS if wanted.client_data is None else SERVERS
+    holdings = ALL_CLIENTS if wanted.client_data is None else SERVER_ALONE
     keys = _keys(wanted, folder)
     config, parts = build(run.config, inputs=inputs, holdings=holdings)
     admit = partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num)
-    fleet = Fleet(Post(grid), Parcel(), admit, wanted.join_timeout, keys)
-    fleet.wait_for(wanted.client_num, wanted.clients_needed)
+    connected = ConnectedClients(Post(grid), Content(), admit, wanted.join_timeout, keys)
+    connected.wait_for(wanted.client_num, wanted.clients_needed)
     found = versions() | {"flwr": version("flwr")}
     write_run_config(folder, config, found, device_name(parts.model.device), inputs.found)
     if wanted.client_data is None:
         write_held(folder, parts)
     schedule = parts.schedule
     examples = schedule.batches * schedule.batch_size * schedule.epochs
-    courier = Courier(fleet, wanted.round_timeout, examples, parts.algorithm)
-    federation = _Federation(config, parts, folder, fleet, courier, wanted.clients_needed)
+    messenger = RoundMessenger(connected, wanted.round_timeout, examples, parts.algorithm)
+    federation = _Federation(config, parts, folder, connected, messenger, wanted.clients_needed)
     drive(config, parts, folder, run.checkpoint, federation.play)
 
 
@@ -74,21 +74,21 @@ class _Federation:
     config: FedConfig
     parts: Parts
     folder: Path
-    fleet: Fleet
-    courier: Courier
+    connected: ConnectedClients
+    messenger: RoundMessenger
     clients_needed: int
 
-    def play(self, now: Progressed) -> tuple[Progressed, dict[str, Any]]:
+    def play(self, now: ServerProgress) -> tuple[ServerProgress, dict[str, Any]]:
         """`run.Play`."""
-        traffic, delivery = replace(self.fleet.post.traffic), Delivery(taken=dict(now.taken))
+        traffic, delivery = replace(self.connected.post.traffic), Delivery(taken=dict(now.taken))
         # A run is resumed from its last checkpoint, or from the one before, where the last proves unsound.
         checkpoints = now.server.round // self.config.val_steps
-        self.courier.kept_from = max(0, checkpoints - 1) * self.config.val_steps
-        self.fleet.wait_for(self.clients_needed, self.clients_needed)
-        if self.fleet.keys is not None and (known := self.fleet.keys.begin()):
+        self.messenger.kept_from = max(0, checkpoints - 1) * self.config.val_steps
+        self.connected.wait_for(self.clients_needed, self.clients_needed)
+        if self.connected.keys is not None and (known := self.connected.keys.begin()):
             write_atomically(self.folder / KEYS_FILE, json.dumps(known, indent=1) + "\n")
-        train = partial(self.courier.train, drawn=now.drawn, delivery=delivery)
-        after, row = play_round(self.config, self.parts, now, Afar(self.fleet.clients, train))
+        train = partial(self.messenger.train, drawn=now.drawn, delivery=delivery)
+        after, row = play_round(self.config, self.parts, now, RemoteClients(self.connected.clients, train))
         # An answer whose numbers did not count is none; its client remembers what it did before.
         counted = set(row["clients"]) - set(row["clients_left_out"])
         taken = now.taken | {k: word for k, word in delivery.taken.items() if k in counted}
@@ -101,13 +101,13 @@ class _Federation:
             "clients_refused": delivery.refused,
             "bytes_up": delivery.bytes_up,
             "bytes_down": delivery.bytes_down,
-            "message_bytes_up": self.fleet.post.traffic.up - traffic.up,
-            "message_bytes_down": self.fleet.post.traffic.down - traffic.down,
+            "message_bytes_up": self.connected.post.traffic.up - traffic.up,
+            "message_bytes_down": self.connected.post.traffic.down - traffic.down,
         }
         return after, row
 
 
-def _admit(adapter: str, reading: str, client_num: int, answer: Parcel) -> int:
+def _admit(adapter: str, reading: str, client_num: int, answer: Content) -> int:
     """The number of a client whose model is the server's.
 
     Raises:

@@ -18,19 +18,19 @@ from fedloom.federation.algorithm import PERSONAL, RULE, part_of, with_prefix
 from fedloom.model.bank import Row
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
+from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.memory import Memory
-from fedloom.runtimes.flower.parcel import Parcel
 from fedloom.runtimes.flower.request import Answer, Request
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, digest, pack, unpack
 from fedloom.runtimes.in_process import run_clients
-from fedloom.training.fed_data import EVERYBODYS, Encoded, Holdings
+from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded
 from fedloom.training.flower.place import client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.setup_fed import Parts, build, fitting_data
 
 
 @dataclass
-class _Standing:
+class _Loaded:
     """What stays in a process: the model, and the data of the clients that have asked."""
 
     options: str
@@ -39,7 +39,7 @@ class _Standing:
     data: dict[Path | None, Encoded] = field(default_factory=dict)
 
 
-_standing: _Standing | None = None
+_loaded_model: _Loaded | None = None
 
 
 def answer(request: Request) -> Answer:
@@ -54,14 +54,14 @@ def answer(request: Request) -> Answer:
         standing = _stand(json.dumps(request.options, sort_keys=True), config, path)
         if request.kind == "query":
             adapter, reading = digest(standing.parts.model.initial), standing.parts.data.reading
-            return Answer(Parcel({"client": client, "adapter": adapter, "reading": reading}))
+            return Answer(Content({"client": client, "adapter": adapter, "reading": reading}))
         return _trained(request, standing, client, path)
     except (UserError, Unfit) as error:
-        return Answer(Parcel({"mistake": str(error)}))
+        return Answer(Content({"mistake": str(error)}))
 
 
-def _trained(request: Request, standing: _Standing, client: int, path: Path | None) -> Answer:
-    facts, model = request.parcel.facts, standing.parts.model
+def _trained(request: Request, standing: _Loaded, client: int, path: Path | None) -> Answer:
+    facts, model = request.content_.facts, standing.parts.model
     if facts["client"] != client:
         raise Unfit(f"a message for client {facts['client'] + 1} came to client {client + 1}")
     names = sorted(model.initial)
@@ -69,13 +69,13 @@ def _trained(request: Request, standing: _Standing, client: int, path: Path | No
     like = algorithm.sent(model.initial, client)
     row = _brought_up_to_date(request, like)
     if row.keys() != model.initial.keys():
-        return Answer(Parcel({"lacks": True}))
+        return Answer(Content({"lacks": True}))
     parts = standing.parts
     chosen = chosen_by(facts["trained"], names)
     whole = algorithm.padded(row)
     trained = {name: whole[name] for name in names if name in chosen}
-    used = {name: whole[name] for name in names if name not in chosen}
-    beside = unpack(request.parcel.tensors, _with_rule(like), model.device, all_of_it=False)
+    frozen = {name: whole[name] for name in names if name not in chosen}
+    beside = unpack(request.content_.tensors, _with_rule(like), model.device, all_of_it=False)
     data = standing.data[path]
     model.share_prefix(data.prefix)
     indices = data.clients[client] if path is None else np.arange(len(data.train))
@@ -97,7 +97,7 @@ def _trained(request: Request, standing: _Standing, client: int, path: Path | No
         [work],
         parts.rules,
         algorithm,
-        used=used,
+        frozen=frozen,
         received=algorithm.padded(part_of(beside, RULE)),
         memories={} if remembered is None else {client: remembered},
         first=parts.first_memory,
@@ -111,17 +111,17 @@ def _trained(request: Request, standing: _Standing, client: int, path: Path | No
             model.save(whole | personal, memory.folder / "adapter", rank=algorithm.rank(client))
         said["forgot"] = facts["remembers"] is not None and remembered is None
     return Answer(
-        Parcel({"round": facts["round"], **said}, pack(update.payload)),
-        kept=Parcel({"word": facts["word"]}, pack(row)),
+        Content({"round": facts["round"], **said}, pack(update.payload)),
+        kept=Content({"word": facts["word"]}, pack(row)),
     )
 
 
 def _brought_up_to_date(request: Request, like: Row) -> Row:
     """The server's adapter: what was kept, and what has changed since; not all of it where some is lost."""
     device = next(iter(like.values())).device
-    news = unpack(request.parcel.tensors, _with_rule(like), device, all_of_it=False)
+    news = unpack(request.content_.tensors, _with_rule(like), device, all_of_it=False)
     news = {name: t for name, t in news.items() if name in like}
-    held = request.parcel.facts["held"]
+    held = request.content_.facts["held"]
     if held is None:
         return news
     if request.kept.facts.get("word") != held:
@@ -134,27 +134,29 @@ def _with_rule(like: Row) -> Row:
     return like | with_prefix(RULE, like)
 
 
-def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Standing:
+def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
     """The model and this client's data, as they are here already where they can be."""
-    global _standing
+    global _loaded_model
     fed = replace(config.of_the_run, eval_generate_every=0)
-    if _standing is None or _standing.options != options:
-        _standing = None  # two models may be one too many
-        resolved, parts = build(fed, holdings=EVERYBODYS if path is None else _own(path))
-        _standing = _Standing(options, resolved, parts, {path: parts.data})
-    elif path not in _standing.data:
-        task, holdings = TASKS[fed.data_name], EVERYBODYS if path is None else _own(path)
-        splits, parts = holdings.load(fed, task), _standing.parts
-        _standing.data[path] = fitting_data(fed, task, splits, holdings, parts.tokenizer, parts.model.model)
-    return _standing
+    if _loaded_model is None or _loaded_model.options != options:
+        _loaded_model = None  # two models may be one too many
+        resolved, parts = build(fed, holdings=ALL_CLIENTS if path is None else _own(path))
+        _loaded_model = _Loaded(options, resolved, parts, {path: parts.data})
+    elif path not in _loaded_model.data:
+        task, holdings = TASKS[fed.data_name], ALL_CLIENTS if path is None else _own(path)
+        splits, parts = holdings.load(fed, task), _loaded_model.parts
+        _loaded_model.data[path] = fitting_data(
+            fed, task, splits, holdings, parts.tokenizer, parts.model.model
+        )
+    return _loaded_model
 
 
-def _own(path: Path) -> Holdings:
+def _own(path: Path) -> ClientData:
     def load(config: FedConfig, task: Task) -> Splits:
         rows = read_part(path, "train", option="client_data", names=task.split_names)
         return Splits([made.example for made in read_examples(task, rows)], [], [])
 
-    return Holdings(load, _dealt_to_nobody)
+    return ClientData(load, _dealt_to_nobody)
 
 
 def _dealt_to_nobody(config: FedConfig, examples: int) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Content:
     """One message's content, or what a client keeps between two.
 
     Attributes:

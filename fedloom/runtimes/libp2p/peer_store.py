@@ -31,7 +31,7 @@ T = TypeVar("T")
 _NAME = re.compile(r"(trained|heard|doubt|estimate|pending)-(\d+)(?:-(\d+))?\.safetensors")
 
 
-class Shelf:
+class PeerStore:
     """The files of a run's folder.
 
     Attributes:

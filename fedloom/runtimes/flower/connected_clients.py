@@ -16,9 +16,9 @@ from flwr.app import Message, MessageType
 from flwr.common.constant import ErrorCode
 
 from fedloom.errors import UserError
+from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.keys import Keys
 from fedloom.runtimes.flower.messages import from_records, to_records, told
-from fedloom.runtimes.flower.parcel import Parcel
 from fedloom.runtimes.flower.post import Post
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,11 @@ class Replies:
     """What a round's messages brought.
 
     Attributes:
-        parcels: By client.
-        failures: By client, why there is no parcel.
+        contents: By client.
+        failures: By client, why there is none.
     """
 
-    parcels: dict[int, Parcel]
+    contents: dict[int, Content]
     failures: dict[int, str]
 
 
@@ -52,7 +52,7 @@ class _Failed(Exception):
 
 
 @dataclass
-class Fleet:
+class ConnectedClients:
     """The nodes of a run.
 
     Attributes:
@@ -64,8 +64,8 @@ class Fleet:
     """
 
     post: Post
-    introduction: Parcel
-    admit: Callable[[Parcel], int]
+    introduction: Content
+    admit: Callable[[Content], int]
     patience: float
     keys: Keys | None
     _nodes: dict[int, int] = field(default_factory=dict)  # client → node
@@ -138,16 +138,16 @@ class Fleet:
             node, _ = self._asked.pop(came.question)
             self._introduced(node, came.answer)
 
-    def ask(self, parcels: Mapping[int, Parcel], seconds: float) -> Replies:
-        """Send each client its parcel, and wait for what comes back.
+    def ask(self, contents: Mapping[int, Content], seconds: float) -> Replies:
+        """Send each client its content, and wait for what comes back.
 
         Args:
-            parcels: By client.
+            contents: By client.
             seconds: How long.
         """
         messages = {
-            client: Message(to_records(parcel), self._nodes[client], MessageType.TRAIN, ttl=seconds)
-            for client, parcel in parcels.items()
+            client: Message(to_records(content_), self._nodes[client], MessageType.TRAIN, ttl=seconds)
+            for client, content_ in contents.items()
         }
         self.post.send(list(messages.values()))
         waiting = {message.metadata.message_id: client for client, message in messages.items()}
@@ -157,7 +157,7 @@ class Fleet:
             for came in self.post.collect({id_: self._nodes[k] for id_, k in waiting.items()}):
                 client = waiting.pop(came.question)
                 try:
-                    replies.parcels[client] = _parcel_of(came.answer)
+                    replies.contents[client] = _content_of(came.answer)
                 except _Failed as error:
                     replies.failures[client] = str(error)
             if time.monotonic() > until:
@@ -172,7 +172,7 @@ class Fleet:
         if isinstance(answer, Message) and answer.has_error() and answer.error.code in _NO_ANSWER:
             return  # it is asked again while it is there
         try:
-            client = self.admit(_parcel_of(answer))
+            client = self.admit(_content_of(answer))
             if self.keys is not None:
                 self.keys.claim(client, self._public.get(node, b""))
             if client in self._nodes:
@@ -185,7 +185,7 @@ class Fleet:
         self._nodes[client] = node
 
 
-def _parcel_of(answer: Message | Exception | None) -> Parcel:
+def _content_of(answer: Message | Exception | None) -> Content:
     """What a client sent.
 
     Raises:
@@ -196,11 +196,11 @@ def _parcel_of(answer: Message | Exception | None) -> Parcel:
             raise _Failed(f"its answer cannot be read ({type(answer).__name__}: {told(answer)})")
         if answer.has_error():
             raise _Failed(told(answer.error.reason or "an error without a reason"))
-        parcel = from_records(answer.content)
+        content_ = from_records(answer.content)
     except _Failed:
         raise
     except Exception as error:  # Flower reads some of it only now
         raise _Failed(f"its answer cannot be read ({told(error)})") from None
-    if "mistake" in parcel.facts:
-        raise _Failed(told(parcel.facts["mistake"]))
-    return parcel
+    if "mistake" in content_.facts:
+        raise _Failed(told(content_.facts["mistake"]))
+    return content_

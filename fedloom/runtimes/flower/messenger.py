@@ -30,9 +30,9 @@ from fedloom.federation.algorithm import (
     with_prefix,
 )
 from fedloom.model.bank import Row, bytes_of
-from fedloom.runtimes.flower.fleet import Fleet
+from fedloom.runtimes.flower.connected_clients import ConnectedClients
+from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.messages import told
-from fedloom.runtimes.flower.parcel import Parcel
 from fedloom.runtimes.flower.rows import Unfit, mask_of, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _LastSent:
     """What a client holds: a word for it that the client knows too, and the version of each parameter."""
 
     word: str
@@ -71,18 +71,18 @@ class _Held:
 
 
 @dataclass
-class Courier:
-    """Carries rounds to the clients of a fleet.
+class RoundMessenger:
+    """Carries rounds to the clients that are connected.
 
     Attributes:
-        fleet: The clients.
+        connected: The clients.
         round_timeout: Seconds for a round's answers.
         examples: As many examples is a client asked to train on in a round, at most.
         algorithm: The run's.
         kept_from: Rounds done at the run's last checkpoint: clients keep their versions since then.
     """
 
-    fleet: Fleet
+    connected: ConnectedClients
     round_timeout: float
     examples: int
     algorithm: Algorithm
@@ -90,7 +90,7 @@ class Courier:
     _run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     _latest: Row = field(default_factory=dict)
     _versions: dict[str, int] = field(default_factory=dict)
-    _held: dict[int, _Held] = field(default_factory=dict)
+    _held: dict[int, _LastSent] = field(default_factory=dict)
     _packed: dict[frozenset[tuple[str, torch.Size]], bytes] = field(
         default_factory=dict
     )  # most clients lack the same
@@ -100,7 +100,7 @@ class Courier:
         round_: int,
         clients: Sequence[int],
         trained: Row,
-        used: Row,
+        frozen: Row,
         rule: Row,
         drawn: Sequence[int],
         delivery: Delivery,
@@ -111,7 +111,7 @@ class Courier:
             round_: Rounds done.
             clients: Who takes part; all are there.
             trained: What they train and send back.
-            used: What they only use.
+            frozen: What they only use.
             rule: What goes with it for the clients' rule.
             drawn: Batches that each client of the federation has drawn so far.
             delivery: Is told what was sent, what came, and who did not answer; knows which answers were
@@ -120,27 +120,27 @@ class Courier:
         Raises:
             UserError: Nobody answered, or nobody what was asked for.
         """
-        self._note_changes(round_, trained | used)
+        self._note_changes(round_, trained | frozen)
         until = time.monotonic() + self.round_timeout
-        parcels = {k: self._parcel(round_, k, trained, rule, drawn[k], delivery) for k in clients}
-        replies = self.fleet.ask(parcels, self.round_timeout)
-        if lacking := [k for k, reply in replies.parcels.items() if reply.facts.get("lacks")]:
+        contents = {k: self._content(round_, k, trained, rule, drawn[k], delivery) for k in clients}
+        replies = self.connected.ask(contents, self.round_timeout)
+        if lacking := [k for k, reply in replies.contents.items() if reply.facts.get("lacks")]:
             for client in lacking:
                 self._held.pop(client, None)
-            again = {k: self._parcel(round_, k, trained, rule, drawn[k], delivery) for k in lacking}
-            second = self.fleet.ask(again, max(until - time.monotonic(), 1.0))
-            replies.parcels.update(second.parcels)
+            again = {k: self._content(round_, k, trained, rule, drawn[k], delivery) for k in lacking}
+            second = self.connected.ask(again, max(until - time.monotonic(), 1.0))
+            replies.contents.update(second.contents)
             replies.failures.update(second.failures)
         for client, why in sorted(replies.failures.items()):
-            replies.parcels.pop(client, None)
+            replies.contents.pop(client, None)
             self._held.pop(client, None)
             delivery.lost.append(client)
             log.warning("round %d goes on without client %d: %s", round_ + 1, client + 1, why)
         reasons = set(replies.failures.values())
         word = self._word(round_)
         answered = False
-        for client in sorted(replies.parcels):
-            reply = replies.parcels.pop(client)
+        for client in sorted(replies.contents):
+            reply = replies.contents.pop(client)
             try:
                 update = read_update(reply, client, round_, trained, self.examples, self.algorithm, rule)
             except Exception as error:  # whatever it is, this client's answer is at fault and nobody else's
@@ -155,7 +155,7 @@ class Courier:
             delivery.taken[client] = word
             if reply.facts.get("forgot"):
                 delivery.forgot.append(client)
-            self._held[client] = _Held(word, dict(self._versions))
+            self._held[client] = _LastSent(word, dict(self._versions))
             answered = True
             yield update
         if not answered:
@@ -174,9 +174,9 @@ class Courier:
     def _word(self, round_: int) -> str:
         return f"{self._run}-{round_}"
 
-    def _parcel(
+    def _content(
         self, round_: int, client: int, trained: Row, rule: Row, drawn: int, delivery: Delivery
-    ) -> Parcel:
+    ) -> Content:
         held = self._held.get(client)
         versions = held.versions if held else {}
         news = {name: t for name, t in self._latest.items() if versions.get(name) != self._versions[name]}
@@ -197,11 +197,11 @@ class Courier:
             "remembers": delivery.taken.get(client),
             "kept_from": self.kept_from,
         }
-        return Parcel(facts, self._packed[shapes])
+        return Content(facts, self._packed[shapes])
 
 
 def read_update(
-    reply: Parcel,
+    reply: Content,
     client: int,
     round_: int,
     trained: Row,
