@@ -183,8 +183,8 @@ def remembers():
     return none()._replace(memory=lambda row: {name: torch.zeros_like(t) for name, t in row.items()})
 
 @plug_in("share")
-def nothing():
-    return lambda names: frozenset()
+def heads():
+    return lambda names: frozenset(name for name in names if ".lora_" not in name)
 """
 
 
@@ -192,7 +192,7 @@ def nothing():
     ("flags", "said"),
     [
         ("--client_rule remembers", "client_rule: remembers remembers something from round to round"),
-        ("--share nothing", "share: nothing returned frozenset(), not a set of some"),
+        ("--share heads --mix_head false", "share: heads keeps all that is trained with its peer"),
     ],
 )
 def test_a_part_from_outside_that_has_no_meaning_on_a_graph_is_told(
