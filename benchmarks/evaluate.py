@@ -45,13 +45,13 @@ from fedloom.data.encode import encode_prompts  # noqa: E402
 from fedloom.data.sources import load_splits  # noqa: E402
 from fedloom.data.tasks import TASKS  # noqa: E402
 from fedloom.data.templates import prompt_format  # noqa: E402
+from fedloom.errors import UserError  # noqa: E402
 from fedloom.evaluation.answering import ends_of_answer  # noqa: E402
 from fedloom.evaluation.generate import generate  # noqa: E402
 from fedloom.model.adapters.choice import lora  # noqa: E402
 from fedloom.model.bank import AdapterBank, Row  # noqa: E402
 from fedloom.model.base import load_base  # noqa: E402
 from fedloom.model.stacked import StackedModel  # noqa: E402
-from fedloom.options.fed import UserError  # noqa: E402
 from fedloom.training.setup_fed import quieten  # noqa: E402
 
 Written = list[list[list[int]]]

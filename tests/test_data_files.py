@@ -394,3 +394,12 @@ def test_saved_data_without_rows_and_pipes_among_it(tmp_path):
     os.mkfifo(tmp_path / "one/pipe")
     with pytest.raises(UserError, match="a pipe or a device"):
         read_local(tmp_path / "one")
+
+
+def test_hidden_files_are_no_data(tmp_path):
+    (tmp_path / "train").mkdir()
+    for name in (".holder.json", ".ipynb_checkpoints.jsonl"):
+        (tmp_path / "train" / name).write_text('{"pid": 1}')
+    (tmp_path / "train" / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    (tmp_path / ".train.jsonl").write_text("not json")
+    assert [row.row["question"] for row in read_local(tmp_path)["train"]] == ["q"]

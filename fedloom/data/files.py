@@ -126,9 +126,9 @@ def _split_files(folder: Path, option: str, names: SplitNames) -> dict[str, list
     for split, stems in names.items():
         whole: list[list[Path]] = []
         parts: dict[tuple[str, str, str | None], list[tuple[int, Path]]] = {}
-        for path in sorted(folder.iterdir()):
+        for path in _entries(folder):
             if path.name in stems and path.is_dir():
-                whole.append([inner for inner in sorted(path.iterdir()) if data_name(inner)])
+                whole.append([inner for inner in _entries(path) if data_name(inner)])
                 continue
             stem, extension = data_name(path) or ("", "")
             own = max((name for name in stems if stem.startswith(name)), key=len, default=None)
@@ -152,6 +152,11 @@ def _split_files(folder: Path, option: str, names: SplitNames) -> dict[str, list
     return files
 
 
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder; hidden files are other programs' business."""
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
 def _check_parts(folder: Path, name: str, of: str | None, numbers: list[int]) -> None:
     if len(set(numbers)) < len(numbers):
         raise UserError(f"'{folder}' has the same part of {name} in two files; leave one of them.")
@@ -163,7 +168,7 @@ def _check_parts(folder: Path, name: str, of: str | None, numbers: list[int]) ->
 
 def _files_below(folder: Path, option: str, names: SplitNames, needed: str) -> dict[str, list[Path]]:
     """The files in the one folder below that has the needed split: the hub's are in ``data`` or ``main``."""
-    below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    below = [path for path in _entries(folder) if path.is_dir()]
     found = {path.name: files for path in below if needed in (files := _split_files(path, option, names))}
     if len(found) > 1:
         raise UserError(
