@@ -162,7 +162,7 @@ def killed(inputs, net):
         "--client_data",
         "node",
         "--round_timeout",
-        "15",
+        "20",
         "--min_clients",
         "2",
         "--join_timeout",
