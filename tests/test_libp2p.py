@@ -36,7 +36,7 @@ def adapter(run, round_, peer=None):
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory):
-    """Five peers on a ring; one is killed in round 3 and restarted in round 5; a stranger knocks."""
+    """Five peers on a ring; one is killed in round 2 or 3 and restarted in round 5; a stranger knocks."""
     folder = tmp_path_factory.mktemp("ring")
     save_tiny_llama(folder / "model")
     graph = {1: [2, 5], 2: [1, 3], 3: [2, 4], 4: [3, 5], 5: [4, 1]}
@@ -49,7 +49,8 @@ def ring(tmp_path_factory):
         peers.write_neighbors("neighbors-stranger", [1, 2])
         for number in graph:
             peers.start(number)
-        peers.wait_for_round(3, 2)
+        # On a busy machine it is seen a round late; it must miss one all the same before it is back.
+        peers.wait_for_round(3, 1)
         peers.processes[3].kill()
         peers.processes[3].join()
         # It says that it is client 3, which is not there.
