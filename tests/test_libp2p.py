@@ -18,9 +18,11 @@ pytestmark = [
     pytest.mark.skipif(find_spec("hivemind") is None, reason="hivemind is not installed (fedloom[p2p])"),
 ]
 
+# Enough for the killed peer to miss some, and to have some left when it is back, on a busy machine too.
+ROUNDS = 14
 FIVE = (
-    "--dataset_type arithmetic --num_clients 5 --num_rounds 8 --local_steps 30 --batch_size 4 --lr 0.01 "
-    "--dtype float32 --report_to none --wave_tokens 4000 --eval_every 8"
+    f"--dataset_type arithmetic --num_clients 5 --num_rounds {ROUNDS} --local_steps 30 --batch_size 4 "
+    f"--lr 0.01 --dtype float32 --report_to none --wave_tokens 4000 --eval_every {ROUNDS}"
 )
 THREE = (
     "--dataset_type arithmetic --num_clients 3 --num_rounds 3 --local_steps 3 --batch_size 4 --lr 0.05 "
@@ -36,7 +38,7 @@ def adapter(run, round_, peer=None):
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory):
-    """Five peers on a ring; one is killed in round 2 or 3 and restarted in round 5; a stranger knocks."""
+    """Five peers on a ring; one is killed in round 2 or 3 and restarted in round 6; a stranger knocks."""
     folder = tmp_path_factory.mktemp("ring")
     save_tiny_llama(folder / "model")
     graph = {1: [2, 5], 2: [1, 3], 3: [2, 4], 4: [3, 5], 5: [4, 1]}
@@ -49,13 +51,12 @@ def ring(tmp_path_factory):
         peers.write_neighbors("neighbors-stranger", [1, 2])
         for number in graph:
             peers.start(number)
-        # On a busy machine it is seen a round late; it must miss one all the same before it is back.
         peers.wait_for_round(3, 1)
         peers.processes[3].kill()
         peers.processes[3].join()
         # It says that it is client 3, which is not there.
         peers.start("stranger", "--num_rounds", "1", "--round_timeout", "2", client=3)
-        peers.wait_for_round(2, 4)
+        peers.wait_for_round(2, 5)
         peers.start(3, "--resume")
         peers.statuses = peers.wait()
         yield peers
@@ -66,14 +67,14 @@ def ring(tmp_path_factory):
 def test_all_five_finish(ring):
     assert ring.statuses == {1: 0, 2: 0, 3: 0, 4: 0, 5: 0, "stranger": 0}, ring.said(3)
     for number in range(1, 6):
-        assert ring.summary(number)["rounds"] == 8
-        assert any("lora_B" in name for name in adapter(ring.run(number), 8))
+        assert ring.summary(number)["rounds"] == ROUNDS
+        assert any("lora_B" in name for name in adapter(ring.run(number), ROUNDS))
 
 
 def test_the_four_survivors_never_stop(ring):
     for number in (1, 2, 4, 5):
         rows = ring.rows(number)
-        assert [row["round"] for row in rows] == list(range(9))
+        assert [row["round"] for row in rows] == list(range(ROUNDS + 1))
         # A dead neighbour costs one timeout, not one per round.
         usual = max(row["seconds"] for row in rows[1:] if len(row["neighbors"]) == 2)
         assert sum(row["seconds"] > usual + 9 for row in rows[1:]) <= 1
@@ -83,12 +84,10 @@ def test_the_four_survivors_never_stop(ring):
 def test_the_killed_peer_catches_up_and_says_so(ring):
     rows = ring.rows(3)
     missed = [row for row in rows if row.get("rounds_missed")]
-    if not missed:
-        pytest.skip("this machine was so busy that it was back before a round was missed")
     assert len(missed) == 1 and ring.summary(3)["rounds_missed"] == missed[0]["rounds_missed"] >= 1
     assert missed[0]["neighbors"], "it mixes in the round in which it is back"
     log = (ring.run(3) / "federated_training.log").read_text()
-    assert re.search(r"rounds missed: \d, from round \d on", log)
+    assert re.search(r"rounds missed: \d+, from round \d+ on", log)
 
 
 def test_the_stranger_is_refused_counted_and_mixes_with_nobody(ring):
@@ -104,7 +103,7 @@ def test_the_audit_finds_every_matrix_doubly_stochastic(ring, capsys):
     folders = [str(ring.run(number)) for number in range(1, 6)]
     assert main(["audit", *folders]) == 0
     said = capsys.readouterr().out
-    assert said.count("symmetric, doubly stochastic\n") == 8
+    assert said.count("symmetric, doubly stochastic\n") == ROUNDS
     signed = sum(1 + len(row["neighbors"]) for n in range(1, 6) for row in ring.rows(n)[1:])
     assert int(re.search(r"nobody has told two things, in (\d+) statements", said)[1]) >= signed
     journal = ring.run(4) / "exchange" / "journal.jsonl"
@@ -131,7 +130,7 @@ def test_the_peers_are_nearer_to_each_other_than_without_mixing(ring, tmp_path, 
 
 def test_what_was_sent_was_received(ring):
     told = [row for number in (1, 2, 4, 5) for row in ring.rows(number)[1:]]  # who was killed has lost count
-    row_bytes = sum(t.numel() * 4 for name, t in adapter(ring.run(1), 8).items() if "lora_B" in name)
+    row_bytes = sum(t.numel() * 4 for name, t in adapter(ring.run(1), ROUNDS).items() if "lora_B" in name)
     assert all(row["bytes_up"] % row_bytes == 0 for row in told)
     assert sum(len(row["neighbors"]) for row in told) * row_bytes <= sum(row["bytes_up"] for row in told)
 
