@@ -45,7 +45,7 @@ def test_measuring_leaves_the_run_as_it_was(tmp_path):
     data = tmp_path / "data.jsonl"
     rows = [{"question": f"What is {i} + {i}?", "answer": f"{2 * i}"} for i in range(80)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config, parts = build(
+    _, parts = build(
         FedConfig(
             model_name=str(save_tiny_llama(tmp_path / "model")),
             data_name="qa",
@@ -56,9 +56,9 @@ def test_measuring_leaves_the_run_as_it_was(tmp_path):
             dtype="float32",
         )
     )
-    before, _ = play_round(config, parts, first_standing(parts))
-    speed = measure(config, parts)
-    after, _ = play_round(config, parts, first_standing(parts))
+    before, _ = play_round(parts, first_standing(parts))
+    speed = measure(parts)
+    after, _ = play_round(parts, first_standing(parts))
     assert min(speed.round, speed.answer, speed.validation) > 0
     for name, tensor in before.server.adapter.items():
         assert torch.equal(tensor, after.server.adapter[name])

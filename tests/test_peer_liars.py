@@ -21,7 +21,7 @@ from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.runtimes.libp2p.wire import LOST, Wire
 from fedloom.training.peer import _expected, drive
-from fedloom.training.setup_graph import build_one
+from fedloom.training.setup_graph import build_one, intervals
 
 PAIR = {1: [2], 2: [1]}
 RING = {1: [2, 4], 2: [1, 3], 3: [2, 4], 4: [3, 1]}
@@ -108,7 +108,7 @@ def test_one_hello_ends_nobodys_training(network, tmp_path):
     liar.do(liar.hello(2))
     folder = tmp_path / "2"
     write_run_config(folder, config, {}, "cpu")
-    drive(config, parts, node, folder)
+    drive(parts, intervals(config), node, folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["rounds_missed"] == 0 and row["train_loss"] > 0 for row in rows[1:])

@@ -18,7 +18,7 @@ from fedloom.commands.cli import main
 from fedloom.options.fed import FedConfig
 from fedloom.options.parsing import parse
 from fedloom.training.fed import drive
-from fedloom.training.setup_fed import build
+from fedloom.training.setup_fed import build, intervals
 
 LAYERS = 4
 
@@ -94,12 +94,11 @@ def test_with_all_layers_it_is_fed(words, tmp_path):
     """The same parts driven in both modes, so that clients have the same data."""
     focused = options(words, tmp_path, "--max_layer_num", str(LAYERS), "--server_grad_scale", "3")
     config, parts = build(focused)
-    plain = dataclasses.replace(config, train_mode="fed", exp_name="plain")
     folders = [tmp_path / "focused", tmp_path / "plain"]
     for folder in folders:
         folder.mkdir()
-    drive(config, parts, folders[0])
-    drive(plain, dataclasses.replace(parts, focus=None), folders[1])
+    drive(parts, intervals(config), folders[0])
+    drive(dataclasses.replace(parts, focus=None), intervals(config), folders[1])
     assert_equal(adapter(folders[0]), adapter(folders[1]))
     assert rows(folders[0])[-1]["bytes_up"] == rows(folders[1])[-1]["bytes_up"]
 

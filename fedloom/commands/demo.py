@@ -29,7 +29,7 @@ from fedloom.runs.rows import read_rows
 from fedloom.runs.run_folder import opened, write_run_config
 from fedloom.training.fed import drive, first_standing, write_held
 from fedloom.training.fed_rounds import play_round
-from fedloom.training.setup_fed import Parts, build, device_name, run_folder, versions
+from fedloom.training.setup_fed import Parts, build, device_name, intervals, run_folder, versions
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MODEL = "smollm2-135m"
@@ -150,7 +150,7 @@ def _run(console: Console, wanted: FedConfig, folder: Path, rounds: int | None, 
     console.print(f"Answering {config.val_limit} problems that no client has …")
     before = answer_unseen(parts, parts.model.initial, config.val_limit)
     console.print(f"{before.accuracy:.0%} right. Validating, then training {config.max_steps} rounds …")
-    final = drive(config, parts, folder)
+    final = drive(replace(parts, val_limit=config.val_limit), intervals(config), folder)
     console.print("Answering the same problems again …")
     after = answer_unseen(parts, final.server.adapter, config.val_limit)
     adapter = latest_checkpoint(folder)
@@ -163,7 +163,7 @@ def _sized(
 ) -> FedConfig:
     """The config with as many rounds and problems as this machine has time for."""
     console.print("Trying how fast this machine is …")
-    speed = measure(config, parts)
+    speed = measure(parts)
     size = choose_size(speed, WANTED_SECONDS - _seconds_so_far(), rounds, problems)
     console.print(
         f"A round takes {speed.round:.1f} s here, a problem {speed.answer:.2f} s: {size.rounds} rounds and "
@@ -175,13 +175,13 @@ def _sized(
     return replace(config, max_steps=size.rounds, val_steps=size.rounds, val_limit=size.problems)
 
 
-def measure(config: FedConfig, parts: Parts) -> Speed:
+def measure(parts: Parts) -> Speed:
     """What the demo's parts take here: each is done a little, and timed when it is warm.
 
     Nothing of it stays: a round is a function of where the run stands.
     """
     start = first_standing(parts)
-    one_client = replace(config, client_num_per_step=1)
+    one_client = replace(parts, per_round=1)
     asked = [example.question for example in parts.splits.validation[:TRIED_PROBLEMS]]
     labelled = parts.data.validation[:TRIED_PROBLEMS]
     row, wave = start.server.adapter, parts.rules.wave_tokens
@@ -189,11 +189,11 @@ def measure(config: FedConfig, parts: Parts) -> Speed:
     def answers(problems: int) -> Answers:
         return _answers(parts, row, asked[:problems], [""] * problems)
 
-    play_round(one_client, parts, start)
-    seconds = _seconds_of(lambda: play_round(one_client, parts, start))
+    play_round(one_client, start)
+    seconds = _seconds_of(lambda: play_round(one_client, start))
     answers(1)
     return Speed(
-        round=config.client_num_per_step * seconds,
+        round=parts.per_round * seconds,
         answer=_seconds_of(lambda: answers(len(asked))) / len(asked),
         validation=_seconds_of(lambda: validate(parts.model, row, labelled, wave)) / len(labelled),
     )

@@ -12,7 +12,7 @@ from fedloom.runs.run_folder import write_run_config
 from fedloom.training.dfl import drive
 from fedloom.training.launch import build_together, opened_together, processes, recall
 from fedloom.training.setup_fed import device_name, run_folder, versions
-from fedloom.training.setup_graph import algorithm_of, build
+from fedloom.training.setup_graph import algorithm_of, build, intervals
 
 
 def run_dfl(config: DflConfig) -> RunRecord:
@@ -32,5 +32,5 @@ def run_dfl(config: DflConfig) -> RunRecord:
                 write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
                 write_clients(folder, parts.train, parts.peers, parts.validation)
                 held.enter_context(logging_to(folder / config.log_path))
-            drive(resolved, parts, folder, run.checkpoint)
+            drive(parts, intervals(resolved), folder, run.checkpoint)
         return recall(folder, group)

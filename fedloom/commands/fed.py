@@ -7,7 +7,7 @@ from fedloom.runs.record import RunRecord
 from fedloom.runs.run_folder import write_run_config
 from fedloom.training.fed import drive, write_held
 from fedloom.training.launch import build_together, opened_together, processes, recall
-from fedloom.training.setup_fed import algorithm_of, build, device_name, run_folder, versions
+from fedloom.training.setup_fed import algorithm_of, build, device_name, intervals, run_folder, versions
 
 
 def run_fed(config: FedConfig) -> RunRecord:
@@ -25,5 +25,5 @@ def run_fed(config: FedConfig) -> RunRecord:
             if group.rank == 0:
                 write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
                 write_held(folder, parts)
-            drive(resolved, parts, folder, run.checkpoint)
+            drive(parts, intervals(resolved), folder, run.checkpoint)
         return recall(folder, group)

@@ -17,7 +17,7 @@ that loses nothing h_ij = w_i, and this is plain gossip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,9 +29,6 @@ from fedloom.model.bank import AdapterBank, Row
 
 Payloads = dict[Edge, Row]
 """``{(sender, receiver): payload}``; peers from 0."""
-
-Deliver = Callable[[Payloads, RoundMixing], Payloads]
-"""``(what leaves the peers that are here, the matrix) -> that, and what reaches them from elsewhere``."""
 
 
 @dataclass(frozen=True)

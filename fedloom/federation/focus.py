@@ -28,7 +28,8 @@ from torch import Tensor
 from fedloom.federation.aggregate import Reduce
 from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.priority import Projection, layer_scores, select_layers
-from fedloom.federation.server import Diverged, RoundReport, ServerState, Train, federated_round
+from fedloom.federation.server import Diverged, RoundReport, ServerState, federated_round
+from fedloom.federation.transport import Train
 from fedloom.model.bank import Row
 
 ServerGradient = Callable[[int, Row], tuple[Row, float]]

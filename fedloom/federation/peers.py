@@ -37,10 +37,11 @@ from fedloom.client.optimisers import State
 from fedloom.federation.aggregators import Aggregator
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm
-from fedloom.federation.choco import Deliver, Estimates, payloads_of
+from fedloom.federation.choco import Estimates, payloads_of
 from fedloom.federation.matrix import RoundMixing, check_mixing
 from fedloom.federation.neighbours import combined, moved
 from fedloom.federation.topology import bytes_per_round
+from fedloom.federation.transport import ALL_HERE, PeerTransport
 from fedloom.model.bank import AdapterBank, Row, bytes_of, largest_usable, usable
 
 
@@ -85,10 +86,6 @@ Train = Callable[[PeerState, Bool[Tensor, " peers"]], Trained]
 train keeps its row and its optimiser's state."""
 
 
-Fetch = Callable[[AdapterBank, RoundMixing], AdapterBank]
-"""``(rows of the peers that are here, the matrix) -> rows of all whom they hear``, by their numbers."""
-
-
 @dataclass(frozen=True)
 class PeerReport:
     """What a round says of itself.
@@ -119,9 +116,7 @@ def peer_round(
     algorithm: Algorithm = PLAIN,
     *,
     seed: int = 0,
-    here: range | None = None,
-    fetch: Fetch = lambda bank, mixing: bank,
-    deliver: Deliver = lambda payloads, mixing: payloads,
+    transport: PeerTransport = ALL_HERE,
 ) -> tuple[PeerState, PeerReport]:
     """One round of decentralised training.
 
@@ -132,15 +127,13 @@ def peer_round(
         mixed: Names of the parameters that are sent and averaged; the others stay with their peer.
         algorithm: Its aggregator and its codec.
         seed: Of the run; random choices of the codec depend on it, the round and the edge.
-        here: The peers of ``state``; None is all.
-        fetch: Gets the rows of those whom they hear and who are elsewhere.
-        deliver: Gets what is sent to them from elsewhere, where it is compressed.
+        transport: Which peers those of ``state`` are, and how they reach others.
 
     Raises:
         ValueError: The matrix is not symmetric and doubly stochastic.
     """
     check_mixing(mixing)
-    here = range(mixing.peers) if here is None else here
+    here = range(mixing.peers) if transport.peers is None else transport.peers
     active = torch.tensor(mixing.active)
     trained, left_out = _finite_only(state, train(state, active[here.start : here.stop]))
     bank, estimates, lost = trained.bank, state.estimates, list[int]()
@@ -150,15 +143,15 @@ def peer_round(
             own, estimates, mixing, algorithm.codec, here=here, seed=seed, round_=state.round
         )
         sent = sum(map(bytes_of, payloads.values()))
-        estimates = estimates.advanced(deliver(payloads, mixing), algorithm.codec)
+        estimates = estimates.advanced(transport.deliver(payloads, mixing), algorithm.codec)
         own, lost = combine(own, algorithm.aggregator, mixing, here, estimates.differences)
     else:
         links = int(mixing.degrees[here.start : here.stop].sum())
         sent = bytes_per_round(bytes_of(algorithm.codec.encode(own.row(0), 0)), links)
         if algorithm.aggregator is weighted_mean:
-            own = mix(own, mixing.rows(here), mixed, lambda rows: fetch(rows, mixing))
+            own = mix(own, mixing.rows(here), mixed, lambda rows: transport.fetch(rows, mixing))
         else:
-            heard = partial(_differences, fetch(own, mixing), mixing.heard_by(here).tolist())
+            heard = partial(_differences, transport.fetch(own, mixing), mixing.heard_by(here).tolist())
             own, lost = combine(own, algorithm.aggregator, mixing, here, heard)
     left_out = sorted({*lost, *(here.start + peer for peer in left_out)})
     report = PeerReport(trained, active, left_out, sent)

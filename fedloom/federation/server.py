@@ -21,19 +21,15 @@ Clients may be held to a part of w; `federation.focus` chooses which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from fedloom.client.optimisers import State, step_some
 from fedloom.data.randomness import numpy_rng
 from fedloom.federation.aggregate import Aggregate, Collected, Reduce, aggregate
 from fedloom.federation.algorithm import Algorithm, Update
+from fedloom.federation.transport import Train
 from fedloom.model.bank import AdapterBank, Row, bytes_of, usable
-
-Train = Callable[[int, Sequence[int], Row, Row, Row], Iterable[Update]]
-"""``(round, clients, what they train and send, what else the server's adapter has, what it sends for the
-rule) -> updates``: where clients run is the runtime's business, and so is what they remember.
-"""
 
 
 class Diverged(Exception):

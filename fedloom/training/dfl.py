@@ -11,7 +11,6 @@ from fedloom.federation.choco import as_bank
 from fedloom.federation.matrix import Edge
 from fedloom.federation.peers import PeerState
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.options.graph import DflConfig
 from fedloom.runs.checkpoint import (
     are_counts,
     check_state,
@@ -22,16 +21,17 @@ from fedloom.runs.checkpoint import (
 from fedloom.training import loop
 from fedloom.training.graph_evaluation import answered, averaged, evaluated
 from fedloom.training.graph_rounds import PeerParts, PeerProgress, play_round, start
-from fedloom.training.loop import RunSteps
-from fedloom.training.setup_graph import intervals
+from fedloom.training.loop import Intervals, RunSteps
 
 
-def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | None = None) -> PeerProgress:
-    """Run `num_rounds` rounds.
+def drive(
+    parts: PeerParts, intervals: Intervals, folder: Path, checkpoint: Path | None = None
+) -> PeerProgress:
+    """Run rounds until there have been enough.
 
     Args:
-        config: As `build` returned it.
         parts: What the run is made of.
+        intervals: How many rounds, and what happens how often.
         folder: The run's folder.
         checkpoint: Where to go on from; None starts from the beginning.
     """
@@ -48,7 +48,7 @@ def drive(config: DflConfig, parts: PeerParts, folder: Path, checkpoint: Path | 
         at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))},
         advice="Lower lr (or mixing_step, where compress is set), or set clip_norm, under another exp_name",
     )
-    return loop.drive(run_steps, intervals(config), folder, checkpoint, parts.group)
+    return loop.drive(run_steps, intervals, folder, checkpoint, parts.group)
 
 
 def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:

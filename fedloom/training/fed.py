@@ -14,7 +14,6 @@ from fedloom.evaluation.evaluate import validate, validate_rows
 from fedloom.federation.algorithm import PERSONAL, part_of, with_prefix
 from fedloom.federation.server import ServerState, initial_state
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.options.fed import FedConfig
 from fedloom.runs.checkpoint import (
     are_counts,
     check_state,
@@ -40,39 +39,35 @@ Play = Callable[[ServerProgress], tuple[ServerProgress, dict[str, Any]]]
 
 
 def drive(
-    config: FedConfig, parts: Parts, folder: Path, checkpoint: Path | None = None, play: Play | None = None
+    parts: Parts,
+    intervals: Intervals,
+    folder: Path,
+    checkpoint: Path | None = None,
+    play: Play | None = None,
 ) -> ServerProgress:
-    """Run rounds until there have been `max_steps`, or validation says stop.
+    """Run rounds until there have been enough, or validation says stop.
 
     Args:
-        config: As `build` returned it.
         parts: What the run is made of.
+        intervals: How many rounds, and what happens how often.
         folder: The run's folder.
         checkpoint: Where to go on from; None starts from the beginning.
         play: Plays a round; None: with clients in this run's processes.
     """
-    held_out = parts.data.validation[: config.val_limit]
-    parts = replace(parts, data=replace(parts.data, validation=held_out))
+    looked_at = parts.data.validation[: parts.val_limit]
+    parts = replace(parts, data=replace(parts.data, validation=looked_at))
     run_steps = RunSteps(
         start=partial(first_standing, parts),
         restore=partial(_restore, parts),
         rounds_done=lambda now: now.server.round,
-        play=play or partial(play_round, config, parts),
+        play=play or partial(play_round, parts),
         validate=partial(_validated, parts),
         answer=partial(_answered, parts),
-        stops=partial(_reason_to_stop, config),
+        stops=partial(_reason_to_stop, parts.patience),
         save=partial(_save, parts),
         saves_alone=True,
         at_end=lambda now: {},
         advice="Lower client_lr or lr, or set clip_norm, under another exp_name",
-    )
-    # A checkpoint with every validation: the adapters that validation speaks of are all there.
-    intervals = Intervals(
-        rounds=config.max_steps,
-        validate_every=config.val_steps,
-        answer_every=config.eval_generate_every,
-        save_every=config.val_steps,
-        report_to=config.report_to,
     )
     return loop.drive(run_steps, intervals, folder, checkpoint, parts.group)
 
@@ -83,9 +78,9 @@ def first_standing(parts: Parts) -> ServerProgress:
     return ServerProgress(server, [0] * len(parts.data.clients))
 
 
-def _reason_to_stop(config: FedConfig, now: ServerProgress) -> str | None:
-    if 0 < config.patience <= now.validations_without_gain:
-        return f"accuracy has not risen in {config.patience} validations"
+def _reason_to_stop(patience: int, now: ServerProgress) -> str | None:
+    if 0 < patience <= now.validations_without_gain:
+        return f"accuracy has not risen in {patience} validations"
     return None
 
 

@@ -16,9 +16,9 @@ from fedloom.client.work import ClientWork, plan_work
 from fedloom.federation.algorithm import Update
 from fedloom.federation.central import central_round
 from fedloom.federation.focus import FocusReport, focused_round
-from fedloom.federation.server import RoundReport, ServerState, Train, federated_round, sample_clients
+from fedloom.federation.server import RoundReport, ServerState, federated_round, sample_clients
+from fedloom.federation.transport import ClientTransport
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.options.fed import FedConfig
 from fedloom.runtimes.dealing import share_of, share_of_step
 from fedloom.runtimes.gathering import collect_over_ranks, sum_of_gradients
 from fedloom.runtimes.group import moved_since
@@ -51,40 +51,26 @@ class ServerProgress:
     taken: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class RemoteClients:
-    """Clients that live outside of this run's processes.
-
-    Attributes:
-        clients: Those that can be reached, in ascending order; a round's are sampled from them.
-        train: Lets them train.
-    """
-
-    clients: Sequence[int]
-    train: Train
-
-
 def play_round(
-    config: FedConfig, parts: Parts, now: ServerProgress, remote: RemoteClients | None = None
+    parts: Parts, now: ServerProgress, transport: ClientTransport | None = None
 ) -> tuple[ServerProgress, dict[str, Any]]:
     """One round: the new standing, and its row of metrics.
 
     Args:
-        config: As `build` returned it.
         parts: What the run is made of.
         now: The standing before the round.
-        remote: Where the clients are; None: in this run's processes.
+        transport: How clients are reached; None: they are in this run's processes.
 
     Raises:
         Diverged: Nothing finite came of it.
     """
     began = time.perf_counter()
     sent = parts.group.sent
-    server, report, focus = _round(config, parts, now, remote)
+    server, report, focus = _round(parts, now, transport or _in_these_processes(parts, now))
     # Ranks on unlike processors may round the server's step differently: rank 0's counts.
     server = replace(server, adapter=parts.group.copy(server.adapter))
     drawn = list(now.drawn)
-    for client in [0] if config.train_mode == "local" else report.clients:
+    for client in [0] if parts.central else report.clients:
         drawn[client] += parts.schedule.batches
     for client in report.left_out:
         log.warning(
@@ -98,35 +84,41 @@ def play_round(
     return replace(now, server=server, drawn=drawn, memories=memories), row
 
 
+def _in_these_processes(parts: Parts, now: ServerProgress) -> ClientTransport:
+    return ClientTransport(
+        range(len(parts.data.clients)), _ClientTraining(parts, now), partial(collect_over_ranks, parts.group)
+    )
+
+
 def _round(
-    config: FedConfig, parts: Parts, now: ServerProgress, remote: RemoteClients | None
+    parts: Parts, now: ServerProgress, transport: ClientTransport
 ) -> tuple[ServerState, RoundReport, FocusReport | None]:
-    if config.train_mode == "local":
-        return *central_round(now.server, _CentralTraining(config, parts, now)), None
-    there = range(config.client_num) if remote is None else remote.clients
-    wanted = min(config.client_num_per_step, len(there))
-    clients = [there[i] for i in sample_clients(config.seed, now.server.round, len(there), wanted)]
-    train = _ClientTraining(config, parts, now) if remote is None else remote.train
-    everybody, reduce = config.client_num, partial(collect_over_ranks, parts.group)
+    if parts.central:
+        return *central_round(now.server, _CentralTraining(parts, now)), None
+    there, everybody = transport.clients, len(parts.data.clients)
+    wanted = min(parts.per_round, len(there))
+    clients = [there[i] for i in sample_clients(parts.seed, now.server.round, len(there), wanted)]
+    train, reduce = transport.train, transport.reduce
     if parts.focus is None:
         done = federated_round(now.server, clients, train, parts.algorithm, of=everybody, reduce=reduce)
         return *done, None
-    own = _ServerTraining(config, parts)
-    return focused_round(now.server, clients, train, own, parts.focus, parts.algorithm, everybody, reduce)
+    gradient = _ServerTraining(parts)
+    return focused_round(
+        now.server, clients, train, gradient, parts.focus, parts.algorithm, everybody, reduce
+    )
 
 
 @dataclass(frozen=True)
 class _ClientTraining:
-    """`federation.server.Train`: this process's share of the sampled clients."""
+    """`federation.transport.Train`: this process's share of the sampled clients."""
 
-    config: FedConfig
     parts: Parts
     now: ServerProgress
 
     def __call__(
         self, round_: int, clients: Sequence[int], trained: Row, frozen: Row, received: Row
     ) -> Iterable[Update]:
-        work = [_work(self.config, self.parts, self.now, client) for client in clients]
+        work = [_work(self.parts, self.now, client) for client in clients]
         parts, group = self.parts, self.parts.group
         return run_clients(
             parts.model,
@@ -138,7 +130,7 @@ class _ClientTraining:
             received=received,
             memories=self.now.memories,
             first=parts.first_memory,
-            seed=self.config.seed,
+            seed=parts.seed,
             round_=round_,
         )
 
@@ -150,7 +142,6 @@ class _ServerTraining:
     Each process takes a share of the batches: none waits for the server.
     """
 
-    config: FedConfig
     parts: Parts
 
     def __call__(self, round_: int, adapter: Row) -> tuple[Row, float]:
@@ -160,7 +151,7 @@ class _ServerTraining:
             parts.data.server,
             schedule,
             parts.model.layout,
-            seed=self.config.seed,
+            seed=parts.seed,
             client=_SERVER,
             round_=round_,
             drawn=round_ * schedule.batches,
@@ -176,22 +167,21 @@ class _ServerTraining:
 class _CentralTraining:
     """`federation.central.Train`: everything as one client whose optimiser lasts."""
 
-    config: FedConfig
     parts: Parts
     now: ServerProgress
 
     def __call__(self, round_: int, bank: AdapterBank, state: State) -> tuple[LocalResult, int]:
-        work = _work(self.config, self.parts, self.now, 0)
+        work = _work(self.parts, self.now, 0)
         return train_locally(self.parts.model, bank, [work.steps], self.parts.rules, state), work.examples
 
 
-def _work(config: FedConfig, parts: Parts, now: ServerProgress, client: int) -> ClientWork:
+def _work(parts: Parts, now: ServerProgress, client: int) -> ClientWork:
     return plan_work(
         parts.data.train,
         parts.data.clients[client],
         parts.schedule,
         parts.model.layout,
-        seed=config.seed,
+        seed=parts.seed,
         client=client,
         round_=now.server.round,
         drawn=now.drawn[client],

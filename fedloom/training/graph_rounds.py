@@ -26,6 +26,7 @@ from fedloom.federation.consensus import consensus
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.peers import PeerReport, PeerState, Trained, peer_round
 from fedloom.federation.server import Diverged
+from fedloom.federation.transport import PeerTransport
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
 from fedloom.runtimes.dealing import blocks
@@ -145,6 +146,11 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
 
     sent = parts.group.sent
     like = payload_like(parts.algorithm, 0, parts.sent, {})
+    transport = PeerTransport(
+        parts.here,
+        fetch=partial(rows_heard, parts.group, parts.blocks),
+        deliver=partial(payloads_heard, parts.group, parts.blocks, like=like),
+    )
     peers, report = peer_round(
         now.peers,
         partial(train, parts, now.drawn),
@@ -152,9 +158,7 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
         parts.sent.keys(),
         parts.algorithm,
         seed=parts.seed,
-        here=parts.here,
-        fetch=partial(rows_heard, parts.group, parts.blocks),
-        deliver=partial(payloads_heard, parts.group, parts.blocks, like=like),
+        transport=transport,
     )
     moved = moved_since(parts.group, sent)
     told = _told(parts.group, report)

@@ -31,7 +31,7 @@ from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.training import loop
 from fedloom.training.graph_rounds import PeerParts, PeerProgress, start
-from fedloom.training.loop import RunSteps
+from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.peer_rounds import answered, evaluated, play_round, restore
 from fedloom.training.setup_fed import device_name, run_folder, versions
 from fedloom.training.setup_graph import build_one, intervals
@@ -80,16 +80,16 @@ def run_peer(config: PeerConfig) -> RunRecord:
                 network, daemon, folder, number, neighbors, expected, timeout, signer, _rule(config, parts)
             ) as node,
         ):
-            drive(resolved, parts, node, folder)
+            drive(parts, intervals(resolved), node, folder)
     return read_run(folder, judged=False)
 
 
-def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> PeerProgress:
+def drive(parts: PeerParts, intervals: Intervals, node: Node, folder: Path) -> PeerProgress:
     """Play rounds until the last one is done.
 
     Args:
-        config: As `build_one` returned it.
         parts: What this peer is made of.
+        intervals: How many rounds, and what happens how often.
         node: This peer among its neighbours.
         folder: The run's folder.
     """
@@ -97,7 +97,7 @@ def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Pee
         start=partial(start, parts),
         restore=lambda _: restore(parts, node),
         rounds_done=lambda now: now.peers.round,
-        play=partial(play_round, parts, node, config.num_rounds),
+        play=partial(play_round, parts, node, intervals.rounds),
         validate=partial(evaluated, parts),
         answer=partial(answered, parts),
         stops=lambda now: None,
@@ -108,7 +108,7 @@ def drive(config: PeerConfig, parts: PeerParts, node: Node, folder: Path) -> Pee
     )
     # What a peer goes on from is not a checkpoint but what it trained last, which neighbours may have mixed.
     trained = folder / "exchange" if node.store.trained_round is not None else None
-    return loop.drive(run_steps, intervals(config), folder, trained)
+    return loop.drive(run_steps, intervals, folder, trained)
 
 
 def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:

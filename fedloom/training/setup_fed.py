@@ -44,6 +44,7 @@ from fedloom.options.methods import chosen
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens, note_model
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, encode_data
+from fedloom.training.loop import Intervals
 
 ADAMW_WEIGHT_DECAY = 0.01
 """Of AdamW; torch's default, which FedGPL uses."""
@@ -56,7 +57,10 @@ class Parts:
     `first_memory` is what a client remembers before its first round; see `federation.algorithm.first_memory`.
 
     `focus` and `server_schedule`, how much of its own data the server looks at per round, are those of
-    gradient priority; `focus` is None without it. `group` are the processes that the clients are dealt over.
+    gradient priority; `focus` is None without it. `per_round` clients are sampled for a round; `central` is
+    the baseline that trains on all data as one client. `patience`: validations without a gain after which the
+    run stops; 0: none. `val_limit`: how many validation examples are looked at; None: all. `group` are the
+    processes that the clients are dealt over.
     """
 
     model: StackedModel
@@ -69,6 +73,11 @@ class Parts:
     first_memory: Row
     server_schedule: Schedule
     focus: Focus | None
+    seed: int
+    per_round: int
+    central: bool
+    patience: int
+    val_limit: int | None
     group: Group = ALONE
 
 
@@ -146,7 +155,26 @@ def build(
             mean_over=config.grad_accum_mean,
         ),
         focus=_focus(config, model) if config.train_mode == "fedGradFocus" else None,
+        seed=config.seed,
+        per_round=config.client_num_per_step,
+        central=config.train_mode == "local",
+        patience=config.patience,
+        val_limit=config.val_limit,
         group=group,
+    )
+
+
+def intervals(config: FedConfig) -> Intervals:
+    """How many rounds, and what happens how often.
+
+    There is a checkpoint with every validation: the adapters that validation speaks of are all there.
+    """
+    return Intervals(
+        rounds=config.max_steps,
+        validate_every=config.val_steps,
+        answer_every=config.eval_generate_every,
+        save_every=config.val_steps,
+        report_to=config.report_to,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedloom.errors import UserError
+from fedloom.federation.transport import ClientTransport
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.process import prepare_process
@@ -29,9 +30,9 @@ from fedloom.runtimes.flower.post import Post
 from fedloom.runtimes.flower.rows import digest
 from fedloom.training.fed import drive, write_held
 from fedloom.training.fed_data import ALL_CLIENTS, SERVER_ALONE
-from fedloom.training.fed_rounds import RemoteClients, ServerProgress, play_round
+from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.flower.run_config import from_run_config
-from fedloom.training.setup_fed import Parts, build, device_name, run_folder, versions
+from fedloom.training.setup_fed import Parts, build, device_name, intervals, run_folder, versions
 
 
 def serve(grid: Grid, run_config: dict[str, Any]) -> None:
@@ -63,16 +64,16 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
     schedule = parts.schedule
     examples = schedule.batches * schedule.batch_size * schedule.epochs
     messenger = RoundMessenger(connected, wanted.round_timeout, examples, parts.algorithm)
-    federation = _Federation(config, parts, folder, connected, messenger, wanted.clients_needed)
-    drive(config, parts, folder, run.checkpoint, federation.play)
+    federation = _Federation(parts, config.val_steps, folder, connected, messenger, wanted.clients_needed)
+    drive(parts, intervals(config), folder, run.checkpoint, federation.play)
 
 
 @dataclass(frozen=True)
 class _Federation:
     """A round with the clients that are there."""
 
-    config: FedConfig
     parts: Parts
+    checkpoint_every: int
     folder: Path
     connected: ConnectedClients
     messenger: RoundMessenger
@@ -82,13 +83,13 @@ class _Federation:
         """`run.Play`."""
         traffic, delivery = replace(self.connected.post.traffic), Delivery(taken=dict(now.taken))
         # A run is resumed from its last checkpoint, or from the one before, where the last proves unsound.
-        checkpoints = now.server.round // self.config.val_steps
-        self.messenger.kept_from = max(0, checkpoints - 1) * self.config.val_steps
+        checkpoints = now.server.round // self.checkpoint_every
+        self.messenger.kept_from = max(0, checkpoints - 1) * self.checkpoint_every
         self.connected.wait_for(self.clients_needed, self.clients_needed)
         if self.connected.keys is not None and (known := self.connected.keys.begin()):
             write_atomically(self.folder / KEYS_FILE, json.dumps(known, indent=1) + "\n")
         train = partial(self.messenger.train, drawn=now.drawn, delivery=delivery)
-        after, row = play_round(self.config, self.parts, now, RemoteClients(self.connected.clients, train))
+        after, row = play_round(self.parts, now, ClientTransport(self.connected.clients, train))
         # An answer whose numbers did not count is none; its client remembers what it did before.
         counted = set(row["clients"]) - set(row["clients_left_out"])
         taken = now.taken | {k: word for k, word in delivery.taken.items() if k in counted}
