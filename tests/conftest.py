@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 # Waking a second thread takes longer than all of a tiny model's arithmetic.
 torch.set_num_threads(1)
-pytest.register_assert_rewrite("families")
+# Helpers that assert.
+pytest.register_assert_rewrite("damage", "engine", "families", "flower_loopback", "fuzzing", "peer_processes")
 jaxtyping.install_import_hook("fedloom", "beartype.beartype")
 
 

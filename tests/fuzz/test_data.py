@@ -9,8 +9,8 @@ import shutil
 import datasets
 import pyarrow
 import pyarrow.parquet
+from fuzzing import NASTY_TEXT, NUMBERS, VALUES, damaged, fuzzed
 from hypothesis import strategies as st
-from inputs import NASTY_TEXT, NUMBERS, VALUES, damaged, fuzzed
 
 from fedloom.commands.split import _dataset
 from fedloom.data.files import EXTENSIONS, read_file, read_local

@@ -1,7 +1,7 @@
 """Command lines: what their words mean, and what the options mean together."""
 
+from fuzzing import NASTY_TEXT, NUMBERS, fuzzed
 from hypothesis import strategies as st
-from inputs import NASTY_TEXT, NUMBERS, fuzzed
 
 from fedloom.commands.cli import COMMANDS, read_config
 from fedloom.federation.topology import build_topology

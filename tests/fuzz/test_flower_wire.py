@@ -13,8 +13,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+from fuzzing import NASTY_TEXT, VALUES, damaged, fuzzed
 from hypothesis import strategies as st
-from inputs import NASTY_TEXT, VALUES, damaged, fuzzed
 
 from fedloom.errors import UserError, is_plain
 from fedloom.federation.algorithm import Algorithm

@@ -7,8 +7,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from fuzzing import NASTY_TEXT, VALUES, damaged, fuzzed
 from hypothesis import strategies as st
-from inputs import NASTY_TEXT, VALUES, damaged, fuzzed
 from peer_network import VOICES, Link, Network, header_of, row_of
 
 from fedloom.runtimes.libp2p.messages import MAGIC, PREFIX, Expected, Message, decode, encode

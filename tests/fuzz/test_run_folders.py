@@ -1,18 +1,14 @@
 """Run folders with one damaged file, read by the commands that read them: `--resume`, `report`, `eval`."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from damage import DAMAGES, copied, files_of, make_runs
+from fuzzing import damaged, fuzzed
 from hypothesis import strategies as st
-from inputs import damaged, fuzzed
 
 from fedloom.commands.cli import main
 from fedloom.errors import UserError
-
-sys.path.append(str(Path(__file__).parent.parent))
-
-from damage import DAMAGES, copied, files_of, make_runs
 
 COMMANDS = (
     "{name} --exp_name {name} --out_dir {folder} --resume --{rounds} 3",

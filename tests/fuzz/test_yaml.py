@@ -3,8 +3,8 @@
 import json
 
 import yaml
+from fuzzing import NASTY_TEXT, VALUES, damaged, fuzzed
 from hypothesis import strategies as st
-from inputs import NASTY_TEXT, VALUES, damaged, fuzzed
 
 from fedloom.commands.cli import COMMANDS
 from fedloom.evaluation.saved_adapters import options_of_run

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import HELPERS, ROOT
 
 import fedloom
 
-ROOT = Path(fedloom.__file__).parent
+PACKAGE = Path(fedloom.__file__).parent
 # Each level may use itself and what stands before it.
 LEVELS = [
     {"errors", "process"},
@@ -28,12 +29,12 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
-FILES = sorted(ROOT.rglob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part_of(file: Path) -> str:
     """The first name below the package: `fedloom/model/bank.py` is `model`."""
-    return file.relative_to(ROOT).with_suffix("").parts[0]
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imported_parts(source: str) -> set[str]:
@@ -58,7 +59,7 @@ def test_the_reader_of_imports_sees_every_form():
     assert imported_parts(source) == {"model", "data", "client"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_a_file_uses_only_what_stands_before_it(file):
     part = part_of(file)
     if part == "__init__":
@@ -105,12 +106,12 @@ print([name for name in sys.modules if name.startswith(("fedloom.runtimes.", "fe
 
 def test_no_runtime_is_imported_or_needed_by_those_who_do_not_use_it(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RUNTIMES, str(Path(__file__).parent)],
+        [sys.executable, "-c", WITHOUT_RUNTIMES, str(HELPERS)],
         capture_output=True,
         text=True,
         timeout=120,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert "pip install 'fedloom[p2p]'" in done.stderr

@@ -1,6 +1,6 @@
 """What tests start with torchrun: commands one after another, and a look at the sockets between ranks.
 
-    torchrun --nproc-per-node 2 tests/on_ranks.py TODO.json
+    torchrun --nproc-per-node 2 tests/helpers/on_ranks.py TODO.json
 
 TODO.json holds a list of {"words": [...], "spoiled": client or null}. Each rank leaves TODO.json.RANK with
 the exit statuses, and the bytes that its sockets received in each exchange of rows.

@@ -5,7 +5,6 @@ The table in `docs/models.md` says how each is run.
 
 import random
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from architectures import CAUSAL, ENCODERS
 from engine import apart, make_stacked, start_bank, steps_of
 from peft import LoraConfig, PeftModel
-from test_gate import train_alone
+from peft_alone import train_alone
+from places import ROOT
 from tiny import tiny_model
 from transformers.pytorch_utils import Conv1D
 
@@ -23,7 +23,7 @@ from fedloom.data.encode import Tokens
 from fedloom.model.layout import Batch, Head
 from fedloom.model.packing import build_pack
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = ROOT / "docs" / "models.md"
 # What transformers' own code does not do: compute in float64, or read texts as short as these are.
 REFUSED = {"xglm": "float64", "canine": "a few short sequences"}
 FAMILIES = {name: (make, None) for name, make in CAUSAL.items() if name not in REFUSED}

@@ -7,6 +7,7 @@ from urllib.parse import urlparse
 
 import pytest
 from browser import browser, colour_scheme, resize, screenshot, why_no_browser
+from places import ROOT
 from runs import leave_predictions
 from tiny import save_tiny_bert, save_tiny_llama
 
@@ -16,7 +17,7 @@ pytest.importorskip("plotly")
 pytest.importorskip("selenium")
 pytestmark = pytest.mark.skipif(why_no_browser() is not None, reason=why_no_browser() or "")
 
-ARTEFACTS = Path(__file__).parent.parent / "build" / "report"
+ARTEFACTS = ROOT / "build" / "report"
 WIDTHS = {"desktop": 1280, "phone": 360}
 
 

@@ -8,13 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from tiny import save_tiny_llama
 
 from fedloom.commands.cli import COMMANDS, read_config
 from fedloom.commands.reference import reference
 from fedloom.options.methods import METHODS
 
-ROOT = Path(__file__).parent.parent
 PAGES = {
     path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }

@@ -1,7 +1,7 @@
 """Every family of language models: training stacked equals training alone with PEFT, beside any other client.
 
 The table in `docs/models.md` says how each family is run; tests hold it to what is found, and
-`python tests/test_families.py` writes it.
+`PYTHONPATH=tests/helpers python tests/model/test_families.py` writes it.
 """
 
 import pytest

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from on_ranks import spoiled
+from places import HELPERS, ROOT
 from safetensors.torch import load_file
 from tiny import save_tiny_bert, save_tiny_llama
 
@@ -27,9 +28,8 @@ from fedloom.runtimes.dealing import blocks, deal
 
 pytestmark = pytest.mark.deploy
 
-HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 FED = "--fed_alg FedAdam --lr 0.003"  # Adam divides rounding, too, by the size of the gradient
 DFL = "--num_clients 4 --name ring"
 # Each run of two ranks is made in one process too.
@@ -108,7 +108,7 @@ def on_ranks(folder, todo):
     file = folder / "todo.json"
     file.write_text(json.dumps([{"words": words, "spoiled": client} for words, client in todo]))
     done = subprocess.run(
-        [*TORCHRUN, str(HERE / "on_ranks.py"), str(file)],
+        [*TORCHRUN, str(HELPERS / "on_ranks.py"), str(file)],
         capture_output=True,
         text=True,
         timeout=200,

@@ -4,7 +4,7 @@ import json
 
 import datasets
 import pytest
-from test_data_tasks import ROWS
+from task_rows import ROWS
 
 from fedloom.commands.cli import main
 from fedloom.data.fields import label_of, text

@@ -3,13 +3,13 @@
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
@@ -375,7 +375,7 @@ def test_with_one_client_fedsa_is_local_training_and_both_kinds_of_adapters_are_
 
 def test_the_plugin_of_the_page_runs_with_all_its_parts(fed, tmp_path, capsys):
     """The page's blocks as one file, as a user would save them."""
-    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    page = (ROOT / "docs" / "extending.md").read_text()
     page = page[page.index("## A method") : page.index("## A graph")]
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     (tmp_path / "mine.py").write_text("".join(block for block in blocks if "plug_in" in block))

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from places import ROOT
 from typer.testing import CliRunner
 
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "deploy-flower.md").read_text(encoding="utf-8")
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from places import HELPERS, ROOT
 
 if find_spec("flwr") is None:
     pytest.skip("flwr is not installed", allow_module_level=True)
@@ -41,7 +42,6 @@ from fedloom.training.flower.place import client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.flower.server import serve
 
-HERE = Path(__file__).parent
 KEYS = [public_key_to_bytes(generate_key_pairs()[1]) for _ in range(5)]
 RUN = """
     --client_num 3 --client_num_per_step 2 --client_batch_per_step 2 --client_lr 0.05 --lr 0.05 --lora_r 4
@@ -418,7 +418,7 @@ def test_who_a_node_is():
 
 
 def test_the_resident_answers_again_and_tells_what_failed(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HELPERS), str(ROOT)]))
 
     def ask(word):
         return ask_resident("flower_echo", [word, b""], node=os.getpid())

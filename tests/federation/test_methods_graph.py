@@ -5,15 +5,15 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from graph_rounds import PEERS, SHAPES, alone, going, graph, random_bank, ring, state_of, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import HELPERS, ROOT
 from safetensors.torch import load_file
-from test_peers import PEERS, SHAPES, alone, going, graph, random_bank, ring, state_of, uniform
 from tiny import save_tiny_bert
 
 from fedloom.commands.cli import main
@@ -33,7 +33,6 @@ from fedloom.options.methods import METHODS
 from fedloom.options.peer import PeerConfig
 from fedloom.training.peer import agreed_options
 
-HERE = Path(__file__).parent
 GRAPH = {row.name: row.settings(server=False) for row in METHODS if row.graph is not None}
 TRAIN = [{"sentence": f"{('fine', 'dull')[i % 2]} {i}", "label": 1 - i % 2} for i in range(24)]
 QUICK = "--num_clients 4 --name ring --lr 0.01 --batch_size 3 --local_steps 2 --lora_r 2 --dtype float32"
@@ -101,9 +100,9 @@ def test_every_method_on_two_ranks_is_that_of_one_process(runs, words, tmp_path)
         json.dumps([{"words": words(tmp_path, name, f"--method {name}"), "spoiled": None} for name in GRAPH])
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, str(HERE / "on_ranks.py"), str(todo)],
+        [*command, str(HELPERS / "on_ranks.py"), str(todo)],
         capture_output=True,
         text=True,
         timeout=300,

@@ -7,12 +7,13 @@ from importlib.util import find_spec
 
 import psutil
 import pytest
+from places import ROOT
 
 if find_spec("flwr") is None or find_spec("ray") is None:
     pytest.skip("flwr[simulation] is not installed", allow_module_level=True)
 
 import torch
-from flower_loopback import BIN, ROOT, free_port, kill_tree
+from flower_loopback import BIN, free_port, kill_tree
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
