@@ -17,22 +17,16 @@ from fedloom.data.example import Example
 from fedloom.data.sources import load_splits
 from fedloom.data.templates import PromptFormat, prompt_format
 from fedloom.errors import UserError, plain_console
+from fedloom.evaluation.adapter_tensors import read_fitting
 from fedloom.evaluation.answering import Questions, answer
 from fedloom.evaluation.evaluate import predict_rows
 from fedloom.evaluation.plan import Plan, make_plan
-from fedloom.evaluation.saved_adapters import (
-    CONFIG_FILE,
-    SavedAdapter,
-    check_row,
-    read_row,
-    same_function,
-    without_copies,
-)
+from fedloom.evaluation.saved_adapters import CONFIG_FILE, SavedAdapter, same_function
 from fedloom.evaluation.scores import class_scores, wilson_interval
 from fedloom.evaluation.verdict import Verdict, results_table, write_results
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.adapters.supported import check_adapter
-from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.bank import AdapterBank
 from fedloom.model.base import BaseModel, load_base
 from fedloom.model.fit import check_fit
 from fedloom.model.hardware import check_quantize, resolve_device
@@ -133,7 +127,7 @@ def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[A
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
         for adapter, peft in plan.adapters:
             expected = as_saved(check_adapter(structure, peft, str(adapter.folder / CONFIG_FILE)))
-            _read_fitting(adapter, expected, structure)
+            read_fitting(adapter.folder, expected, structure)
         virtual = max((getattr(peft, "num_virtual_tokens", 0) for _, peft in plan.adapters), default=0)
         room = positions_of(structure)
         made = _encode(plan, examples, tokenizer, None if room is None else room - virtual)
@@ -205,15 +199,8 @@ def _judge(config: EvalConfig, plan: Plan, base: BaseModel, group: Group, asked:
 def _bank(model: StackedModel, adapters: Sequence[SavedAdapter]) -> AdapterBank:
     """The adapters' tensors, each of which must fit the model."""
     expected = as_saved(model.initial)
-    rows = [_read_fitting(adapter, expected, model.model) for adapter in adapters]
+    rows = [read_fitting(adapter.folder, expected, model.model) for adapter in adapters]
     return AdapterBank.stack(rows) if rows else AdapterBank({})
-
-
-def _read_fitting(adapter: SavedAdapter, expected: Row, model: PreTrainedModel) -> Row:
-    """An adapter's tensors, which must be those of `expected`, an adapter that belongs to the model."""
-    row = without_copies(read_row(adapter.folder), expected, model, adapter.folder)
-    check_row(row, expected, adapter.folder)
-    return row
 
 
 def _say_of_drawn(base: BaseModel, model: StackedModel, adapters: Sequence[SavedAdapter]) -> None:

@@ -3,7 +3,7 @@
 python -m fedloom.commands.reference > docs/flags.md
 """
 
-from fedloom.commands.cli import COMMANDS, Command
+from fedloom.commands.table import COMMANDS, Command
 from fedloom.options.declare import as_markdown
 
 _TITLE = """# Flags

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from fedloom.data.tasks import TASKS, Task
 from fedloom.errors import UserError
+from fedloom.evaluation.chosen import named_base
 from fedloom.evaluation.saved_adapters import SavedAdapter, find_adapters, options_of_run, read_config
 from fedloom.model.base import configuration, is_encoder
 from fedloom.model.class_order import class_order
 from fedloom.model.files import check_model_name
-from fedloom.model.source import ALIASES, locate
+from fedloom.model.source import locate
 from fedloom.options.check_fed import check_prompts
 from fedloom.options.evaluation import EvalConfig
 from fedloom.options.fed import PROMPT_DATE, FormatName
@@ -90,7 +91,7 @@ def make_plan(config: EvalConfig) -> Plan:
     of_runs = list(runs.values())
     task = TASKS[_known("data_name", choose("data_name", config.task, of_runs))]
     same_task = [run for run in of_runs if run["data_name"] == task.name]
-    model_name = _known("model_name", choose("model_name", config.model, of_runs) or _base_of(adapters))
+    model_name = _known("model_name", choose("model_name", config.model, of_runs) or named_base(adapters))
     data_dir = choose("data_dir", config.data_dir, same_task)
     seed = choose("seed", config.seed, of_runs)
     prompt_format: Any = choose("prompt_format", config.prompt_format, of_runs) or "auto"
@@ -132,17 +133,6 @@ def _output(config: EvalConfig, run: Path | None) -> Path:
     if config.output_path is not None:
         return Path(config.output_path)
     return Path(EVAL_FOLDER) if run is None else run / EVAL_FOLDER
-
-
-def _base_of(adapters: Sequence[tuple[SavedAdapter, PeftConfig]]) -> str | None:
-    """The base that the adapters' own configurations name; by its alias where it has one."""
-    names = {config.base_model_name_or_path for _, config in adapters} - {None, ""}
-    if len(names) > 1:
-        raise UserError(
-            f"adapter: these are of different models ({', '.join(sorted(names))}); give --model_name"
-        )
-    aliases = {alias.hub: name for name, alias in ALIASES.items()}
-    return next((aliases.get(name, name) for name in names), None)
 
 
 def _check_adapters(

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from fedloom import FedConfig, UserError, run_fed
 from fedloom.commands.cli import COMMANDS
-from fedloom.evaluation.saved_adapters import find_adapters, options_of_run, read_config, read_row
+from fedloom.evaluation.adapter_tensors import read_row
+from fedloom.evaluation.saved_adapters import find_adapters, options_of_run, read_config
 from fedloom.options.parsing import parse
 from fedloom.report.groups import group_runs
 from fedloom.report.page import page

@@ -1,0 +1,61 @@
+"""The options of the ways out of a run, `fedloom merge` and `fedloom chat`; see `fedloom.options.fed`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedloom.options.declare import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """Model and adapter."""
+
+    adapter: str | None = option(
+        None,
+        "a run's folder (its newest checkpoint), a checkpoint, or a PEFT adapter folder; may stand first, "
+        "without --adapter",
+        path=True,
+    )
+    round: int | None = option(
+        None, "of a run's folder the checkpoint of this round, not the newest", minimum=1, maximum=10**15 - 1
+    )
+    model_name: str | None = option(
+        None,
+        "model: a name on the hub, a local folder, a GGUF file, smollm2-135m or minilm; none: that of the "
+        "adapter's run, or the one that adapter_config.json names",
+        path=True,
+    )
+    token: str | None = option(
+        None, "hub token for gated models, else HF_TOKEN; never logged or saved", free=True, secret=True
+    )
+    trust_remote_code: bool = option(False, "run the Python code that comes with the model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What is merged, and where it goes."""
+
+    client: int | None = option(
+        None,
+        "with a server: the adapter of this client, who has parameters of its own, and not the server's",
+        minimum=1,
+        maximum=10**9,
+    )
+    peer: int | Literal["mean"] | None = option(
+        None,
+        "without a server: the adapter of this peer, or the mean of all peers' models; none: the mean",
+        minimum=1,
+        maximum=10**9,
+    )
+    output_path: str | None = option(None, "new folder for the model, required", path=True)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision in which the model is merged and written; auto: that of the base's own files"
+    )
+    push_to_hub: str | None = option(
+        None, "name on the hub, owner/model, to put the merged model there too; a new one is private"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(SavedModel, Merged):
+    """All options of `fedloom merge`, by their flat names."""
