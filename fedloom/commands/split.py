@@ -1,4 +1,4 @@
-"""`fedloom split`: a data set divided into clients' folders, as `fedloom dfl` reads them."""
+"""`fedloom split`: a data set divided into clients' folders, as `fedloom fed` and `fedloom dfl` read them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.commands.view import RECORD, counts_table, label_counts
-from fedloom.data.fields import label_of
-from fedloom.data.partition import Kind
 from fedloom.data.partition import partition as divide
 from fedloom.data.rows import reason
-from fedloom.data.sources import Sourced, load_rows
+from fedloom.data.sources import Sourced, field_values, load_rows
 from fedloom.data.tasks import TASKS
 from fedloom.errors import UserError, plain_console, shown
+from fedloom.options.partition import Kind, check_field
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,11 +59,7 @@ def run_split(
     options = {name: value for name, value in locals().items() if name != "token"}
     output = Path(output_path)
     _check_output(output)
-    if (partition == "by_field") != (field is not None):
-        raise UserError(
-            f"partition is {partition} and field is {field or 'none'}; --field NAME goes with --partition "
-            "by_field, and with no other."
-        )
+    check_field(partition, field)
     task = TASKS[data_name]
     parts = load_rows(task, data_dir=data_dir, seed=seed, token=token)
     train = parts.pop("train")
@@ -76,7 +71,7 @@ def run_split(
         alpha=alpha,
         min_size=min_size,
         labels_per_client=labels_per_client,
-        values=_values(train, field) if field is not None else None,
+        values=field_values(train, field) if field is not None else None,
     )
     labels = {
         f"client_{number}": [train[place].example.label for place in share]
@@ -103,7 +98,7 @@ def run_split(
         console.print(f"{split}: {len(held[split])} examples" if split in held else f"{split}: none")
     hints = [f"--dataset_path_template '{output}/client_{{i}}'"]
     hints += [f"--val_dataset_path_template '{output}/validation'"] if "validation" in held else []
-    console.print(f"Written to {output}; train on it with `fedloom dfl`", soft_wrap=True)
+    console.print(f"Written to {output}; train on it with `fedloom fed` or `fedloom dfl`", soft_wrap=True)
     for hint in hints:
         console.print(f"  {hint}", soft_wrap=True)
 
@@ -114,22 +109,6 @@ def _check_output(output: Path) -> None:
         raise UserError(
             f"output_path '{output}' {what}; give a folder that does not exist yet, or remove what is there."
         )
-
-
-def _values(train: Sequence[Sourced], field: str) -> list[str]:
-    """The rows' values of the field that keeps them together."""
-    values = []
-    for made in train:
-        try:
-            values.append(label_of(made.row, field))
-        except ValueError as error:
-            raise UserError(f"{made.where}: {error}; name another field.") from error
-        if not values[-1]:
-            found = ", ".join(f"'{shown(name)}'" for name in made.row)
-            raise UserError(
-                f"{made.where}: field is '{field}', but the row has none; its fields are {found}."
-            )
-    return values
 
 
 def _dataset(rows: Sequence[Sourced]) -> Dataset:

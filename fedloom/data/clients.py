@@ -16,7 +16,12 @@ PLACEHOLDERS = ("{i}", "{}")
 
 
 def load_clients(
-    template: str, num_clients: int, task: Task, *, option: str = "dataset_path_template"
+    template: str,
+    num_clients: int,
+    task: Task,
+    *,
+    option: str = "dataset_path_template",
+    counted_by: str = "num_clients",
 ) -> list[list[Example]]:
     """Loads each client's training examples.
 
@@ -26,6 +31,7 @@ def load_clients(
         num_clients: How many clients there are.
         task: The data set, whose fields the rows have.
         option: The option that gave the template, for messages.
+        counted_by: The option that gave the number of clients, for messages.
 
     Raises:
         UserError: If a client has no data (found before anything is read), or a row is not what the task
@@ -36,11 +42,16 @@ def load_clients(
             f"{option} '{template}' is the same for all {num_clients} clients; write {{i}} where the "
             "client's number goes, such as data/client_{i}."
         )
-    return _load(_paths(template, num_clients, option), "train", task, option)
+    return _load(_paths(template, num_clients, option, counted_by), "train", task, option)
 
 
 def load_validation(
-    template: str, num_clients: int, task: Task, *, option: str = "val_dataset_path_template"
+    template: str,
+    num_clients: int,
+    task: Task,
+    *,
+    option: str = "val_dataset_path_template",
+    counted_by: str = "num_clients",
 ) -> list[list[Example]]:
     """Loads the examples to validate on: as `load_clients`, but ``validation.*`` of a folder with several.
 
@@ -50,7 +61,7 @@ def load_validation(
     Raises:
         UserError: As `load_clients` does, except that the template may be the same for all.
     """
-    paths = _paths(template, num_clients if _varies(template) else 1, option)
+    paths = _paths(template, num_clients if _varies(template) else 1, option, counted_by)
     return _load(paths, "validation", task, option)
 
 
@@ -64,10 +75,10 @@ def _varies(template: str) -> bool:
     return any(mark in template for mark in PLACEHOLDERS)
 
 
-def _paths(template: str, num_clients: int, option: str) -> list[Path]:
+def _paths(template: str, num_clients: int, option: str, counted_by: str) -> list[Path]:
     """The clients' paths, all of which exist."""
     if num_clients < 1:
-        raise UserError(f"num_clients is {num_clients}; it must be at least 1.")
+        raise UserError(f"{counted_by} is {num_clients}; it must be at least 1.")
     paths = [Path(path_of(template, i)) for i in range(1, num_clients + 1)]
     missing = [path for path in paths if not path.exists()]
     if missing:
@@ -77,7 +88,7 @@ def _paths(template: str, num_clients: int, option: str) -> list[Path]:
         clients = f" for {num_clients} clients, counted from 1," if _varies(template) else ""
         raise UserError(
             f"{option} '{template}'{clients} needs {names}{more}, which cannot be found; {_content(folder)}. "
-            "Make clients' folders with `fedloom split`, or mend the template or num_clients."
+            f"Make clients' folders with `fedloom split`, or mend the template or {counted_by}."
         )
     return paths
 

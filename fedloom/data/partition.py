@@ -7,7 +7,6 @@ ones in `fedloom.data.skew`; `partition` chooses.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -15,8 +14,7 @@ from jaxtyping import Int64
 from fedloom.data.randomness import numpy_rng
 from fedloom.data.skew import Shares, by_field, dirichlet, quantity, shards
 from fedloom.errors import UserError
-
-Kind = Literal["iid", "dirichlet", "quantity", "shards", "by_field"]
+from fedloom.options.partition import Kind
 
 
 def partition(
@@ -29,6 +27,7 @@ def partition(
     min_size: int = 1,
     labels_per_client: int = 2,
     values: Sequence[Hashable] | None = None,
+    option: str = "num_clients",
 ) -> Shares:
     """Divides examples among clients.
 
@@ -42,6 +41,7 @@ def partition(
         min_size: The fewest examples that a client may have.
         labels_per_client: Of "shards".
         values: Of "by_field": the examples' values.
+        option: The option that gave `clients`, for messages.
 
     Returns:
         For each client the indices of its examples, in ascending order.
@@ -56,17 +56,17 @@ def partition(
             "--partition quantity (clients of uneven size) or --partition iid."
         )
     if kind == "dirichlet":
-        return dirichlet(labels, clients, alpha, min_size, seed)
+        return dirichlet(labels, clients, alpha, min_size, seed, option)
     if kind == "quantity":
-        return quantity(len(labels), clients, alpha, min_size, seed)
+        return quantity(len(labels), clients, alpha, min_size, seed, option)
     if kind == "iid":
-        shares = iid(len(labels), clients, seed, "num_clients")
+        shares = iid(len(labels), clients, seed, option)
         return _of_size([np.sort(share) for share in shares], min_size, kind)
     if kind == "shards":
-        return _of_size(shards(labels, clients, labels_per_client, seed), min_size, kind)
+        return _of_size(shards(labels, clients, labels_per_client, seed, option), min_size, kind)
     if values is None:
         raise ValueError("a partition by field needs the examples' values")
-    return _of_size(by_field(values, clients), min_size, kind)
+    return _of_size(by_field(values, clients, option), min_size, kind)
 
 
 def _of_size(shares: Shares, min_size: int, kind: str) -> Shares:
@@ -108,10 +108,10 @@ def iid(
     return np.array_split(order, clients)
 
 
-def with_server(
+def for_server(
     examples: int, clients: int, server_examples: int, seed: int
-) -> tuple[Int64[np.ndarray, " _own"], list[Int64[np.ndarray, " _share"]]]:
-    """Keeps some examples for the server and deals the others out to the clients, at random.
+) -> tuple[Int64[np.ndarray, " _own"], Int64[np.ndarray, " _rest"]]:
+    """Draws the examples that the server keeps.
 
     Args:
         examples: How many examples there are.
@@ -120,7 +120,7 @@ def with_server(
         seed: The seed of the run.
 
     Returns:
-        The server's examples, and for each client its own, as `iid` gives them.
+        The server's examples, in the order that they were drawn in; those of the clients, in ascending order.
 
     Raises:
         UserError: If a client would get nothing.
@@ -132,4 +132,4 @@ def with_server(
             f"client_num is {clients}, but the server keeps {len(own)} of {examples} training examples and "
             f"every client needs at least one. Use --client_num {len(rest)} or less, or more data."
         )
-    return own, [rest[share] for share in iid(len(rest), clients, seed)]
+    return own, rest

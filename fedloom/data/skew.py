@@ -24,7 +24,14 @@ _MOST_NUMBERS = 10**7
 """Numbers that these draws make altogether, a few seconds: many labels and clients mean fewer draws."""
 
 
-def dirichlet(labels: Sequence[str], clients: int, alpha: float, min_size: int, seed: int) -> Shares:
+def dirichlet(
+    labels: Sequence[str],
+    clients: int,
+    alpha: float,
+    min_size: int,
+    seed: int,
+    option: str = "num_clients",
+) -> Shares:
     """Divides each label's examples among the clients in proportions drawn from Dirichlet(alpha).
 
     A small alpha gives every client a few labels of its own, a large one (100) nearly equal shares of all.
@@ -38,11 +45,12 @@ def dirichlet(labels: Sequence[str], clients: int, alpha: float, min_size: int, 
         alpha: Concentration, the same for all clients; above 0.
         min_size: The fewest examples that a client may have; at least 1.
         seed: The seed of the run.
+        option: The option that gave `clients`, for messages.
 
     Raises:
         UserError: If no draw gave every client `min_size` examples, or a number is out of range.
     """
-    _check_room(len(labels), clients, min_size)
+    _check_room(len(labels), clients, min_size, option)
     if not 0 < alpha < float("inf"):
         raise UserError(f"alpha is {alpha}; it must be above 0 (0.1: very uneven, 100: nearly even).")
     _, classes = np.unique(np.asarray(labels), return_inverse=True)
@@ -55,16 +63,20 @@ def dirichlet(labels: Sequence[str], clients: int, alpha: float, min_size: int, 
     return [np.sort(part) for part in np.split(by_client, np.cumsum(taken.sum(axis=0))[:-1])]
 
 
-def quantity(examples: int, clients: int, alpha: float, min_size: int, seed: int) -> Shares:
+def quantity(
+    examples: int, clients: int, alpha: float, min_size: int, seed: int, option: str = "num_clients"
+) -> Shares:
     """Deals the examples out at random, in shares whose sizes are drawn from Dirichlet(alpha).
 
     It is `dirichlet` with one label for all. Arguments and errors are as there; `examples` says how many
     there are. Source: Li et al. 2022, arXiv:2102.02079 ("quantity skew").
     """
-    return dirichlet([""] * examples, clients, alpha, min_size, seed)
+    return dirichlet([""] * examples, clients, alpha, min_size, seed, option)
 
 
-def shards(labels: Sequence[str], clients: int, labels_per_client: int, seed: int) -> Shares:
+def shards(
+    labels: Sequence[str], clients: int, labels_per_client: int, seed: int, option: str = "num_clients"
+) -> Shares:
     """Gives every client examples of exactly `labels_per_client` labels.
 
     A label's examples are divided evenly among the clients that have it, and a label with more examples has
@@ -76,11 +88,12 @@ def shards(labels: Sequence[str], clients: int, labels_per_client: int, seed: in
         clients: How many clients share them.
         labels_per_client: Labels of each client.
         seed: The seed of the run.
+        option: The option that gave `clients`, for messages.
 
     Raises:
         UserError: If there are too few labels, clients or examples for that.
     """
-    _check_room(len(labels), clients, 1)
+    _check_room(len(labels), clients, 1, option)
     names, classes = np.unique(np.asarray(labels), return_inverse=True)
     counts = np.bincount(classes)
     _check_labels(len(names), clients)
@@ -115,7 +128,7 @@ def shards(labels: Sequence[str], clients: int, labels_per_client: int, seed: in
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
-def by_field(values: Sequence[Hashable], clients: int | None = None) -> Shares:
+def by_field(values: Sequence[Hashable], clients: int | None = None, option: str = "num_clients") -> Shares:
     """Keeps the examples of each value (author, hospital, topic) together.
 
     Where there are more values than clients, the next largest value's examples go to the client that has the
@@ -124,6 +137,7 @@ def by_field(values: Sequence[Hashable], clients: int | None = None) -> Shares:
     Args:
         values: The examples' values.
         clients: How many clients share them; None: one for each value.
+        option: The option that gave `clients`, for messages.
 
     Raises:
         UserError: If there are fewer values than clients.
@@ -132,8 +146,8 @@ def by_field(values: Sequence[Hashable], clients: int | None = None) -> Shares:
     clients = len(sizes) if clients is None else clients
     if not 1 <= clients <= len(sizes):
         raise UserError(
-            f"num_clients is {clients}, but the field has {len(sizes)} different values and the examples of "
-            f"one stay together. Use --num_clients 1 to {len(sizes)}, or another field."
+            f"{option} is {clients}, but the field has {len(sizes)} different values and the examples of "
+            f"one stay together. Use --{option} 1 to {len(sizes)}, or another field."
         )
     # By name where sizes are equal, so that the order of the rows does not matter.
     largest_first = sorted(sizes, key=lambda value: (-sizes[value], str(value)))
@@ -146,14 +160,14 @@ def by_field(values: Sequence[Hashable], clients: int | None = None) -> Shares:
     return [np.flatnonzero(having == client) for client in range(clients)]
 
 
-def _check_room(examples: int, clients: int, min_size: int) -> None:
+def _check_room(examples: int, clients: int, min_size: int, option: str) -> None:
     if clients < 1 or min_size < 1:
-        raise UserError(f"num_clients is {clients} and min_size {min_size}; both must be at least 1.")
+        raise UserError(f"{option} is {clients} and min_size {min_size}; both must be at least 1.")
     if clients * min_size > examples:
         fixes = [f"--min_size {examples // clients} or less"] if examples >= clients else []
-        fixes += [f"--num_clients {examples // min_size} or less"] if examples >= min_size else []
+        fixes += [f"--{option} {examples // min_size} or less"] if examples >= min_size else []
         raise UserError(
-            f"num_clients is {clients} and min_size {min_size}, which needs {clients * min_size} examples, "
+            f"{option} is {clients} and min_size {min_size}, which needs {clients * min_size} examples, "
             f"but there are {examples}. Use {', or '.join([*fixes, 'more data'])}."
         )
 

@@ -11,10 +11,10 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fedloom.data.example import Example, Splits
-from fedloom.data.fields import is_missing
+from fedloom.data.fields import is_missing, label_of
 from fedloom.data.files import read_local, rows_of
 from fedloom.data.glue import has_no_labels
 from fedloom.data.randomness import numpy_rng
@@ -23,6 +23,8 @@ from fedloom.data.tasks import Task
 from fedloom.errors import UserError, shown, without_secrets
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Sourced(NamedTuple):
@@ -50,8 +52,15 @@ def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: st
     """
     if data_dir is None and task.embedded is not None:
         return task.embedded(seed)
-    rows = load_rows(task, data_dir=data_dir, seed=seed, token=token)
-    return _complete({split: [made.example for made in part] for split, part in rows.items()}, seed)
+    rows = load_whole(task, data_dir=data_dir, seed=seed, token=token)
+    return Splits(**{split: [made.example for made in part] for split, part in rows.items()})
+
+
+def load_whole(
+    task: Task, *, data_dir: str | Path | None, seed: int, token: str | None
+) -> dict[str, list[Sourced]]:
+    """Loads what `load_splits` does, with the rows: for a field that is no part of a problem."""
+    return _complete(load_rows(task, data_dir=data_dir, seed=seed, token=token), seed)
 
 
 def load_rows(
@@ -151,7 +160,27 @@ def _listed(row: Mapping[str, Any]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
 
 
-def _complete(parts: dict[str, list[Example]], seed: int) -> Splits:
+def field_values(rows: Sequence[Sourced], field: str) -> list[str]:
+    """Returns the rows' values of a field, as text.
+
+    Raises:
+        UserError: If a row has none, or one that is neither text nor a number; names it.
+    """
+    values = []
+    for made in rows:
+        try:
+            values.append(label_of(made.row, field))
+        except ValueError as error:
+            raise UserError(f"{made.where}: {error}; name another field.") from error
+        if not values[-1]:
+            found = ", ".join(f"'{shown(name)}'" for name in made.row)
+            raise UserError(
+                f"{made.where}: field is '{field}', but the row has none; its fields are {found}."
+            )
+    return values
+
+
+def _complete(parts: dict[str, list[T]], seed: int) -> dict[str, list[T]]:
     """Holds out of the training data whatever split is missing."""
     missing = [split for split in ("validation", "test") if split not in parts]
     examples = parts["train"]
@@ -166,5 +195,5 @@ def _complete(parts: dict[str, list[Example]], seed: int) -> Splits:
     for place, split in enumerate(missing):
         parts[split] = [examples[index] for index in order[place * held : (place + 1) * held]]
     # What remains for training stays in the data set's own order.
-    train = [examples[index] for index in sorted(order[held * len(missing) :])]
-    return Splits(train, parts["validation"], parts["test"])
+    parts["train"] = [examples[index] for index in sorted(order[held * len(missing) :])]
+    return parts

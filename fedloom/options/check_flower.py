@@ -28,6 +28,17 @@ def check(config: FlowerConfig) -> None:
             f"min_clients: {config.min_clients} is more than client_num {config.client_num}; "
             "lower min_clients or raise client_num"
         )
+    for name in ("dataset_path_template", "val_dataset_path_template"):
+        if getattr(config, name) is not None:
+            raise UserError(
+                f"{name}: over Flower every client reads its own data on its own machine; "
+                "say where with client_data, and what the server validates on with data_dir"
+            )
+    if config.client_data is not None and config.partition != "iid":
+        raise UserError(
+            f"partition: {config.partition} divides one data set, and with client_data {config.client_data} "
+            "every client has data of its own; leave one of them out"
+        )
     if config.client_data not in (None, NODE) and "{i}" not in config.client_data:
         raise UserError(
             f"client_data: '{config.client_data}' is the same for all clients; write {{i}} where the "

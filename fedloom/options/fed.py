@@ -10,6 +10,7 @@ from typing import Literal
 
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.method import AnyMethod, ServerMethod, sets_method
+from fedloom.options.partition import Partition
 
 Problems = Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"]
 """Data sets of questions and answers, by their names on the hub."""
@@ -283,6 +284,7 @@ class FedConfig(
     Model,
     Adapter,
     Data,
+    Partition,
     Prompts,
     Federation,
     AnyMethod,

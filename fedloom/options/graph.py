@@ -6,6 +6,7 @@ from typing import Literal
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.fed import AnyTask, Hardware, Prompts, Run
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
+from fedloom.options.partition import Kind, Partition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +58,10 @@ class PeerData:
         "task: sst2, mnli, qnli are classified; gsm8k and qa, questions and answers of your own, are "
         "answered in words; arithmetic whichever the model does",
     )
-    dataset_path_template: str | None = option(
-        None,
-        "a client's data, {i} (or {}) replaced by 1 to num_clients: a save_to_disk folder, jsonl, csv or "
-        "parquet; none: the task's training data are split here",
-        path=True,
-    )
-    val_dataset_path_template: str | None = option(
-        None,
-        "validation data, the same for all, or each client's own with {i}",
-        path=True,
-    )
     data_dir: str | None = option(
         None,
         "local data with the task's fields, a folder or a file, for what the templates do not give",
         path=True,
-    )
-    partition: Literal["iid", "dirichlet", "quantity", "shards"] = option(
-        "iid", "who gets which training data, where no template says so; see `fedloom split`"
-    )
-    alpha: float = option(0.5, "Dirichlet concentration: small is uneven", above=0, maximum=1e6)
-    min_size: int = option(1, "fewest examples of a client", minimum=1, maximum=10**8)
-    labels_per_client: int = option(
-        2, "labels that a client sees, with partition shards", minimum=1, maximum=10**6
     )
     max_length: int = option(512, "longest example in tokens", minimum=8, maximum=1_048_576)
 
@@ -158,6 +140,7 @@ class DflConfig(
     Hardware,
     PeerModel,
     PeerData,
+    Partition,
     Prompts,
     PeerNetwork,
     AnyMethod,
@@ -193,7 +176,7 @@ class SplitConfig:
     )
     data_dir: str | None = option(None, "local data with the hub's fields, a folder or a file", path=True)
     num_clients: int = option(7, "clients", minimum=1, maximum=1_000_000)
-    partition: Literal["iid", "dirichlet", "quantity", "shards", "by_field"] = option(
+    partition: Kind = option(
         "dirichlet",
         "iid: evenly; dirichlet: uneven in labels; quantity: uneven in size; shards: a few labels each; "
         "by_field: the examples of one value of a field stay together",

@@ -6,6 +6,7 @@ from fedloom.options.declare import option
 from fedloom.options.fed import Hardware, Prompts, Run
 from fedloom.options.graph import PeerData, PeerModel, PeerReports, PeerTraining
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
+from fedloom.options.partition import Partition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class PeerConfig(
     PeerNode,
     PeerModel,
     PeerData,
+    Partition,
     Prompts,
     AnyMethod,
     GraphMethod,

@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from fedloom.data.clients import load_clients, load_validation
 from fedloom.data.encode import Tokens, encode, reading
-from fedloom.data.example import Splits
-from fedloom.data.partition import iid, with_server
+from fedloom.data.example import Example, Splits
+from fedloom.data.partition import for_server, iid
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import Task
 from fedloom.data.templates import PromptFormat, prompt_format
 from fedloom.evaluation.answering import Questions, questions_of
 from fedloom.model.layout import shared_prefix
 from fedloom.options.fed import FedConfig
+from fedloom.training.division import (
+    check_sizes,
+    divided,
+    of_client,
+    published_validation,
+    splits_and_values,
+)
 
 log = logging.getLogger(__name__)
 
-Deal = Callable[[FedConfig, int], tuple[np.ndarray, list[np.ndarray]]]
-"""``(config, number of training examples) -> (the server's, each client's)``, as indices."""
+Deal = Callable[[FedConfig, Sequence[str]], tuple[np.ndarray, list[np.ndarray]]]
+"""``(config, labels of the training examples) -> (the server's, each client's)``, as indices."""
+
+
+@dataclass(frozen=True)
+class FedExamples:
+    """The examples that a process has.
+
+    Attributes:
+        splits: Those that are to be dealt out in its `train`.
+        own: Instead, each client's own training examples; None where they are dealt out.
+    """
+
+    splits: Splits
+    own: list[list[Example]] | None = None
+
+    @property
+    def train(self) -> list[list[Example]]:
+        """All training examples: each client's own and then the server's, or one list that is dealt out."""
+        return [*(self.own or []), self.splits.train]
 
 
 @dataclass(frozen=True)
@@ -58,60 +85,110 @@ class ClientData:
 
     Attributes:
         load: The examples that it has.
-        deal: Who has which of them.
+        deal: Who has which of those that no client brings.
     """
 
-    load: Callable[[FedConfig, Task], Splits]
+    load: Callable[[FedConfig, Task], FedExamples]
     deal: Deal
 
 
 def encode_data(
-    config: FedConfig, task: Task, splits: Splits, deal: Deal, tokenizer: PreTrainedTokenizerBase
+    config: FedConfig, task: Task, held: FedExamples, deal: Deal, tokenizer: PreTrainedTokenizerBase
 ) -> Encoded:
     """Make token ids of examples; what is too long is left out.
 
     Raises:
-        UserError: Nothing is left, or the clients are more than the examples.
+        UserError: Nothing is left, of all or of a client's own; or the clients are more than the examples.
     """
     form = prompt_format(tokenizer, task.instruction, config.prompt_format, config.prompt_date)
-    sequences: list[list[Tokens]] = []
-    for name, examples in (("training", splits.train), ("validation", splits.validation)):
-        kept, dropped = encode(examples, tokenizer, form, config.max_length) if examples else ([], 0)
-        if dropped:
+
+    def read(examples: list[Example]) -> list[Tokens]:
+        return encode(examples, tokenizer, form, config.max_length)[0] if examples else []
+
+    parts = []
+    for number, part in enumerate(held.own or [], start=1):
+        with of_client(number):
+            parts.append(read(part))
+    parts.append(read(held.splits.train))
+    validation = read(held.splits.validation)
+    whole = sum(map(len, held.train))
+    train = [tokens for part in parts for tokens in part]
+    for name, kept, there in (
+        ("training", train, whole),
+        ("validation", validation, len(held.splits.validation)),
+    ):
+        if len(kept) < there:
             log.warning(
                 "%d of %d %s examples are longer than max_length %d and left out",
-                dropped,
-                len(examples),
+                there - len(kept),
+                there,
                 name,
                 config.max_length,
             )
-        sequences.append(kept)
-    train, validation = sequences
-    server, clients = deal(config, len(train))
+    if held.own is None:
+        server, clients = deal(config, [tokens.kind for tokens in train])
+    else:
+        server, clients = _in_turn(config, [len(part) for part in parts])
+    if config.train_mode != "local" and any(map(len, clients)):
+        check_sizes(config, [len(own) for own in clients])
     questions = None
     if config.eval_generate_every:
         questions = questions_of(validation, config.eval_generate_limit, form.end)
     return Encoded(train, validation, clients, server, form, reading(tokenizer, form), questions)
 
 
-def _load(config: FedConfig, task: Task) -> Splits:
-    return load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
+def _load(config: FedConfig, task: Task) -> FedExamples:
+    own, judged = config.dataset_path_template, config.val_dataset_path_template
+    clients, count = config.client_num, "client_num"
+    # The folders first: what is missing there is known at once, the hub takes its time.
+    brought = load_clients(own, clients, task, counted_by=count) if own is not None else None
+    validation = None
+    if judged is not None:
+        lists = load_validation(judged, clients, task, counted_by=count)
+        validation = [example for part in lists for example in part]
+    data_set: dict[str, Any] = {"data_dir": config.data_dir, "seed": config.seed, "token": config.token}
+    if brought is None:
+        splits, values = splits_and_values(task, config.field, **data_set)
+        if values is not None:  # what clients differ in here, so what they are divided by and counted with
+            named = zip(splits.train, values, strict=True)
+            splits = replace(splits, train=[replace(example, label=value) for example, value in named])
+        return FedExamples(replace(splits, validation=validation or splits.validation))
+    # As over Flower: gradient priority scores layers by the training data of a data set of the server's own.
+    train = load_splits(task, **data_set).train if config.train_mode == "fedGradFocus" else []
+    return FedExamples(Splits(train, validation or published_validation(task, **data_set), []), brought)
 
 
-def _deal(config: FedConfig, examples: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def _deal(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Who has which training examples: the server's, and each client's."""
+    examples = len(labels)
+    server, rest = np.empty(0, dtype=np.int64), np.arange(examples)
+    if config.train_mode == "local":
+        return server, iid(examples, 1, config.seed)
     if config.train_mode == "fedGradFocus":
         own = max(config.batch_size, round(config.server_data_fraction * examples))
-        return with_server(examples, config.client_num, own, config.seed)
-    clients = 1 if config.train_mode == "local" else config.client_num
-    return np.empty(0, dtype=np.int64), iid(examples, clients, config.seed)
+        server, rest = for_server(examples, config.client_num, own, config.seed)
+    if config.partition == "iid":
+        shares = iid(len(rest), config.client_num, config.seed)
+    else:
+        among = [labels[i] for i in rest.tolist()]
+        shares = divided(
+            config, among, config.client_num, seed=config.seed, values=among, option="client_num"
+        )
+    return server, [rest[share] for share in shares]
+
+
+def _in_turn(config: FedConfig, sizes: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Who has which training examples where they stand client after client, and then the server's."""
+    ends = np.cumsum(sizes)
+    *clients, server = (np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True))
+    return server, [np.concatenate(clients)] if config.train_mode == "local" else clients
 
 
 ALL_CLIENTS = ClientData(_load, _deal)
-"""One data set, dealt over the server and all clients."""
+"""One data set, dealt over the server and all clients; or the clients' own."""
 
 SERVER_ALONE = ClientData(
     _load,
-    lambda config, examples: (np.arange(examples), [np.empty(0, dtype=np.int64)] * config.client_num),
+    lambda config, labels: (np.arange(len(labels)), [np.empty(0, dtype=np.int64)] * config.client_num),
 )
 """A server's own data set, where clients keep theirs."""

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from fedloom.data.clients import load_clients, load_validation, path_of
 from fedloom.data.example import Example
-from fedloom.data.partition import partition
-from fedloom.data.sources import Sourced, load_rows, load_splits
 from fedloom.data.tasks import Task
-from fedloom.errors import UserError
 from fedloom.options.graph import DflConfig
 from fedloom.options.peer import PeerConfig
+from fedloom.training.division import divided, published_validation, splits_and_values
 
 Setting = DflConfig | PeerConfig
 
@@ -44,36 +42,18 @@ def hold(config: Setting, task: Task, only: int | None = None) -> PeerExamples:
     train = load_clients(own, peers, task) if own is not None else None
     validation = load_validation(judged, peers, task) if judged is not None else None
     if train is not None:
-        return PeerExamples(train, validation or [_published_validation(config, task)])
-    splits = load_splits(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
-    return PeerExamples(_split(config, splits.train), validation or [splits.validation])
-
-
-def _published_validation(config: Setting, task: Task) -> list[Example]:
-    """The data set's own validation split: one held out of its training data might be in a client's folder.
-
-    Raises:
-        UserError: There is none.
-    """
-    rows: dict[str, list[Sourced]] = {}
-    if config.data_dir is not None or not task.brought:
-        rows = load_rows(task, data_dir=config.data_dir, seed=config.seed, token=config.token)
-    if "validation" not in rows:
-        raise UserError(
-            f"val_dataset_path_template: is needed beside dataset_path_template, because {task.name} has no "
-            "validation split of its own"
+        return PeerExamples(
+            train,
+            validation
+            or [published_validation(task, data_dir=config.data_dir, seed=config.seed, token=config.token)],
         )
-    return [made.example for made in rows["validation"]]
-
-
-def _split(config: Setting, examples: list[Example]) -> list[list[Example]]:
-    shares = partition(
-        config.partition,
-        [example.label for example in examples],
-        config.num_clients,
-        seed=config.seed,
-        alpha=config.alpha,
-        min_size=config.min_size,
-        labels_per_client=config.labels_per_client,
+    splits, values = splits_and_values(
+        task, config.field, data_dir=config.data_dir, seed=config.seed, token=config.token
     )
-    return [[examples[i] for i in share] for share in shares]
+    labels = [example.label for example in splits.train]
+    shares = divided(
+        config, labels, config.num_clients, seed=config.seed, values=values, option="num_clients"
+    )
+    return PeerExamples(
+        [[splits.train[i] for i in share] for share in shares], validation or [splits.validation]
+    )

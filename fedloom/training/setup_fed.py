@@ -43,7 +43,7 @@ from fedloom.options.fed import FedConfig, Run
 from fedloom.options.methods import chosen
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens, note_model
 from fedloom.runtimes.group import ALONE, Group
-from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, encode_data
+from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
 from fedloom.training.loop import Intervals
 
 ADAMW_WEIGHT_DECAY = 0.01
@@ -113,14 +113,16 @@ def build(
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_name, config.token)
     task = TASKS[config.data_name]
-    splits = holdings.load(config, task)
-    inputs.note("training data", digest_of_examples([splits.train]))
+    held = holdings.load(config, task)
+    splits = held.splits
+    inputs.note("training data", digest_of_examples(held.train))
     inputs.note("validation data", digest_of_examples([splits.validation]))
-    holdings.deal(config, len(splits.train))  # too many clients: say so now
+    if held.own is None:
+        holdings.deal(config, [example.label for example in splits.train])  # too many clients: say so now
     ready: list[tuple[Encoded, PeftConfig]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
-        data = fitting_data(config, task, splits, holdings, tokenizer, structure)
+        data = fitting_data(config, task, held, holdings, tokenizer, structure)
         inputs.note("tokens of the data", digest_of_tokens([data.train, data.validation]))
         inputs.check()
         adapter = _adapter(config, structure)
@@ -181,7 +183,7 @@ def intervals(config: FedConfig) -> Intervals:
 def fitting_data(
     config: FedConfig,
     task: Task,
-    splits: Splits,
+    held: FedExamples,
     holdings: ClientData,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
@@ -191,7 +193,7 @@ def fitting_data(
     Raises:
         UserError: They do not fit the model, or nothing is left of them.
     """
-    data = encode_data(config, task, splits, holdings.deal, tokenizer)
+    data = encode_data(config, task, held, holdings.deal, tokenizer)
     virtual = 0 if config.peft == "lora" else config.virtual_tokens
     texts = [tokens.ids for tokens in (*data.train, *data.validation)]
     check_fit(model, tokenizer, texts, max_length=config.max_length, virtual=virtual)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -43,6 +44,7 @@ from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
+from fedloom.training.division import check_sizes, of_client
 from fedloom.training.graph_data import PeerExamples, Setting, hold
 from fedloom.training.graph_rounds import Mixing, PeerParts
 from fedloom.training.loop import Intervals
@@ -278,12 +280,17 @@ def _encode(
         read = partial(encode, tokenizer=tokenizer, form=form, max_length=config.max_length)
     done = []
     for what, parts in (("training", held.train), ("validation", held.validation)):
-        sequences, counts = zip(*(read(part) for part in parts), strict=True)
+        found = []
+        for number, part in enumerate(parts, start=1):
+            with of_client(number) if len(parts) > 1 else nullcontext():
+                found.append(read(part))
+        sequences, counts = zip(*found, strict=True)
         if sum(counts):
             fate = "cut to max_length" if classes else "longer than max_length and left out"
             log.warning("%d %s examples are %s %d", sum(counts), what, fate, config.max_length)
         done.append(list(sequences))
     train, validation = done
+    check_sizes(config, [len(own) for own in train])
     if classes:
         return _Encoded(train, validation, [], class_reading(tokenizer, classes))
     limit = config.eval_generate_limit

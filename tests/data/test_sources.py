@@ -78,11 +78,11 @@ def test_whatever_is_missing_nothing_is_lost_or_shared(count, given_splits, seed
             _complete({"train": train, **own}, seed)
         return
     splits = _complete({"train": train, **own}, seed)
-    held = [getattr(splits, split) for split in ("validation", "test") if split not in given_splits]
-    assert all(held) and splits.train
-    together = [*splits.train, *(example for part in held for example in part)]
+    held = [splits[split] for split in ("validation", "test") if split not in given_splits]
+    assert all(held) and splits["train"]
+    together = [*splits["train"], *(example for part in held for example in part)]
     assert sorted(int(example.final) for example in together) == list(range(count))
-    assert all(getattr(splits, split) == own[split] for split in given_splits)
+    assert all(splits[split] == own[split] for split in given_splits)
 
 
 def test_the_embedded_task_comes_from_its_seed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from fedloom.runtimes.flower.memory import Memory
 from fedloom.runtimes.flower.request import Answer, Request
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, digest, pack, unpack
 from fedloom.runtimes.in_process import run_clients
-from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded
+from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples
 from fedloom.training.flower.place import client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.setup_fed import Parts, build, fitting_data
@@ -144,20 +145,18 @@ def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
         _loaded_model = _Loaded(options, resolved, parts, {path: parts.data})
     elif path not in _loaded_model.data:
         task, holdings = TASKS[fed.data_name], ALL_CLIENTS if path is None else _own(path)
-        splits, parts = holdings.load(fed, task), _loaded_model.parts
-        _loaded_model.data[path] = fitting_data(
-            fed, task, splits, holdings, parts.tokenizer, parts.model.model
-        )
+        held, parts = holdings.load(fed, task), _loaded_model.parts
+        _loaded_model.data[path] = fitting_data(fed, task, held, holdings, parts.tokenizer, parts.model.model)
     return _loaded_model
 
 
 def _own(path: Path) -> ClientData:
-    def load(config: FedConfig, task: Task) -> Splits:
+    def load(config: FedConfig, task: Task) -> FedExamples:
         rows = read_part(path, "train", option="client_data", names=task.split_names)
-        return Splits([made.example for made in read_examples(task, rows)], [], [])
+        return FedExamples(Splits([made.example for made in read_examples(task, rows)], [], []))
 
     return ClientData(load, _dealt_to_nobody)
 
 
-def _dealt_to_nobody(config: FedConfig, examples: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def _dealt_to_nobody(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
     return np.empty(0, dtype=np.int64), []
