@@ -80,6 +80,7 @@ def train_locally(
     memory: State | None = None,
     received: Row | None = None,
     ranks: Sequence[int] | None = None,
+    resting: State | None = None,
 ) -> LocalResult:
     """Train every client of ``bank`` on its own steps, as if each were alone.
 
@@ -95,6 +96,7 @@ def train_locally(
         received: What the server sent for the rule, ``[*shape]``.
         ranks: Each client's LoRA rank; ``bank`` holds zeros beyond it, and still does afterwards. None: all
             have the adapter's own.
+        resting: Adapter parameters that rest in this round, each client's own, ``[clients, *shape]``.
     """
     start, memory, received = bank, memory or {}, received or {}
     state = rules.optimiser.init(bank) if state is None else state
@@ -103,7 +105,7 @@ def train_locally(
     for index in range(max(map(len, work), default=0)):
         steps = [client[index] if index < len(client) else [] for client in work]
         active = torch.tensor([bool(step) for step in steps])
-        gradients, report = step_gradients(model, bank, steps, rules, frozen, ranks)
+        gradients, report = step_gradients(model, bank, steps, rules, frozen, ranks, resting)
         gradients = rules.rule.correct(gradients, bank, start, memory, received)
         if ranks is not None:  # a rule may know what lies beyond a client's rank
             gradients = AdapterBank(within_ranks(gradients.tensors, ranks))
@@ -145,6 +147,7 @@ def step_gradients(
     rules: LocalRules,
     frozen: Row | None = None,
     ranks: Sequence[int] | None = None,
+    resting: State | None = None,
 ) -> tuple[AdapterBank, StepReport]:
     """Each client's gradient of its own loss over one optimiser step, in as many passes as it takes.
 
@@ -155,6 +158,7 @@ def step_gradients(
         rules: For the size of a pass and dropout.
         frozen: Adapter parameters that get no gradient, the same for all clients.
         ranks: Each client's LoRA rank; None: all have the adapter's own.
+        resting: The same, each client's own, ``[clients, *shape]``.
     """
     total = bank.map(torch.zeros_like)
     zeros = torch.zeros(bank.clients, dtype=torch.long)
@@ -164,6 +168,7 @@ def step_gradients(
         leaves = {name: t[rows].detach().requires_grad_() for name, t in bank.tensors.items()}
         pack = build_pack(clients, model.layout)
         shared = {name: t.expand(len(clients), *t.shape) for name, t in (frozen or {}).items()}
+        shared |= {name: t[rows] for name, t in (resting or {}).items()}
         parameters = model.at_ranks(leaves | shared, ranks and ranks[rows])
         out = model.losses(parameters, pack, rules.dropout_seed)
         # The sum over clients of each client's own loss: no gradient crosses clients.

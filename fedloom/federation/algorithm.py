@@ -1,6 +1,7 @@
 """A federated algorithm: independent parts, composed; and what a client sends.
 
     share      which parameters are shared; the others are personal, and stay with their client
+    trains     which of LoRA's factors train in a round                              federation/train_factors/
     rule       what a client does to its gradients, with memory on both sides       client/rules/
     codec      what its change looks like on the wire                               federation/codecs/
     aggregator how many changes become one                                          federation/aggregators/
@@ -36,6 +37,8 @@ from fedloom.federation.codecs.none import none as as_it_is
 from fedloom.federation.plugged import guarded
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.sharing import Sharing
+from fedloom.federation.train_factors import TrainFactors
+from fedloom.federation.train_factors.both import everything
 from fedloom.model.bank import Row, bytes_of
 from fedloom.options.methods import PARTS
 from fedloom.options.parts import is_plugged, make
@@ -51,7 +54,7 @@ class Algorithm:
     Attributes:
         client_lr: The clients' learning rate, which turns their change into a pseudo-gradient.
         server_optimiser: Of the server; None takes the change as it is.
-        rule, codec, aggregator, share: See the module.
+        rule, codec, aggregator, share, trains: See the module.
         ranks: The clients' LoRA ranks; None: all have the adapter's own.
     """
 
@@ -61,6 +64,7 @@ class Algorithm:
     codec: Codec = field(default_factory=as_it_is)
     aggregator: Aggregator = weighted_mean
     share: Sharing = frozenset
+    trains: TrainFactors = everything
     ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
@@ -143,6 +147,7 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         codec=made("compress"),
         aggregator=aggregator,
         share=made("share"),
+        trains=made("train_factors"),
     )
 
 

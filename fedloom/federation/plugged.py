@@ -65,7 +65,7 @@ def _held(option: str, field: str, who: str, function: Callable[..., Any]) -> Ca
     @functools.wraps(function)
     def call(*given: Any) -> Any:
         found = _called(who, function, *given)
-        if option == "share":
+        if option in ("share", "train_factors"):
             _check_share(who, found, *given)
         elif like is not None:
             first = found[0] if field == "step" and isinstance(found, tuple) else found
@@ -96,7 +96,7 @@ def _where(error: Exception) -> str:
     return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
-def _check_share(who: str, found: Any, names: Any) -> None:
+def _check_share(who: str, found: Any, names: Any, *others: Any) -> None:
     if not isinstance(found, frozenset | set) or not found or not found <= set(names):
         raise UserError(
             f"{who} returned {shown(repr(found))}, not a set of some of the adapter's names; mend the plugin"

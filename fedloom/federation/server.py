@@ -136,7 +136,8 @@ def federated_round(
         Diverged: No client came back with finite numbers, or the server's own step is not finite.
     """
     shared = algorithm.share(state.adapter.keys())
-    names = shared if sent is None else shared & set(sent)
+    names = shared & algorithm.trains(shared, state.round)
+    names = names if sent is None else names & set(sent)
     trained = {name: t for name, t in state.adapter.items() if name in names}
     rest = {name: t for name, t in state.adapter.items() if name not in names}
     kept = {name: t for name, t in state.rule.items() if name in names}
@@ -149,13 +150,17 @@ def federated_round(
             f"round {state.round + 1}: the loss or update of every client is not finite, or too large"
         )
     came = result.collected
-    gradient = result.pseudo_gradient | (elsewhere or {})
+    trains = algorithm.trains(state.adapter.keys(), state.round)
+    gradient = result.pseudo_gradient | {n: g for n, g in (elsewhere or {}).items() if n in trains}
     adapter, moments = step_some(algorithm.server_optimiser, state.adapter, gradient, state.optimiser)
     check_step(state.round + 1, adapter, moments, came.kept)
     rule = algorithm.rule.absorb(state.rule, result.sent, len(came.kept) / (of or len(clients)))
     took_part = list(clients) if trained else []
+    # What rests now, and trained in the round before, has changed since.
+    changed = algorithm.trains(shared, max(state.round - 1, 0)) - algorithm.trains(shared, state.round)
+    down = trained | {name: state.adapter[name] for name in changed}
     bytes_down = sum(
-        bytes_of(algorithm.sent(trained, client)) + bytes_of(algorithm.sent(kept, client))
+        bytes_of(algorithm.sent(down, client)) + bytes_of(algorithm.sent(kept, client))
         for client in took_part
     )
     report = RoundReport(took_part, came.kept, came.left_out, came.bytes_up, bytes_down, came.memories)

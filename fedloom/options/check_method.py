@@ -43,13 +43,33 @@ def check_method(config: Any, *, server: bool) -> None:
             f"lora_aggregation: {products} needs both factors of every product, and share {names['share']} "
             "sends a part of the adapter; choose --share all, or --lora_aggregation factors"
         )
+    _check_factors(config, names)
     if server:
         _check_with_server(config, names)
     else:
         _check_on_graph(config, names)
 
 
+def _check_factors(config: Any, names: dict[str, str]) -> None:
+    trains = names["train_factors"]
+    if trains == _BY_NAME["train_factors"].default:
+        return
+    for option in ("lora_aggregation", "share"):
+        if names[option] != _BY_NAME[option].default:
+            raise UserError(
+                f"train_factors: {trains} leaves one of LoRA's factors as it is, and {option} "
+                f"{names[option]} needs both; choose one of the two"
+            )
+
+
 def _check_on_graph(config: Any, names: dict[str, str]) -> None:
+    if config.frozen_a and names["train_factors"] not in (_BY_NAME["train_factors"].default, "b"):
+        raise UserError(
+            f"train_factors: {names['train_factors']} beside training_type {config.training_type}, which "
+            "freezes A for good; choose --training_type LoRA, or leave train_factors out"
+        )
+    if names["train_factors"] == "b" and not config.frozen_a:
+        raise UserError("train_factors: b is DFL-LoRA on a graph; choose --training_type DFL-LoRA")
     if names["share"] == "a" and config.frozen_a:
         raise UserError(
             f"share: a sends LoRA's A alone, and training_type {config.training_type} freezes it, so that "
@@ -64,6 +84,11 @@ def _check_on_graph(config: Any, names: dict[str, str]) -> None:
 
 def _check_with_server(config: Any, names: dict[str, str]) -> None:
     if config.train_mode == "local":
+        if config.method is not None:
+            raise UserError(
+                f"method: {shown(config.method)} is one of federation, and train_mode local trains one "
+                "adapter on all data; leave one of the two out"
+            )
         for option, name in names.items():
             given = getattr(config, option)
             if given != AUTO and name != _BY_NAME[option].default:
@@ -73,7 +98,9 @@ def _check_with_server(config: Any, names: dict[str, str]) -> None:
                 )
         return
     lora_only = [
-        option for option in ("share", "lora_aggregation") if names[option] not in ("all", "factors")
+        option
+        for option in ("share", "lora_aggregation", "train_factors")
+        if names[option] != _BY_NAME[option].default
     ]
     for option in lora_only:
         if config.peft != "lora":

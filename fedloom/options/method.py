@@ -8,7 +8,7 @@ from fedloom.errors import UserError
 from fedloom.options.aliases import by_own_names
 from fedloom.options.declare import did_you_mean, option
 from fedloom.options.methods import method, with_method
-from fedloom.options.parts import load_plugins
+from fedloom.options.parts import listed, load_plugins
 
 C = TypeVar("C", bound=type)
 
@@ -28,28 +28,32 @@ class AnyMethod:
     )
     client_rule: str = option(
         "auto",
-        "what clients do to their gradients: none, proximal, proximal:MU, scaffold; auto: as method or "
-        "fed_alg say, else none",
+        f"what clients do to their gradients: {listed('client_rule')}; auto: as method or fed_alg say, else "
+        "none",
     )
     aggregator: str = option(
         "auto",
-        "how many changes become one: mean, median, or trimmed_mean:SHARE, left out at either end; "
-        "auto: as method says, else mean",
+        f"how many changes become one: {listed('aggregator')}; auto: as method says, else mean",
     )
     lora_aggregation: str = option(
         "auto",
-        "factors: A and B are combined each for itself; flexlora: their products, factored anew by SVD; "
+        f"how LoRA's factors are combined: {listed('lora_aggregation')}; factors: A and B each for itself; "
         "auto: as method says, else factors",
     )
     share: str = option(
         "auto",
-        "all: the whole adapter; a: LoRA's A, while every client keeps its own B; auto: as method "
-        "says, else all",
+        f"what is shared: {listed('share')}; all: the whole adapter; a: LoRA's A, while every client keeps "
+        "its own B; auto: as method says, else all",
+    )
+    train_factors: str = option(
+        "auto",
+        f"which of LoRA's factors train: {listed('train_factors')}; b: A stays as it was drawn; alternate: "
+        "in turns of so many rounds, B first; auto: as method says, else both",
     )
     compress: str = option(
         "auto",
-        "what is sent: none: numbers as they are; int8; topk:SHARE, the largest; auto: as method "
-        "says, else none",
+        f"what is sent: {listed('compress')}; none: numbers as they are; topk: a share of them, the largest; "
+        "auto: as method says, else none",
     )
 
 
@@ -59,8 +63,8 @@ class ServerMethod:
 
     server_optimizer: str = option(
         "auto",
-        "what the server does with the combined change: none: takes it as it is; sgd, adam or yogi, at lr; "
-        "auto: as method or fed_alg say",
+        f"what the server does with the combined change: {listed('server_optimizer')}; none takes it as it "
+        "is, the others are at lr; auto: as method or fed_alg say",
     )
 
 

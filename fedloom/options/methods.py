@@ -36,6 +36,7 @@ PARTS = (
     Part("aggregator", "fedloom.federation.aggregators", "mean"),
     Part("lora_aggregation", "fedloom.federation.lora_aggregations", "factors"),
     Part("share", "fedloom.federation.sharing", "all"),
+    Part("train_factors", "fedloom.federation.train_factors", "both"),
     Part("compress", "fedloom.federation.codecs", "none"),
 )
 
@@ -79,6 +80,8 @@ METHODS: list[Method] = [
     ),
     Method("FlexLoRA", "Bai et al., 2024, arXiv:2402.11505", {"lora_aggregation": "flexlora"}, _FED, _GOSSIP),
     Method("FedSA-LoRA", "Guo et al., 2025, arXiv:2410.01463", {"share": "a"}, _FED, _GOSSIP),
+    Method("FFA-LoRA", "Sun et al., 2024, arXiv:2403.12313", {"train_factors": "b"}, _FED),
+    Method("RoLoRA", "Chen et al., 2024, arXiv:2409.02346", {"train_factors": "alternate:1"}, _FED),
     Method("FedPAQ", "Reisizadeh et al., 2020, arXiv:1909.13014", {"compress": "int8"}, _FED, _GOSSIP),
     Method("MemSGD", "Stich et al., 2018, arXiv:1809.07599", {"compress": "topk:0.01"}, _FED),
     Method(
@@ -95,6 +98,8 @@ METHODS: list[Method] = [
         server=None,
         graph={"mixing_step": 0.05, **_GOSSIP},
     ),
+    Method("ADF-LoRA", "2025, arXiv:2511.18291", {"train_factors": "alternate:1"}, None, _GOSSIP),
+    Method("TAD-LoRA", "2026, arXiv:2602.00451", {"train_factors": "alternate:5"}, None, _GOSSIP),
     Method("DFL-LoRA", "freezes LoRA's A on a graph", server=None, graph={"training_type": "DFL-LoRA"}),
 ]
 """Every method by the name that the literature has for it."""

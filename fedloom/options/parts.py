@@ -8,6 +8,7 @@ signature is given by name from the run's options. Names are found without impor
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 import importlib.util
@@ -38,13 +39,17 @@ def plug_in(option: str, name: str | None = None) -> Callable[[Callable[..., Any
         name: What the choice is called; None: as the function.
 
     Raises:
-        ValueError: There is no such part.
+        ValueError: There is no such part, or the package has a choice of this name.
     """
-    if option not in {part.option for part in PARTS}:
+    part = next((part for part in PARTS if part.option == option), None)
+    if part is None:
         raise ValueError(f"{option} is no part; one of {', '.join(part.option for part in PARTS)} is")
 
     def remember(make: Callable[..., Any]) -> Callable[..., Any]:
-        _plugged[option, name or make.__name__] = make
+        called = name or make.__name__
+        if called in _files(part):
+            raise ValueError(f"{option} {called} is fedloom's own; give yours another name")
+        _plugged[option, called] = make
         return make
 
     return remember
@@ -91,12 +96,32 @@ def _load(named: str) -> None:
     _loaded.add(named)
 
 
-def choices(part: Part) -> list[str]:
-    """The names that may be chosen for a part."""
+def _files(part: Part) -> list[str]:
     spec = importlib.util.find_spec(part.folder)
     assert spec is not None and spec.submodule_search_locations is not None
-    files = [found.name for found in pkgutil.iter_modules(spec.submodule_search_locations)]
-    return sorted({*files, *(name for option, name in _plugged if option == part.option)})
+    return sorted(found.name for found in pkgutil.iter_modules(spec.submodule_search_locations))
+
+
+def choices(part: Part) -> list[str]:
+    """The names that may be chosen for a part."""
+    return sorted({*_files(part), *(name for option, name in _plugged if option == part.option)})
+
+
+def listed(option: str) -> str:
+    """The names that come with the package for a part, with the numbers that each takes: for `--help`.
+
+    Files are read, not imported: they load torch.
+    """
+    (part,) = (part for part in PARTS if part.option == option)
+    spec = importlib.util.find_spec(part.folder)
+    assert spec is not None and spec.submodule_search_locations is not None
+    (folder,) = spec.submodule_search_locations
+    described = []
+    for name in _files(part):
+        tree = ast.parse(Path(folder, f"{name}.py").read_text(encoding="utf-8"))
+        made = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+        described.append(":".join([name, *(argument.arg.upper() for argument in made.args.args)]))
+    return ", ".join(described)
 
 
 def is_plugged(option: str, text: str) -> bool:

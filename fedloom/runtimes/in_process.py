@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 
@@ -106,6 +106,7 @@ def train_peers(
     rules: LocalRules,
     frozen: Row,
     first: int = 0,
+    trains: Collection[str] | None = None,
 ) -> Trained:
     """Train peers, each from its own row, wave by wave.
 
@@ -116,6 +117,8 @@ def train_peers(
         rules: How peers train.
         frozen: Adapter parameters that nobody trains, the same for all.
         first: The number of the peer in the first row.
+        trains: The parameters that train in this round; the others rest, with their optimiser's state. None:
+            all of the bank.
     """
     bank = state.bank.map(torch.clone)
     optimiser = {key: t.clone() for key, t in state.optimiser.items()}
@@ -124,9 +127,16 @@ def train_peers(
     for wave in waves(work, model.layout, rules.wave_tokens):
         rows = torch.tensor([peer.client - first for peer in wave])
         here = rows.to(bank.device)
-        own = {key: t.index_select(0, here) for key, t in optimiser.items()}
+        rows_here = bank.rows(rows.tolist()).tensors
+        moving = AdapterBank({n: t for n, t in rows_here.items() if trains is None or n in trains})
+        resting = {name: t for name, t in rows_here.items() if name not in moving.tensors}
+        own = {
+            key: t.index_select(0, here)
+            for key, t in optimiser.items()
+            if key.partition(".")[2] in moving.tensors
+        }
         steps = [peer.steps for peer in wave]
-        result = train_locally(model, bank.rows(rows.tolist()), steps, rules, own, frozen)
+        result = train_locally(model, moving, steps, rules, own, frozen, resting=resting)
         for name, t in result.bank.tensors.items():
             bank.tensors[name].index_copy_(0, here, t)
         for key, t in result.state.items():

@@ -205,7 +205,9 @@ def train(parts: PeerParts, drawn: Sequence[int], state: PeerState, who: Bool[Te
         for peer in rows.tolist()
     )
     first = parts.first + parts.here.start
-    return train_peers(parts.model, state, work, parts.rules, parts.frozen, first)
+    bank = state.bank.tensors.keys()
+    trains = parts.algorithm.trains(bank, state.round) | (parts.own & bank)
+    return train_peers(parts.model, state, work, parts.rules, parts.frozen, first, trains)
 
 
 def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:

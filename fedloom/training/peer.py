@@ -52,7 +52,7 @@ _AGREED = (
 """What must be the same, so that rows can be combined and rounds counted; training is each peer's own, its
 client_rule included."""
 
-_AGREED_PARTS = ("aggregator", "lora_aggregation", "share", "compress")
+_AGREED_PARTS = ("aggregator", "lora_aggregation", "share", "train_factors", "compress")
 
 
 def run_peer(config: PeerConfig) -> RunRecord:
