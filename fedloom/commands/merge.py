@@ -26,7 +26,7 @@ from fedloom.evaluation.chosen import adapters_of, base_of, to_merge
 from fedloom.evaluation.saved_adapters import CONFIG_FILE, SavedAdapter, options_of_run, read_config
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.adapters.supported import check_adapter
-from fedloom.model.base import BaseModel, configuration, load_base
+from fedloom.model.base import BaseModel, configuration, load_base, located
 from fedloom.model.class_order import class_order
 from fedloom.model.files import check_model_name
 from fedloom.model.hub import check_hub, push
@@ -65,11 +65,11 @@ def run_merge(config: MergeConfig) -> Path:
         check_hub(config.push_to_hub, config.token)
     console = plain_console()
     console.print(_told(adapters, name), soft_wrap=True)
-    base = _load(config, name, adapters)
-    whole = merged(base.model, [adapter.folder for adapter, _ in adapters])
+    whole = merged(_load(config, name, adapters).model, [adapter.folder for adapter, _ in adapters])
     _name_classes(config, whole.config, adapters, name)
-    _restore_generation(config, name, whole)
-    _write(output, whole, _tokenizer(config, name), _card(adapters, base.name))
+    source = located(name)
+    _restore_generation(config, source.location, whole)
+    _write(output, whole, _tokenizer(config, source.location), _card(adapters, locate(name).name))
     console.print(f"Model: {output}", soft_wrap=True)
     if config.push_to_hub is not None:
         console.print(f"On the hub: {push(output, config.push_to_hub, config.token)}", soft_wrap=True)
@@ -163,25 +163,20 @@ def _name_classes(config: MergeConfig, made: PretrainedConfig, adapters: Adapter
     made.label2id = {label: number for number, label in enumerate(order)}
 
 
-def _restore_generation(config: MergeConfig, name: str, model: PreTrainedModel) -> None:
+def _restore_generation(config: MergeConfig, location: str, model: PreTrainedModel) -> None:
     """Generation settings as they were published: changed ones are refused where they contradict each other.
 
     Loading has set a pad token; several chat models have a temperature and no sampling.
     """
-    source = locate(name)
-    if model.can_generate() and not source.gguf_file:
+    if model.can_generate():
         with suppress(OSError):  # there are none
-            model.generation_config = GenerationConfig.from_pretrained(
-                source.location, token=config.token or None
-            )
+            model.generation_config = GenerationConfig.from_pretrained(location, token=config.token or None)
 
 
-def _tokenizer(config: MergeConfig, name: str) -> PreTrainedTokenizerBase:
+def _tokenizer(config: MergeConfig, location: str) -> PreTrainedTokenizerBase:
     """The base's tokenizer as its files have it, chat template included."""
-    source = locate(name)
-    gguf = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        source.location, token=config.token or None, trust_remote_code=config.trust_remote_code, **gguf
+        location, token=config.token or None, trust_remote_code=config.trust_remote_code
     )
     return made
 

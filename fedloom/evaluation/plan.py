@@ -12,7 +12,7 @@ from fedloom.data.tasks import TASKS, Task
 from fedloom.errors import UserError
 from fedloom.evaluation.chosen import named_base
 from fedloom.evaluation.saved_adapters import SavedAdapter, find_adapters, options_of_run, read_config
-from fedloom.model.base import configuration, is_encoder
+from fedloom.model.base import base_name, configuration, is_encoder
 from fedloom.model.class_order import class_order
 from fedloom.model.files import check_model_name
 from fedloom.model.source import locate
@@ -106,7 +106,7 @@ def make_plan(config: EvalConfig) -> Plan:
     if classify:
         own = configuration(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
         classes = class_order(own, task.label_names, model_name)
-    _check_adapters(adapters, task, classify, locate(model_name).name)
+    _check_adapters(adapters, task, classify, {locate(model_name).name, base_name(model_name)})
     (run, *others) = runs or [None]
     return Plan(
         adapters=adapters,
@@ -136,7 +136,7 @@ def _output(config: EvalConfig, run: Path | None) -> Path:
 
 
 def _check_adapters(
-    adapters: Sequence[tuple[SavedAdapter, PeftConfig]], task: Task, classify: bool, base: str
+    adapters: Sequence[tuple[SavedAdapter, PeftConfig]], task: Task, classify: bool, base: set[str]
 ) -> None:
     """Adapters do what the task needs; one of another base is warned of: names may differ for one model."""
     needed, does = ("SEQ_CLS", "classified") if classify else ("CAUSAL_LM", "answered in words")
@@ -146,10 +146,10 @@ def _check_adapters(
                 f"adapter: {adapter.folder} is for {config.task_type} models, but {task.name} is {does} "
                 f"here, which needs {needed}; choose another task or adapter"
             )
-        if config.base_model_name_or_path not in (None, "", base):
+        if config.base_model_name_or_path not in {None, "", *base}:
             log.warning(
                 "%s was trained on %s, and is judged on %s",
                 adapter.name,
                 config.base_model_name_or_path,
-                base,
+                " or ".join(sorted(base)),
             )

@@ -1,6 +1,5 @@
 """The frozen base model that all clients share: load it, quantise it."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fedloom.model.dequantised import in_cache, write_to_cache
 from fedloom.model.files import check_files, check_model_name, dtypes_in, tensors_in
-from fedloom.model.gguf_file import dequantise_options, forget_quantisation, parsed_once
+from fedloom.model.gguf_file import parsed_once
 from fedloom.model.hardware import check_quantize, quantised, resolve_device
 from fedloom.model.kinds import check_kind, encodes
 from fedloom.model.layers import decoder_layers, layer_of
@@ -43,7 +43,8 @@ HEAD_SEED = 3407
 class BaseModel:
     """A frozen model in `eval()` mode and its tokenizer, which has a pad token.
 
-    `name` is what an adapter gives as its base: the hub id behind an alias, else the name as given.
+    `name` is what an adapter gives as its base: the hub id behind an alias, else the name as given; of a GGUF
+    file the folder in the cache that holds its weights.
     `drawn` are the layers that the files do not hold and that were drawn at random: they belong into the
     adapter.
     """
@@ -90,8 +91,7 @@ def load_base(
     """
     place = resolve_device(device)
     check_quantize(quantize, place)
-    source = locate(name)
-    check_files(source)
+    source = located(name)
     files = _files(source, token, trust_remote_code)
     with parsed_once():
         config = _configuration(source, files)
@@ -113,6 +113,10 @@ def load_base(
             before_weights(tokenizer, structure)
         auto = "bfloat16" if quantize != "none" and dtype == "auto" else dtype
         files["dtype"] = choose_dtype(auto, place, config)
+        if source.gguf_file:
+            with explained(source, "its weights"):
+                source = write_to_cache(source, files, tokenizer)
+            files = _files(source, token, trust_remote_code) | {"dtype": files["dtype"]}
         with explained(source, "its weights"), _seeded(place):
             try:
                 model, drawn = _load_model(source, files, quantize, place, num_labels, structure)
@@ -141,10 +145,25 @@ def configuration(
     Raises:
         UserError: it cannot be had.
     """
-    source = locate(name)
-    check_files(source)
+    source = located(name)
     with parsed_once():
         return _configuration(source, _files(source, token, trust_remote_code))
+
+
+def located(name: str) -> Source:
+    """Where a model's files are, looked at; of a GGUF file the folder with its weights, once there is one.
+
+    Raises:
+        UserError: There are none, or one is damaged.
+    """
+    source = locate(name)
+    check_files(source)
+    return in_cache(source) or source if source.gguf_file else source
+
+
+def base_name(name: str) -> str:
+    """What an adapter for a model names as its base; of a GGUF file not before it has been loaded once."""
+    return located(name).name
 
 
 def _configuration(source: Source, files: dict[str, Any]) -> PretrainedConfig:
@@ -184,15 +203,6 @@ def _load_model(
         check_finite(model, source.name)
         return model, drawn
 
-    if source.gguf_file:
-        model, drawn = read(**dequantise_options())
-        forget_quantisation(model)
-        if not options:
-            return model.to(device), drawn
-        # bitsandbytes quantises while it loads ordinary files, so the model goes through a folder of them.
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            return auto.from_pretrained(folder, dtype=files["dtype"], **options), drawn
     model, drawn = read(**options)
     return model if options else model.to(device), drawn
 
