@@ -74,6 +74,13 @@ METHODS: list[Method] = [
     Method("SCAFFOLD", "Karimireddy et al., 2020, arXiv:1910.06378", {"client_rule": "scaffold"}, _FED),
     Method("FedAdam", "Reddi et al., 2021, arXiv:2003.00295", {"server_optimizer": "adam"}, _FED),
     Method("FedYogi", "Reddi et al., 2021, arXiv:2003.00295", {"server_optimizer": "yogi"}, _FED),
+    Method("FedAdagrad", "Reddi et al., 2021, arXiv:2003.00295", {"server_optimizer": "adagrad"}, _FED),
+    Method(
+        "FedAvgM",
+        "Hsu et al., 2019, arXiv:1909.06335",
+        {"server_optimizer": "momentum"},
+        {"lr": 1.0, **_FED},
+    ),
     Method("Median", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "median"}, _FED, _GOSSIP),
     Method(
         "TrimmedMean", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "trimmed_mean"}, _FED, _GOSSIP

@@ -379,15 +379,17 @@ def test_the_plugin_of_the_page_runs_with_all_its_parts(fed, tmp_path, capsys):
     page = page[page.index("## A method") : page.index("## A graph")]
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     (tmp_path / "mine.py").write_text("".join(block for block in blocks if "plug_in" in block))
-    folder = fed("mine", f"--plugin {tmp_path}/mine.py --method RFA --client_rule shy:0.5 --compress half")
+    folder = fed(
+        "mine", f"--plugin {tmp_path}/mine.py --method SignSGD --client_rule shy:0.5 --compress half"
+    )
     options = yaml.safe_load((folder / "config.yaml").read_text())
-    assert options["aggregator"] == "geometric_median" and options["client_rule"] == "shy:0.5"
+    assert options["aggregator"] == "majority_vote" and options["client_rule"] == "shy:0.5"
     plain = fed("plain", "--method FedAvg")
     assert rows(folder)[1]["bytes_up"] * 2 == rows(plain)[1]["bytes_up"]
-    fed("momentum", f"--plugin {tmp_path}/mine.py --method FedAvg --server_optimizer momentum:0.5 --lr 0.05")
+    fed("lion", f"--plugin {tmp_path}/mine.py --method FedAvg --server_optimizer lion:0.5 --lr 0.05")
     capsys.readouterr()
     assert main(["methods", "--json", "--plugin", f"{tmp_path}/mine.py"]) == 0
-    assert "RFA" in {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert "SignSGD" in {row["name"] for row in json.loads(capsys.readouterr().out)}
 
 
 PLUGIN = """
@@ -478,6 +480,9 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--client_rule proximal:nan", ["nan in proximal:nan is no number"]),
         ("--client_rule proximal:-1", ["proximal:-1 is negative"]),
         ("--server_optimizer yogi:0", ["yogi:0 divides by 0"]),
+        ("--server_optimizer adagrad:0", ["adagrad:0 divides by 0"]),
+        ("--server_optimizer momentum:1", ["momentum:1 never slows down", "below 1"]),
+        ("--server_optimizer nesterov:-0.1", ["nesterov:-0.1 never slows down"]),
         ("--lora_aggregation flexlora --aggregator median", ["flexlora averages products"]),
         ("--lora_aggregation flexlora --share a", ["needs both factors"]),
         ("--share a --peft p-tuning", ["share: a is about LoRA's factors"]),
