@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from fedloom.model.adapters.products import product_norms
 from fedloom.model.bank import AdapterBank, Row
 
 Total = Callable[[Row], Row]
@@ -65,7 +66,7 @@ def consensus(
         mean_A, mean_B = A[0] if one_A else sums["A"] / count, sums["B"] / count
         error += _distances(A, B, mean_A, mean_B).cpu()
         if one_A:
-            size += float(_product_norms(mean_B[None], mean_A[None])[0])
+            size += float(product_norms(mean_B[None], mean_A[None])[0])
         elif "BA" in sums:
             size += float(torch.linalg.matrix_norm(sums["BA"])) / count
         else:
@@ -90,15 +91,7 @@ def _distances(
     # B_i A_i − B̄ Ā = (B_i − B̄) A_i + B̄ (A_i − Ā): nothing large cancels when peers are close.
     left = torch.cat([B - mean_B, mean_B.expand_as(B)], 2)
     right = torch.cat([A, A - mean_A], 1)
-    return _product_norms(left, right)
-
-
-def _product_norms(
-    left: Float[Tensor, "peers d_out rank"], right: Float[Tensor, "peers rank d_in"]
-) -> Float[Tensor, " peers"]:
-    """‖L_i R_i‖_F from Gram matrices: ‖LR‖² = Σ (LᵀL) ∘ (RRᵀ)."""
-    squares = ((left.mT @ left) * (right @ right.mT)).sum((1, 2))
-    return squares.clamp(min=0).sqrt()
+    return product_norms(left, right)
 
 
 def _norm_of_mean(A: Float[Tensor, "peers rank d_in"], B: Float[Tensor, "peers d_out rank"]) -> float:
@@ -108,7 +101,7 @@ def _norm_of_mean(A: Float[Tensor, "peers rank d_in"], B: Float[Tensor, "peers d
     if peers * rank > min(left.shape[0], d_in):
         # Of many peers the Gram matrices are the larger thing: the mean is one d_out x d_in, of no peer.
         return float(torch.linalg.matrix_norm(left @ right)) / peers
-    return float(_product_norms(left[None], right[None])[0]) / peers
+    return float(product_norms(left[None], right[None])[0]) / peers
 
 
 def _sum_of_products(

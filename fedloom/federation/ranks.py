@@ -1,7 +1,8 @@
 """Clients of unequal LoRA rank: what each is handed, what it sends, and how that is put together.
 
-    HetLoRA    Cho et al., 2024, arXiv:2401.06432    factors are cut to a client's rank, and padded with zeros
-    FlexLoRA   Bai et al., 2024, arXiv:2402.11505    products are cut by SVD, and averaged
+    HetLoRA     Cho et al., 2024, arXiv:2401.06432     factors are cut to a client's rank, padded with zeros
+    FlexLoRA    Bai et al., 2024, arXiv:2402.11505     products are cut by SVD, and averaged
+    LoRA-FAIR   Bian et al., 2025, arXiv:2411.14961    likewise, of factors whose product is near the mean
 
 The server's adapter has the largest rank, R. Client k of rank r_k works with its first r_k rows of A and
 columns of B, at its own scale s_k = alpha / r_k; within the engine, and wherever rows are combined, it is
@@ -9,8 +10,8 @@ padded to R with zeros (see `model.adapters.ranks`). Where factors are combined,
 they are cut. Where products are combined, a client is handed the product that it can hold,
 s_k B_k A_k = s_R B[:, :r_k] A[:r_k], so that B is scaled on its way out, and its product counts by s_k / s_R
 on its way in; after FlexLoRA's SVD the rows stand in the order of their weight. With all ranks equal nothing
-is cut, padded or scaled. Of HetLoRA this is the cutting and padding: clients weigh as ever, not by the norm
-of their products, and nobody prunes its own rank.
+is cut, padded or scaled. Of HetLoRA this is the cutting and padding; its weights, by the norm of a client's
+product, are `lora_aggregations.hetlora`.
 """
 
 from __future__ import annotations

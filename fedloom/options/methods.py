@@ -86,6 +86,10 @@ METHODS: list[Method] = [
         "TrimmedMean", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "trimmed_mean"}, _FED, _GOSSIP
     ),
     Method("FlexLoRA", "Bai et al., 2024, arXiv:2402.11505", {"lora_aggregation": "flexlora"}, _FED, _GOSSIP),
+    Method(
+        "LoRA-FAIR", "Bian et al., 2025, arXiv:2411.14961", {"lora_aggregation": "lora_fair"}, _FED, _GOSSIP
+    ),
+    Method("HetLoRA", "Cho et al., 2024, arXiv:2401.06432", {"lora_aggregation": "hetlora"}, _FED),
     Method("FedSA-LoRA", "Guo et al., 2025, arXiv:2410.01463", {"share": "a"}, _FED, _GOSSIP),
     Method("FFA-LoRA", "Sun et al., 2024, arXiv:2403.12313", {"train_factors": "b"}, _FED),
     Method("RoLoRA", "Chen et al., 2024, arXiv:2409.02346", {"train_factors": "alternate:1"}, _FED),

@@ -293,7 +293,7 @@ def _ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:
     if len(set(given)) == 1:
         return None
     clients = [given[client % len(given)] for client in range(config.client_num)]
-    products = chosen(config)["lora_aggregation"] != "factors"
+    products = chosen(config)["lora_aggregation"] not in ("factors", "hetlora")
     return Ranks(clients, max(given), [rank_factor(adapter, rank) for rank in clients], products)
 
 

@@ -484,6 +484,8 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--server_optimizer momentum:1", ["momentum:1 never slows down", "below 1"]),
         ("--server_optimizer nesterov:-0.1", ["nesterov:-0.1 never slows down"]),
         ("--lora_aggregation flexlora --aggregator median", ["flexlora averages products"]),
+        ("--lora_aggregation hetlora --aggregator median", ["hetlora weighs clients by the norms"]),
+        ("--lora_aggregation lora_fair:0", ["lora_fair:0 may divide by 0", "above 0"]),
         ("--lora_aggregation flexlora --share a", ["needs both factors"]),
         ("--share a --peft p-tuning", ["share: a is about LoRA's factors"]),
         ("--share a --train_mode fedGradFocus", ["share: a leaves every client a part of its own"]),
@@ -527,7 +529,9 @@ def test_clients_of_unequal_rank_send_what_they_have_and_equal_ranks_change_noth
     assert {t.shape[0] for name, t in adapter(mixed).items() if "lora_A" in name} == {4}
 
 
-@pytest.mark.parametrize("words", ["--compress int8", "--method SCAFFOLD", "--method FlexLoRA", "--share a"])
+@pytest.mark.parametrize(
+    "words", ["--compress int8", "--method SCAFFOLD", "--method FlexLoRA", "--method HetLoRA", "--share a"]
+)
 def test_unequal_ranks_go_with_the_other_parts(fed, words):
     method = words if "method" in words else f"--method FedAvg {words}"
     folder = fed("run", f"{method} --lora_r 1,3 --client_num_per_step 4")

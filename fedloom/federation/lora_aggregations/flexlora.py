@@ -17,11 +17,10 @@ chosen: they are handed the first rows, those of the largest weight.
 
 from __future__ import annotations
 
-from fedloom.errors import UserError
 from fedloom.federation.aggregators import Aggregator, Changes
-from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.lora_aggregations import check_mean, pair_by_pair, product_weights
 from fedloom.model.adapters.products import aligned, truncated_sum
-from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.bank import Row
 
 
 def flexlora(*, aggregator: Aggregator) -> Aggregator:
@@ -33,26 +32,15 @@ def flexlora(*, aggregator: Aggregator) -> Aggregator:
     Raises:
         UserError: It is another.
     """
-    if aggregator is not weighted_mean:
-        raise UserError(
-            "lora_aggregation: flexlora averages products, and takes no aggregator but mean; leave out "
-            "--aggregator, or choose --lora_aggregation factors"
-        )
+    check_mean("flexlora", "averages products", aggregator)
 
-    def combine(changes: Changes) -> Row:
-        before, deltas, weights = changes.before, changes.deltas.tensors, changes.weights
-        factored = {name for pair in changes.pairs for name in pair}
-        rest = AdapterBank({name: t for name, t in deltas.items() if name not in factored})
-        change = weighted_mean(Changes(before, rest, weights))
-        products = weights if changes.scales is None else weights * changes.scales
-        for name_a, name_b in changes.pairs:
-            A = before[name_a] + deltas[name_a]  # [senders, rank, d_in]
-            B = before[name_b] + deltas[name_b]  # [senders, d_out, rank]
-            new_a, new_b = truncated_sum(A, B, products, rank=A.shape[1])
-            # Only clients of unequal ranks have scales.
-            ordered = changes.scales is not None
-            new_a, new_b = aligned(new_a, new_b, before[name_a], keep_order=ordered)
-            change |= {name_a: new_a - before[name_a], name_b: new_b - before[name_b]}
-        return change
+    def of_a_pair(changes: Changes, name_a: str, name_b: str) -> Row:
+        before, deltas = changes.before, changes.deltas.tensors
+        A = before[name_a] + deltas[name_a]  # [senders, rank, d_in]
+        B = before[name_b] + deltas[name_b]  # [senders, d_out, rank]
+        new_a, new_b = truncated_sum(A, B, product_weights(changes), rank=A.shape[1])
+        # Only clients of unequal ranks have scales.
+        new_a, new_b = aligned(new_a, new_b, before[name_a], keep_order=changes.scales is not None)
+        return {name_a: new_a - before[name_a], name_b: new_b - before[name_b]}
 
-    return combine
+    return pair_by_pair(of_a_pair)

@@ -17,6 +17,14 @@ def lora_pairs(names: Collection[str]) -> list[tuple[str, str]]:
     return [(module + _A, module + _B) for module in modules if module + _B in names]
 
 
+def product_norms(
+    left: Float[Tensor, "senders d_out rank"], right: Float[Tensor, "senders rank d_in"]
+) -> Float[Tensor, " senders"]:
+    """‖L_k R_k‖_F from Gram matrices: ‖LR‖² = Σ (LᵀL) ∘ (RRᵀ)."""
+    squares = ((left.mT @ left) * (right @ right.mT)).sum((1, 2))
+    return squares.clamp(min=0).sqrt()
+
+
 def truncated_sum(
     A: Float[Tensor, "senders rank d_in"],
     B: Float[Tensor, "senders d_out rank"],
