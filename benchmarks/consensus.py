@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     def once(path: Path, seed: int) -> dict[str, Any]:
         words = ["--config", str(path), "--report_to", "none"]
         words += ["--data_dir", options.data_dir] if options.data_dir else []
-        return run_once(replace(parse(DflConfig, words, prog="fedloom dfl"), seed=seed))
+        return run_once(replace(parse(DflConfig, words, prog="fedloom dfl"), seed=seed, data_seed=seed))
 
     command = "python benchmarks/consensus.py configs/sst2-link*.yaml --data_dir FOLDER"
     run_missing(options.out, "consensus", command, options.configs, options.seeds, once)

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def once(path: Path, seed: int) -> dict[str, Any]:
         words = ["--config", str(path), "--report_to", "none"]
-        return run_once(replace(parse(FedConfig, words, prog="fedloom fed"), seed=seed))
+        return run_once(replace(parse(FedConfig, words, prog="fedloom fed"), seed=seed, data_seed=seed))
 
     command = "python benchmarks/policies.py configs/layers-*.yaml"
     run_missing(options.out, "policies", command, options.configs, options.seeds, once)

@@ -23,6 +23,7 @@ from fedloom.evaluation.evaluate import predict_rows
 from fedloom.evaluation.plan import Plan, make_plan
 from fedloom.evaluation.saved_adapters import CONFIG_FILE, SavedAdapter, same_function
 from fedloom.evaluation.scores import class_scores, wilson_interval
+from fedloom.evaluation.unseen import unseen
 from fedloom.evaluation.verdict import Verdict, results_table, write_results
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.adapters.supported import check_adapter
@@ -97,7 +98,7 @@ def _judged(config: EvalConfig, plan: Plan, examples: list[Example]) -> tuple[di
         "split": config.split,
         "model": plan.model_name,
         "examples": len(examples),
-        "seed": plan.seed,
+        "data_seed": plan.data_seed,
         "max_new_tokens": None if plan.classify else config.max_new_tokens,
         "device": device_name(base.model.device),
         "dtype": str(base.model.dtype).removeprefix("torch."),
@@ -109,8 +110,10 @@ def _judged(config: EvalConfig, plan: Plan, examples: list[Example]) -> tuple[di
 
 def _examples(config: EvalConfig, plan: Plan) -> list[Example]:
     """The examples of the split; of a math task, those whose answer is a number."""
-    splits = load_splits(plan.task, data_dir=plan.data_dir, seed=plan.seed, token=config.token)
+    splits = load_splits(plan.task, data_dir=plan.data_dir, seed=plan.data_seed, token=config.token)
     examples: list[Example] = getattr(splits, config.split)
+    if config.split != "train":
+        examples = unseen(plan, config.split, examples, config.token)
     if not plan.classify:
         examples = [example for example in examples if example.final]
     if not examples:
@@ -176,7 +179,7 @@ def _groups(plan: Plan) -> list[Group]:
 def _judge(config: EvalConfig, plan: Plan, base: BaseModel, group: Group, asked: Asked) -> list[Verdict]:
     """The verdict on each adapter of a group, or on the base where there is none."""
     began = time.perf_counter()
-    model = StackedModel(base.model, group[0][1] if group else None, seed=plan.seed)
+    model = StackedModel(base.model, group[0][1] if group else None, seed=plan.data_seed)
     adapters = [adapter for adapter, _ in group]
     bank = _bank(model, adapters)
     _say_of_drawn(base, model, adapters)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedloom.commands.view import RECORD, counts_table, label_counts
 from fedloom.data.partition import partition as divide
 from fedloom.data.rows import reason
-from fedloom.data.sources import Sourced, field_values, load_rows
+from fedloom.data.sources import Sourced, field_values, load_whole
 from fedloom.data.tasks import TASKS
 from fedloom.errors import UserError, plain_console, shown
 from fedloom.options.partition import Kind, check_field
@@ -30,15 +30,16 @@ def run_split(
     min_size: int,
     labels_per_client: int,
     field: str | None,
-    seed: int,
+    data_seed: int,
     output_path: str,
     token: str | None,
 ) -> None:
     """Writes each client's part of the training data to a folder of its own.
 
-    ``output_path`` then holds ``client_1`` to ``client_N``, ``validation`` and ``test`` where the data set
-    has such (folders that ``datasets.load_from_disk`` opens, with the data set's own fields), and
-    ``split.json``. Nothing is held out of the training data.
+    ``output_path`` then holds ``client_1`` to ``client_N``, ``validation`` and ``test`` (folders that
+    ``datasets.load_from_disk`` opens, with the data set's own fields), and ``split.json``. A split that the
+    data set lacks is held out of the training data, as training on it would, so that clients' folders have
+    none of the examples that `fedloom eval` judges by.
 
     Args:
         data_name: A name in `TASKS`.
@@ -49,7 +50,7 @@ def run_split(
         min_size: The fewest examples that a client may have.
         labels_per_client: Of "shards".
         field: Of "by_field": the rows' field by which they stay together.
-        seed: The seed of every random choice.
+        data_seed: Decides what is held out, as in training, and who has what.
         output_path: A folder that does not exist yet or is empty.
         token: Hub token for gated data sets.
 
@@ -61,13 +62,13 @@ def run_split(
     _check_output(output)
     check_field(partition, field)
     task = TASKS[data_name]
-    parts = load_rows(task, data_dir=data_dir, seed=seed, token=token)
+    parts = load_whole(task, data_dir=data_dir, seed=data_seed, token=token)
     train = parts.pop("train")
     shares = divide(
         partition,
         [made.example.label for made in train],
         num_clients,
-        seed=seed,
+        seed=data_seed,
         alpha=alpha,
         min_size=min_size,
         labels_per_client=labels_per_client,
@@ -86,7 +87,7 @@ def run_split(
             _save(whole.select(share), output / name)
         for split, dataset in others.items():
             _save(dataset, output / split)
-        _write_record(output / RECORD, seed, options, counts)
+        _write_record(output / RECORD, options, counts)
     except OSError as error:
         raise UserError(
             f"output_path '{output}' cannot be written ({reason(error)}); choose another place, or remove "
@@ -95,9 +96,11 @@ def run_split(
     console = plain_console()
     console.print(counts_table({name: counts[name] for name in labels}, f"{data_name}, {partition}"))
     for split in ("validation", "test"):
-        console.print(f"{split}: {len(held[split])} examples" if split in held else f"{split}: none")
-    hints = [f"--dataset_path_template '{output}/client_{{i}}'"]
-    hints += [f"--val_dataset_path_template '{output}/validation'"] if "validation" in held else []
+        console.print(f"{split}: {len(held[split])} examples")
+    hints = (
+        f"--dataset_path_template '{output}/client_{{i}}'",
+        f"--val_dataset_path_template '{output}/validation'",
+    )
     console.print(f"Written to {output}; train on it with `fedloom fed` or `fedloom dfl`", soft_wrap=True)
     for hint in hints:
         console.print(f"  {hint}", soft_wrap=True)
@@ -170,11 +173,9 @@ def _save(dataset: Dataset, folder: Path) -> None:
             datasets.enable_progress_bars()
 
 
-def _write_record(
-    path: Path, seed: int, options: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]
-) -> None:
+def _write_record(path: Path, options: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> None:
     record = {
-        "seed": seed,
+        "seed": options["data_seed"],
         "options": options,
         "sizes": {name: sum(of_label.values()) for name, of_label in counts.items()},
         "labels": counts,

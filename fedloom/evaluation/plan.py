@@ -18,7 +18,7 @@ from fedloom.model.files import check_model_name
 from fedloom.model.source import locate
 from fedloom.options.check_fed import check_prompts
 from fedloom.options.evaluation import EvalConfig
-from fedloom.options.fed import PROMPT_DATE, FormatName
+from fedloom.options.fed import DATA_SEED, PROMPT_DATE, FormatName
 from fedloom.runs.record import EVAL_FOLDER
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_SEED = 3407
 DEFAULT_MAX_LENGTH = 512
 
 
@@ -41,11 +40,12 @@ class Plan:
         classes: The task's classes in the order of the model's head, where it predicts classes; none where it
             writes answers.
         data_dir: Local data.
-        seed: Decides what is held out, where something must be.
+        data_seed: Decides what is held out, where something must be.
         prompt_format, prompt_date: How questions are put to the model; see `fedloom.data.templates`.
         max_length: To which a text to classify is cut, in tokens.
         output: Folder for the results.
         taken: What was taken from a run, for people; "" where nothing was.
+        runs: The options of the adapters' runs, by their folders; see `options_of_run`.
     """
 
     adapters: list[tuple[SavedAdapter, PeftConfig]]
@@ -53,12 +53,13 @@ class Plan:
     task: Task
     classes: tuple[str, ...]
     data_dir: str | None
-    seed: int
+    data_seed: int
     prompt_format: FormatName
     prompt_date: str
     max_length: int
     output: Path
     taken: str
+    runs: dict[Path, dict[str, Any]]
 
     @property
     def classify(self) -> bool:
@@ -93,7 +94,7 @@ def make_plan(config: EvalConfig) -> Plan:
     same_task = [run for run in of_runs if run["data_name"] == task.name]
     model_name = _known("model_name", choose("model_name", config.model, of_runs) or named_base(adapters))
     data_dir = choose("data_dir", config.data_dir, same_task)
-    seed = choose("seed", config.seed, of_runs)
+    data_seed = choose("data_seed", config.data_seed, of_runs)
     prompt_format: Any = choose("prompt_format", config.prompt_format, of_runs) or "auto"
     prompt_date = str(choose("prompt_date", config.prompt_date, of_runs) or PROMPT_DATE)
     check_prompts(prompt_format, prompt_date)
@@ -114,12 +115,13 @@ def make_plan(config: EvalConfig) -> Plan:
         task=task,
         classes=classes,
         data_dir=data_dir,
-        seed=DEFAULT_SEED if seed is None else seed,
+        data_seed=DATA_SEED if data_seed is None else data_seed,
         prompt_format=prompt_format,
         prompt_date=prompt_date,
         max_length=max((run["max_length"] or 0 for run in same_task), default=0) or DEFAULT_MAX_LENGTH,
         output=_output(config, None if others else run),
         taken=", ".join(f"{name} {value}" for name, value in taken.items()),
+        runs=runs,
     )
 
 

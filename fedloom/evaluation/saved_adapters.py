@@ -24,7 +24,17 @@ CONFIG_FILE = "adapter_config.json"
 KINDS = ("LORA", "P_TUNING", "PROMPT_TUNING")
 """Kinds of adapters that run stacked, as PEFT names them."""
 
-_OF_RUNS = ("data_dir", "seed", "max_length", "prompt_format", "prompt_date", "quantize")
+_OF_RUNS = (
+    "data_dir",
+    "max_length",
+    "prompt_format",
+    "prompt_date",
+    "quantize",
+    "train_mode",
+    "dataset_path_template",
+)
+_NAMES = (("model_name", "model_checkpoint"), ("data_name", "dataset_type"), ("client_num", "num_clients"))
+"""What runs of both regimes have, under the name of one and of the other."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +121,10 @@ def options_of_run(run: Path) -> dict[str, Any]:
         raise UserError(f"{run / RUN_CONFIG}: must hold lines of the form `option: value`")
     rules = {option.name: option for option in (*options(FedConfig), *options(EvalConfig))}
     found: dict[str, Any] = {}
-    for name, other in (("model_name", "model_checkpoint"), ("data_name", "dataset_type")):
+    for name, other in _NAMES:
         found[name] = content.get(name) or content.get(other)
     found |= {name: content.get(name) for name in _OF_RUNS}
+    found["data_seed"] = content.get("data_seed", content.get("seed"))  # of before there was one, it was both
     for name, value in found.items():
         if value is not None and not rules[name].allows(value):
             line = f", line {lines[name]}" if name in lines else ""

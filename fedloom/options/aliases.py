@@ -21,6 +21,9 @@ SAME = (
 )
 """Names of one thing; where a command has both, they are two (`lr` of `fedloom fed` is the server's)."""
 
+RENAMED = (("data_seed", "seed"),)
+"""An option, and a name that stands for it in a command that trains nothing, and so has no such option."""
+
 
 def aliases(names: Collection[str]) -> dict[str, str]:
     """Other names that a command takes, and its own for each.
@@ -28,7 +31,7 @@ def aliases(names: Collection[str]) -> dict[str, str]:
     Args:
         names: Of its options.
     """
-    found = {}
+    found = {other: own for own, other in RENAMED if own in names and other not in names}
     for pair in SAME:
         for own, other in (pair, pair[::-1]):
             if own in names and other not in names:

@@ -56,7 +56,7 @@ class EvalData:
     )
     split: Literal["test", "validation", "train"] = option("test", "which part of the data")
     limit: int | None = option(None, "only the first so many examples", minimum=1, maximum=10**9)
-    seed: int | None = option(
+    data_seed: int | None = option(
         None,
         "decides what is held out where the data set has no such split; none: that of the adapter's run, "
         "or 3407",

@@ -25,6 +25,10 @@ PROMPT_DATE = "2024-07-26"
 """The day that chat templates with a clock are shown: the one that Llama 3 writes where it has no clock."""
 
 
+DATA_SEED = 3407
+"""Of `data_seed`, where nobody gives one: the same in training and evaluation."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Run."""
@@ -41,6 +45,13 @@ class Run:
         False, "continue the run of this name; options not given are the run's own", free=True
     )
     seed: int = option(3407, "seed of every random choice", minimum=0, maximum=2**32 - 1)
+    data_seed: int = option(
+        DATA_SEED,
+        "seed of the data: what is held out where a data set lacks a split, the problems of arithmetic, who "
+        "has which data; apart from seed, so that runs of several seeds are judged by the same examples",
+        minimum=0,
+        maximum=2**32 - 1,
+    )
     report_to: Literal["tensorboard", "none"] = option(
         "tensorboard", "where metrics go beside metrics.jsonl", free=True
     )

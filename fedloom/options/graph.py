@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedloom.options.declare import names_or_pattern, option
-from fedloom.options.fed import AnyTask, Hardware, Prompts, Run
+from fedloom.options.fed import DATA_SEED, AnyTask, Hardware, Prompts, Run
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 from fedloom.options.partition import Kind, Partition
 
@@ -124,6 +124,13 @@ class PeerReports:
         free=True,
         maximum=10**8,
     )
+    val_limit: int | None = option(
+        None,
+        "validation examples of a peer that count, from the first on; none: all",
+        minimum=1,
+        free=True,
+        maximum=10**8,
+    )
     save_every: int = option(16, "rounds between checkpoints", minimum=1, free=True, maximum=10**8)
     log_path: str = option(
         "federated_training.log",
@@ -187,7 +194,12 @@ class SplitConfig:
         2, "labels that a client sees, with partition shards", minimum=1, maximum=10**6
     )
     field: str | None = option(None, "field that keeps examples together, with partition by_field")
-    seed: int = option(3407, "seed of every random choice", minimum=0, maximum=2**32 - 1)
+    data_seed: int = option(
+        DATA_SEED,
+        "seed of what is held out where the data set lacks a split, and of who has what; as in training",
+        minimum=0,
+        maximum=2**32 - 1,
+    )
     output_path: str = option("clients", "folder to write, new or empty", path=True)
     token: str | None = option(
         None, "hub token for gated data, else HF_TOKEN; never logged or saved", free=True, secret=True

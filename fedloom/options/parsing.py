@@ -99,6 +99,8 @@ def read_options(path: Path, config_class: type) -> dict[str, Any]:
         found[name] = option.from_file(value)
         if not option.allows(found[name]):
             raise UserError(f"{where}: {option.explain(value)}")
+    if RUN_RECORD in content and "data_seed" in by_name and "seed" in found:
+        found.setdefault("data_seed", found["seed"])  # a run of before there was one: its seed was both
     return found
 
 

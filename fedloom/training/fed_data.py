@@ -146,7 +146,7 @@ def _load(config: FedConfig, task: Task) -> FedExamples:
     if judged is not None:
         lists = load_validation(judged, clients, task, counted_by=count)
         validation = [example for part in lists for example in part]
-    data_set: dict[str, Any] = {"data_dir": config.data_dir, "seed": config.seed, "token": config.token}
+    data_set: dict[str, Any] = {"data_dir": config.data_dir, "seed": config.data_seed, "token": config.token}
     if brought is None:
         splits, values = splits_and_values(task, config.field, **data_set)
         if values is not None:  # what clients differ in here, so what they are divided by and counted with
@@ -163,16 +163,16 @@ def _deal(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np
     examples = len(labels)
     server, rest = np.empty(0, dtype=np.int64), np.arange(examples)
     if config.train_mode == "local":
-        return server, iid(examples, 1, config.seed)
+        return server, iid(examples, 1, config.data_seed)
     if config.train_mode == "fedGradFocus":
         own = max(config.batch_size, round(config.server_data_fraction * examples))
-        server, rest = for_server(examples, config.client_num, own, config.seed)
+        server, rest = for_server(examples, config.client_num, own, config.data_seed)
     if config.partition == "iid":
-        shares = iid(len(rest), config.client_num, config.seed)
+        shares = iid(len(rest), config.client_num, config.data_seed)
     else:
         among = [labels[i] for i in rest.tolist()]
         shares = divided(
-            config, among, config.client_num, seed=config.seed, values=among, option="client_num"
+            config, among, config.client_num, seed=config.data_seed, values=among, option="client_num"
         )
     return server, [rest[share] for share in shares]
 

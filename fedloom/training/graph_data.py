@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fedloom.data.clients import load_clients, load_validation, path_of
 from fedloom.data.example import Example
@@ -41,18 +42,17 @@ def hold(config: Setting, task: Task, only: int | None = None) -> PeerExamples:
     # The folders first: what is missing there is known at once, the hub takes its time.
     train = load_clients(own, peers, task) if own is not None else None
     validation = load_validation(judged, peers, task) if judged is not None else None
+    data_set: dict[str, Any] = {
+        "data_dir": config.data_dir,
+        "seed": config.data_seed,
+        "token": config.token,
+    }
     if train is not None:
-        return PeerExamples(
-            train,
-            validation
-            or [published_validation(task, data_dir=config.data_dir, seed=config.seed, token=config.token)],
-        )
-    splits, values = splits_and_values(
-        task, config.field, data_dir=config.data_dir, seed=config.seed, token=config.token
-    )
+        return PeerExamples(train, validation or [published_validation(task, **data_set)])
+    splits, values = splits_and_values(task, config.field, **data_set)
     labels = [example.label for example in splits.train]
     shares = divided(
-        config, labels, config.num_clients, seed=config.seed, values=values, option="num_clients"
+        config, labels, config.num_clients, seed=config.data_seed, values=values, option="num_clients"
     )
     return PeerExamples(
         [[splits.train[i] for i in share] for share in shares], validation or [splits.validation]

@@ -48,6 +48,7 @@ _AGREED = (
     "mixing_step",
     "num_rounds",
     "seed",
+    "data_seed",
 )
 """What must be the same, so that rows can be combined and rounds counted; training is each peer's own, its
 client_rule included."""

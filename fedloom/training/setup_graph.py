@@ -188,7 +188,8 @@ def _build(
     data: _Encoded = encoded[0]
     model = _stack(config, base, adapters[0], [*data.train, *data.validation])
     # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
-    train, validation = _own(data.train, only), _own(data.validation, only)
+    train = _own(data.train, only)
+    validation = [own[: config.val_limit] for own in _own(data.validation, only)]
     questions = _own(data.questions, only)
     wave_tokens = config.wave_tokens
     if wave_tokens == "auto":

@@ -61,7 +61,7 @@ def fed_run(math, tmp_path_factory):
     words = f"fed --model_name {model} --data_name ChilleD/MultiArith --data_dir {data} --out_dir {out}"
     words += " --exp_name served --train_mode fed --client_num 4 --client_num_per_step 2 --max_steps 4"
     words += " --client_batch_per_step 2 --val_steps 2 --client_lr 0.5 --lr 0.05 --lora_r 4 --dtype float32"
-    words += " --report_to none --seed 5 --eval_generate_every 3 --eval_generate_limit 4"
+    words += " --report_to none --seed 5 --data_seed 5 --eval_generate_every 3 --eval_generate_limit 4"
     assert main(words.split()) == 0
     return out / "served"
 
@@ -125,7 +125,7 @@ def test_the_base_answers_as_transformers_does(math, tmp_path, capsys):
 def test_a_run_is_judged_by_its_own_model_and_data(fed_run, math, capsys):
     assert main(["eval", "--adapter", str(fed_run), "--max_new_tokens", str(LONGEST)]) == 0
     shown = capsys.readouterr().out
-    assert "taken from the run" in shown and "seed 5" in shown and "ChilleD/MultiArith" in shown
+    assert "taken from the run" in shown and "data_seed 5" in shown and "ChilleD/MultiArith" in shown
     result = json.loads((fed_run / "eval" / "eval.json").read_text())
     assert [each["name"] for each in result["adapters"]] == ["served/round-000004"]
     assert result["examples"] == 10 and result["dtype"] == "float32"

@@ -5,6 +5,7 @@ import pytest
 
 from fedloom.commands.split import run_split
 from fedloom.data.clients import load_clients, load_validation
+from fedloom.data.sources import load_splits
 from fedloom.data.tasks import TASKS
 from fedloom.errors import UserError
 
@@ -17,7 +18,7 @@ DEFAULTS = {
     "min_size": 1,
     "labels_per_client": 2,
     "field": None,
-    "seed": 1,
+    "data_seed": 1,
     "token": None,
 }
 
@@ -35,6 +36,7 @@ def write_rows(path, rows):
 def sst2(tmp_path):
     write_rows(tmp_path / "sst2/train.jsonl", reviews(60))
     write_rows(tmp_path / "sst2/validation.jsonl", reviews(8, first=100))
+    write_rows(tmp_path / "sst2/test.jsonl", reviews(4, first=200))
     return tmp_path / "sst2"
 
 
@@ -57,7 +59,7 @@ def test_every_row_goes_to_one_client_with_all_its_fields(sst2, tmp_path):
     assert min(map(len, parts)) >= 5
     assert saved_rows(tmp_path / "out/validation") == reviews(8, first=100)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "client_1", "client_2", "client_3", "split.json", "validation",
+        "client_1", "client_2", "client_3", "split.json", "test", "validation",
     ]  # fmt: skip
 
 
@@ -74,7 +76,7 @@ def test_what_was_done_is_written_down(sst2, tmp_path):
         "min_size": 1,
         "labels_per_client": 1,
         "field": None,
-        "seed": 1,
+        "data_seed": 1,
         "output_path": str(tmp_path / "out"),
     }
     assert sum(written["sizes"][f"client_{number}"] for number in (1, 2, 3)) == 60
@@ -92,7 +94,7 @@ def test_it_prints_who_has_what(sst2, tmp_path, capsys):
     split(tmp_path / "out", data_dir=str(sst2))
     printed = capsys.readouterr()
     assert "client_3" in printed.out and "negative" in printed.out and "validation: 8 examples" in printed.out
-    assert "test: none" in printed.out
+    assert "test: 4 examples" in printed.out
     assert f"--dataset_path_template '{tmp_path}/out/client_{{i}}'" in printed.out
     assert f"--val_dataset_path_template '{tmp_path}/out/validation'" in printed.out
     assert printed.err == "", "no progress bars"
@@ -111,9 +113,19 @@ def test_clients_load_what_was_split(sst2, tmp_path):
 
 def test_a_seed_makes_its_split_and_another_seed_another(sst2, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        split(tmp_path / name, data_dir=str(sst2), partition="quantity", seed=seed)
+        split(tmp_path / name, data_dir=str(sst2), partition="quantity", data_seed=seed)
     first, again, other = (saved_rows(tmp_path / name / "client_1") for name in "abc")
     assert first == again != other
+
+
+def test_what_training_holds_out_no_client_gets(tmp_path):
+    write_rows(tmp_path / "train.jsonl", reviews(50))
+    split(tmp_path / "out", data_dir=str(tmp_path / "train.jsonl"), data_seed=3)
+    held = load_splits(TASKS["sst2"], data_dir=tmp_path / "train.jsonl", seed=3, token=None)
+    clients = load_clients(str(tmp_path / "out/client_{i}"), 3, TASKS["sst2"])
+    assert {example for own in clients for example in own} == set(held.train)
+    (test,) = load_validation(str(tmp_path / "out/test"), 3, TASKS["sst2"])
+    assert set(test) == set(held.test) and len(test) == 10
 
 
 def test_the_embedded_task(tmp_path):
@@ -136,7 +148,7 @@ def test_problems_without_labels_are_split_by_size(tmp_path):
     assert not (tmp_path / "out").exists(), "nothing is written before all is known"
     split(tmp_path / "out", **options, partition="quantity", min_size=4)
     written = record(tmp_path / "out")
-    assert written["labels"]["test"] == {"no label": 5} and "validation" not in written["sizes"]
+    assert written["labels"]["test"] == {"no label": 5} and written["sizes"]["validation"] == 5
     assert min(written["sizes"][f"client_{number}"] for number in (1, 2, 3)) >= 4
 
 
@@ -188,7 +200,9 @@ def test_ids_of_any_size_are_kept(tmp_path, values, kept):
     write_rows(
         tmp_path / "train.jsonl", [{**row, "id": v} for row, v in zip(reviews(20), values, strict=True)]
     )
-    split(tmp_path / "out", data_dir=str(tmp_path / "train.jsonl"), num_clients=1)
+    for part in ("validation", "test"):
+        write_rows(tmp_path / f"{part}.jsonl", reviews(1, first=100))
+    split(tmp_path / "out", data_dir=str(tmp_path), num_clients=1)
     assert [row["id"] for row in saved_rows(tmp_path / "out/client_1")] == kept
 
 
@@ -205,9 +219,11 @@ def test_rows_with_fields_of_different_kinds(tmp_path):
     rows = reviews(20)
     rows[7]["idx"] = ["seven"]
     write_rows(tmp_path / "train.jsonl", rows)
+    for part in ("validation", "test"):
+        write_rows(tmp_path / f"{part}.jsonl", reviews(1, first=100))
     with pytest.raises(UserError, match=r"train\.jsonl, line 8: field 'idx' is .* of another kind"):
-        split(tmp_path / "out", data_dir=str(tmp_path / "train.jsonl"))
+        split(tmp_path / "out", data_dir=str(tmp_path))
     rows[7].pop("idx")
     write_rows(tmp_path / "train.jsonl", rows)
-    split(tmp_path / "out", data_dir=str(tmp_path / "train.jsonl"), num_clients=1)
+    split(tmp_path / "out", data_dir=str(tmp_path), num_clients=1)
     assert [row["idx"] for row in saved_rows(tmp_path / "out/client_1")][6:9] == [6, None, 8]

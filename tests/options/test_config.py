@@ -43,6 +43,7 @@ DEFAULTS = {
     "server_batches": 4,
     "server_grad_scale": 0.1,
     "seed": 3407,
+    "data_seed": 3407,
     "out_dir": "runs",
     "config": None,
     "resume": False,
