@@ -77,6 +77,7 @@ DEFAULTS = {
     "client_rule": "auto",
     "aggregator": "auto",
     "lora_aggregation": "auto",
+    "train_factors": "auto",
     "share": "auto",
     "compress": "auto",
     "report_to": "tensorboard",
