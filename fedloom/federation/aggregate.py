@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from fedloom.data.randomness import derive_seed
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, Update, decode_update
@@ -52,11 +53,13 @@ class Aggregate:
             arXiv:2003.00295).
         sent: The mean over clients of what their rules sent.
         collected: What came.
+        fold: Factors of the base's change; empty where the aggregator does not change it.
     """
 
     pseudo_gradient: Row | None
     sent: Row
     collected: Collected
+    fold: Row = field(default_factory=dict)
 
 
 def aggregate(
@@ -64,6 +67,7 @@ def aggregate(
     updates: Iterable[Update],
     algorithm: Algorithm,
     reduce: Reduce = lambda here: here,
+    round_: int = 0,
 ) -> Aggregate:
     """Combine the clients' changes.
 
@@ -77,6 +81,7 @@ def aggregate(
             pseudo-gradient is beyond `model.bank.largest_usable`: its square would not be finite.
         algorithm: What combines them, and decodes what they sent.
         reduce: Adds what other processes have collected; by default there are none.
+        round_: Which round; what is drawn at random depends on it.
     """
     all_of_it = reduce(collect(before, updates, algorithm))
     clients = len(all_of_it.kept)
@@ -93,8 +98,11 @@ def aggregate(
     if algorithm.ranks is not None:
         factors = [algorithm.ranks.weight(update.client) for update in all_of_it.kept]
         scales = torch.tensor(factors, dtype=torch.float64)
-    change = algorithm.aggregator(Changes(before, deltas, weights, lora_pairs(before.keys()), scales))
-    return Aggregate({name: t / -algorithm.client_lr for name, t in change.items()}, sent, all_of_it)
+    seed = derive_seed(algorithm.seed, "aggregate", round_)
+    change = algorithm.aggregator(Changes(before, deltas, weights, lora_pairs(before.keys()), scales, seed))
+    gradient = {name: t / -algorithm.client_lr for name, t in change.items() if name in before}
+    fold = {name: t for name, t in change.items() if name not in before}
+    return Aggregate(gradient, sent, all_of_it, fold)
 
 
 def collect(before: Row, updates: Iterable[Update], algorithm: Algorithm) -> Collected:

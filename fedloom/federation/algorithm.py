@@ -30,7 +30,8 @@ import torch
 from fedloom.client.optimisers import Optimiser, sgd
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
-from fedloom.federation.aggregators import Aggregator
+from fedloom.errors import UserError
+from fedloom.federation.aggregators import Aggregator, Folding
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.codecs import Codec, feedback
 from fedloom.federation.codecs.none import none as as_it_is
@@ -43,7 +44,7 @@ from fedloom.model.bank import Row, bytes_of
 from fedloom.options.methods import PARTS
 from fedloom.options.parts import is_plugged, make
 
-SENT, RESIDUAL, PERSONAL, RULE = "sent by the rule: ", "residual: ", "personal: ", "rule: "
+SENT, RESIDUAL, PERSONAL, RULE, BASE = "sent by the rule: ", "residual: ", "personal: ", "rule: ", "base: "
 """What stands before the names of a payload's and a memory's tensors, to tell them apart."""
 
 
@@ -56,6 +57,7 @@ class Algorithm:
         server_optimiser: Of the server; None takes the change as it is.
         rule, codec, aggregator, share, trains: See the module.
         ranks: The clients' LoRA ranks; None: all have the adapter's own.
+        seed: The run's.
     """
 
     client_lr: float
@@ -66,10 +68,16 @@ class Algorithm:
     share: Sharing = frozenset
     trains: TrainFactors = everything
     ranks: Ranks | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.server_optimiser is None:
             object.__setattr__(self, "server_optimiser", sgd(self.client_lr))
+
+    @property
+    def folds(self) -> bool:
+        """Whether a round changes the base."""
+        return isinstance(self.aggregator, Folding)
 
     def rank(self, client: int) -> int | None:
         """A client's LoRA rank; None where it has the adapter's own."""
@@ -140,7 +148,7 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         return guarded(option, text, make_it) if is_plugged(option, text) else make_it()
 
     aggregator = made("lora_aggregation", aggregator=made("aggregator"))
-    return Algorithm(
+    algorithm = Algorithm(
         client_lr=client_lr,
         server_optimiser=made("server_optimizer", client_lr=client_lr),
         rule=made("client_rule"),
@@ -148,7 +156,17 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         aggregator=aggregator,
         share=made("share"),
         trains=made("train_factors"),
+        seed=settings["seed"],
     )
+    if isinstance(aggregator, Folding) and aggregator.anew:
+        any_row = {"": torch.zeros(1)}
+        if algorithm.codec.lossy or algorithm.rule.memory(any_row):
+            raise UserError(
+                f"lora_aggregation: {texts['lora_aggregation']} draws factors anew in every round, and what "
+                "clients remember (compress, client_rule) is of the old ones; choose --compress none and "
+                "--client_rule none, or --lora_aggregation fedex"
+            )
+    return algorithm
 
 
 def with_prefix(prefix: str, row: Row) -> Row:

@@ -29,6 +29,7 @@ from fedloom.data.randomness import numpy_rng
 from fedloom.federation.aggregate import Aggregate, Collected, Reduce, aggregate
 from fedloom.federation.algorithm import Algorithm, Update
 from fedloom.federation.transport import Train
+from fedloom.model.adapters.folding import folded, unchanged
 from fedloom.model.bank import AdapterBank, Row, bytes_of, usable
 
 
@@ -45,12 +46,14 @@ class ServerState:
         adapter: The shared adapter.
         optimiser: The server optimiser's state, a bank state of one row.
         rule: What the server keeps for the clients' rule; see `client.rules`.
+        base: How the base has changed, by module; see `model.adapters.folding`.
     """
 
     round: int
     adapter: Row
     optimiser: State
     rule: Row = field(default_factory=dict)
+    base: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def initial_state(adapter: Row, algorithm: Algorithm) -> ServerState:
     """The server's state before the first round."""
     shared = algorithm.share(adapter.keys())
     kept = algorithm.rule.kept({name: t for name, t in adapter.items() if name in shared})
-    return ServerState(0, adapter, algorithm.server_optimiser.init(AdapterBank.repeat(adapter, 1)), kept)
+    moments = algorithm.server_optimiser.init(AdapterBank.repeat(adapter, 1))
+    return ServerState(0, adapter, moments, kept, unchanged(adapter) if algorithm.folds else {})
 
 
 def sample_clients(seed: int, round_: int, clients: int, per_round: int) -> list[int]:
@@ -144,7 +148,7 @@ def federated_round(
     result = Aggregate({}, {}, Collected({}))
     if trained:
         updates = train(state.round, clients, trained, rest, kept)
-        result = aggregate(trained, updates, algorithm, reduce)
+        result = aggregate(trained, updates, algorithm, reduce, state.round)
     if result.pseudo_gradient is None:
         raise Diverged(
             f"round {state.round + 1}: the loss or update of every client is not finite, or too large"
@@ -153,7 +157,7 @@ def federated_round(
     trains = algorithm.trains(state.adapter.keys(), state.round)
     gradient = result.pseudo_gradient | {n: g for n, g in (elsewhere or {}).items() if n in trains}
     adapter, moments = step_some(algorithm.server_optimiser, state.adapter, gradient, state.optimiser)
-    check_step(state.round + 1, adapter, moments, came.kept)
+    check_step(state.round + 1, adapter | result.fold, moments, came.kept)
     rule = algorithm.rule.absorb(state.rule, result.sent, len(came.kept) / (of or len(clients)))
     took_part = list(clients) if trained else []
     # What rests now, and trained in the round before, has changed since.
@@ -163,5 +167,8 @@ def federated_round(
         bytes_of(algorithm.sent(down, client)) + bytes_of(algorithm.sent(kept, client))
         for client in took_part
     )
+    # Everybody needs the base, sooner or later.
+    bytes_down += bytes_of(result.fold) * (of or len(clients))
     report = RoundReport(took_part, came.kept, came.left_out, came.bytes_up, bytes_down, came.memories)
-    return ServerState(state.round + 1, adapter, moments, rule), report
+    base = folded(state.base, result.fold)
+    return ServerState(state.round + 1, adapter, moments, rule, base), report

@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fedloom.model.adapters.folding import FoldedBase, with_factors
 from fedloom.model.adapters.injection import adapted_by_layer, inject
 from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.prompts import as_saved
-from fedloom.model.adapters.ranks import at_ranks, check_ranks, truncated
+from fedloom.model.adapters.ranks import at_ranks, check_ranks, rank_factor, truncated
+from fedloom.model.bank import Row
 from fedloom.model.dropout import Draws
 from fedloom.model.forward import Forward
 from fedloom.model.fused import fusable_rotary, fuse
@@ -97,6 +99,7 @@ class StackedModel:
             self._forward.rotary = fusable_rotary(model, dtype)
             self.initial, virtual = inject(model, config, wave, seed) if config else ({}, 0)
             self.adapted = adapted_by_layer(model, layers_name)
+            self._base = FoldedBase(model)
             for name, module in model.named_modules():
                 if isinstance(module, StackedLora) and anatomy:
                     module.behind_trunk = name in anatomy.behind
@@ -178,6 +181,22 @@ class StackedModel:
         with self._forward.plainly(parameters, tuple(units)) as model:
             yield model
 
+    def fold(self, base: Row) -> None:
+        """Run on a base that a server has changed from here on; see `model.adapters.folding`.
+
+        Args:
+            base: How, ``{module: tensor[d_out, d_in]}``; empty: the base as it was loaded.
+        """
+        self._base.set(base)
+
+    def check_foldable(self) -> None:
+        """Make sure that the base may be changed.
+
+        Raises:
+            UserError: A weight is quantised, or belongs to other layers too.
+        """
+        self._base.check()
+
     def at_ranks(self, parameters: Mapping[str, Tensor], ranks: Sequence[int] | None) -> Mapping[str, Tensor]:
         """The parameters to give to `losses` and `as_clients`, so that each client has its own LoRA rank.
 
@@ -192,12 +211,15 @@ class StackedModel:
             return parameters
         return at_ranks(parameters, self.config, ranks)
 
-    def save(self, row: Mapping[str, Tensor], folder: Path, rank: int | None = None) -> None:
+    def save(
+        self, row: Mapping[str, Tensor], folder: Path, rank: int | None = None, base: Row | None = None
+    ) -> None:
         """Write one client's adapter as an ordinary PEFT adapter folder.
 
         Args:
             row: The adapter.
             folder: Made where it is missing.
+            base: How the base has changed, which goes into the folder as an adapter of a higher rank.
             rank: The client's LoRA rank, which is then the folder's, so that PEFT's scale is the client's;
                 None: the adapter's own.
 
@@ -210,6 +232,13 @@ class StackedModel:
         if rank is not None:
             check_ranks(config, [rank])
             config.r, row = rank, truncated(row, rank)
+        if base:
+            own = config.r
+            row, more = with_factors(dict(row), base)
+            config.r = own + more
+            # PEFT's scale is that of the higher rank.
+            factor = rank_factor(config, own)
+            row = {name: t * factor if name.endswith(".lora_B.weight") else t for name, t in row.items()}
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         tensors = {name: t.detach().cpu().contiguous() for name, t in as_saved(row).items()}

@@ -90,6 +90,8 @@ METHODS: list[Method] = [
         "LoRA-FAIR", "Bian et al., 2025, arXiv:2411.14961", {"lora_aggregation": "lora_fair"}, _FED, _GOSSIP
     ),
     Method("HetLoRA", "Cho et al., 2024, arXiv:2401.06432", {"lora_aggregation": "hetlora"}, _FED),
+    Method("FedEx-LoRA", "Singhal et al., 2025, arXiv:2410.09432", {"lora_aggregation": "fedex"}, _FED),
+    Method("FLoRA", "Wang et al., 2024, arXiv:2409.05976", {"lora_aggregation": "flora"}, _FED),
     Method("FedSA-LoRA", "Guo et al., 2025, arXiv:2410.01463", {"share": "a"}, _FED, _GOSSIP),
     Method("FFA-LoRA", "Sun et al., 2024, arXiv:2403.12313", {"train_factors": "b"}, _FED),
     Method("RoLoRA", "Chen et al., 2024, arXiv:2409.02346", {"train_factors": "alternate:1"}, _FED),

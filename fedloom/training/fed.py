@@ -92,6 +92,7 @@ def _validated(
     Accuracy that has not risen is counted: the clients' own, where they have personal parameters.
     """
     began = time.perf_counter()
+    parts.model.fold(now.server.base)
     result = validate(
         parts.model, now.server.adapter, parts.data.validation, parts.rules.wave_tokens, parts.group
     )
@@ -136,6 +137,7 @@ def _personal_validation(parts: Parts, now: ServerProgress, rows: dict[int, Row]
 def _answered(parts: Parts, now: ServerProgress, row: dict[str, Any]) -> dict[str, Any]:
     """Let the server's adapter answer some validation problems."""
     began = time.perf_counter()
+    parts.model.fold(now.server.base)
     assert parts.data.questions is not None
     right = answer_accuracy(
         parts.model, now.server.adapter, parts.tokenizer, parts.data.questions, parts.group
@@ -150,7 +152,7 @@ def _save(parts: Parts, folder: Path, now: ServerProgress) -> None:
         return
 
     def write_adapters(path: Path) -> None:
-        parts.model.save(now.server.adapter, path)
+        parts.model.save(now.server.adapter, path, base=now.server.base)
         for client, row in _personal_rows(now).items():
             rank = parts.algorithm.rank(client)
             parts.model.save(row, path / f"client-{client + 1:04d}", rank=rank)
@@ -174,7 +176,7 @@ def _save(parts: Parts, folder: Path, now: ServerProgress) -> None:
 def _tensors(now: ServerProgress) -> Row:
     server = now.server
     tensors = with_prefix("adapter.", server.adapter) | with_prefix("optimiser.", server.optimiser)
-    tensors |= with_prefix("rule.", server.rule)
+    tensors |= with_prefix("rule.", server.rule) | with_prefix("base.", server.base)
     for client, memory in now.memories.items():
         tensors |= with_prefix(f"client-{client + 1:04d}.", memory)
     return tensors
@@ -204,7 +206,11 @@ def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
     check_state(checkpoint, tensors, _tensors(new))
     here = {name: t.to(parts.model.device) for name, t in tensors.items()}
     server = ServerState(
-        state["round"], part_of(here, "adapter."), part_of(here, "optimiser."), part_of(here, "rule.")
+        state["round"],
+        part_of(here, "adapter."),
+        part_of(here, "optimiser."),
+        part_of(here, "rule."),
+        part_of(here, "base."),
     )
     memories = {client: part_of(here, f"client-{client + 1:04d}.") for client in remembering}
     words = {int(client): word for client, word in taken.items()}

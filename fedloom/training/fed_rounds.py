@@ -66,9 +66,12 @@ def play_round(
     """
     began = time.perf_counter()
     sent = parts.group.sent
+    parts.model.fold(now.server.base)
     server, report, focus = _round(parts, now, transport or _in_these_processes(parts, now))
     # Ranks on unlike processors may round the server's step differently: rank 0's counts.
-    server = replace(server, adapter=parts.group.copy(server.adapter))
+    copied = parts.group.copy(server.adapter | server.base)
+    base = {module: copied[module] for module in server.base}
+    server = replace(server, adapter={name: copied[name] for name in server.adapter}, base=base)
     drawn = list(now.drawn)
     for client in [0] if parts.central else report.clients:
         drawn[client] += parts.schedule.batches

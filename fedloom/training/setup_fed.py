@@ -134,6 +134,8 @@ def build(
     ((data, adapter),) = ready
     model = _stack(config, base, adapter, data)
     algorithm = replace(algorithm, ranks=_ranks(config, adapter))
+    if algorithm.folds:
+        model.check_foldable()
     resolved = replace(
         config,
         dtype=cast(Any, str(base.model.dtype).removeprefix("torch.")),
@@ -284,7 +286,28 @@ def algorithm_of(config: FedConfig) -> Algorithm:
     """The parts that the options choose; of the baseline on all data, AdamW alone."""
     if config.train_mode == "local":
         return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))
-    return compose(chosen(config), vars(config), config.client_lr)
+    texts = chosen(config)
+    algorithm = compose(texts, vars(config), config.client_lr)
+    if not algorithm.folds:
+        return algorithm
+    products = texts["lora_aggregation"]
+    if texts["server_optimizer"] != "none":
+        raise UserError(
+            f"lora_aggregation: {products} changes the base by what clients trained, and server_optimizer "
+            f"{texts['server_optimizer']} would change the adapter by something else; choose "
+            "--server_optimizer none, or --lora_aggregation flexlora"
+        )
+    if config.train_mode == "fedGradFocus":
+        raise UserError(
+            f"lora_aggregation: {products} changes the base by the products of all layers, and train_mode "
+            "fedGradFocus trains some; choose --train_mode fed, or --lora_aggregation flexlora"
+        )
+    if len(set(config.ranks)) > 1 and products == "fedex":
+        raise UserError(
+            f"lora_aggregation: fedex averages factors, and lora_r {config.lora_r} gives clients factors of "
+            "unequal rank; choose one rank, or --lora_aggregation flora or flexlora"
+        )
+    return algorithm
 
 
 def _ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:

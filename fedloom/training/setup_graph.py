@@ -233,6 +233,11 @@ def algorithm_of(config: Setting) -> Algorithm:
         UserError: One has no meaning without a server.
     """
     algorithm = compose(chosen(config), vars(config), client_lr=config.lr)
+    if algorithm.folds:
+        raise UserError(
+            f"lora_aggregation: {chosen(config)['lora_aggregation']} changes the base that all clients "
+            "share, and peers without a server share none; choose factors or flexlora"
+        )
     any_row = {"": torch.zeros(1)}
     if algorithm.rule.memory(any_row) or algorithm.rule.kept(any_row):
         raise UserError(

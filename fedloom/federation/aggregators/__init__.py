@@ -30,6 +30,7 @@ class Changes:
         weights: Of the senders; they sum to 1.
         pairs: The names of LoRA's A and B, for each module that has both in ``before``.
         scales: By what each sender's products count beside its weight (`federation.ranks`); None: alike.
+        seed: Of what is drawn at random in this round.
     """
 
     before: Row
@@ -37,7 +38,25 @@ class Changes:
     weights: Float[Tensor, " senders"]
     pairs: Sequence[tuple[str, str]] = ()
     scales: Float[Tensor, " senders"] | None = None
+    seed: int = 0
 
 
 Aggregator = Callable[[Changes], Row]
 """``changes -> change``: what the receiver's adapter changes by."""
+
+
+@dataclass(frozen=True)
+class Folding:
+    """An aggregator of a server that changes the base too; see `model.adapters.folding`.
+
+    Attributes:
+        combine: ``changes -> change``, which has factors of the base's change beside the adapter's.
+        anew: Whether factors begin anew, so that nothing that knew the old ones is of any use.
+    """
+
+    combine: Aggregator
+    anew: bool = False
+
+    def __call__(self, changes: Changes) -> Row:
+        """The change of the adapter, and of the base."""
+        return self.combine(changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -12,7 +13,9 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedloom.errors import UserError
+from fedloom.federation.algorithm import BASE, Update, with_prefix
 from fedloom.federation.transport import ClientTransport
+from fedloom.model.bank import Row
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.process import prepare_process
@@ -88,7 +91,13 @@ class _Federation:
         self.connected.wait_for(self.clients_needed, self.clients_needed)
         if self.connected.keys is not None and (known := self.connected.keys.begin()):
             write_atomically(self.folder / KEYS_FILE, json.dumps(known, indent=1) + "\n")
-        train = partial(self.messenger.train, drawn=now.drawn, delivery=delivery)
+        base = with_prefix(BASE, now.server.base)
+
+        def train(
+            round_: int, clients: Sequence[int], trained: Row, rest: Row, rule: Row
+        ) -> Iterable[Update]:
+            return self.messenger.train(round_, clients, trained, rest | base, rule, now.drawn, delivery)
+
         after, row = play_round(self.parts, now, ClientTransport(self.connected.clients, train))
         # An answer whose numbers did not count is none; its client remembers what it did before.
         counted = set(row["clients"]) - set(row["clients_left_out"])

@@ -15,7 +15,8 @@ from fedloom.data.files import read_part
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import TASKS, Task
 from fedloom.errors import UserError
-from fedloom.federation.algorithm import PERSONAL, RULE, part_of, with_prefix
+from fedloom.federation.algorithm import BASE, PERSONAL, RULE, part_of, with_prefix
+from fedloom.model.adapters.folding import unchanged
 from fedloom.model.bank import Row
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
@@ -65,17 +66,19 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
     facts, model = request.content_.facts, standing.parts.model
     if facts["client"] != client:
         raise Unfit(f"a message for client {facts['client'] + 1} came to client {client + 1}")
-    names = sorted(model.initial)
     algorithm = standing.parts.algorithm
     like = algorithm.sent(model.initial, client)
+    if algorithm.folds:
+        like |= with_prefix(BASE, unchanged(model.initial))
     row = _brought_up_to_date(request, like)
-    if row.keys() != model.initial.keys():
+    if row.keys() != like.keys():
         return Answer(Content({"lacks": True}))
+    model.fold(part_of(row, BASE))
     parts = standing.parts
-    chosen = chosen_by(facts["trained"], names)
-    whole = algorithm.padded(row)
-    trained = {name: whole[name] for name in names if name in chosen}
-    frozen = {name: whole[name] for name in names if name not in chosen}
+    chosen = chosen_by(facts["trained"], sorted(like))
+    whole = algorithm.padded({name: row[name] for name in sorted(model.initial)})
+    trained = {name: t for name, t in whole.items() if name in chosen}
+    frozen = {name: t for name, t in whole.items() if name not in chosen}
     beside = unpack(request.content_.tensors, _with_rule(like), model.device, all_of_it=False)
     data = standing.data[path]
     model.share_prefix(data.prefix)

@@ -1,0 +1,157 @@
+"""What goes into the base: FedEx-LoRA's residual and FLoRA's products."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny import save_tiny_llama
+from transformers import AutoModelForCausalLM
+
+from fedloom.commands.cli import main
+from fedloom.federation.aggregators import Changes
+from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.lora_aggregations.fedex import fedex
+from fedloom.federation.lora_aggregations.flora import flora
+from fedloom.model.adapters.folding import folded, unchanged, with_factors
+from fedloom.model.adapters.products import lora_pairs
+from fedloom.model.bank import AdapterBank
+from fedloom.runs.checkpoint import latest_checkpoint
+
+A, B, HEAD = "m.lora_A.weight", "m.lora_B.weight", "head"
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+def changes(senders=3, same=False, one_a=False, scales=None):
+    """What clients send whose factors are drawn at random, of rank 2 in a module of 5 by 6."""
+    draws = torch.Generator().manual_seed(1)
+    shapes = {A: (2, 6), B: (5, 2), HEAD: (3,)}
+    before = {n: torch.randn(shape, generator=draws, dtype=torch.float64) for n, shape in shapes.items()}
+    deltas = {
+        n: torch.randn((senders, *shape), generator=draws, dtype=torch.float64) for n, shape in shapes.items()
+    }
+    for name in shapes if same else [A] if one_a else []:
+        deltas[name] = deltas[name][:1].expand_as(deltas[name])
+    weights = WEIGHTS[:senders] / WEIGHTS[:senders].sum()
+    return Changes(before, AdapterBank(deltas), weights, lora_pairs(before), scales)
+
+
+def products(arrived, scales=(1.0, 1.0, 1.0)):
+    """Σ_k p_k s_k B_k A_k, as a loop."""
+    total = torch.zeros(5, 6, dtype=torch.float64)
+    for k, weight in enumerate(arrived.weights):
+        row = {n: arrived.before[n] + t[k] for n, t in arrived.deltas.tensors.items()}
+        total += weight * scales[k] * row[B] @ row[A]
+    return total
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [{}, {"senders": 1}, {"same": True}, {"one_a": True}])
+def test_fedex_is_the_mean_of_the_products_and_its_residual_vanishes_where_factors_suffice(case):
+    arrived = changes(**case)
+    change = fedex(aggregator=weighted_mean)(arrived)
+    after = {name: t + change[name] for name, t in arrived.before.items()}
+    base = folded(unchanged(arrived.before), change)
+    close(base["m"] + after[B] @ after[A], products(arrived))
+    for name, t in weighted_mean(arrived).items():
+        close(change[name], t)
+    assert (base["m"].abs().max() < 1e-12) == bool(case)
+
+
+@pytest.mark.parametrize("scales", [None, (2.0, 1.0, 0.5)])
+def test_flora_folds_the_products_and_begins_anew(scales):
+    arrived = changes(scales=None if scales is None else torch.tensor(scales, dtype=torch.float64))
+    change = flora(aggregator=weighted_mean)(arrived)
+    close(folded(unchanged(arrived.before), change)["m"], products(arrived, scales or (1, 1, 1)))
+    after = {name: t + change[name] for name, t in arrived.before.items()}
+    assert not after[B].any() and 0.1 < after[A].abs().max() <= 6**-0.5 + 1e-12
+    close(change[HEAD], weighted_mean(arrived)[HEAD])
+    alone = changes(senders=1)
+    merged = folded(unchanged(alone.before), flora(aggregator=weighted_mean)(alone))["m"]
+    close(merged, products(alone))
+
+
+def test_saved_the_change_is_an_adapter_of_a_higher_rank():
+    arrived = changes()
+    base = folded(unchanged(arrived.before), fedex(aggregator=weighted_mean)(arrived))
+    row, more = with_factors(arrived.before, base)
+    # A covariance of three factors of rank 2.
+    assert more == 4 and row[A].shape == (6, 6) and torch.equal(row[HEAD], arrived.before[HEAD])
+    close(row[B] @ row[A], arrived.before[B] @ arrived.before[A] + base["m"])
+    same, none = with_factors(arrived.before, unchanged(arrived.before))
+    assert none == 0 and torch.equal(same[A], arrived.before[A])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def fed(base, tmp_path):
+    """Runs `fedloom fed` for some rounds; returns the last row of metrics and the checkpoint."""
+    lines = [json.dumps({"question": f"{i} and {i}?", "answer": f"{i * 7 % 11}"}) for i in range(16)]
+    for part, count in (("train", 16), ("validation", 4), ("test", 2)):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(lines[:count]))
+
+    def run(name, words, rounds=2):
+        line = f"fed --model_name {base} --data_name qa --data_dir {tmp_path} --out_dir {tmp_path}"
+        line += f" --exp_name {name} --lora_r 2 --dtype float32 --report_to none --client_num 3"
+        line += f" --client_num_per_step 3 --client_lr 0.5 --val_steps {rounds} --max_steps {rounds}"
+        assert main([*line.split(), *words.split()]) == 0
+        last = (tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1]
+        return json.loads(last), latest_checkpoint(tmp_path / name)
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["FedEx-LoRA", "FLoRA"])
+def test_peft_loads_what_the_run_came_to(fed, base, method):
+    """W_0 + s F + s B A, of the checkpoint's state, are the weights that PEFT makes of its adapter."""
+    row, checkpoint = fed("run", f"--method {method}")
+    plain, wrapped = (AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32) for _ in range(2))
+    merged = PeftModel.from_pretrained(wrapped, checkpoint).merge_and_unload()
+    state, scale = load_file(checkpoint / "state" / "tensors.safetensors"), 32 / 2
+    modules = [name.removeprefix("base.") for name in state if name.startswith("base.")]
+    assert modules
+    for module in modules:
+        inside = module.removeprefix("base_model.model.") + ".weight"
+        a, b = (state[f"adapter.{module}.lora_{factor}.weight"] for factor in "AB")
+        expected = plain.get_parameter(inside) + scale * (state[f"base.{module}"] + b @ a)
+        torch.testing.assert_close(merged.get_parameter(inside), expected, rtol=1e-5, atol=1e-5)
+        assert state[f"base.{module}"].abs().max() > 1e-7
+        assert method == "FedEx-LoRA" or not b.any()
+    sent_plainly, _ = fed("plain", "--method FedAvg")
+    assert row["bytes_up"] == sent_plainly["bytes_up"] < row["bytes_down"]
+
+
+@pytest.mark.parametrize("method, rounds", [("FedEx-LoRA", 2), ("FLoRA", 1)])
+def test_with_one_client_the_model_is_that_of_fedavg(fed, method, rounds):
+    """The mean of one is the one, however it is held: the same validation."""
+    one = "--client_num 1 --client_num_per_step 1"
+    plain, _ = fed("plain", f"--method FedAvg {one}", rounds)
+    held, _ = fed("held", f"--method {method} {one}", rounds)
+    assert held["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "command, words, said",
+    [
+        ("fed", "--lora_aggregation fedex", "server_optimizer none"),
+        ("fed", "--method FedEx-LoRA --train_mode fedGradFocus", "fedGradFocus trains some"),
+        ("fed", "--method FedEx-LoRA --lora_r 2,4", "factors of unequal rank"),
+        ("fed", "--method FedEx-LoRA --aggregator median", "no aggregator but mean"),
+        ("fed", "--method FLoRA --compress int8", "draws factors anew"),
+        ("fed", "--method FLoRA --client_rule scaffold", "draws factors anew"),
+        ("dfl", "--training_type LoRA --lora_aggregation fedex", "peers without a server share none"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(command, words, said, capsys):
+    model = {"fed": "--model_name ./nowhere", "dfl": "--model_checkpoint ./nowhere"}[command]
+    mode = "" if command == "dfl" or "--train_mode" in words else "--train_mode fed"
+    assert main([command, *model.split(), *mode.split(), *words.split()]) == 2
+    assert said in capsys.readouterr().err
