@@ -69,7 +69,7 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
     algorithm = standing.parts.algorithm
     like = algorithm.sent(model.initial, client)
     if algorithm.folds:
-        like |= with_prefix(BASE, unchanged(model.initial))
+        like = like | with_prefix(BASE, unchanged(model.initial))
     row = _brought_up_to_date(request, like)
     if row.keys() != like.keys():
         return Answer(Content({"lacks": True}))

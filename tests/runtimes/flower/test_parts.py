@@ -133,9 +133,11 @@ def assert_close(mine, other):
         torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-6)
 
 
-def test_a_plain_algorithm_is_that_of_one_process_also_after_resume(model, tmp_path):
-    run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path / "flower"))
-    assert main(["fed", *model, *RUN.split(), "--out_dir", str(tmp_path / "alone")]) == 0
+@pytest.mark.parametrize("method", ["", "--method FedEx-LoRA --server_optimizer none"])
+def test_an_algorithm_is_that_of_one_process_also_after_resume(model, tmp_path, method):
+    options = [*OPTIONS, *method.split()]
+    run_config = written(tmp_path / "app", *model, *options, "--out_dir", str(tmp_path / "flower"))
+    assert main(["fed", *model, *RUN.split(), *method.split(), "--out_dir", str(tmp_path / "alone")]) == 0
     serve(Hand(run_config, nodes()), {**run_config, "max_steps": 2})
     serve(Hand(run_config, nodes()), {**run_config, "resume": True})
     ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"

@@ -48,6 +48,7 @@ RUNS = {
     "scaffold": ("fed", "--method SCAFFOLD --grad_accum_steps 1 --aggregator trimmed_mean:0.34"),
     "fedsa": ("fed", "--method FedSA-LoRA --lora_r 2,4 --compress topk:1"),
     "flexlora": ("fed", "--method FlexLoRA --server_optimizer yogi --lr 0.001"),
+    "flora": ("fed", "--method FLoRA --lora_r 2,4"),
     "answers": ("fed", f"{FED} --eval_generate_every 4 --eval_generate_limit 5"),
     "dfl-lora": ("dfl", DFL),
     "lora": ("dfl", f"{DFL} --training_type LoRA --client_optimizer sgd --lr 0.1"),
