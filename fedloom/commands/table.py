@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.options.check_evaluation import check as check_eval
-from fedloom.options.check_export import check_merge
+from fedloom.options.check_export import check_chat, check_merge
 from fedloom.options.check_fed import check, check_rules, check_values
 from fedloom.options.check_flower import check as check_flower
 from fedloom.options.check_graph import check as check_dfl
 from fedloom.options.check_peer import check as check_peer
 from fedloom.options.evaluation import EvalConfig
-from fedloom.options.export import MergeConfig
+from fedloom.options.export import ChatConfig, MergeConfig
 from fedloom.options.fed import DemoConfig, FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.options.graph import DflConfig, SplitConfig, TopologyConfig, ViewConfig
@@ -111,6 +111,14 @@ def _eval(config: EvalConfig) -> None:
     run_eval(config)
 
 
+def _chat(config: ChatConfig) -> None:
+    # Before the libraries and the model, which take seconds.
+    print(f"Loading the model of {config.adapter} …", flush=True)
+    from fedloom.commands.chat import run_chat
+
+    run_chat(config)
+
+
 def _merge(config: MergeConfig) -> None:
     from fedloom.commands.merge import run_merge
 
@@ -186,6 +194,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "eval": Command(
         "Judge a model, or adapters: answers right, or classes right.", EvalConfig, check_eval, _eval
+    ),
+    "chat": Command(
+        "Talk to a run's adapters in the terminal: fedloom chat RUN",
+        ChatConfig,
+        check_chat,
+        _chat,
+        "adapter",
     ),
     "merge": Command(
         "Make an ordinary model of base and adapter: fedloom merge RUN --output_path FOLDER",

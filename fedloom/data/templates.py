@@ -183,3 +183,43 @@ _WAY_OUT = "Mend chat_template in the model's folder, or choose --prompt_format 
 
 def _first_line(error: Exception) -> str:
     return f"{str(error).strip().partition(chr(10))[0]} ({type(error).__name__})"
+
+
+def dialogue(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, day: str = PROMPT_DATE
+) -> Callable[[Sequence[tuple[str, str]]], str]:
+    """Returns what makes the prompt of a conversation, by the tokenizer's chat template.
+
+    With one question it is the prompt that `prompt_format` makes of it.
+
+    Args:
+        tokenizer: The model's tokenizer, which has a chat template.
+        instruction: A system message where the format has such, else before the first question; "" for none.
+        day: What a template with a clock takes for today.
+
+    Raises:
+        UserError: If the template fails, or leaves out the question or the instruction.
+    """
+    template = _Template(tokenizer, date.fromisoformat(day))
+    alone = template.renderer(instruction) if instruction else None
+    for with_system in (True, False):
+        for parts in (False, True):
+
+            def render(
+                turns: Sequence[tuple[str, str]], with_system: bool = with_system, parts: bool = parts
+            ) -> str:
+                if instruction and with_system:
+                    turns = [("system", instruction), *turns]
+                elif instruction:
+                    (role, first), *rest = turns
+                    turns = [(role, f"{instruction}\n\n{first}"), *rest]
+                return template.apply(turns, parts, add_generation_prompt=True)
+
+            try:
+                prompt = render([("user", _QUESTION)])
+                render([("user", _QUESTION), ("assistant", _ANSWER), ("user", _QUESTION)])
+            except Exception:  # the template is a program of the model's: it may raise anything
+                continue
+            if prompt == alone(_QUESTION) if alone else _QUESTION in prompt:
+                return render
+    raise UserError(f"the chat template of the model's tokenizer takes no second question. {_WAY_OUT}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,9 +30,10 @@ def merged(model: PreTrainedModel, folders: Sequence[Path]) -> PreTrainedModel:
         ValueError: A merged weight is not finite.
     """
     names = [f"adapter-{number}" for number in range(len(folders))]
-    wrapped = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
-    for name, folder in zip(names[1:], folders[1:], strict=True):
-        wrapped.load_adapter(str(folder), adapter_name=name)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PEFT's, of transformers
+        wrapped = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+        for name, folder in zip(names[1:], folders[1:], strict=True):
+            wrapped.load_adapter(str(folder), adapter_name=name)
     for module in wrapped.modules():
         if isinstance(module, LoraLayer):
             for name in names:

@@ -3,8 +3,8 @@
 import re
 
 from fedloom.errors import UserError, shown
-from fedloom.options.check_fed import check_rules
-from fedloom.options.export import MergeConfig
+from fedloom.options.check_fed import check_device, check_rules
+from fedloom.options.export import ChatConfig, MergeConfig
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96}")
 
@@ -30,3 +30,15 @@ def check_merge(config: MergeConfig) -> None:
             f"push_to_hub: {shown(config.push_to_hub)} is no name on the hub; write owner/model, such as "
             "my-name/my-model"
         )
+
+
+def check_chat(config: ChatConfig) -> None:
+    """Judge the options of `fedloom chat`, each for itself and together.
+
+    Raises:
+        UserError: A value breaks its rule, or one is missing.
+    """
+    check_rules(config)
+    check_device(config.device)
+    if config.adapter is None:
+        raise UserError("adapter: is required: fedloom chat RUN")

@@ -59,3 +59,23 @@ class Merged:
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(SavedModel, Merged):
     """All options of `fedloom merge`, by their flat names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Answers."""
+
+    temperature: float = option(
+        0.0, "how freely answers are drawn; 0: always the likeliest token", minimum=0, maximum=100
+    )
+    max_new_tokens: int = option(512, "longest answer in tokens", minimum=1, maximum=131_072)
+    device: str = option("auto", "auto (the first GPU, else the CPU), cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision of the model; auto: bfloat16 where it is faster, else float32"
+    )
+    quantize: Literal["none", "8bit", "4bit"] = option("none", "quantise the model with bitsandbytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(SavedModel, Answers):
+    """All options of `fedloom chat`, by their flat names."""

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from tiny import save_tiny_bert, save_tiny_llama
+from tiny import save_tiny_bert
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -14,38 +14,10 @@ from transformers import (
 )
 
 from fedloom.commands.cli import main
+from fedloom.model.base import load_base
 
 TWO = {"num_labels": 2, "ignore_mismatched_sizes": True}
 TEXT = torch.tensor([[5, 40, 41, 7, 99, 12, 63]])
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """A chat model as some are published: in bfloat16, with a temperature and no sampling."""
-    folder = save_tiny_llama(tmp_path_factory.mktemp("llama"))
-    AutoModelForCausalLM.from_pretrained(folder).bfloat16().save_pretrained(folder)
-    settings = {"temperature": 0.6, "do_sample": False, "eos_token_id": [2, 7]}
-    (folder / "generation_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def fed(model, out, *flags):
-    data = out / "data.jsonl"
-    data.write_text("".join(json.dumps({"question": f"{i}?", "answer": f"{i}!"}) + "\n" for i in range(20)))
-    words = f"fed --model_name {model} --data_name qa --data_dir {data} --out_dir {out} --train_mode fed"
-    words += " --client_num 2 --client_num_per_step 2 --client_batch_per_step 1 --max_steps 2 --val_steps 1"
-    words += " --client_lr 0.5 --lr 0.1 --dtype float32 --report_to none --wave_tokens 2000 --batch_size 2"
-    assert main([*words.split(), *flags]) == 0
-
-
-@pytest.fixture(scope="module")
-def runs(llama, tmp_path_factory):
-    """Three runs on one model: plain, with parameters of the clients' own, of virtual tokens."""
-    out = tmp_path_factory.mktemp("runs")
-    fed(llama, out, "--exp_name", "plain", "--lora_r", "4", "--lora_alpha", "24")
-    fed(llama, out, "--exp_name", "personal", "--lora_r", "4", "--share", "a")
-    fed(llama, out, "--exp_name", "virtual", "--peft", "prompt-tuning")
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -90,31 +62,33 @@ def apart(base, adapter, auto=AutoModelForCausalLM, **options):
         ("personal --client {client}", "personal/checkpoints/round-000002/client-{client:04d}"),
     ],
 )
-def test_the_merged_model_answers_as_base_and_adapter(runs, llama, tmp_path, capsys, caplog, words, adapter):
-    saved = sorted((runs / "personal/checkpoints/round-000002").glob("client-*"))
+def test_the_merged_model_answers_as_base_and_adapter(
+    saved_runs, chat_llama, tmp_path, capsys, caplog, words, adapter
+):
+    saved = sorted((saved_runs / "personal/checkpoints/round-000002").glob("client-*"))
     client = int(saved[0].name.removeprefix("client-"))
     name, *flags = words.format(client=client).split()
-    target = runs / adapter.format(client=client)
-    assert merge(runs / name, *flags, "--output_path", tmp_path / "model", "--dtype", "float32") == 0
-    expected = apart(llama, target)
+    target = saved_runs / adapter.format(client=client)
+    assert merge(saved_runs / name, *flags, "--output_path", tmp_path / "model", "--dtype", "float32") == 0
+    expected = apart(chat_llama, target)
     assert torch.allclose(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model")), expected, atol=1e-5, rtol=0
     )
-    base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(chat_llama, dtype=torch.float32)
     # What makes a difference stays with the clients there: the server has A, and B is as it began.
     of_the_server = adapter.startswith("personal") and "--client" not in words
     assert torch.allclose(logits(base), expected, atol=1e-2) == of_the_server
     assert ("parameters of their own" in caplog.text) == of_the_server
     said = adapter.format(client=client).replace("/checkpoints", "")
-    assert f"Merging into {llama}: {said} …" in capsys.readouterr().out
+    assert f"Merging into {chat_llama}: {said} …" in capsys.readouterr().out
 
 
-def test_it_is_an_ordinary_folder_in_the_precision_of_the_base(runs, llama, tmp_path):
-    assert merge(runs / "plain", "--output_path", tmp_path / "new" / "model") == 0
+def test_it_is_an_ordinary_folder_in_the_precision_of_the_base(saved_runs, chat_llama, tmp_path):
+    assert merge(saved_runs / "plain", "--output_path", tmp_path / "new" / "model") == 0
     folder = tmp_path / "new" / "model"
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16 and not list(folder.glob("adapter*"))
-    own, base = (AutoTokenizer.from_pretrained(path) for path in (folder, llama))
+    own, base = (AutoTokenizer.from_pretrained(path) for path in (folder, chat_llama))
     talk = [{"role": "user", "content": "How many?"}]
     assert own.chat_template == base.chat_template
     assert own.apply_chat_template(talk) == base.apply_chat_template(talk)
@@ -123,9 +97,9 @@ def test_it_is_an_ordinary_folder_in_the_precision_of_the_base(runs, llama, tmp_
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["model"]
 
 
-def test_a_merged_model_is_a_base_like_any_other(runs, tmp_path):
-    assert merge(runs / "plain", "--output_path", tmp_path / "model", "--dtype", "float32") == 0
-    fed(tmp_path / "model", tmp_path, "--exp_name", "again", "--lora_r", "2")
+def test_a_merged_model_is_a_base_like_any_other(saved_runs, tmp_path):
+    assert merge(saved_runs / "plain", "--output_path", tmp_path / "model", "--dtype", "float32") == 0
+    assert load_base(str(tmp_path / "model"), device="cpu", dtype="float32").name == str(tmp_path / "model")
 
 
 def test_the_mean_over_peers_is_the_mean_of_their_models(peers, tmp_path, capsys):
@@ -152,22 +126,22 @@ def test_the_mean_over_peers_is_the_mean_of_their_models(peers, tmp_path, capsys
     assert list(classes.config.id2label.values()) == ["negative", "positive"]
 
 
-def test_what_was_quantised_in_training_is_said(runs, tmp_path, capsys):
-    config = runs / "plain" / "config.yaml"
+def test_what_was_quantised_in_training_is_said(saved_runs, tmp_path, capsys):
+    config = saved_runs / "plain" / "config.yaml"
     before = config.read_text()
     config.write_text(before.replace("quantize: none", "quantize: 4bit"))
     try:
-        assert merge(runs / "plain", "--output_path", tmp_path / "model") == 0
+        assert merge(saved_runs / "plain", "--output_path", tmp_path / "model") == 0
     finally:
         config.write_text(before)
     assert "trained on 4bit weights and merged into the unquantised" in capsys.readouterr().out
 
 
-def test_mistakes_are_told_before_weights_are_read(runs, peers, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_told_before_weights_are_read(saved_runs, peers, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fedloom.commands.merge.merged", None)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    plain, (_, of_peers) = runs / "plain", peers
+    plain, (_, of_peers) = saved_runs / "plain", peers
     free = ("--output_path", tmp_path / "model")
     for words, parts in [
         ((plain,), ["output_path: is required", "fedloom merge RUN"]),
@@ -180,11 +154,11 @@ def test_mistakes_are_told_before_weights_are_read(runs, peers, tmp_path, capsys
             (plain, "--client", 1, *free),
             ["client: 1 has no adapter of its own", "what clients train is shared"],
         ),
-        ((runs / "personal", "--client", 99, *free), ["client: 99 has no adapter", "do"]),
+        ((saved_runs / "personal", "--client", 99, *free), ["client: 99 has no adapter", "do"]),
         ((plain, "--peer", "mean", *free), ["there are no peers in plain/round-000002"]),
         ((of_peers, "--peer", 5, *free), ["there is no peer 5", "there are 1, 2, 3, 4"]),
         ((of_peers, "--peer", 1, "--client", 1, *free), ["leave one of the two out"]),
-        ((runs / "virtual", *free), ["PROMPT_TUNING", "nothing to merge", "--peft lora"]),
+        ((saved_runs / "virtual", *free), ["PROMPT_TUNING", "nothing to merge", "--peft lora"]),
         ((plain, "--push_to_hub", "no name", *free), ["push_to_hub: no name is no name on the hub"]),
         ((plain, "--model_name", tmp_path / "none", *free), ["there is no such file or folder"]),
     ]:
@@ -202,11 +176,11 @@ def test_mistakes_are_told_before_weights_are_read(runs, peers, tmp_path, capsys
         ("HF_ENDPOINT", "http://127.0.0.1:9", "cannot be reached"),
     ],
 )
-def test_a_hub_out_of_reach_is_told_first(runs, tmp_path, capsys, monkeypatch, setting, value, said):
+def test_a_hub_out_of_reach_is_told_first(saved_runs, tmp_path, capsys, monkeypatch, setting, value, said):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", setting == "HF_HUB_OFFLINE")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     words = ("--output_path", tmp_path / "model", "--push_to_hub", "me/mine", "--token", "hf_" + "a" * 30)
-    assert merge(runs / "plain", *words) == 2
+    assert merge(saved_runs / "plain", *words) == 2
     error = capsys.readouterr().err
     assert "push_to_hub: me/mine" in error and said in error and "aaaa" not in error
     assert not (tmp_path / "model").exists()
