@@ -15,6 +15,8 @@ from fedloom.options.check_fed import check, check_rules, check_values
 from fedloom.options.check_flower import check as check_flower
 from fedloom.options.check_graph import check as check_dfl
 from fedloom.options.check_peer import check as check_peer
+from fedloom.options.compare import CompareConfig
+from fedloom.options.compare import check as check_compare
 from fedloom.options.evaluation import EvalConfig
 from fedloom.options.export import ChatConfig, MergeConfig
 from fedloom.options.fed import DemoConfig, FedConfig
@@ -131,6 +133,13 @@ def _report(config: ReportConfig) -> None:
     run_report(**asdict(config))
 
 
+def _compare(config: CompareConfig) -> int:
+    from fedloom.commands.compare import run_compare
+
+    assert config.file is not None
+    return EXIT_DOES_NOT_HOLD if run_compare(Path(config.file), Path(config.out_dir)) else 0
+
+
 def _methods(config: MethodsConfig) -> None:
     from fedloom.commands.methods import run_methods
 
@@ -216,6 +225,13 @@ COMMANDS: dict[str, Command] = {
         _report,
         "runs",
         {"-o": "--output"},
+    ),
+    "compare": Command(
+        "Run a grid of methods and settings over seeds, and compare them: fedloom compare FILE.yaml",
+        CompareConfig,
+        check_compare,
+        _compare,
+        "file",
     ),
     "demo": Command(
         "Watch a small model learn arithmetic in minutes, offline.", DemoConfig, check_values, _demo

@@ -12,7 +12,7 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
         right: How many were right.
         count: Of how many.
     """
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
+    from scipy.stats import binomtest
 
     interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)

@@ -13,6 +13,7 @@ from tiny import save_tiny_llama
 
 from fedloom.commands.cli import COMMANDS, read_config
 from fedloom.commands.reference import reference
+from fedloom.options.compare import read_plan
 from fedloom.options.methods import METHODS
 
 PAGES = {
@@ -58,6 +59,16 @@ def test_every_config_parses_with_the_command_that_it_names(path):
     named = re.search(r"fedloom (\w+) --config configs/([\w.-]+)", path.read_text(encoding="utf-8"))
     assert named is not None and named[2] == path.name
     read_config(COMMANDS[named[1]], ["--config", str(path)], prog="fedloom")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "compare").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_every_comparison_is_a_plan_of_runs(path):
+    plan = read_plan(path)
+    for run in plan.runs:
+        options = [f"--{name}={value}" for name, value in run.options.items()]
+        read_config(COMMANDS[plan.command], options, prog="fedloom")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,161 @@
+"""`fedloom compare`: a grid of settings, every one with every seed, and which differences are no noise."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+from rich.table import Table
+
+from fedloom.commands.report import run_report
+from fedloom.commands.table import COMMANDS
+from fedloom.errors import UserError, plain_console
+from fedloom.options.compare import Plan, Planned, read_plan
+from fedloom.options.parsing import RUN_CONFIG, parse
+from fedloom.report.comparison import (
+    LEVEL,
+    Held,
+    as_csv,
+    as_latex,
+    compared,
+    sample_of,
+    spread,
+)
+from fedloom.runs.files import write_atomically
+from fedloom.runs.lock import sole_writer
+from fedloom.runs.record import RunRecord, read_run
+from fedloom.runs.run_folder import check_same_run
+
+
+def run_compare(file: Path, out_dir: Path) -> int:
+    """Make all runs of a file that are not made yet, and write the tables.
+
+    What has been done is not done again: after a kill the same command goes on, within a run from its last
+    checkpoint. A run that fails is named, and the others go on.
+
+    Args:
+        file: See `options.compare.read_plan`.
+        out_dir: Gets a folder per run, compare.csv, compare.tex and report.html.
+
+    Returns:
+        How many runs failed.
+
+    Raises:
+        UserError: A mistake in the file, found before anything runs, or another process works there.
+    """
+    plan = read_plan(file)
+    configs = [_config(plan.command, run, out_dir, file) for run in plan.runs]
+    with sole_writer(out_dir):
+        failed: dict[str, str] = {}
+        for number, (run, config) in enumerate(zip(plan.runs, configs, strict=True), 1):
+            print(f"run {number}/{len(configs)}: {run.label}, seed {run.seed}", flush=True)
+            try:
+                _make(plan.command, run, config, out_dir / run.name, file)
+            except UserError as error:
+                failed[run.name] = str(error)
+                print(f"  failed: {error}", flush=True)
+            gc.collect()  # a model is a large circle of references
+        _write(plan, out_dir, failed)
+    return len(failed)
+
+
+def _config(command: str, run: Planned, out_dir: Path, file: Path, **more: Any) -> Any:
+    """The options of a run, judged.
+
+    Raises:
+        UserError: They are wrong; says of which run.
+    """
+    given = {**run.options, "seed": run.seed, "exp_name": run.name, "out_dir": out_dir, **more}
+    words = [f"--{name}={_word(value)}" for name, value in given.items()]
+    try:
+        config = parse(COMMANDS[command].config_class, words, prog=f"fedloom {command}")
+        COMMANDS[command].check(config)
+    except UserError as error:
+        raise UserError(f"{file}, {run.label}: {error}") from None
+    return config
+
+
+def _word(value: Any) -> str:
+    """A value of a YAML file as it stands on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _make(command: str, run: Planned, config: Any, folder: Path, file: Path) -> None:
+    if (folder / RUN_CONFIG).is_file():
+        config = _config(command, run, folder.parent, file, resume=True)
+        check_same_run(folder, config)
+        if _finished(folder):
+            print("  was made before", flush=True)
+            return
+    COMMANDS[command].run(config)
+
+
+def _finished(folder: Path) -> bool:
+    try:
+        return read_run(folder, judged=False).finished
+    except UserError:  # it has no metrics yet
+        return False
+
+
+def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
+    settings: dict[str, list[Planned]] = {}
+    for run in plan.runs:
+        settings.setdefault(run.label, []).append(run)
+    samples, records = [], list[RunRecord]()
+    for label, runs in settings.items():
+        done = [read_run(out_dir / run.name, judged=False) for run in runs if run.name not in failed]
+        records += done
+        why = {run.seed: failed[run.name] for run in runs if run.name in failed}
+        samples.append(sample_of(label, plan.metric, done, why))
+    if not records:
+        raise UserError(
+            f"{out_dir}: no run came to its end; the first failed with: {next(iter(failed.values()))}"
+        )
+    if not any(sample.metric for sample in samples):
+        known = sorted({name for record in records for name in record.rows[-1]})
+        raise UserError(f"metric: no run has a {plan.metric}; there are {', '.join(known)}")
+    held = compared(samples)
+    for name, text in (("compare.csv", as_csv), ("compare.tex", as_latex)):
+        write_atomically(out_dir / name, text(held, plan.metric), then="start again")
+    _show(held, plan.metric)
+    files = "compare.csv, compare.tex"
+    try:
+        run_report(runs=[str(record.folder) for record in records], output=str(out_dir / "report.html"))
+    except UserError as error:
+        print(f"no page: {error}")
+    print(f"Tables: {files} in {out_dir}")
+
+
+def _show(held: Sequence[Held], metric: str) -> None:
+    first = held[0].sample.label
+    table = Table("setting", "n", f"{metric}, mean ± sd", f"against {first}", "95 %", "", "sent", "time")
+    for one in held:
+        nothing = math.isnan(one.difference)
+        interval = "" if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
+        sent, seconds = (list(one.sample.columns.get(name, {}).values()) for name in ("bytes", "seconds"))
+        table.add_row(
+            one.sample.label,
+            f"{len(one.sample.metric)}"
+            + (f" ({len(one.sample.failed)} failed)" if one.sample.failed else ""),
+            spread(one),
+            "" if nothing else f"{one.difference:+.4f}",
+            interval,
+            one.verdict,
+            decimal(round(sum(sent) / len(sent))) if sent else "",
+            f"{sum(seconds) / len(seconds):.0f} s" if seconds else "",
+        )
+    console = plain_console()
+    console.print(table)
+    console.print(
+        f"Differences are taken seed by seed; higher or lower: p < {LEVEL:g} in a paired t-test, after "
+        "Holm's correction for the number of settings.",
+        soft_wrap=True,
+    )

@@ -1,0 +1,141 @@
+"""The options of `fedloom compare`, and the file that says what is compared."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedloom.errors import UserError, shown
+from fedloom.options.declare import did_you_mean, option
+from fedloom.options.yaml_file import read_yaml
+
+KEYS = ("command", "options", "grid", "seeds", "metric")
+COMPARED = ("fed", "dfl")
+MOST_RUNS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Comparison."""
+
+    file: str | None = option(
+        None,
+        "YAML file: command, options, grid, seeds, metric; may stand first, without --file",
+        path=True,
+    )
+    out_dir: str = option("comparison", "folder that holds the runs, the tables and the page", path=True)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to be made.
+
+    Attributes:
+        setting: What the grid gives it, by option.
+        seed: Its seed.
+        options: All that is given for it, by option; neither name nor place.
+    """
+
+    setting: Mapping[str, Any]
+    seed: int
+    options: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Its setting in words: a method by its name alone."""
+        method_first = sorted(self.setting.items(), key=lambda item: item[0] != "method")
+        said = [str(value) if name == "method" else f"{name}={value}" for name, value in method_first]
+        return " ".join(said) or "run"
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return re.sub(r"[^\w.=+-]+", "-", f"{self.label} seed={self.seed}").strip("-.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a file asks for.
+
+    Attributes:
+        command: `fed` or `dfl`.
+        metric: What settings are compared by, a column of metrics.jsonl.
+        runs: Every setting with every seed; the first setting is the one that others are held against.
+    """
+
+    command: str
+    metric: str
+    runs: list[Planned]
+
+
+def check(config: CompareConfig) -> None:
+    """Make sure that a file is given.
+
+    Raises:
+        UserError: None is.
+    """
+    if config.file is None:
+        raise UserError("file: none given; name a YAML file, as in fedloom compare FILE.yaml")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a file of this form; ``options`` and ``grid`` take the options of the command:
+
+        command: fed
+        options: {model_name: minilm, data_name: sst2}
+        grid: {method: [FedAvg, SCAFFOLD], client_lr: [0.01, 0.1]}
+        seeds: [1, 2, 3]
+        metric: val_accuracy
+
+    Raises:
+        UserError: It cannot be read, or is of another form.
+    """
+    content, lines = read_yaml(path, "write command, options, grid and seeds")
+
+    def wrong(key: str, why: str) -> UserError:
+        return UserError(f"{path}{f', line {lines[key]}' if key in lines else ''}: {why}")
+
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold command, options, grid and seeds")
+    for key in content:
+        if key not in KEYS:
+            raise wrong(
+                key, f"unknown key {shown(str(key))}{did_you_mean(str(key), KEYS)}; one of {', '.join(KEYS)}"
+            )
+    command, metric = content.get("command"), content.get("metric", "val_accuracy")
+    if command not in COMPARED:
+        raise wrong("command", f"command: {shown(str(command))} is not one of {', '.join(COMPARED)}")
+    if not isinstance(metric, str):
+        raise wrong("metric", f"metric: {shown(str(metric))} is no name of a column, such as val_accuracy")
+    fixed, grid = content.get("options") or {}, content.get("grid") or {}
+    for key, given in (("options", fixed), ("grid", grid)):
+        if not isinstance(given, dict):
+            raise wrong(key, f"{key}: write lines of the form `option: value`")
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise wrong("grid", f"grid: {shown(str(name))} must have a list of values, such as [0.01, 0.1]")
+        if name in fixed:
+            raise wrong(
+                "grid", f"grid: {shown(str(name))} stands among the options too; leave one of the two out"
+            )
+        if len({str(value) for value in values}) < len(values):
+            raise wrong("grid", f"grid: {shown(str(name))} has a value twice")
+    seeds = content.get("seeds", [1, 2, 3])
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
+        raise wrong("seeds", "seeds: must be a list of whole numbers, such as [1, 2, 3]")
+    if len(set(seeds)) < len(seeds):
+        raise wrong("seeds", "seeds: one stands there twice; the same run is no second sample")
+    for name in ("seed", "exp_name", "out_dir", "config", "resume"):
+        if name in fixed or name in grid:
+            raise wrong("options", f"options: {name} is for compare to give; leave it out")
+    settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if len(settings) * len(seeds) > MOST_RUNS:
+        raise wrong("grid", f"grid: {len(settings) * len(seeds):,} runs are more than {MOST_RUNS:,}")
+    runs = [Planned(setting, seed, {**fixed, **setting}) for setting in settings for seed in seeds]
+    if len({run.name for run in runs}) < len(runs):
+        raise wrong("grid", "grid: two settings would have folders of one name; write their values otherwise")
+    return Plan(command, metric, runs)

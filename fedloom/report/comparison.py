@@ -1,0 +1,198 @@
+"""Settings held against each other over the same seeds: means, spreads, and which differences are noise.
+
+A seed decides a run's draws, the same in every setting, so that differences are taken seed by seed: the
+paired t-test (Student, 1908). Every setting is held against the first one; of several p-values the smallest
+must pass the strictest test (Holm, 1979), so that among many settings one does not stand out by chance.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from fedloom.runs.record import RunRecord
+
+LEVEL = 0.05
+"""Below this a difference is more than noise."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One setting's numbers, by seed.
+
+    Attributes:
+        label: The setting in words.
+        metric: What is compared.
+        columns: Other numbers: ``{column: {seed: number}}``.
+        failed: Why a seed has no numbers.
+    """
+
+    label: str
+    metric: Mapping[int, float]
+    columns: Mapping[str, Mapping[int, float]]
+    failed: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A setting held against the first one.
+
+    Attributes:
+        sample: The setting's numbers.
+        mean, sd: Over its seeds; ``sd`` is nan for one seed.
+        difference: Mean over the seeds of both, of how much more it has than the first; nan for the first.
+        low, high: Its 95 % interval; nan for fewer than two seeds.
+        p: Of the paired t-test, after Holm; nan likewise.
+    """
+
+    sample: Sample
+    mean: float
+    sd: float
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if math.isnan(self.p):
+            return ""
+        if self.p >= LEVEL:
+            return "not told apart"
+        return "higher" if self.difference > 0 else "lower"
+
+
+def sample_of(label: str, metric: str, runs: Sequence[RunRecord], failed: Mapping[int, str]) -> Sample:
+    """The numbers of a setting's runs: of the metric the last, of bytes and seconds the sums."""
+
+    def last(run: RunRecord, column: str) -> float | None:
+        found = [row[column] for row in run.rows if isinstance(row.get(column), int | float)]
+        return float(found[-1]) if found else None
+
+    def total(run: RunRecord, *columns: str) -> float:
+        return float(sum(row.get(column) or 0 for row in run.rows for column in columns))
+
+    def by_seed(numbers: Mapping[int, float | None]) -> dict[int, float]:
+        return {seed: number for seed, number in numbers.items() if number is not None}
+
+    seeds = [int(run.options["seed"]) for run in runs]
+    columns = {
+        "val_loss": by_seed({s: last(run, "val_loss") for s, run in zip(seeds, runs, strict=True)}),
+        "bytes": {s: total(run, "bytes_up", "bytes_down") for s, run in zip(seeds, runs, strict=True)},
+        "seconds": {s: total(run, "seconds") for s, run in zip(seeds, runs, strict=True)},
+    }
+    own = by_seed({s: last(run, "personal_val_accuracy") for s, run in zip(seeds, runs, strict=True)})
+    if own:
+        columns = {"personal_val_accuracy": own, **columns}
+    return Sample(
+        label, by_seed({s: last(r, metric) for s, r in zip(seeds, runs, strict=True)}), columns, failed
+    )
+
+
+def compared(samples: Sequence[Sample]) -> list[Held]:
+    """Every setting, held against the first."""
+    first = samples[0].metric
+    held = []
+    for place, sample in enumerate(samples):
+        numbers = list(sample.metric.values())
+        mean = statistics.fmean(numbers) if numbers else math.nan
+        sd = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
+        both = sorted(first.keys() & sample.metric.keys()) if place else []
+        found = Held(sample, mean, sd)
+        if both:
+            differences = [sample.metric[seed] - first[seed] for seed in both]
+            found = Held(sample, mean, sd, statistics.fmean(differences), *_paired(differences))
+        held.append(found)
+    return _holm(held)
+
+
+def _paired(differences: Sequence[float]) -> tuple[float, float, float]:
+    """The 95 % interval of a mean difference, and the p-value of none."""
+    if len(differences) < 2:
+        return math.nan, math.nan, math.nan
+    mean = statistics.fmean(differences)
+    if math.isclose(statistics.pstdev(differences), 0, abs_tol=1e-15):  # the test divides by it
+        return mean, mean, 1.0 if mean == 0 else 0.0
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(0.95)
+    return float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def _holm(held: Sequence[Held]) -> list[Held]:
+    """The same with p-values that allow for how many there are."""
+    order = sorted((k for k, one in enumerate(held) if not math.isnan(one.p)), key=lambda k: held[k].p)
+    adjusted, largest = list(held), 0.0
+    for rank, k in enumerate(order):
+        largest = max(largest, min(1.0, held[k].p * (len(order) - rank)))
+        one = held[k]
+        adjusted[k] = Held(one.sample, one.mean, one.sd, one.difference, one.low, one.high, largest)
+    return adjusted
+
+
+def columns_of(held: Sequence[Held]) -> list[str]:
+    """The other numbers that some setting has."""
+    return list(dict.fromkeys(column for one in held for column in one.sample.columns))
+
+
+def as_csv(held: Sequence[Held], metric: str) -> str:
+    """A line per setting, numbers whole."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    others = columns_of(held)
+    writer.writerow(
+        ["setting", "n", f"{metric}_mean", f"{metric}_sd", "difference", "low", "high", "p", "verdict"]
+        + [f"{column}_mean" for column in others]
+        + ["failed_seeds"]
+    )
+    for one in held:
+        means = [_mean(one.sample.columns.get(column, {})) for column in others]
+        numbers = [one.mean, one.sd, one.difference, one.low, one.high, one.p]
+        failed = " ".join(map(str, one.sample.failed))
+        size = len(one.sample.metric)
+        row = [one.sample.label, size, *map(_plain, numbers), one.verdict, *map(_plain, means), failed]
+        writer.writerow(row)
+    return out.getvalue()
+
+
+def as_latex(held: Sequence[Held], metric: str) -> str:
+    """A table for a paper, with the rules of booktabs."""
+    lines = [r"\begin{tabular}{lrrrr}", r"\toprule"]
+    title, plus_minus = metric.replace("_", r"\_"), r"\pm"
+    lines += [rf"setting & $n$ & {title} & difference & megabytes \\", r"\midrule"]
+    for one in held:
+        star = "$^{*}$" if one.p < LEVEL else ""
+        against = "" if math.isnan(one.difference) else f"${one.difference:+.4f}${star}"
+        cells = [
+            _escaped(one.sample.label),
+            str(len(one.sample.metric)),
+            f"${spread(one, plus_minus)}$",
+            against,
+            f"{_mean(one.sample.columns.get('bytes', {})) / 1e6:.1f}",
+        ]
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def spread(one: Held, sign: str = "±") -> str:
+    """Mean and standard deviation."""
+    return f"{one.mean:.4f}" if math.isnan(one.sd) else f"{one.mean:.4f} {sign} {one.sd:.4f}"
+
+
+def _mean(numbers: Mapping[int, float]) -> float:
+    return statistics.fmean(numbers.values()) if numbers else math.nan
+
+
+def _plain(number: float) -> Any:
+    return "" if math.isnan(number) else number
+
+
+def _escaped(text: str) -> str:
+    return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)

@@ -1,0 +1,92 @@
+"""`fedloom compare`: a grid over seeds, which goes on where it stopped."""
+
+import json
+
+import pytest
+from tiny import save_tiny_llama
+
+from fedloom.commands.cli import main
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_llama(folder / "model")
+    lines = [json.dumps({"question": f"{i} and {i}?", "answer": f"{i * 7 % 11}"}) for i in range(16)]
+    for part, count in (("train", 16), ("validation", 4), ("test", 2)):
+        (folder / f"{part}.jsonl").write_text("\n".join(lines[:count]))
+    return folder
+
+
+def plan(inputs, **more):
+    options = {
+        "model_name": str(inputs / "model"),
+        "data_name": "qa",
+        "data_dir": str(inputs),
+        "train_mode": "fed",
+        "client_num": 2,
+        "client_num_per_step": 2,
+        "max_steps": 2,
+        "val_steps": 1,
+        "lora_r": 2,
+        "dtype": "float32",
+        "report_to": "none",
+        "wave_tokens": 600,
+    }
+    grid = {"method": ["FedAvg", "RoLoRA"]}
+    return {"command": "fed", "options": options, "grid": grid, "seeds": [1, 2]} | more
+
+
+def test_a_grid_is_run_once_and_compared_and_goes_on_with_what_is_missing(inputs, tmp_path, capsys):
+    file, out = tmp_path / "plan.yaml", tmp_path / "out"
+    file.write_text(json.dumps(plan(inputs, seeds=[1])))
+    assert main(["compare", str(file), "--out_dir", str(out)]) == 0
+    # One run is left half done, as by a kill: its end is not there yet.
+    (out / "RoLoRA-seed=1" / "summary.json").unlink()
+    file.write_text(json.dumps(plan(inputs, metric="val_loss")))
+    capsys.readouterr()
+    assert main(["compare", str(file), "--out_dir", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("was made before") == 1 and "run 4/4: RoLoRA, seed 2" in said
+    assert "FedAvg" in said and "±" in said and "paired t-test" in said
+    rows = (out / "compare.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [["FedAvg", "2"], ["RoLoRA", "2"]]
+    assert "\\pm" in (out / "compare.tex").read_text()
+    losses = [
+        json.loads((out / f"FedAvg-seed={seed}" / "metrics.jsonl").read_text().splitlines()[-1])["val_loss"]
+        for seed in (1, 2)
+    ]
+    assert float(rows[1].split(",")[2]) == pytest.approx(sum(losses) / 2)
+
+
+def test_a_run_that_fails_ends_no_other(inputs, tmp_path, capsys):
+    file = tmp_path / "plan.yaml"
+    given = plan(inputs, grid={"client_num": [2, 500]}, seeds=[1])
+    del given["options"]["client_num"]
+    file.write_text(json.dumps(given))
+    assert main(["compare", str(file), "--out_dir", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "failed: " in said and "500" in said and "(1 failed)" in said
+    assert (tmp_path / "out" / "compare.csv").read_text().splitlines()[2].endswith(",1")
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ({"command": "eval"}, "command: eval is not one of fed, dfl"),
+        ({"grids": {}}, "unknown key grids; did you mean grid"),
+        ({"grid": {"method": "FedAvg"}}, "grid: method must have a list of values"),
+        ({"grid": {"lora_r": [2]}}, "lora_r stands among the options too"),
+        ({"grid": {"method": ["FedAvg", "FedAvgg"]}}, "FedAvgg: method: FedAvgg is not one of"),
+        ({"grid": {"methd": ["FedAvg"]}}, "unknown flag --methd; did you mean --method"),
+        ({"seeds": [1, 1]}, "seeds: one stands there twice"),
+        ({"seeds": 3}, "seeds: must be a list of whole numbers"),
+        ({"options": {"seed": 3}}, "seed is for compare to give"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_before_anything_runs(inputs, tmp_path, more, said, capsys):
+    file = tmp_path / "plan.yaml"
+    file.write_text(json.dumps(plan(inputs, **more)))
+    assert main(["compare", str(file), "--out_dir", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -1,0 +1,43 @@
+"""Which differences between settings are more than noise."""
+
+import math
+
+import pytest
+
+from fedloom.report.comparison import Sample, as_csv, as_latex, compared
+
+
+def sample(label, *numbers, failed=()):
+    return Sample(label, dict(enumerate(numbers, 1)), {"bytes": {1: 2e6}}, dict.fromkeys(failed, "why"))
+
+
+def test_differences_are_taken_seed_by_seed():
+    """Seeds move all settings alike: what is far smaller than their spread is told apart all the same."""
+    plain = sample("plain", 0.50, 0.60, 0.70, 0.80)
+    better = sample("better", 0.52, 0.621, 0.72, 0.819)
+    noisy = sample("noisy", 0.60, 0.50, 0.80, 0.72)
+    first, second, third = compared([plain, better, noisy])
+    assert (first.verdict, second.verdict, third.verdict) == ("", "higher", "not told apart")
+    assert second.difference == pytest.approx(0.02) and second.low < 0.02 < second.high
+    assert (first.mean, first.sd) == (pytest.approx(0.65), pytest.approx(0.12909944))
+    # Student's t of the differences 0.02, 0.021, 0.02, 0.019: mean 0.02, standard error 0.000408, 3 degrees.
+    assert second.high - second.low == pytest.approx(2 * 3.182446 * 0.00040825, rel=1e-4)
+
+
+def test_among_many_settings_the_smallest_p_must_pass_the_strictest_test():
+    """The smallest of five p-values counts five times (Holm)."""
+    plain = sample("plain", 0.5, 0.5, 0.5)
+    lower = sample("lower", 0.48, 0.482, 0.478)
+    alone = compared([plain, lower])[1]
+    among = compared([plain, lower, *(sample(f"none {n}", 0.51, 0.49, 0.5) for n in range(4))])[1]
+    assert among.p == pytest.approx(5 * alone.p) and alone.verdict == "lower"
+    assert all(one.p == 1 for one in compared([plain, sample("same", 0.5, 0.5, 0.5)])[1:])
+
+
+def test_one_seed_and_failed_seeds_have_no_interval():
+    first, one, none = compared([sample("a", 0.5, 0.6), sample("b", 0.7), sample("c", failed=[1, 2])])
+    assert one.difference == pytest.approx(0.2) and math.isnan(one.p) and one.verdict == ""
+    assert math.isnan(none.mean)
+    lines = as_csv([first, one, none], "val_accuracy").splitlines()
+    assert lines[0].startswith("setting,n,val_accuracy_mean") and lines[3].endswith("1 2")
+    assert "b & 1 & $0.7000$ & $+0.2000$ & 2.0" in as_latex([first, one, none], "val_accuracy")
