@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from statistics import mean
+from typing import Any, Literal
 
 import psutil
 from rich.console import Console
@@ -17,8 +18,7 @@ from rich.table import Table
 
 from fedloom.data.encode import encode_prompts
 from fedloom.errors import plain_console
-from fedloom.evaluation.answering import BATCH_SIZE, Answers, Questions, answer
-from fedloom.evaluation.evaluate import validate
+from fedloom.evaluation.answering import Answers, Questions, answer
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.options.fed import FedConfig
 from fedloom.runs.checkpoint import latest_checkpoint
@@ -27,8 +27,7 @@ from fedloom.runs.inputs import Inputs
 from fedloom.runs.progress import clock
 from fedloom.runs.rows import read_rows
 from fedloom.runs.run_folder import opened, write_run_config
-from fedloom.training.fed import drive, first_standing, write_held
-from fedloom.training.fed_rounds import play_round
+from fedloom.training.fed import drive, write_held
 from fedloom.training.setup_fed import Parts, build, device_name, intervals, run_folder, versions
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -42,55 +41,35 @@ FEWEST_ROUNDS = 10
 MOST_ROUNDS = 240
 """So many rounds show every problem of the clients once."""
 FEWEST_PROBLEMS, MOST_PROBLEMS = 32, 96
-TRIED_PROBLEMS = BATCH_SIZE
+STRETCH = 3
+"""A part of the training ends at so many times the round that it begins with; then time is looked at anew."""
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What the demo's parts take here, in seconds."""
-
-    round: float
-    answer: float
-    validation: float
-
-    def of(self, size: Size) -> float:
-        """Seconds from the first answer to the table."""
-        return size.rounds * self.round + 2 * size.problems * (self.answer + self.validation)
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much the demo does.
-
-    Attributes:
-        rounds: Federated rounds.
-        problems: Problems of the test split that are answered before and after, and of the validation split.
-    """
-
-    rounds: int
-    problems: int
-
-
-def choose_size(speed: Speed, left: float, rounds: int | None = None, problems: int | None = None) -> Size:
-    """What fits into a time: at most a quarter of it for problems, 16 at a time, the rest for rounds.
+def choose_problems(answer_seconds: float, seconds: float) -> int:
+    """As many as can be answered before and after in a quarter of a time, in steps of `FEWEST_PROBLEMS`.
 
     Args:
-        speed: Of this machine.
-        left: Seconds.
-        rounds: As the user wants it.
-        problems: As the user wants it.
+        answer_seconds: What a problem takes.
+        seconds: The time.
     """
-    if problems is None:
-        fit = int(0.25 * left / (2 * (speed.answer + speed.validation))) // BATCH_SIZE * BATCH_SIZE
-        problems = min(max(fit, FEWEST_PROBLEMS), MOST_PROBLEMS)
-    if rounds is None:
-        fit = int((left - speed.of(Size(0, problems))) / speed.round)
-        rounds = min(max(fit, FEWEST_ROUNDS), MOST_ROUNDS)
-    return Size(rounds, problems)
+    fit = int(0.25 * seconds / (2 * answer_seconds)) // FEWEST_PROBLEMS * FEWEST_PROBLEMS
+    return min(max(fit, FEWEST_PROBLEMS), MOST_PROBLEMS)
+
+
+def choose_rounds(done: int, round_seconds: float, seconds: float) -> int:
+    """The round up to which there is time to train now; `done` where more would hardly show.
+
+    Args:
+        done: Rounds that have been trained.
+        round_seconds: What each of them has taken.
+        seconds: Time left for training.
+    """
+    end = min(done + int(max(seconds, 0.0) / round_seconds), MOST_ROUNDS, STRETCH * done)
+    return end if end >= done + done // 4 else done
 
 
 def demo_config(
-    *, size: Size, seed: int, out_dir: str, exp_name: str, device: str, dtype: Dtype
+    *, rounds: int, problems: int, seed: int, out_dir: str, exp_name: str, device: str, dtype: Dtype
 ) -> FedConfig:
     """The demo's run; any of it can be typed as flags of `fedloom fed`."""
     return FedConfig(
@@ -108,9 +87,10 @@ def demo_config(
         client_batch_per_step=2,
         batch_size=2,
         grad_accum_steps=2,
-        max_steps=size.rounds,
-        val_steps=size.rounds,
-        val_limit=size.problems,
+        max_steps=rounds,
+        val_steps=rounds,
+        val_limit=max(problems // 2, 1),
+        patience=0,
         lr=4e-3,
     )
 
@@ -127,11 +107,18 @@ def run_demo(
 ) -> None:
     """Answer unseen problems, fine-tune across four clients, answer them again, and print a table.
 
-    How many rounds and problems is measured where nobody says it.
+    Where nobody says how many rounds and problems, there are as many as what was done first leaves time for.
     """
     console = plain_console()
-    some = Size(rounds or FEWEST_ROUNDS, problems or FEWEST_PROBLEMS)
-    wanted = demo_config(size=some, seed=seed, out_dir=out_dir, exp_name=exp_name, device=device, dtype=dtype)
+    wanted = demo_config(
+        rounds=rounds or FEWEST_ROUNDS,
+        problems=problems or FEWEST_PROBLEMS,
+        seed=seed,
+        out_dir=out_dir,
+        exp_name=exp_name,
+        device=device,
+        dtype=dtype,
+    )
     folder = _fresh_folder(run_folder(wanted))
     with opened(folder, wanted):
         _run(console, wanted, folder, rounds, problems)
@@ -140,69 +127,87 @@ def run_demo(
 def _run(console: Console, wanted: FedConfig, folder: Path, rounds: int | None, problems: int | None) -> None:
     inputs = Inputs()
     config, parts = build(wanted, inputs=inputs)
-    on = device_name(parts.model.device)
-    console.print(f"Loaded {MODEL} in {config.dtype} on {on}.")
-    if rounds is None or problems is None:
-        config = _sized(console, config, parts, rounds, problems)
-    write_run_config(folder, config, versions(), on, inputs.found)
-    write_held(folder, parts)
-    assert config.val_limit is not None
-    console.print(f"Answering {config.val_limit} problems that no client has …")
-    before = answer_unseen(parts, parts.model.initial, config.val_limit)
-    console.print(f"{before.accuracy:.0%} right. Validating, then training {config.max_steps} rounds …")
-    final = drive(replace(parts, val_limit=config.val_limit), intervals(config), folder)
+    console.print(f"Loaded {MODEL} in {config.dtype} on {device_name(parts.model.device)}.")
+    console.print(f"Answering {problems or FEWEST_PROBLEMS} problems that no client has …")
+    began, loaded = time.perf_counter(), _seconds_so_far()
+    before = answer_unseen(parts, parts.model.initial, problems or FEWEST_PROBLEMS)
+    if problems is None:
+        took = time.perf_counter() - began
+        problems = choose_problems(took / FEWEST_PROBLEMS, WANTED_SECONDS - loaded)
+        if problems > FEWEST_PROBLEMS:
+            console.print(f"That took {took:.0f} s: there is time for {problems} …")
+            before = answer_unseen(parts, parts.model.initial, problems, before)
+    answering = time.perf_counter() - began
+    more = " and more if there is time" if rounds is None else ""
+    console.print(f"{before.accuracy:.0%} right. Validating, then training {config.max_steps} rounds{more} …")
+
+    def rounds_now(done: int) -> int:
+        if rounds is not None:
+            return done
+        round_seconds, validation = seconds_of(read_rows(folder))
+        rest = answering + validation
+        end = choose_rounds(done, round_seconds, WANTED_SECONDS - _seconds_so_far() - rest)
+        seconds = (end - done) * round_seconds + (rest if end > done else answering)
+        to = f", on to round {end}" if end > done else ""
+        console.print(f"A round takes {round_seconds:.1f} s here{to}: the table in about {clock(seconds)}.")
+        return end
+
+    config = replace(config, val_limit=max(problems // 2, 1))
+    done, adapter = train(config, parts, folder, inputs.found, rounds_now)
     console.print("Answering the same problems again …")
-    after = answer_unseen(parts, final.server.adapter, config.val_limit)
-    adapter = latest_checkpoint(folder)
-    assert adapter is not None
-    _report(console, before, after, read_rows(folder), adapter)
-
-
-def _sized(
-    console: Console, config: FedConfig, parts: Parts, rounds: int | None, problems: int | None
-) -> FedConfig:
-    """The config with as many rounds and problems as this machine has time for."""
-    console.print("Trying how fast this machine is …")
-    speed = measure(parts)
-    size = choose_size(speed, WANTED_SECONDS - _seconds_so_far(), rounds, problems)
+    after = answer_unseen(parts, adapter, problems)
+    _report(console, before, after, folder)
     console.print(
-        f"A round takes {speed.round:.1f} s here, a problem {speed.answer:.2f} s: {size.rounds} rounds and "
-        f"{size.problems} problems, done in about {clock(speed.of(size))}. The same again, on any machine:\n"
-        f"  fedloom demo --rounds {size.rounds} --problems {size.problems} --seed {config.seed} "
-        f"--dtype {config.dtype}",
+        "The same again, on any machine:\n"
+        f"  fedloom demo --rounds {done} --problems {problems} --seed {config.seed} --dtype {config.dtype}",
         soft_wrap=True,
     )
-    return replace(config, max_steps=size.rounds, val_steps=size.rounds, val_limit=size.problems)
 
 
-def measure(parts: Parts) -> Speed:
-    """What the demo's parts take here: each is done a little, and timed when it is warm.
+def train(
+    config: FedConfig,
+    parts: Parts,
+    folder: Path,
+    inputs: Mapping[str, str],
+    rounds_now: Callable[[int], int],
+) -> tuple[int, Row]:
+    """Train the rounds of the config, and then in parts as many more as are wanted.
 
-    Nothing of it stays: a round is a function of where the run stands.
+    Each part ends with a validation and a checkpoint, and the next goes on from there: the adapter is that of
+    as many rounds in one piece.
+
+    Args:
+        config: As `build` returned it.
+        parts: What the run is made of.
+        folder: The run's folder.
+        inputs: Digests of what the run has read.
+        rounds_now: Given the rounds done, the round up to which to go on; the rounds done: no more.
+
+    Returns:
+        The rounds done, and the adapter.
     """
-    start = first_standing(parts)
-    one_client = replace(parts, per_round=1)
-    asked = [example.question for example in parts.splits.validation[:TRIED_PROBLEMS]]
-    labelled = parts.data.validation[:TRIED_PROBLEMS]
-    row, wave = start.server.adapter, parts.rules.wave_tokens
-
-    def answers(problems: int) -> Answers:
-        return _answers(parts, row, asked[:problems], [""] * problems)
-
-    play_round(one_client, start)
-    seconds = _seconds_of(lambda: play_round(one_client, start))
-    answers(1)
-    return Speed(
-        round=parts.per_round * seconds,
-        answer=_seconds_of(lambda: answers(len(asked))) / len(asked),
-        validation=_seconds_of(lambda: validate(parts.model, row, labelled, wave)) / len(labelled),
-    )
+    parts = replace(parts, val_limit=config.val_limit)
+    on = device_name(parts.model.device)
+    write_run_config(folder, config, versions(), on, inputs)
+    write_held(folder, parts)
+    final = drive(parts, intervals(config), folder)
+    while (rounds := rounds_now(config.max_steps)) > config.max_steps:
+        config = replace(config, max_steps=rounds, val_steps=rounds)
+        write_run_config(folder, config, versions(), on, inputs)
+        final = drive(parts, intervals(config), folder, latest_checkpoint(folder))
+    return config.max_steps, final.server.adapter
 
 
-def _seconds_of(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def seconds_of(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """What a round and a validation have taken of late: since the last validation but one.
+
+    Args:
+        rows: Of metrics.jsonl, the last one with a validation.
+    """
+    validated = [i for i, row in enumerate(rows) if "eval_seconds" in row]
+    rounds = [row["seconds"] for row in rows[validated[-2] + 1 :]]
+    # The first round warms the machine up.
+    return mean(rounds[1:] or rounds), rows[validated[-1]]["eval_seconds"]
 
 
 def _seconds_so_far() -> float:
@@ -221,21 +226,32 @@ def _fresh_folder(folder: Path) -> Path:
     raise AssertionError("there is always a next number")
 
 
-def answer_unseen(parts: Parts, row: Row, problems: int = 100) -> Answers:
-    """What an adapter answers to the first test problems, whose answers are short."""
-    asked = parts.splits.test[:problems]
-    return _answers(parts, row, [one.question for one in asked], [one.final for one in asked])
+def answer_unseen(parts: Parts, row: Row, problems: int = 100, known: Answers | None = None) -> Answers:
+    """What an adapter answers to the first test problems, whose answers are short.
+
+    `FEWEST_PROBLEMS` go through the model at a time, in the order of the split: which stand side by side, and
+    so how bfloat16 rounds, does not depend on how many there are.
+
+    Args:
+        parts: What the run is made of.
+        row: The adapter.
+        problems: How many.
+        known: The answers to the first of them, a multiple of `FEWEST_PROBLEMS`, if they have been given.
+    """
+    form, asked = parts.data.form, parts.splits.test[:problems]
+    found = known or Answers([], [], [])
+    for first in range(len(found.texts), len(asked), FEWEST_PROBLEMS):
+        some = asked[first : first + FEWEST_PROBLEMS]
+        prompts = encode_prompts([form.render(one.question) for one in some], parts.tokenizer)
+        questions = Questions(prompts, [one.final for one in some], LONGEST_ANSWER, form.end)
+        bank = AdapterBank.repeat(row, 1)
+        (more,) = answer(parts.model, bank, parts.tokenizer, [questions], batch_size=FEWEST_PROBLEMS)
+        found = Answers(found.texts + more.texts, found.numbers + more.numbers, found.right + more.right)
+    return found
 
 
-def _answers(parts: Parts, row: Row, asked: Sequence[str], expected: Sequence[str]) -> Answers:
-    form = parts.data.form
-    prompts = encode_prompts([form.render(question) for question in asked], parts.tokenizer)
-    questions = Questions(prompts, expected, LONGEST_ANSWER, form.end)
-    (answers,) = answer(parts.model, AdapterBank.repeat(row, 1), parts.tokenizer, [questions])
-    return answers
-
-
-def _report(console: Console, before: Answers, after: Answers, rows: list[dict], adapter: Path) -> None:
+def _report(console: Console, before: Answers, after: Answers, folder: Path) -> None:
+    rows, adapter = read_rows(folder), latest_checkpoint(folder)
     sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
     seconds = sum(row.get("seconds", 0.0) for row in rows)
     table = Table("", "before", "after", title="Unseen word problems")

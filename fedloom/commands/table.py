@@ -148,9 +148,9 @@ def _methods(config: MethodsConfig) -> None:
 
 def _demo(config: DemoConfig) -> None:
     # Before the libraries, which take seconds.
-    print(
-        "fedloom demo: four clients teach a small model arithmetic. Loading libraries and model …", flush=True
-    )
+    within = ", in two to four minutes" if config.rounds is None else ""
+    print(f"fedloom demo: four clients teach a small model arithmetic{within}.", flush=True)
+    print("Loading libraries and model …", flush=True)
     from fedloom.commands.demo import run_demo
 
     run_demo(**asdict(config))

@@ -318,14 +318,14 @@ class DemoConfig:
 
     rounds: int | None = option(
         None,
-        "federated rounds; none: as many as end in two to four minutes, by what this machine does in a trial",
+        "federated rounds; none: as many as end in two to four minutes, by what the first ones take",
         minimum=1,
         maximum=10**6,
     )
     problems: int | None = option(
         None,
-        "problems of the test split that are answered before and after, and of the validation split that "
-        "count; none: by the same trial",
+        "problems of the test split that are answered before and after, and half as many of the validation "
+        "split that count; none: by what the first ones take",
         minimum=1,
         maximum=200,
     )

@@ -11,6 +11,9 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as LiveProgress
 
+_LATEST = 8
+"""Rounds that the time left is judged by."""
+
 
 class Progress:
     """Shows rounds, training loss, validation accuracy, tokens per second, bytes sent and time left.
@@ -120,8 +123,9 @@ class Progress:
         self._began = now
 
     def _seconds_left(self, round_: int) -> float:
-        # The first round warms the machine up: it counts only as long as it is alone.
-        rounds = self._rounds[1:] or self._rounds
+        # The first round warms the machine up: it counts only as long as it is alone. The latest ones alone
+        # say what rounds take now: others may use the machine, too.
+        rounds = (self._rounds[1:] or self._rounds)[-_LATEST:]
         left = mean(rounds) * (self._total - round_)
         return left + mean(self._validations or [0.0]) * self._validations_after(round_)
 

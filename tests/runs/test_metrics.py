@@ -182,6 +182,18 @@ def test_time_left_counts_rounds_like_the_latest_and_the_validations_to_come(mon
     assert left == ["7:31 left", "5:34 left", "3:21 left"]
 
 
+def test_time_left_follows_a_machine_that_others_begin_to_use(monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=False, width=120)
+    now = [0.0]
+    monkeypatch.setattr("fedloom.runs.progress.time.monotonic", lambda: now[-1])
+    with Progress(30, console=console) as progress:
+        for round_, seconds in enumerate([3.0] * 10 + [9.0] * 10, start=1):
+            now.append(now[-1] + seconds)
+            progress.update(row(round_))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines()[-1].endswith("1:30 left")
+
+
 @pytest.mark.parametrize("rounds, every", [(20, 3), (21, 3), (5, 9), (1, 1)])
 def test_validations_to_come(rounds, every):
     intervals = Intervals(
