@@ -25,6 +25,9 @@ CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
+SHOWN = {"my_methods.py": "extending.md", "federation.yaml": "deploy-flower.md"}
+"""Files of the user's, which a page shows in full."""
+
 
 def command_lines(page):
     """The commands in a page's blocks of code, each as its name and the words after it."""
@@ -43,10 +46,11 @@ def test_the_page_of_flags_is_the_programs():
 
 @pytest.mark.parametrize("command, words", COMMAND_LINES)
 def test_every_command_of_the_pages_parses(command, words, tmp_path, monkeypatch):
-    if "my_methods.py" in words:  # a file of the user's, which a page shows in full
-        monkeypatch.chdir(tmp_path)
-        (shown,) = re.findall(r"^# my_methods\.py$\n(.*?)^```", PAGES["extending.md"], re.M | re.S)
-        Path("my_methods.py").write_text(shown)
+    for name, page in SHOWN.items():
+        if name in words:
+            monkeypatch.chdir(tmp_path)
+            (shown,) = re.findall(rf"^# {re.escape(name)}$\n(.*?)^```", PAGES[page], re.M | re.S)
+            Path(name).write_text(shown)
     read_config(COMMANDS[command], shlex.split(words.replace("\\\n", " "), comments=True), prog="fedloom")
 
 
