@@ -51,8 +51,8 @@ from fedloom.evaluation.generate import generate  # noqa: E402
 from fedloom.model.adapters.choice import lora  # noqa: E402
 from fedloom.model.bank import AdapterBank, Row  # noqa: E402
 from fedloom.model.base import load_base  # noqa: E402
+from fedloom.model.quiet import quieten  # noqa: E402
 from fedloom.model.stacked import StackedModel  # noqa: E402
-from fedloom.training.setup_fed import quieten  # noqa: E402
 
 Written = list[list[list[int]]]
 """For each adapter and problem the tokens of the answer."""

@@ -30,12 +30,12 @@ from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.base import BaseModel, load_base
 from fedloom.model.files import check_model_name
 from fedloom.model.hardware import check_quantize, resolve_device
+from fedloom.model.quiet import quieten
 from fedloom.model.structure import positions_of
 from fedloom.options.declare import did_you_mean
 from fedloom.options.export import ChatConfig
 from fedloom.options.fed import PROMPT_DATE, FormatName
 from fedloom.runtimes.signals import Terminated
-from fedloom.training.setup_fed import quieten
 
 BASE = "base"
 _HELP = "/adapter NAME answers with another adapter, /adapter lists them, /quit ends"

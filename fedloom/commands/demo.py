@@ -26,9 +26,10 @@ from fedloom.runs.files import writing
 from fedloom.runs.inputs import Inputs
 from fedloom.runs.progress import clock
 from fedloom.runs.rows import read_rows
-from fedloom.runs.run_folder import opened, write_run_config
+from fedloom.runs.run_folder import opened, run_folder, write_run_config
 from fedloom.training.fed import drive, write_held
-from fedloom.training.setup_fed import Parts, build, device_name, intervals, run_folder, versions
+from fedloom.training.provenance import device_name, versions
+from fedloom.training.setup_fed import Parts, build, intervals
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MODEL = "smollm2-135m"

@@ -8,11 +8,11 @@ from fedloom.options.graph import DflConfig
 from fedloom.runs.clients import write_clients
 from fedloom.runs.logfile import logging_to
 from fedloom.runs.record import RunRecord
-from fedloom.runs.run_folder import write_run_config
+from fedloom.runs.run_folder import run_folder, write_run_config
 from fedloom.training.dfl import drive
 from fedloom.training.launch import build_together, opened_together, processes, recall
-from fedloom.training.setup_fed import device_name, run_folder, versions
-from fedloom.training.setup_graph import algorithm_of, build, intervals
+from fedloom.training.provenance import device_name, versions
+from fedloom.training.setup_graph import algorithm_on_graph, build, intervals
 
 
 def run_dfl(config: DflConfig) -> RunRecord:
@@ -22,7 +22,7 @@ def run_dfl(config: DflConfig) -> RunRecord:
         UserError: A mistake of the user, or a run whose numbers are no longer finite.
         KeyboardInterrupt: After a checkpoint was left.
     """
-    algorithm_of(config)  # what cannot be combined is told before there is a folder
+    algorithm_on_graph(config)  # what cannot be combined is told before there is a folder
     with processes(config.device) as group:
         folder = run_folder(config)
         with ExitStack() as held:

@@ -32,11 +32,12 @@ from fedloom.model.base import BaseModel, load_base
 from fedloom.model.fit import check_fit
 from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.quiet import quieten
 from fedloom.model.stacked import StackedModel
 from fedloom.model.structure import positions_of
 from fedloom.options.evaluation import EvalConfig
 from fedloom.runs.lock import sole_writer
-from fedloom.training.setup_fed import device_name, quieten, versions
+from fedloom.training.provenance import device_name, versions
 
 log = logging.getLogger(__name__)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from fedloom.options.fed import FedConfig
 from fedloom.runs.record import RunRecord
-from fedloom.runs.run_folder import write_run_config
+from fedloom.runs.run_folder import run_folder, write_run_config
+from fedloom.training.algorithms import algorithm_with_server
 from fedloom.training.fed import drive, write_held
 from fedloom.training.launch import build_together, opened_together, processes, recall
-from fedloom.training.setup_fed import algorithm_of, build, device_name, intervals, run_folder, versions
+from fedloom.training.provenance import device_name, versions
+from fedloom.training.setup_fed import build, intervals
 
 
 def run_fed(config: FedConfig) -> RunRecord:
@@ -17,7 +19,7 @@ def run_fed(config: FedConfig) -> RunRecord:
         UserError: A mistake of the user, or a run whose numbers are no longer finite.
         KeyboardInterrupt: After a checkpoint was left.
     """
-    algorithm_of(config)  # what cannot be combined is told before there is a folder
+    algorithm_with_server(config)  # what cannot be combined is told before there is a folder
     with processes(config.device) as group:
         folder = run_folder(config)
         with opened_together(folder, config, group) as run:

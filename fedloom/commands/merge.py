@@ -31,10 +31,10 @@ from fedloom.model.class_order import class_order
 from fedloom.model.files import check_model_name
 from fedloom.model.hub import check_hub, push
 from fedloom.model.merging import merged
+from fedloom.model.quiet import quieten
 from fedloom.model.source import locate
 from fedloom.options.export import MergeConfig
 from fedloom.runs.files import TEMPORARY, remove, sync_tree, writing
-from fedloom.training.setup_fed import quieten
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ import yaml
 
 from fedloom.errors import UserError
 from fedloom.options.declare import options
+from fedloom.options.fed import Run
 from fedloom.options.parsing import RUN_CONFIG, RUN_RECORD, read_options
 from fedloom.runs.checkpoint import intact_checkpoint
 from fedloom.runs.contents import OPTIONS_DIGEST, check_options, command_of, digest_of_options
@@ -155,3 +156,8 @@ def check_same_run(folder: Path, config: Any) -> None:
             f"{folder}: cannot resume with other options: {'; '.join(changed)}. "
             "Leave them out, or take another --exp_name"
         )
+
+
+def run_folder(config: Run) -> Path:
+    """Where a run leaves its files."""
+    return Path(config.out_dir) / config.exp_name

@@ -20,7 +20,7 @@ from fedloom.runs.inputs import Inputs
 from fedloom.runs.logfile import logging_to
 from fedloom.runs.record import RunRecord, read_run
 from fedloom.runs.rows import read_rows
-from fedloom.runs.run_folder import opened, write_run_config
+from fedloom.runs.run_folder import opened, run_folder, write_run_config
 from fedloom.runtimes.libp2p.compressed import Compression
 from fedloom.runtimes.libp2p.identity import read_identity
 from fedloom.runtimes.libp2p.messages import Expected
@@ -33,7 +33,7 @@ from fedloom.training import loop
 from fedloom.training.graph_rounds import PeerParts, PeerProgress, start
 from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.peer_rounds import answered, evaluated, play_round, restore
-from fedloom.training.setup_fed import device_name, run_folder, versions
+from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_graph import build_one, intervals
 
 _AGREED = (

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
-import torch
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import adam, sgd
@@ -22,13 +17,11 @@ from fedloom.data.randomness import derive_seed
 from fedloom.data.tasks import TASKS, Task
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import within_room
-from fedloom.federation.algorithm import Algorithm, compose, first_memory
+from fedloom.federation.algorithm import Algorithm, first_memory
 from fedloom.federation.focus import Focus
 from fedloom.federation.priority import Projection
-from fedloom.federation.ranks import Ranks
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.lora import frozen_weight
-from fedloom.model.adapters.ranks import rank_factor
 from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.bank import Row
 from fedloom.model.base import BaseModel, BeforeWeights, load_base
@@ -36,18 +29,16 @@ from fedloom.model.files import check_model_name
 from fedloom.model.fit import check_fit
 from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.memory import auto_wave_tokens
-from fedloom.model.source import locate
+from fedloom.model.quiet import quieten
 from fedloom.model.stacked import StackedModel
 from fedloom.options.check_fed import check
-from fedloom.options.fed import FedConfig, Run
-from fedloom.options.methods import chosen
-from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens, note_model
+from fedloom.options.fed import FedConfig
+from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
+from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_with_server, client_ranks
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
 from fedloom.training.loop import Intervals
-
-ADAMW_WEIGHT_DECAY = 0.01
-"""Of AdamW; torch's default, which FedGPL uses."""
+from fedloom.training.provenance import base_noted
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,7 @@ def build(
             f"train_mode: local trains one model, which cannot be dealt over {group.size} ranks; "
             "leave torchrun out, or choose fed or fedGradFocus"
         )
-    algorithm = algorithm_of(config)
+    algorithm = algorithm_with_server(config)
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_name, config.token)
@@ -133,7 +124,7 @@ def build(
         base = _load(config, before_weights)
     ((data, adapter),) = ready
     model = _stack(config, base, adapter, data)
-    algorithm = replace(algorithm, ranks=_ranks(config, adapter))
+    algorithm = replace(algorithm, ranks=client_ranks(config, adapter))
     if algorithm.folds:
         model.check_foldable()
     resolved = replace(
@@ -204,27 +195,6 @@ def fitting_data(
     return data
 
 
-@contextmanager
-def base_noted(inputs: Inputs, name: str) -> Iterator[None]:
-    """Take down the base model's digests, where it can be before it is loaded, and check all that there are.
-
-    Args:
-        inputs: Is told.
-        name: Of the model.
-
-    Raises:
-        UserError: It, or something taken down before, is not what the run began with.
-    """
-    here = locate(name)
-    if here.local:
-        note_model(inputs, Path(here.location), here.gguf_file)
-    inputs.check()
-    yield
-    if not here.local and (here := locate(name)).local:  # it has been downloaded
-        note_model(inputs, Path(here.location), here.gguf_file)
-        inputs.check()
-
-
 def _load(config: FedConfig, before_weights: BeforeWeights) -> BaseModel:
     return load_base(
         config.model_name,
@@ -282,44 +252,6 @@ def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:
     )
 
 
-def algorithm_of(config: FedConfig) -> Algorithm:
-    """The parts that the options choose; of the baseline on all data, AdamW alone."""
-    if config.train_mode == "local":
-        return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))
-    texts = chosen(config)
-    algorithm = compose(texts, vars(config), config.client_lr)
-    if not algorithm.folds:
-        return algorithm
-    products = texts["lora_aggregation"]
-    if texts["server_optimizer"] != "none":
-        raise UserError(
-            f"lora_aggregation: {products} changes the base by what clients trained, and server_optimizer "
-            f"{texts['server_optimizer']} would change the adapter by something else; choose "
-            "--server_optimizer none, or --lora_aggregation flexlora"
-        )
-    if config.train_mode == "fedGradFocus":
-        raise UserError(
-            f"lora_aggregation: {products} changes the base by the products of all layers, and train_mode "
-            "fedGradFocus trains some; choose --train_mode fed, or --lora_aggregation flexlora"
-        )
-    if len(set(config.ranks)) > 1 and products == "fedex":
-        raise UserError(
-            f"lora_aggregation: fedex averages factors, and lora_r {config.lora_r} gives clients factors of "
-            "unequal rank; choose one rank, or --lora_aggregation flora or flexlora"
-        )
-    return algorithm
-
-
-def _ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:
-    """The clients' LoRA ranks, which they get in turn; None where all have the same."""
-    given = config.ranks
-    if len(set(given)) == 1:
-        return None
-    clients = [given[client % len(given)] for client in range(config.client_num)]
-    products = chosen(config)["lora_aggregation"] not in ("factors", "hetlora")
-    return Ranks(clients, max(given), [rank_factor(adapter, rank) for rank in clients], products)
-
-
 def _focus(config: FedConfig, model: StackedModel) -> Focus:
     return Focus(
         layers={
@@ -338,28 +270,3 @@ def _focus(config: FedConfig, model: StackedModel) -> Focus:
         server_grad_scale=config.server_grad_scale,
         seed=config.seed,
     )
-
-
-def quieten() -> None:
-    """Keep transformers' bars and warnings out of the user's way."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-def versions() -> dict[str, str]:
-    """Versions that a run's numbers depend on."""
-    import platform
-    from importlib.metadata import version
-
-    packages = ("fedloom", "torch", "transformers", "peft")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def run_folder(config: Run) -> Path:
-    """Where a run leaves its files."""
-    return Path(config.out_dir) / config.exp_name
-
-
-def device_name(device: torch.device) -> str:
-    """A device as `config.yaml` records it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

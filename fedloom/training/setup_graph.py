@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import torch
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,7 +24,6 @@ from fedloom.data.tasks import TASKS, Task
 from fedloom.data.templates import prompt_format
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import Questions, questions_of, within_room
-from fedloom.federation.algorithm import Algorithm, compose
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.model.adapters import choice
@@ -37,18 +35,19 @@ from fedloom.model.fit import check_fit
 from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.layout import shared_prefix
 from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.quiet import quieten
 from fedloom.model.stacked import StackedModel
 from fedloom.options.check_graph import check
 from fedloom.options.graph import DflConfig
-from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
+from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_on_graph, personal_names
 from fedloom.training.division import check_sizes, of_client
 from fedloom.training.graph_data import PeerExamples, Setting, hold
 from fedloom.training.graph_rounds import Mixing, PeerParts
 from fedloom.training.loop import Intervals
-from fedloom.training.setup_fed import ADAMW_WEIGHT_DECAY, base_noted, quieten
+from fedloom.training.provenance import base_noted
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ def _build(
 ) -> tuple[S, PeerParts]:
     quieten()
     assert config.model_checkpoint is not None
-    algorithm = algorithm_of(config)
+    algorithm = algorithm_on_graph(config)
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_checkpoint, config.token)
     task = TASKS[config.dataset_type]
@@ -215,7 +214,7 @@ def _build(
         ),
         optimiser=optimiser,
         frozen={n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n},
-        own=_own_names(config, algorithm, model.initial.keys()),
+        own=personal_names(config, algorithm, model.initial.keys()),
         modules=[projection.name for layer in model.adapted.values() for projection in layer],
         mixing=mixing,
         judged=config.eval_point,
@@ -224,44 +223,6 @@ def _build(
         first=only or 0,
         reading=data.reading,
     )
-
-
-def algorithm_of(config: Setting) -> Algorithm:
-    """The parts that the options choose.
-
-    Raises:
-        UserError: One has no meaning without a server.
-    """
-    algorithm = compose(chosen(config), vars(config), client_lr=config.lr)
-    if algorithm.folds:
-        raise UserError(
-            f"lora_aggregation: {chosen(config)['lora_aggregation']} changes the base that all clients "
-            "share, and peers without a server share none; choose factors or flexlora"
-        )
-    any_row = {"": torch.zeros(1)}
-    if algorithm.rule.memory(any_row) or algorithm.rule.kept(any_row):
-        raise UserError(
-            f"client_rule: {chosen(config)['client_rule']} remembers something from round to round, which it "
-            "does with a server only; choose none or proximal"
-        )
-    return algorithm
-
-
-def _own_names(config: Setting, algorithm: Algorithm, names: Collection[str]) -> frozenset[str]:
-    """The parameters that stay with their peer.
-
-    Raises:
-        UserError: All that trains would.
-    """
-    trained = [name for name in names if not (config.frozen_a and ".lora_A." in name)]
-    heads = {name for name in trained if ".lora_" not in name and not config.mix_head}
-    own = frozenset(trained) - algorithm.share(trained) | heads
-    if not own < frozenset(trained):
-        raise UserError(
-            f"share: {chosen(config)['share']} keeps all that is trained with its peer, so that nothing "
-            "would be sent; choose --share all"
-        )
-    return own
 
 
 def _own(part: list[T], only: int | None) -> list[T]:

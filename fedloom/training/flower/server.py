@@ -22,7 +22,7 @@ from fedloom.process import prepare_process
 from fedloom.runs.checkpoint import latest_checkpoint
 from fedloom.runs.files import write_atomically
 from fedloom.runs.inputs import Inputs
-from fedloom.runs.run_folder import Opened, opened, write_run_config
+from fedloom.runs.run_folder import Opened, opened, run_folder, write_run_config
 from fedloom.runtimes.flower.apps import make_server_app
 from fedloom.runtimes.flower.connected_clients import ConnectedClients
 from fedloom.runtimes.flower.content import Content
@@ -35,7 +35,8 @@ from fedloom.training.fed import drive, write_held
 from fedloom.training.fed_data import ALL_CLIENTS, SERVER_ALONE
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.flower.run_config import from_run_config
-from fedloom.training.setup_fed import Parts, build, device_name, intervals, run_folder, versions
+from fedloom.training.provenance import device_name, versions
+from fedloom.training.setup_fed import Parts, build, intervals
 
 
 def serve(grid: Grid, run_config: dict[str, Any]) -> None:

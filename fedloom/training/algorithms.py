@@ -1,0 +1,96 @@
+"""From options to an algorithm: with a server, and on a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from peft import PeftConfig
+
+from fedloom.client.optimisers import adam
+from fedloom.errors import UserError
+from fedloom.federation.algorithm import Algorithm, compose
+from fedloom.federation.ranks import Ranks
+from fedloom.model.adapters.ranks import rank_factor
+from fedloom.options.fed import FedConfig
+from fedloom.options.methods import chosen
+from fedloom.training.graph_data import Setting
+
+ADAMW_WEIGHT_DECAY = 0.01
+"""Of AdamW; torch's default, which FedGPL uses."""
+
+
+def algorithm_with_server(config: FedConfig) -> Algorithm:
+    """The parts that the options choose; of the baseline on all data, AdamW alone."""
+    if config.train_mode == "local":
+        return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))
+    texts = chosen(config)
+    algorithm = compose(texts, vars(config), config.client_lr)
+    if not algorithm.folds:
+        return algorithm
+    products = texts["lora_aggregation"]
+    if texts["server_optimizer"] != "none":
+        raise UserError(
+            f"lora_aggregation: {products} changes the base by what clients trained, and server_optimizer "
+            f"{texts['server_optimizer']} would change the adapter by something else; choose "
+            "--server_optimizer none, or --lora_aggregation flexlora"
+        )
+    if config.train_mode == "fedGradFocus":
+        raise UserError(
+            f"lora_aggregation: {products} changes the base by the products of all layers, and train_mode "
+            "fedGradFocus trains some; choose --train_mode fed, or --lora_aggregation flexlora"
+        )
+    if len(set(config.ranks)) > 1 and products == "fedex":
+        raise UserError(
+            f"lora_aggregation: fedex averages factors, and lora_r {config.lora_r} gives clients factors of "
+            "unequal rank; choose one rank, or --lora_aggregation flora or flexlora"
+        )
+    return algorithm
+
+
+def client_ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:
+    """The clients' LoRA ranks, which they get in turn; None where all have the same."""
+    given = config.ranks
+    if len(set(given)) == 1:
+        return None
+    clients = [given[client % len(given)] for client in range(config.client_num)]
+    products = chosen(config)["lora_aggregation"] not in ("factors", "hetlora")
+    return Ranks(clients, max(given), [rank_factor(adapter, rank) for rank in clients], products)
+
+
+def algorithm_on_graph(config: Setting) -> Algorithm:
+    """The parts that the options choose.
+
+    Raises:
+        UserError: One has no meaning without a server.
+    """
+    algorithm = compose(chosen(config), vars(config), client_lr=config.lr)
+    if algorithm.folds:
+        raise UserError(
+            f"lora_aggregation: {chosen(config)['lora_aggregation']} changes the base that all clients "
+            "share, and peers without a server share none; choose factors or flexlora"
+        )
+    any_row = {"": torch.zeros(1)}
+    if algorithm.rule.memory(any_row) or algorithm.rule.kept(any_row):
+        raise UserError(
+            f"client_rule: {chosen(config)['client_rule']} remembers something from round to round, which it "
+            "does with a server only; choose none or proximal"
+        )
+    return algorithm
+
+
+def personal_names(config: Setting, algorithm: Algorithm, names: Collection[str]) -> frozenset[str]:
+    """The parameters that stay with their peer.
+
+    Raises:
+        UserError: All that trains would.
+    """
+    trained = [name for name in names if not (config.frozen_a and ".lora_A." in name)]
+    heads = {name for name in trained if ".lora_" not in name and not config.mix_head}
+    own = frozenset(trained) - algorithm.share(trained) | heads
+    if not own < frozenset(trained):
+        raise UserError(
+            f"share: {chosen(config)['share']} keeps all that is trained with its peer, so that nothing "
+            "would be sent; choose --share all"
+        )
+    return own

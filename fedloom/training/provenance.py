@@ -1,0 +1,46 @@
+"""What a run's numbers depend on beside its options: the base model's files, versions, the device."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from fedloom.model.source import locate
+from fedloom.runs.inputs import Inputs, note_model
+
+
+@contextmanager
+def base_noted(inputs: Inputs, name: str) -> Iterator[None]:
+    """Take down the base model's digests, where it can be before it is loaded, and check all that there are.
+
+    Args:
+        inputs: Is told.
+        name: Of the model.
+
+    Raises:
+        UserError: It, or something taken down before, is not what the run began with.
+    """
+    here = locate(name)
+    if here.local:
+        note_model(inputs, Path(here.location), here.gguf_file)
+    inputs.check()
+    yield
+    if not here.local and (here := locate(name)).local:  # it has been downloaded
+        note_model(inputs, Path(here.location), here.gguf_file)
+        inputs.check()
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run's numbers depend on."""
+    packages = ("fedloom", "torch", "transformers", "peft")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def device_name(device: torch.device) -> str:
+    """A device as `config.yaml` records it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
