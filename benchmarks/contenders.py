@@ -109,7 +109,8 @@ class PeftLoop:
         mask = torch.zeros((len(batch), longest), dtype=torch.long)
         for i, s in enumerate(batch):
             ids[i, : len(s.ids)] = torch.tensor(s.ids)
-            labels[i, s.answer_start : len(s.ids)] = torch.tensor(s.ids[s.answer_start :])
+            for first, end in s.spans:
+                labels[i, first:end] = torch.tensor(s.ids[first:end])
             mask[i, : len(s.ids)] = 1
         named = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         return {name: t.to(self.stage.device) for name, t in named.items()}
@@ -142,7 +143,7 @@ class Fedloom:
             "sequences": len(drawn),
             "useful_tokens": sum(len(s.ids) for s in drawn),
             "longest": max(len(s.ids) for s in drawn),
-            "labels": sum(len(s.ids) - s.answer_start for s in drawn),
+            "labels": sum(end - first for s in drawn for first, end in s.spans),
             "shared_prefix": shared_prefix(self.stage.data.sequences),
             "dropped": self.stage.data.dropped,
             "needed_flops": self._needed_flops(drawn),
@@ -192,6 +193,6 @@ class Fedloom:
     def _needed_flops(self, drawn: Sequence[Tokens]) -> int:
         """See `round.py`: 2 per weight and token forward, the same backward, the head at labels only."""
         tokens = sum(len(s.ids) for s in drawn)
-        labels = sum(len(s.ids) - s.answer_start for s in drawn)
+        labels = sum(end - first for s in drawn for first, end in s.spans)
         head = self.config.hidden_size * self.config.vocab_size
         return 2 * 2 * (self.linear_parameters * tokens + head * labels)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedloom.data.tasks import TASKS
 from fedloom.errors import UserError
 from fedloom.options.check_flower import NODE, WORDS
 from fedloom.options.flower import FlowerConfig
@@ -98,9 +99,9 @@ def _project_name(config: FlowerConfig) -> str:
 
 def _settled(config: FlowerConfig) -> FlowerConfig:
     settled: dict[str, Any] = {"out_dir": str(Path(config.out_dir).absolute())}
-    for name in ("model_name", "data_dir"):
+    for name in ("model_name", "data_dir", "data_name"):
         value = getattr(config, name)
-        if value is not None and Path(value).exists():
+        if value is not None and value not in TASKS and Path(value).exists():
             settled[name] = str(Path(value).absolute())
     if config.client_data not in (None, NODE):
         settled["client_data"] = str(Path(config.client_data).absolute())

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.commands.view import RECORD, counts_table, label_counts
+from fedloom.data.own import open_task
 from fedloom.data.partition import partition as divide
 from fedloom.data.rows import reason
 from fedloom.data.sources import Sourced, field_values, load_whole
-from fedloom.data.tasks import TASKS
 from fedloom.errors import UserError, plain_console, shown
+from fedloom.options.own_data import column_names
 from fedloom.options.partition import Kind, check_field
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def run_split(
     *,
     data_name: str,
     data_dir: str | None,
+    data_format: str = "auto",
+    columns: str | None = None,
     num_clients: int,
     partition: Kind,
     alpha: float,
@@ -42,8 +45,10 @@ def run_split(
     none of the examples that `fedloom eval` judges by.
 
     Args:
-        data_name: A name in `TASKS`.
+        data_name: A name in `TASKS`, of a data set on the hub, or a path.
         data_dir: Local data, as for `load_splits`; None: from the hub or embedded.
+        data_format: Of the user's own data, as for `fedloom.data.own.open_task`.
+        columns: Which column is which, as ``question=instr,answer=out``.
         num_clients: How many clients there are.
         partition: As for `fedloom.data.partition.partition`, like the next three.
         alpha: Of "dirichlet" and "quantity".
@@ -61,7 +66,9 @@ def run_split(
     output = Path(output_path)
     _check_output(output)
     check_field(partition, field)
-    task = TASKS[data_name]
+    task = open_task(
+        data_name, data_dir=data_dir, data_format=data_format, columns=column_names(columns), token=token
+    )
     parts = load_whole(task, data_dir=data_dir, seed=data_seed, token=token)
     train = parts.pop("train")
     shares = divide(
@@ -94,7 +101,7 @@ def run_split(
             "what is there and try again."
         ) from error
     console = plain_console()
-    console.print(counts_table({name: counts[name] for name in labels}, f"{data_name}, {partition}"))
+    console.print(counts_table({name: counts[name] for name in labels}, f"{shown(data_name)}, {partition}"))
     for split in ("validation", "test"):
         console.print(f"{split}: {len(held[split])} examples")
     hints = (

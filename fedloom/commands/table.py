@@ -14,6 +14,7 @@ from fedloom.options.check_export import check_chat, check_merge
 from fedloom.options.check_fed import check, check_rules, check_values
 from fedloom.options.check_flower import check as check_flower
 from fedloom.options.check_graph import check as check_dfl
+from fedloom.options.check_graph import check_split
 from fedloom.options.check_peer import check as check_peer
 from fedloom.options.compare import CompareConfig
 from fedloom.options.compare import check as check_compare
@@ -192,7 +193,7 @@ COMMANDS: dict[str, Command] = {
         check_rules,
         _methods,
     ),
-    "split": Command("Divide a data set into clients' folders.", SplitConfig, check_rules, _split),
+    "split": Command("Divide a data set into clients' folders.", SplitConfig, check_split, _split),
     "view": Command("Show who has how many of which label.", ViewConfig, check_rules, _view, "folder"),
     "topology": Command(
         "Show a graph of peers, its mixing matrix and its spectral gap.",

@@ -14,10 +14,12 @@ from rich.table import Table
 
 from fedloom.data.fields import label_of
 from fedloom.data.files import data_name, read_part
+from fedloom.data.own import open_task
 from fedloom.data.rows import Located
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import TASKS, Task
 from fedloom.errors import UserError, plain_console, shown
+from fedloom.options.own_data import column_names
 from fedloom.runs.files import check_output, write_atomically, writing
 
 RECORD = "split.json"
@@ -95,7 +97,7 @@ def count_clients(folder: Path) -> dict[str, dict[str, int]]:
         raise UserError(
             f"'{folder}' must hold client_1, client_2, ..., as `fedloom split` writes them; it holds {held}."
         )
-    task = _task_of(folder)
+    task = _task_of(folder, [paths[number] for number in sorted(paths)])
     labels = {
         f"client_{number}": _labels(read_part(paths[number], "train", option="client"), task)
         for number in sorted(paths)
@@ -103,17 +105,28 @@ def count_clients(folder: Path) -> dict[str, dict[str, int]]:
     return label_counts(labels, task)
 
 
-def _task_of(folder: Path) -> Task | None:
+def _task_of(folder: Path, paths: Sequence[Path]) -> Task | None:
     record = folder / RECORD
     if not record.is_file():
         return None
     try:
-        return TASKS[json.loads(record.read_text(encoding="utf-8"))["options"]["data_name"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        options = json.loads(record.read_text(encoding="utf-8"))["options"]
+        name, data_format, columns = (options.get(name) for name in ("data_name", "data_format", "columns"))
+        known = name in TASKS or (isinstance(name, str) and data_format is not None)
+        if not known:
+            raise ValueError(f"there is no data set {name!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"'{record}' is not as `fedloom split` wrote it ({type(error).__name__}: {shown(error)}); mend "
             "it or remove it."
         ) from error
+    return open_task(
+        name,
+        data_format=data_format or "auto",
+        columns=column_names(columns),
+        client_paths=paths,
+        read_data=False,
+    )
 
 
 def _labels(rows: Sequence[Located], task: Task | None) -> list[str]:

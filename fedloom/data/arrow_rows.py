@@ -37,6 +37,30 @@ def read_parquet(path: Path) -> Iterator[tuple[str, object]]:
         raise UserError(f"'{path}' is not a readable parquet file ({reason(error)}).") from error
 
 
+def read_arrow(path: Path) -> Iterator[tuple[str, object]]:
+    """Yields each row of a file in Arrow's own format, as a stream or for random access, with its place.
+
+    Raises:
+        UserError: If it is not such a file, or a value cannot be read.
+    """
+    import pyarrow
+
+    check_file(path)
+    try:
+        source = pyarrow.OSFile(str(path))
+        try:
+            table = pyarrow.ipc.open_stream(source).read_all()
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            table = pyarrow.ipc.open_file(source).read_all()
+        table.validate(full=True)  # a damaged file's offsets would lead anywhere in the process's memory
+        yield from rows_of_tables(table.to_batches(ROWS_AT_ONCE), f"{path}, row", table.column_names)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"'{path}' is not a readable arrow file ({reason(error)}).") from error
+
+
 def rows_of_tables(tables: Iterable[Any], where: str, names: list[str]) -> Iterator[tuple[str, object]]:
     """Yields each row of tables, or record batches, with its place.
 

@@ -71,6 +71,12 @@ def path_of(template: str, client: int) -> str:
     return template.replace("{i}", str(client)).replace("{}", str(client))
 
 
+def paths_of(template: str | None, num_clients: int) -> list[str]:
+    """Those of the clients' paths that exist, each once; none without a template."""
+    paths = [] if template is None else [path_of(template, i) for i in range(1, num_clients + 1)]
+    return [path for path in dict.fromkeys(paths) if Path(path).exists()]
+
+
 def _varies(template: str) -> bool:
     return any(mark in template for mark in PLACEHOLDERS)
 
@@ -109,5 +115,5 @@ def _load(paths: list[Path], split: str, task: Task, option: str) -> list[list[E
     loaded = []
     for path in paths:
         rows = read_part(path, split, option=option, names=task.split_names)
-        loaded.append([made.example for made in read_examples(task, rows)])
+        loaded.append([made.learned for made in read_examples(task, rows)])
     return loaded

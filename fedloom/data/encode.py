@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fedloom.data.conversations import Piece, special_tokens
 from fedloom.data.example import Example
-from fedloom.data.templates import PromptFormat, special_tokens
+from fedloom.data.templates import PromptFormat, end_of_text
 from fedloom.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 class Tokens(NamedTuple):
@@ -20,13 +24,15 @@ class Tokens(NamedTuple):
 
     Attributes:
         ids: Token ids: of the prompt, then of the answer and the token that ends it.
-        answer_start: Where the answer begins: the loss counts ``ids[answer_start:]``. For classification
-            there is no answer, and it is ``len(ids)``.
+        answer_start: Where the first token that counts in the loss stands. For classification there is no
+            answer, and it is ``len(ids)``.
         label: The class of the sequence, for classification; -1 for language modelling.
         segment_start: Where the second text begins whose tokens have ``token_type_ids`` of 1; None where the
             tokenizer makes no such difference.
         kind: `Example.label`, for those who count what a client holds; training does not look at it.
         final: `Example.final`, for those who judge what a model answers itself; nor at this.
+        answers: Where each answer of a conversation begins and ends, in order; () where there is one, which
+            lasts to the end.
     """
 
     ids: list[int]
@@ -35,6 +41,12 @@ class Tokens(NamedTuple):
     segment_start: int | None = None
     kind: str = ""
     final: str = ""
+    answers: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """What counts in the loss: ``ids[start:end]`` of each span, which the tokens before it predict."""
+        return self.answers or ((self.answer_start, len(self.ids)),)
 
 
 def encode(
@@ -43,7 +55,10 @@ def encode(
     form: PromptFormat,
     max_length: int,
 ) -> tuple[list[Tokens], int]:
-    """Tokenises problems for training a language model on their answers.
+    """Tokenises examples for training a language model on their answers.
+
+    A problem that is too long is left out. Of a conversation the beginning stays, up to the last answer that
+    is in it as a whole; a text is cut.
 
     Args:
         examples: The problems.
@@ -53,10 +68,13 @@ def encode(
 
     Returns:
         The sequences in the order of the examples, without those that are too long, and how many those were.
+        How many were cut is told in the log.
 
     Raises:
         UserError: If no sequence is left.
     """
+    if any(example.turns or example.whole for example in examples):
+        return _encode_each(examples, tokenizer, form, max_length)
     prompts = [form.render(example.question) for example in examples]
     prompt_ids = encode_prompts(prompts, tokenizer)
     special = special_tokens(tokenizer)
@@ -80,11 +98,131 @@ def encode(
             ids_and_end = [*ids, *answer, form.end]
             kept.append(Tokens(ids_and_end, len(ids), -1, kind=example.label, final=example.final))
     if not kept:
-        raise UserError(
-            f"max_length is {max_length}, and none of the {len(examples)} examples is that short "
-            f"(prompt and answer; the shortest has {shortest} tokens). Use a larger --max_length."
-        )
+        raise _too_long(max_length, len(examples), shortest)
     return kept, len(examples) - len(kept)
+
+
+def _too_long(max_length: int, count: int, shortest: int) -> UserError:
+    return UserError(
+        f"max_length is {max_length}, and none of the {count} examples is that short "
+        f"(prompt and answer; the shortest has {shortest} tokens). Use a larger --max_length."
+    )
+
+
+def _encode_each(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, form: PromptFormat, max_length: int
+) -> tuple[list[Tokens], int]:
+    """As `encode`, of examples among which are conversations or texts."""
+    kept: list[Tokens] = []
+    cut, shortest = 0, 0
+    for example, whole in zip(examples, _read(examples, tokenizer, form), strict=True):
+        least = (
+            whole.spans[0][1]
+            if example.turns
+            else min(2, len(whole.ids))
+            if example.whole
+            else len(whole.ids)
+        )
+        shortest = min(shortest or least, least)
+        if least > max_length:
+            continue
+        cut += len(whole.ids) > max_length
+        kept.append(_within(whole, max_length))
+    if cut:
+        log.warning(
+            "%d of %d conversations or texts are longer than max_length %d and cut: conversations behind the "
+            "last whole answer, texts there",
+            cut,
+            len(examples),
+            max_length,
+        )
+    if not kept:
+        raise _too_long(max_length, len(examples), shortest)
+    return kept, len(examples) - len(kept)
+
+
+def _within(tokens: Tokens, max_length: int) -> Tokens:
+    """The beginning of a sequence, whole answers alone; of a text as many tokens as may be."""
+    if len(tokens.ids) <= max_length:
+        return tokens
+    if not tokens.answers:
+        return tokens._replace(ids=tokens.ids[:max_length])
+    answers = tuple(span for span in tokens.answers if span[1] <= max_length)
+    # Only the whole conversation ends in the answer that can be judged.
+    return tokens._replace(ids=tokens.ids[: answers[-1][1]], answers=answers, final="")
+
+
+def _read(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, form: PromptFormat
+) -> list[Tokens]:
+    """The examples as sequences of any length."""
+    talks = iter(encode_pieces([form.pieces(one.turns) for one in examples if one.turns], tokenizer))
+    texts = iter(encode_prompts([one.answer for one in examples if one.whole], tokenizer))
+    problems = [one for one in examples if not one.turns and not one.whole]
+    others = iter(encode(problems, tokenizer, form, sys.maxsize)[0] if problems else [])
+    made = []
+    for one in examples:
+        if one.turns:
+            ids, spans = next(talks)
+            ids = ids[: spans[-1][1]]  # what stands behind the last answer trains nothing
+            first = spans[0][0]
+            made.append(Tokens(ids, first, -1, kind=one.label, final=one.final, answers=tuple(spans)))
+        elif one.whole:
+            # Nothing predicts the first token.
+            made.append(Tokens([*next(texts), end_of_text(tokenizer)], 1, -1, kind=one.label))
+        else:
+            made.append(next(others))
+    return made
+
+
+def encode_pieces(
+    talks: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Tokenises conversations, and finds the tokens of each piece that is learned.
+
+    What stands before an answer becomes the tokens that generation would begin from. Where a token of the
+    whole text lies across the border of a piece, the piece is tokenised alone.
+
+    Args:
+        talks: See `PromptFormat.pieces`.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        For each conversation its token ids, and where each learned piece begins and ends in them.
+    """
+    if not talks:
+        return []
+    alone = iter(_tokenise([piece.text for pieces in talks for piece in pieces], tokenizer))
+    wholes = encode_prompts(["".join(piece.text for piece in pieces) for pieces in talks], tokenizer)
+    made = []
+    for pieces, whole in zip(talks, wholes, strict=True):
+        own = [next(alone) for _ in pieces]
+        done = len(whole) - sum(map(len, own))
+        if done < 0 or whole[done:] != [number for ids in own for number in ids]:
+            # Tokens differ where pieces meet: each beginning of the text by itself, as far as these agree.
+            made.append(_piece_by_piece(pieces, own, tokenizer))
+            continue
+        spans = []
+        for piece, ids in zip(pieces, own, strict=True):
+            if piece.learned:
+                spans.append((done, done + len(ids)))
+            done += len(ids)
+        made.append((whole, spans))
+    return made
+
+
+def _piece_by_piece(
+    pieces: Sequence[Piece], own: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[tuple[int, int]]]:
+    ids: list[int] = []
+    spans = []
+    texts = ["".join(piece.text for piece in pieces[: count + 1]) for count in range(len(pieces))]
+    for piece, alone, beginning in zip(pieces, own, encode_prompts(texts, tokenizer), strict=True):
+        first = len(ids)
+        ids = beginning if beginning[:first] == ids else [*ids, *alone]
+        if piece.learned:
+            spans.append((first, len(ids)))
+    return ids, spans
 
 
 def reading(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> str:
@@ -117,6 +255,8 @@ def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    if not texts:
+        return []
     # verbose=False: texts beyond the model's length are no surprise here, they are dropped and counted.
     rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
     return rows

@@ -3,6 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Turn(NamedTuple):
+    """One message of a conversation.
+
+    Attributes:
+        role: Who speaks.
+        text: What is said.
+        learned: Of the assistant's: whether the model learns to say it.
+    """
+
+    role: Role
+    text: str
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -17,6 +34,10 @@ class Example:
         label: A class of the example (sentiment, operation, problem type), for classification and for splits
             by label; "" where there is none.
         pair: The two texts that a sequence classifier reads; None where it reads the question.
+        turns: The whole conversation, where it is one; the question and the answer are then the last of it,
+            for people to read. It may have a system prompt of its own.
+        whole: Whether the answer is a text that stands by itself, of which every token is learned; the
+            question is then empty.
     """
 
     question: str
@@ -24,6 +45,25 @@ class Example:
     final: str
     label: str = ""
     pair: tuple[str, str] | None = None
+    turns: tuple[Turn, ...] = ()
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt and two answers to it, one of which people preferred (Rafailov et al. 2023, arXiv:2305.18290).
+
+    Attributes:
+        prompt: The conversation up to the answers: turns that end with the user's.
+        chosen: The answer that was preferred: the assistant's turns, and what the user says between them.
+        rejected: The other.
+        label: To divide clients by; "" where there is none.
+    """
+
+    prompt: tuple[Turn, ...]
+    chosen: tuple[Turn, ...]
+    rejected: tuple[Turn, ...]
+    label: str = ""
 
 
 @dataclass(frozen=True)

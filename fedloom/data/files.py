@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.arrow_rows import ROWS_AT_ONCE, read_parquet, rows_of_tables
+from fedloom.data.arrow_rows import ROWS_AT_ONCE, read_arrow, read_parquet, rows_of_tables
 from fedloom.data.csv_rows import read_csv, read_tsv
 from fedloom.data.json_rows import read_json, read_json_lines
 from fedloom.data.rows import Located, locate, reason
+from fedloom.data.text_files import read_text_lines
 from fedloom.errors import UserError, shown
 
 log = logging.getLogger(__name__)
@@ -23,15 +25,21 @@ SPLIT_NAMES: SplitNames = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+_ALL_NAMES = tuple(name for names in SPLIT_NAMES.values() for name in names)
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, object]]]] = {
     ".jsonl": read_json_lines,
     ".json": read_json,
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".txt": read_text_lines,
 }
 EXTENSIONS = tuple(_READERS)
-FORMS = ", ".join(EXTENSIONS) + "; each but parquet also with .gz"
+_NEVER_PACKED = (".parquet", ".arrow")
+FORMS = ", ".join(EXTENSIONS) + "; each but parquet and arrow also with .gz"
+GLOB = "*?["
+"""Signs of a pattern that stands for several files."""
 
 # What stands behind a split's name where it lies in several files: -00000-of-00002, on the hub sometimes with
 # sixteen more digits, or -1, _1.
@@ -43,26 +51,29 @@ def data_name(path: Path) -> tuple[str, str] | None:
     packed = path.suffix if path.suffix.lower() == ".gz" else ""
     inner = path.with_suffix("") if packed else path
     extension = inner.suffix.lower()
-    if extension not in EXTENSIONS or (packed and extension == ".parquet"):
+    if extension not in EXTENSIONS or (packed and extension in _NEVER_PACKED):
         return None
     return inner.stem, extension + packed.lower()
 
 
-def read_local(data_dir: Path, names: SplitNames = SPLIT_NAMES) -> dict[str, list[Located]]:
-    """Reads what a user gave as ``data_dir``: a folder of split files, a saved data set, or a single file.
+def read_local(
+    data_dir: Path, names: SplitNames = SPLIT_NAMES, option: str = "data_dir"
+) -> dict[str, list[Located]]:
+    """Reads what a user gave: a folder of files, a saved data set, a single file, or a pattern for several.
 
     Args:
-        data_dir: The folder or the file.
+        data_dir: The folder, the file or the pattern.
         names: The names that each split may have, in order of preference.
+        option: The option that gave it, for messages.
 
     Returns:
-        Rows by split: "train" always, "validation" and "test" where there are such. A single file, or a data
-        set saved without splits, is all "train".
+        Rows by split: "train" always, "validation" and "test" where there are such. A single file, files of
+        which none has the name of a split, or a data set saved without splits, is all "train".
 
     Raises:
         UserError: If there is nothing to read or it cannot be read.
     """
-    found = _read(data_dir, "data_dir", names, "train")
+    found = _read(data_dir, option, names, "train")
     return found if isinstance(found, dict) else {"train": found}
 
 
@@ -91,6 +102,8 @@ def _read(
             next(path.iterdir(), None)
     except (OSError, ValueError) as error:
         raise UserError(f"{option} '{path}' cannot be read ({reason(error)}).") from error
+    if not exists and any(sign in str(path) for sign in GLOB):
+        return _read_files(_matching(path, option), path, option, names, needed)
     if not exists and not path.is_symlink():
         raise UserError(
             f"{option} '{path}' does not exist; give a folder with {needed}.jsonl, or a data file."
@@ -99,10 +112,31 @@ def _read(
         return read_file(path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _read_saved(path, option, names, needed)
-    files = _split_files(path, option, names)
+    return _read_files(_entries(path), path, option, names, needed)
+
+
+def _read_files(
+    entries: list[Path], path: Path, option: str, names: SplitNames, needed: str
+) -> dict[str, list[Located]] | list[Located]:
+    """The rows of the files among `entries`, which lie in the folder `path` or match it."""
+    files = _split_files(entries, path, option, names)
     if needed not in files:
-        files = _files_below(path, option, names, needed)
+        # Files with any names are one data set without splits; not where one has the name of another split.
+        found = [entry for entry in entries if data_name(entry) and not entry.is_dir()]
+        kinds = {name[1] for file in found if (name := data_name(file))}
+        if len(kinds) == 1 and not any(file.name.startswith(_ALL_NAMES) for file in found):
+            return [row for file in found for row in read_file(file)]
+        files = _files_below(entries, path, option, names, needed)
     return {split: [row for file in found for row in read_file(file)] for split, found in files.items()}
+
+
+def _matching(pattern: Path, option: str) -> list[Path]:
+    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    if not found:
+        raise UserError(
+            f"{option} '{pattern}' matches no file; mend the pattern, or give a folder or a file."
+        )
+    return found
 
 
 def read_file(path: Path) -> list[Located]:
@@ -120,13 +154,13 @@ def read_file(path: Path) -> list[Located]:
     return rows
 
 
-def _split_files(folder: Path, option: str, names: SplitNames) -> dict[str, list[Path]]:
-    """The files of each split that a folder has: one, or several that are numbered."""
+def _split_files(entries: list[Path], folder: Path, option: str, names: SplitNames) -> dict[str, list[Path]]:
+    """The files of each split among what a folder has: one, or several that are numbered."""
     files = {}
     for split, stems in names.items():
         whole: list[list[Path]] = []
         parts: dict[tuple[str, str, str | None], list[tuple[int, Path]]] = {}
-        for path in _entries(folder):
+        for path in entries:
             if path.name in stems and path.is_dir():
                 whole.append([inner for inner in _entries(path) if data_name(inner)])
                 continue
@@ -141,7 +175,7 @@ def _split_files(folder: Path, option: str, names: SplitNames) -> dict[str, list
                 parts.setdefault((own, extension, part["of"]), []).append((int(part["number"]), path))
         groups = [*filter(None, whole), *([path for _, path in sorted(part)] for part in parts.values())]
         if len(groups) > 1:
-            listed = " and ".join(shown(group[0].relative_to(folder)) for group in groups)
+            listed = " and ".join(shown(_within(group[0], folder)) for group in groups)
             raise UserError(
                 f"{option} '{folder}' has {listed}; one file per split, or its numbered parts, so leave one."
             )
@@ -150,6 +184,10 @@ def _split_files(folder: Path, option: str, names: SplitNames) -> dict[str, list
         if groups:
             files[split] = groups[0]
     return files
+
+
+def _within(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -166,16 +204,20 @@ def _check_parts(folder: Path, name: str, of: str | None, numbers: list[int]) ->
         )
 
 
-def _files_below(folder: Path, option: str, names: SplitNames, needed: str) -> dict[str, list[Path]]:
+def _files_below(
+    entries: list[Path], folder: Path, option: str, names: SplitNames, needed: str
+) -> dict[str, list[Path]]:
     """The files in the one folder below that has the needed split: the hub's are in ``data`` or ``main``."""
-    below = [path for path in _entries(folder) if path.is_dir()]
-    found = {path.name: files for path in below if needed in (files := _split_files(path, option, names))}
+    below = {
+        path.name: _split_files(_entries(path), path, option, names) for path in entries if path.is_dir()
+    }
+    found = {name: files for name, files in below.items() if needed in files}
     if len(found) > 1:
         raise UserError(
             f"{option} '{folder}' has {needed} in each of {', '.join(map(shown, found))}; give one of them."
         )
     if not found:
-        held = ", ".join(shown(entry.name) for entry in sorted(folder.iterdir())[:10]) or "nothing"
+        held = ", ".join(shown(entry.name) for entry in entries[:10]) or "nothing"
         raise UserError(
             f"{option} '{folder}' must hold {names[needed][0]}{'|'.join(EXTENSIONS)}, or be a folder that "
             f"save_to_disk wrote; it holds {held}."

@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from fedloom.data.example import Example, Splits
+from fedloom.data.example import Example, Preference, Splits
 from fedloom.data.fields import is_missing, label_of
 from fedloom.data.files import read_local, rows_of
 from fedloom.data.glue import has_no_labels
 from fedloom.data.randomness import numpy_rng
+from fedloom.data.recognise import listed, recognised, say
 from fedloom.data.rows import Located
 from fedloom.data.tasks import Task
-from fedloom.errors import UserError, shown, without_secrets
+from fedloom.errors import UserError, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +29,26 @@ T = TypeVar("T")
 
 
 class Sourced(NamedTuple):
-    """A row as the data set has it, the problem that it makes, and where it stands."""
+    """A row as the data set has it, what it makes, and where it stands."""
 
     row: Mapping[str, Any]
-    example: Example
+    example: Example | Preference
     where: str
+
+    @property
+    def learned(self) -> Example:
+        """The example, where it is one to learn to write.
+
+        Raises:
+            UserError: If it is a preference.
+        """
+        if isinstance(self.example, Preference):
+            raise UserError(
+                f"{self.where}: is a preference (chosen and rejected), which trains with DPO, and this "
+                "command does not; to learn the chosen answers alone, add --data_format prompt_completion "
+                "--columns completion=chosen"
+            )
+        return self.example
 
 
 def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: str | None) -> Splits:
@@ -48,19 +64,19 @@ def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: st
         token: Hub token for gated data sets; None: the one of ``HF_TOKEN`` or of a login, if there is one.
 
     Raises:
-        UserError: If the data cannot be had, or a row is not what the task needs.
+        UserError: If the data cannot be had, a row is not what the task needs, or they are preferences.
     """
     if data_dir is None and task.embedded is not None:
         return task.embedded(seed)
     rows = load_whole(task, data_dir=data_dir, seed=seed, token=token)
-    return Splits(**{split: [made.example for made in part] for split, part in rows.items()})
+    return Splits(**{split: [made.learned for made in part] for split, part in rows.items()})
 
 
 def load_whole(
     task: Task, *, data_dir: str | Path | None, seed: int, token: str | None
 ) -> dict[str, list[Sourced]]:
     """Loads what `load_splits` does, with the rows: for a field that is no part of a problem."""
-    return _complete(load_rows(task, data_dir=data_dir, seed=seed, token=token), seed)
+    return _complete(load_rows(task, data_dir=data_dir, seed=seed, token=token), seed, told=task.own)
 
 
 def load_rows(
@@ -71,19 +87,24 @@ def load_rows(
     Nothing is held out. A published test split without labels does not count as one. Arguments and errors are
     those of `load_splits`.
     """
-    if data_dir is not None:
+    if task.given is not None:
+        rows = dict(task.given)
+    elif data_dir is not None:
         rows = read_local(Path(data_dir), task.split_names)
+        if task.own:
+            task = recognised(task, rows["train"], [rows[split] for split in rows if split != "train"])
     elif task.brought:
         fields = " and ".join(f"'{field}'" for field in task.fields)
         raise UserError(
             f"data_dir: {task.name} is data of your own, and none was given; give a folder with train.jsonl "
-            f"(or .json, .csv, .tsv, .parquet), or one such file, whose rows have the fields {fields}."
+            f"(or .json, .csv, .tsv, .parquet), or one such file, whose rows have the fields {fields} or are "
+            "of another known format (docs/data.md)."
         )
     elif task.embedded is not None:
         rows = _embedded_rows(task.name, task.embedded(seed))
     else:
-        rows = _read_hub(task, token)
-    if task.label_names and "test" in rows and has_no_labels([row for _, row in rows["test"]]):
+        rows = read_hub(task, token)
+    if task.label_names and "test" in rows and has_no_labels([task.mapped(row) for _, row in rows["test"]]):
         log.info("%s: the test split has no labels (all are -1) and is not used", task.name)
         del rows["test"]
     return {split: read_examples(task, located) for split, located in rows.items()}
@@ -102,7 +123,12 @@ def _embedded_rows(name: str, splits: Splits) -> dict[str, list[Located]]:
     }
 
 
-def _read_hub(task: Task, token: str | None) -> dict[str, list[Located]]:
+def read_hub(task: Task, token: str | None) -> dict[str, list[Located]]:
+    """Reads the rows of a data set on the hub, by split.
+
+    Raises:
+        UserError: If it cannot be had.
+    """
     import datasets
 
     try:
@@ -127,37 +153,42 @@ def read_examples(task: Task, rows: Sequence[Located]) -> list[Sourced]:
     """
     made = []
     for where, row in rows:
-        _check_fields(task, where, row)
+        mapped = task.mapped(row)
+        _check_fields(task, where, mapped)
         try:
-            if task.keep(row):
-                made.append(Sourced(row, task.to_example(row), where))
+            if task.keep(mapped):
+                made.append(Sourced(row, task.to_example(mapped), where))
         except (ValueError, ArithmeticError) as error:
             raise UserError(f"{where}: {error} (data set {task.name}).") from error
     if not made:
         origin = rows[0].where.rpartition(", ")[0] if rows else "the data set"
         raise UserError(f"{origin}: none of the {len(rows)} rows belongs to the task {task.name}.")
+    if task.own and len(made) < len(rows):
+        origin = rows[0].where.rpartition(", ")[0]
+        log.warning(
+            "%s: %d of %d rows have nothing to learn, no message of the assistant, and are left out",
+            origin,
+            len(rows) - len(made),
+            len(rows),
+        )
     return made
 
 
 def _check_fields(task: Task, where: str, row: Mapping[str, Any]) -> None:
+    needs = f"the format {task.data_format}" if task.own and task.data_format != "auto" else task.name
     for field in task.fields:
         names = field.split("|")
         present = [name for name in names if name in row]
         if not present:
             needed = ", ".join(f"'{field.partition('|')[0]}'" for field in task.fields)
+            how = f" with --columns {names[0]}=COLUMN" if task.own else ""
             raise UserError(
-                f"{where}: no field '{names[0]}', which {task.name} needs; the fields found are "
-                f"{_listed(row)}. Rename them, or write the rows anew with {needed}."
+                f"{where}: no field '{names[0]}', which {needs} needs; the fields found are "
+                f"{listed(row)}. Rename them{how}, or write the rows anew with {needed}."
             )
         if is_missing(value := row[present[0]]):
             number = f" ({value})" if isinstance(value, float) else ""
-            raise UserError(f"{where}: field '{present[0]}' is empty{number}, and {task.name} needs it.")
-
-
-def _listed(row: Mapping[str, Any]) -> str:
-    """The names of a row's fields, those of a wide table not all."""
-    names = [f"'{shown(name)}'" for name in row]
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
+            raise UserError(f"{where}: field '{present[0]}' is empty{number}, and {needs} needs it.")
 
 
 def field_values(rows: Sequence[Sourced], field: str) -> list[str]:
@@ -173,14 +204,13 @@ def field_values(rows: Sequence[Sourced], field: str) -> list[str]:
         except ValueError as error:
             raise UserError(f"{made.where}: {error}; name another field.") from error
         if not values[-1]:
-            found = ", ".join(f"'{shown(name)}'" for name in made.row)
             raise UserError(
-                f"{made.where}: field is '{field}', but the row has none; its fields are {found}."
+                f"{made.where}: field is '{field}', but the row has none; its fields are {listed(made.row)}."
             )
     return values
 
 
-def _complete(parts: dict[str, list[T]], seed: int) -> dict[str, list[T]]:
+def _complete(parts: dict[str, list[T]], seed: int, told: bool = False) -> dict[str, list[T]]:
     """Holds out of the training data whatever split is missing."""
     missing = [split for split in ("validation", "test") if split not in parts]
     examples = parts["train"]
@@ -194,6 +224,9 @@ def _complete(parts: dict[str, list[T]], seed: int) -> dict[str, list[T]]:
     order = numpy_rng(seed, "split").permutation(len(examples))
     for place, split in enumerate(missing):
         parts[split] = [examples[index] for index in order[place * held : (place + 1) * held]]
+    if missing and told:
+        names = " and ".join(f"{held} for {split}" for split in missing)
+        say(f"held out of {len(examples)} training examples, drawn by seed {seed}: {names}")
     # What remains for training stays in the data set's own order.
     parts["train"] = [examples[index] for index in sorted(order[held * len(missing) :])]
     return parts

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedloom.data import arithmetic, glue
 from fedloom.data.answers import extract_number, normal_number, stated_number
-from fedloom.data.example import Example, Splits
+from fedloom.data.example import Example, Preference, Splits
 from fedloom.data.fields import Row, class_name, is_missing, label_of, number, text
 from fedloom.data.files import SPLIT_NAMES, SplitNames
+from fedloom.data.formats import FORMATS
+from fedloom.data.rows import Located
 
 __all__ = ["TASKS", "Example", "Splits", "Task"]
 
@@ -37,6 +39,10 @@ class Task:
             not one of classification.
         split_names: The names that each split may have, in order of preference.
         embedded: Makes the data from a seed, where the package does.
+        own: Whether rows may have any format that people's own data have; see `fedloom.data.recognise`.
+        data_format: The format that they are said to have, "auto" for any.
+        columns: For each field the column that has it, where the column's name is another.
+        given: Rows that have been read already, by split.
     """
 
     name: str
@@ -44,11 +50,22 @@ class Task:
     hub_config: str | None
     instruction: str
     fields: tuple[str, ...]
-    to_example: Callable[[Row], Example]
+    to_example: Callable[[Row], Example | Preference]
     keep: Callable[[Row], bool] = keep_all
     label_names: tuple[str, ...] = ()
     split_names: SplitNames = field(default_factory=lambda: SPLIT_NAMES)
     embedded: Callable[[int], Splits] | None = None
+    own: bool = False
+    data_format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, list[Located]] | None = field(default=None, compare=False, repr=False)
+
+    def mapped(self, row: Row) -> Row:
+        """Returns a row with its columns under the names of the fields."""
+        if not self.columns:
+            return row
+        named = {name: row[column] for name, column in self.columns.items() if column in row}
+        return {name: value for name, value in row.items() if name not in self.columns.values()} | named
 
     @property
     def num_labels(self) -> int:
@@ -58,7 +75,7 @@ class Task:
     @property
     def brought(self) -> bool:
         """Whether the data can only be the user's own."""
-        return not self.hub and self.embedded is None
+        return not self.hub and self.embedded is None and self.given is None
 
 
 def _gsm8k(row: Row) -> Example:
@@ -107,11 +124,7 @@ def _arithmetic(row: Row) -> Example:
     return Example(text(row, "question"), answer, final, operation)
 
 
-def _qa(row: Row) -> Example:
-    """Reads a question and an answer of any kind, and a label to divide clients by, where there is one."""
-    answer = text(row, "answer")
-    return Example(text(row, "question"), answer, answer, label_of(row))
-
+QUESTION_ANSWER = FORMATS["question_answer"]
 
 _TASKS = (
     Task(
@@ -189,9 +202,10 @@ _TASKS = (
         name="qa",
         hub="",
         hub_config=None,
-        instruction="Answer the question.",
-        fields=("question", "answer"),
-        to_example=_qa,
+        instruction=QUESTION_ANSWER.instruction,
+        fields=QUESTION_ANSWER.columns,
+        to_example=QUESTION_ANSWER.read,
+        own=True,
     ),
 )
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fedloom.data.conversations import Piece, TemplateTalk, llama_2, plain, special_tokens
+from fedloom.data.example import Turn
 from fedloom.errors import UserError
 from fedloom.options.fed import PROMPT_DATE, FormatName
 
@@ -29,10 +32,12 @@ class PromptFormat:
         render: Makes the prompt of a question. It ends where the answer begins, and holds the
             beginning-of-text token only where a chat template wrote it.
         end: The token id that ends an answer: what training teaches to write behind it.
+        pieces: Makes the pieces of a conversation, in order; together they are what the model reads.
     """
 
     render: Callable[[str], str]
     end: int
+    pieces: Callable[[Sequence[Turn]], list[Piece]] = field(default=lambda turns: [])
 
 
 def prompt_format(
@@ -60,22 +65,30 @@ def prompt_format(
     if name == "auto" and tokenizer.chat_template is not None:
         template = _Template(tokenizer, date.fromisoformat(day))
         end = template.end_of_turn()
-        return PromptFormat(template.renderer(instruction), _end_of_text(tokenizer) if end is None else end)
-    end = _end_of_text(tokenizer)
-    if name == "llama-2":
+        talk = TemplateTalk(template.apply, tokenizer, end, instruction, _WAY_OUT)
         return PromptFormat(
-            lambda question: f"[INST] <<SYS>>\n{instruction}\n<</SYS>>\n\n{question} [/INST]", end
+            template.renderer(instruction), end_of_text(tokenizer) if end is None else end, talk.pieces
         )
-    return PromptFormat(lambda question: f"{instruction}\n\nQuestion: {question}\nAnswer:", end)
+    end = end_of_text(tokenizer)
+    if name == "llama-2":
+        said = f"<<SYS>>\n{instruction}\n<</SYS>>\n\n" if instruction else ""
+        return PromptFormat(
+            lambda question: f"[INST] {said}{question} [/INST]", end, partial(llama_2, tokenizer, instruction)
+        )
+    # Without an instruction a prompt stands as it is, for it may be one already.
+    wrap = f"{instruction}\n\nQuestion: {{}}\nAnswer:" if instruction else "{}"
+    before, after = wrap.split("{}")
+    return PromptFormat(
+        lambda question: f"{before}{question}{after}", end, partial(plain, tokenizer, instruction)
+    )
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Returns the token ids that are marks and no text, also those without a role (``bos``, ...)."""
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the token id that ends a text.
 
-
-def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    Raises:
+        UserError: If the tokenizer has none.
+    """
     if tokenizer.eos_token_id is None:
         raise UserError(
             "the model's tokenizer has no end-of-text token (eos_token), which ends an answer; set one."
@@ -100,8 +113,8 @@ class _Template:
             for parts in (False, True):
 
                 def render(question: str, with_system: bool = with_system, parts: bool = parts) -> str:
-                    user = question if with_system else f"{instruction}\n\n{question}"
-                    system = [("system", instruction)] if with_system else []
+                    user = question if with_system or not instruction else f"{instruction}\n\n{question}"
+                    system = [("system", instruction)] if with_system and instruction else []
                     return self.apply([*system, ("user", user)], parts, add_generation_prompt=True)
 
                 try:
@@ -150,12 +163,14 @@ class _Template:
                     return int(token)
         return None
 
-    def apply(self, talk: Sequence[tuple[str, str]], parts: bool, **options: bool) -> str:
+    def apply(
+        self, talk: Sequence[tuple[str, str]], parts: bool, template: str | None = None, **options: bool
+    ) -> str:
         messages: list[dict[str, Any]] = [
             {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
             for role, text in talk
         ]
-        template = self.tokenizer.get_chat_template()
+        template = self.tokenizer.get_chat_template() if template is None else template
         if "strftime_now" in template:
             template = _stopped_clock(self.day) + template
         return str(

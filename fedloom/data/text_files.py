@@ -32,6 +32,17 @@ def read_lines(path: Path) -> Iterator[str]:
             yield _decoded(line, path, number)
 
 
+def read_text_lines(path: Path) -> Iterator[tuple[str, object]]:
+    """Yields each line of a plain text that is not blank, as a row with the field ``text``, with its place.
+
+    Raises:
+        UserError: As `read_lines`.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", {"text": line.strip()}
+
+
 def read_text(path: Path) -> str:
     """Returns what a file holds, without a byte order mark; errors are those of `read_lines`."""
     with _open(path) as file:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.data.answers import extract_number, same_answer
+from fedloom.data.conversations import special_tokens
 from fedloom.data.encode import Tokens
-from fedloom.data.templates import special_tokens
 from fedloom.errors import UserError
 from fedloom.evaluation.generate import generate
 from fedloom.model.bank import AdapterBank, Row
@@ -64,7 +64,7 @@ def questions_of(sequences: Sequence[Tokens], limit: int, end: int) -> Questions
     An answer may be twice as long as the longest that is given.
 
     Args:
-        sequences: Prompts with their answers.
+        sequences: Prompts with their answers; of a conversation the last answer is asked for.
         limit: How many problems at most.
         end: The token that ends an answer.
 
@@ -77,9 +77,9 @@ def questions_of(sequences: Sequence[Tokens], limit: int, end: int) -> Questions
             "eval_generate_every: no answer of the validation data has a number to compare with; leave it out"
         )
     return Questions(
-        prompts=[s.ids[: s.answer_start] for s in chosen],
+        prompts=[s.ids[: s.spans[-1][0]] for s in chosen],
         expected=[s.final for s in chosen],
-        max_new_tokens=2 * max(len(s.ids) - s.answer_start for s in chosen),
+        max_new_tokens=2 * max(end - first for s in chosen for first, end in s.spans[-1:]),
         end=end,
     )
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.data.tasks import TASKS, Task
+from fedloom.data.own import open_task
+from fedloom.data.tasks import Task
 from fedloom.errors import UserError
 from fedloom.evaluation.chosen import named_base
 from fedloom.evaluation.saved_adapters import SavedAdapter, find_adapters, options_of_run, read_config
@@ -19,6 +20,7 @@ from fedloom.model.source import locate
 from fedloom.options.check_fed import check_prompts
 from fedloom.options.evaluation import EvalConfig
 from fedloom.options.fed import DATA_SEED, PROMPT_DATE, FormatName
+from fedloom.options.own_data import column_names
 from fedloom.runs.record import EVAL_FOLDER
 
 if TYPE_CHECKING:
@@ -90,19 +92,25 @@ def make_plan(config: EvalConfig) -> Plan:
         return taken[name]
 
     of_runs = list(runs.values())
-    task = TASKS[_known("data_name", choose("data_name", config.task, of_runs))]
-    same_task = [run for run in of_runs if run["data_name"] == task.name]
+    data_name = _known("data_name", choose("data_name", config.task, of_runs))
+    same_task = [run for run in of_runs if run["data_name"] == data_name]
     model_name = _known("model_name", choose("model_name", config.model, of_runs) or named_base(adapters))
     data_dir = choose("data_dir", config.data_dir, same_task)
+    data_format = choose("data_format", config.data_format, same_task) or "auto"
+    columns = choose("columns", config.columns, same_task)
     data_seed = choose("data_seed", config.data_seed, of_runs)
     prompt_format: Any = choose("prompt_format", config.prompt_format, of_runs) or "auto"
     prompt_date = str(choose("prompt_date", config.prompt_date, of_runs) or PROMPT_DATE)
     check_prompts(prompt_format, prompt_date)
     check_model_name(model_name, config.token)
-    classify = task.num_labels > 0 and (
-        task.embedded is None
-        or is_encoder(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
+    task = open_task(
+        data_name,
+        data_dir=data_dir,
+        data_format=data_format,
+        columns=column_names(columns),
+        token=config.token,
     )
+    classify = task.num_labels > 0 and _predicts(config, task, model_name, [peft for _, peft in adapters])
     classes: tuple[str, ...] = ()
     if classify:
         own = configuration(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
@@ -123,6 +131,18 @@ def make_plan(config: EvalConfig) -> Plan:
         taken=", ".join(f"{name} {value}" for name, value in taken.items()),
         runs=runs,
     )
+
+
+def _predicts(config: EvalConfig, task: Task, model_name: str, adapters: Sequence[PeftConfig]) -> bool:
+    """Whether a model predicts the classes of a task that has some; else it writes their names.
+
+    A causal model does the one or the other with a user's own labelled texts, as its adapters were trained.
+    """
+    if task.own and adapters:
+        return any(adapter.task_type == "SEQ_CLS" for adapter in adapters)
+    if task.embedded is None and not task.own:
+        return True
+    return is_encoder(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
 
 
 def _known(name: str, value: str | None) -> str:

@@ -26,6 +26,8 @@ KINDS = ("LORA", "P_TUNING", "PROMPT_TUNING")
 
 _OF_RUNS = (
     "data_dir",
+    "data_format",
+    "columns",
     "max_length",
     "prompt_format",
     "prompt_date",

@@ -49,7 +49,7 @@ class Layout:
     Attributes:
         packed: Sequences end to end (else padded rows).
         causal: A token sees only what stands before it.
-        classify: One label per sequence, at its first (causal: last) position; else one per answer token.
+        classify: One label per sequence, at its first (causal: last) position; else one per token of answers.
         virtual: Virtual tokens before each sequence.
         prefix: Leading tokens that all sequences of the data share and that are computed once per
             client; used when packed and causal.
@@ -85,8 +85,8 @@ class Layout:
 
 
 def labels_of(sequence: Tokens, layout: Layout) -> int:
-    """How many labels a sequence contributes: its answer's tokens, or one class."""
-    return 1 if layout.classify else len(sequence.ids) - sequence.answer_start
+    """How many labels a sequence contributes: its answers' tokens, or one class."""
+    return 1 if layout.classify else sum(end - first for first, end in sequence.spans)
 
 
 def shared_prefix(sequences: Sequence[Tokens]) -> int:

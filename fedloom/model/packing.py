@@ -85,9 +85,12 @@ class _Builder:
             self.sources.append(len(self.ids) - 1 if layout.causal else start)
             self.targets.append(sequence.label)
         else:
-            answer = len(self.ids) - (len(sequence.ids) - sequence.answer_start)
-            self.sources += range(answer - 1, len(self.ids) - 1)
-            self.targets += sequence.ids[sequence.answer_start :]
+            before = len(self.ids) - len(
+                sequence.ids
+            )  # where its first token stands, or would without a prefix
+            for first, end in sequence.spans:
+                self.sources += range(before + first - 1, before + end - 1)
+                self.targets += sequence.ids[first:end]
         labels = labels_of(sequence, layout)
         self.weights += [weight] * labels
         self.label_clients += [client] * labels

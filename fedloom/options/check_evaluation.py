@@ -3,6 +3,7 @@
 from fedloom.errors import UserError
 from fedloom.options.check_fed import check_device, check_rules
 from fedloom.options.evaluation import EvalConfig
+from fedloom.options.own_data import check_own_data
 
 
 def check(config: EvalConfig) -> None:
@@ -13,6 +14,7 @@ def check(config: EvalConfig) -> None:
     """
     check_rules(config)
     check_device(config.device)
+    check_own_data(config)
     for one, other in (("model_name", "model_checkpoint"), ("data_name", "dataset_type")):
         first, second = getattr(config, one), getattr(config, other)
         if first and second and first != second:

@@ -8,6 +8,7 @@ from fedloom.errors import UserError, shown
 from fedloom.options.check_method import check_method
 from fedloom.options.declare import did_you_mean, names_or_pattern, options
 from fedloom.options.fed import PROMPT_DATE, FedConfig, FormatName, Prompts
+from fedloom.options.own_data import OwnData, check_own_data
 from fedloom.options.partition import Partition, check_partition
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?")
@@ -113,6 +114,8 @@ def check_values(config: Any) -> None:
     check_device(config.device)
     if isinstance(config, Partition):
         check_partition(config)
+    if isinstance(config, OwnData):
+        check_own_data(config)
     if isinstance(config, Prompts):
         check_prompts(config.prompt_format, config.prompt_date)
     if config.exp_name in _NO_FOLDER_NAMES or re.search(r"[/\\]", config.exp_name):

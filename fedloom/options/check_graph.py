@@ -1,9 +1,10 @@
 """Judge the options of `fedloom dfl`, before anything heavy is loaded; see `fedloom.options.check_fed`."""
 
 from fedloom.errors import UserError
-from fedloom.options.check_fed import check_target_modules, check_values
+from fedloom.options.check_fed import check_rules, check_target_modules, check_values
 from fedloom.options.check_method import check_method
-from fedloom.options.graph import DflConfig, PeerModel
+from fedloom.options.graph import DflConfig, PeerModel, SplitConfig
+from fedloom.options.own_data import check_own_data
 
 
 def check(config: DflConfig) -> None:
@@ -15,6 +16,16 @@ def check(config: DflConfig) -> None:
     check_values(config)
     check_model(config)
     check_method(config, server=False)
+
+
+def check_split(config: SplitConfig) -> None:
+    """Judge the options of `fedloom split`.
+
+    Raises:
+        UserError: A value breaks its rule.
+    """
+    check_rules(config)
+    check_own_data(config)
 
 
 def check_model(config: PeerModel) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from fedloom.options.declare import option
 from fedloom.options.fed import AnyTask, FormatName, Hardware
+from fedloom.options.own_data import COLUMNS_HELP, FORMAT_HELP, DataFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +36,20 @@ class EvalModel:
 class EvalData:
     """Data."""
 
-    data_name: AnyTask | None = option(
+    data_name: AnyTask | str | None = option(
         None,
-        "task; arithmetic comes with the package, qa is your own questions and answers in data_dir; none: "
-        "that of the adapter's run",
+        "data set: one that is known (arithmetic comes with the package, qa is your own in data_dir), "
+        "owner/name of any on the hub, or your own file, folder or pattern; none: that of the adapter's run",
+        path=True,
     )
-    dataset_type: AnyTask | None = option(None, "another name of data_name")
+    dataset_type: AnyTask | str | None = option(None, "another name of data_name", path=True)
     data_dir: str | None = option(
         None,
         "local copy with the fields of the hub's data set; none: that of the adapter's run, or the hub",
         path=True,
     )
+    data_format: DataFormat | None = option(None, f"{FORMAT_HELP}; none: that of the adapter's run, or auto")
+    columns: str | None = option(None, f"{COLUMNS_HELP}; none: those of the adapter's run")
     prompt_format: FormatName | None = option(
         None, "format of the prompts, as `fedloom fed` takes it; none: that of the adapter's run, or auto"
     )

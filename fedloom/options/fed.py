@@ -10,6 +10,7 @@ from typing import Literal
 
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.method import AnyMethod, ServerMethod, sets_method
+from fedloom.options.own_data import OwnData
 from fedloom.options.partition import Partition
 
 Problems = Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"]
@@ -141,14 +142,16 @@ class Adapter:
 class Data:
     """Data."""
 
-    data_name: Problems = option(
+    data_name: Problems | str = option(
         "gsm8k",
-        "data set; arithmetic comes with the package, qa is questions and answers of your own in data_dir",
+        "data set: one that is known (arithmetic comes with the package, qa is your own in data_dir), "
+        "owner/name of any on the hub, or your own file, folder or pattern, as data/*.jsonl",
+        path=True,
     )
     data_dir: str | None = option(
         None,
-        "local data with the same fields: a folder with train.* (jsonl, json, csv, parquet), one such file, "
-        "or a save_to_disk folder",
+        "local data instead, with the same fields: a folder with train.* (jsonl, json, csv, parquet), one "
+        "such file, or a save_to_disk folder",
         path=True,
     )
     max_length: int = option(
@@ -295,6 +298,7 @@ class FedConfig(
     Model,
     Adapter,
     Data,
+    OwnData,
     Partition,
     Prompts,
     Federation,

@@ -6,6 +6,7 @@ from typing import Literal
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.fed import DATA_SEED, AnyTask, Hardware, Prompts, Run
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
+from fedloom.options.own_data import OwnData
 from fedloom.options.partition import Kind, Partition
 
 
@@ -53,10 +54,12 @@ class PeerModel:
 class PeerData:
     """Data."""
 
-    dataset_type: Literal["sst2", "mnli", "qnli", "gsm8k", "arithmetic", "qa"] = option(
+    dataset_type: Literal["sst2", "mnli", "qnli", "gsm8k", "arithmetic", "qa"] | str = option(
         "sst2",
-        "task: sst2, mnli, qnli are classified; gsm8k and qa, questions and answers of your own, are "
-        "answered in words; arithmetic whichever the model does",
+        "task: sst2, mnli, qnli are classified; gsm8k and qa, your own in data_dir, are answered in words; "
+        "arithmetic whichever the model does; or owner/name of any data set on the hub, or your own file, "
+        "folder or pattern, as data/*.jsonl",
+        path=True,
     )
     data_dir: str | None = option(
         None,
@@ -147,6 +150,7 @@ class DflConfig(
     Hardware,
     PeerModel,
     PeerData,
+    OwnData,
     Partition,
     Prompts,
     PeerNetwork,
@@ -175,11 +179,14 @@ class TopologyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitConfig:
+class SplitOptions:
     """Split."""
 
-    data_name: AnyTask = option(
-        "sst2", "data set; arithmetic comes with the package, qa is your own in data_dir"
+    data_name: AnyTask | str = option(
+        "sst2",
+        "data set: one that is known (arithmetic comes with the package, qa is your own in data_dir), "
+        "owner/name of any on the hub, or your own file, folder or pattern",
+        path=True,
     )
     data_dir: str | None = option(None, "local data with the hub's fields, a folder or a file", path=True)
     num_clients: int = option(7, "clients", minimum=1, maximum=1_000_000)
@@ -204,6 +211,11 @@ class SplitConfig:
     token: str | None = option(
         None, "hub token for gated data, else HF_TOKEN; never logged or saved", free=True, secret=True
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig(SplitOptions, OwnData):
+    """All options of `fedloom split`, by their flat names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from fedloom.options.declare import option
 from fedloom.options.fed import Hardware, Prompts, Run
 from fedloom.options.graph import PeerData, PeerModel, PeerReports, PeerTraining
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
+from fedloom.options.own_data import OwnData
 from fedloom.options.partition import Partition
 
 
@@ -54,6 +55,7 @@ class PeerConfig(
     PeerNode,
     PeerModel,
     PeerData,
+    OwnData,
     Partition,
     Prompts,
     AnyMethod,

@@ -78,12 +78,13 @@ def digest_of_examples(parts: Sequence[Sequence[Any]]) -> str:
 
 
 def digest_of_tokens(parts: Sequence[Sequence[Any]]) -> str:
-    """Digest of token ids, which change with the tokenizer and its chat template too."""
+    """Digest of token ids and answers, which change with the tokenizer and its chat template too."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"part\n")
         for tokens in part:
             digest.update(np.asarray(tokens.ids, dtype=np.int64).tobytes() + b"\n")
+            digest.update(np.asarray(tokens.answers, dtype=np.int64).tobytes())
     return _told(f"{sum(len(tokens.ids) for part in parts for tokens in part):,} tokens", digest)
 
 

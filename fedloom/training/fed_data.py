@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from fedloom.data.clients import load_clients, load_validation
+from fedloom.data.clients import load_clients, load_validation, paths_of
 from fedloom.data.encode import Tokens, encode, reading
 from fedloom.data.example import Example, Splits
+from fedloom.data.own import open_task
 from fedloom.data.partition import for_server, iid
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import Task
@@ -20,6 +21,7 @@ from fedloom.data.templates import PromptFormat, prompt_format
 from fedloom.evaluation.answering import Questions, questions_of
 from fedloom.model.layout import shared_prefix
 from fedloom.options.fed import FedConfig
+from fedloom.options.own_data import column_names
 from fedloom.training.division import (
     check_sizes,
     divided,
@@ -86,10 +88,12 @@ class ClientData:
     Attributes:
         load: The examples that it has.
         deal: Who has which of those that no client brings.
+        open: The task that the data are.
     """
 
     load: Callable[[FedConfig, Task], FedExamples]
     deal: Deal
+    open: Callable[[FedConfig], Task]
 
 
 def encode_data(
@@ -135,6 +139,23 @@ def encode_data(
     if config.eval_generate_every:
         questions = questions_of(validation, config.eval_generate_limit, form.end)
     return Encoded(train, validation, clients, server, form, reading(tokenizer, form), questions)
+
+
+def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = True) -> Task:
+    """What the options say of the data; see `fedloom.data.own.open_task`."""
+    return open_task(
+        config.data_name,
+        data_dir=config.data_dir,
+        data_format=config.data_format,
+        columns=column_names(config.columns),
+        client_paths=client_paths,
+        read_data=read_data,
+        token=config.token,
+    )
+
+
+def _open(config: FedConfig) -> Task:
+    return open_data(config, paths_of(config.dataset_path_template, config.client_num))
 
 
 def _load(config: FedConfig, task: Task) -> FedExamples:
@@ -184,11 +205,12 @@ def _in_turn(config: FedConfig, sizes: Sequence[int]) -> tuple[np.ndarray, list[
     return server, [np.concatenate(clients)] if config.train_mode == "local" else clients
 
 
-ALL_CLIENTS = ClientData(_load, _deal)
+ALL_CLIENTS = ClientData(_load, _deal, _open)
 """One data set, dealt over the server and all clients; or the clients' own."""
 
 SERVER_ALONE = ClientData(
     _load,
     lambda config, labels: (np.arange(len(labels)), [np.empty(0, dtype=np.int64)] * config.client_num),
+    _open,
 )
 """A server's own data set, where clients keep theirs."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.data.clients import load_clients, load_validation, path_of
+from fedloom.data.clients import load_clients, load_validation, path_of, paths_of
 from fedloom.data.example import Example
+from fedloom.data.own import open_task
 from fedloom.data.tasks import Task
 from fedloom.options.graph import DflConfig
+from fedloom.options.own_data import column_names
 from fedloom.options.peer import PeerConfig
 from fedloom.training.division import divided, published_validation, splits_and_values
 
@@ -21,6 +23,26 @@ class PeerExamples:
 
     train: list[list[Example]]
     validation: list[list[Example]]
+
+
+def open_data(config: Setting, only: int | None = None) -> Task:
+    """What the options say of the data, and where the peers hold their own, what those are.
+
+    Args:
+        config: What the user wants.
+        only: As for `hold`.
+    """
+    template, peers = config.dataset_path_template, config.num_clients
+    if only is not None and template is not None:
+        template, peers = path_of(template, only + 1), 1
+    return open_task(
+        config.dataset_type,
+        data_dir=config.data_dir,
+        data_format=config.data_format,
+        columns=column_names(config.columns),
+        client_paths=paths_of(template, peers),
+        token=config.token,
+    )
 
 
 def hold(config: Setting, task: Task, only: int | None = None) -> PeerExamples:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedloom.data.own import is_own_files
 from fedloom.errors import UserError
 from fedloom.federation.algorithm import payload_like
 from fedloom.model.bank import Row
@@ -140,7 +141,9 @@ def _rule(config: PeerConfig, parts: PeerParts) -> MixingRule:
 def agreed_options(config: PeerConfig) -> dict[str, Any]:
     """The options that must be the same for all peers of a run, parts of an algorithm as they are chosen."""
     texts = chosen(config)
-    return {name: getattr(config, name) for name in _AGREED} | {name: texts[name] for name in _AGREED_PARTS}
+    agreed = {name: getattr(config, name) for name in _AGREED} | {name: texts[name] for name in _AGREED_PARTS}
+    # Each peer's own files lie where they lie.
+    return agreed | ({"dataset_type": "qa"} if is_own_files(config.dataset_type) else {})
 
 
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:

@@ -14,7 +14,7 @@ from fedloom.client.optimisers import adam, sgd
 from fedloom.client.work import Schedule
 from fedloom.data.example import Splits
 from fedloom.data.randomness import derive_seed
-from fedloom.data.tasks import TASKS, Task
+from fedloom.data.tasks import Task
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import within_room
 from fedloom.federation.algorithm import Algorithm, first_memory
@@ -103,7 +103,7 @@ def build(
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_name, config.token)
-    task = TASKS[config.data_name]
+    task = holdings.open(config)
     held = holdings.load(config, task)
     splits = held.splits
     inputs.note("training data", digest_of_examples(held.train))

@@ -20,7 +20,7 @@ from fedloom.data.encode import Tokens, encode, reading
 from fedloom.data.encode_classes import class_reading, encode_classes
 from fedloom.data.example import Example
 from fedloom.data.randomness import derive_seed
-from fedloom.data.tasks import TASKS, Task
+from fedloom.data.tasks import Task
 from fedloom.data.templates import prompt_format
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import Questions, questions_of, within_room
@@ -44,7 +44,7 @@ from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, di
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_on_graph, personal_names
 from fedloom.training.division import check_sizes, of_client
-from fedloom.training.graph_data import PeerExamples, Setting, hold
+from fedloom.training.graph_data import PeerExamples, Setting, hold, open_data
 from fedloom.training.graph_rounds import Mixing, PeerParts
 from fedloom.training.loop import Intervals
 from fedloom.training.provenance import base_noted
@@ -138,7 +138,7 @@ def _build(
     algorithm = algorithm_on_graph(config)
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_checkpoint, config.token)
-    task = TASKS[config.dataset_type]
+    task = open_data(config, only)
     held = hold(config, task, only)
     inputs.note("training data", digest_of_examples(held.train))
     inputs.note("validation data", digest_of_examples(held.validation))

@@ -70,6 +70,8 @@ def test_what_was_done_is_written_down(sst2, tmp_path):
     assert written["options"] == {
         "data_name": "sst2",
         "data_dir": str(sst2),
+        "data_format": "auto",
+        "columns": None,
         "num_clients": 3,
         "partition": "shards",
         "alpha": 0.5,

@@ -67,12 +67,13 @@ def test_what_split_wrote_is_what_view_counts(tmp_path, capsys):
         min_size=2,
         labels_per_client=2,
         field=None,
-        seed=1,
+        data_seed=1,
         output_path=str(tmp_path / "out"),
         token=None,
     )
     written = json.loads((tmp_path / "out/split.json").read_text())["labels"]
     assert written.pop("test") == {"negative": 0, "positive": 2}
+    assert sum(written.pop("validation").values()) > 0  # held out, since there is none
     assert count_clients(tmp_path / "out") == written
     capsys.readouterr()
     run_view(tmp_path / "out")

@@ -144,11 +144,11 @@ def test_files_that_are_not_what_they_should_be(tmp_path, name, content, message
 
 
 def test_a_file_of_another_kind(tmp_path):
-    (tmp_path / "data.txt").write_text("hello")
+    (tmp_path / "data.doc").write_text("hello")
     with pytest.raises(
-        UserError, match=r"extension '\.txt'; data files are \.jsonl, \.json, \.csv, \.tsv, \.parquet"
+        UserError, match=r"extension '\.doc'; data files are \.jsonl, \.json, \.csv, \.tsv, \.parquet"
     ):
-        read_local(tmp_path / "data.txt")
+        read_local(tmp_path / "data.doc")
 
 
 def test_folders_without_training_data(tmp_path):
@@ -156,8 +156,8 @@ def test_folders_without_training_data(tmp_path):
         read_local(tmp_path / "nowhere")
     with pytest.raises(UserError, match="it holds nothing"):
         read_local(tmp_path)
-    (tmp_path / "training.jsonl").write_text("{}")
-    with pytest.raises(UserError, match=r"must hold train\.jsonl\|.* it holds training\.jsonl"):
+    (tmp_path / "validation.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"must hold train\.jsonl\|.* it holds validation\.jsonl"):
         read_local(tmp_path)
 
 

@@ -117,13 +117,13 @@ def test_split_and_view_go_by_the_labels_that_rows_have(tmp_path, capsys):
     capsys.readouterr()
     assert main(["view", f"{tmp_path}/clients"]) == 0
     shown = capsys.readouterr().out
-    assert "Paris" in shown and "Oslo" in shown and "30" in shown
+    assert "Paris" in shown and "Oslo" in shown and "18" in shown
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([{"prompt": "a", "response": "b"}], ["line 1", "no field 'question'", "'prompt', 'response'"]),
+        ([{"prompt": "a", "response": "b"}], ["line 1", "no known format", "'prompt', 'response'"]),
         ([{"question": "a", "answer": " "}], ["line 1", "'answer' is empty"]),
         ([{"question": "a \ud83d", "answer": "b"}], ["line 1: field 'question'", "an emoji was cut in two"]),
         ([{"question": "a", "answer": ["b"]}], ["line 1", "'answer' must be text or a number", "['b']"]),

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fedloom.data.answers import extract_number
 from fedloom.data.arithmetic import generate
+from fedloom.data.encode import Tokens
 from fedloom.data.encode_classes import encode_classes
 from fedloom.data.tasks import TASKS, Example
 from fedloom.errors import UserError
@@ -210,7 +211,7 @@ def encoded(examples, tokenizer=None, names=("negative", "positive"), max_length
 
 def test_a_text_gets_the_tokenizers_special_tokens_and_its_class():
     ((tokens,), cut) = encoded(texts(["a b"]))
-    assert tokens == ([1, 4, 5, 2], 4, 1, None, "positive", "")
+    assert tokens == Tokens([1, 4, 5, 2], 4, 1, kind="positive")
     assert cut == 0
     ((tokens,), _) = encoded(texts(["a b"], label="negative"))
     assert tokens.label == 0

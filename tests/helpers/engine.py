@@ -21,12 +21,23 @@ def random_sequence(rng, longest=14):
     return Tokens(ids, len(ids) - answer, rng.randrange(3))
 
 
-def clients_data(steps_per_client=(10, 3, 7), seed=0):
+def random_conversation(rng):
+    """The beginning that all share, one to four answers among what others say, and who has the last word."""
+    ids, answers = [*BEGINNING], []
+    for _ in range(rng.randrange(1, 5)):
+        ids += [rng.randrange(10, 90) for _ in range(rng.randrange(1, 5))]
+        answers.append((len(ids), len(ids) + rng.randrange(1, 4)))
+        ids += [rng.randrange(10, 90) for _ in range(answers[-1][1] - answers[-1][0])]
+    ids += [rng.randrange(10, 90) for _ in range(rng.randrange(3))]
+    return Tokens(ids, answers[0][0], -1, answers=tuple(answers))
+
+
+def clients_data(steps_per_client=(10, 3, 7), seed=0, sequence=random_sequence):
     """For each client its steps, for each step two batches, for each batch two or three sequences."""
     rng = random.Random(seed)
 
     def batch():
-        return [random_sequence(rng) for _ in range(rng.randrange(2, 4))]
+        return [sequence(rng) for _ in range(rng.randrange(2, 4))]
 
     return [[[batch(), batch()] for _ in range(steps)] for steps in steps_per_client]
 

@@ -21,7 +21,8 @@ def reference_loss(model, batches, classify, pad_id, virtual):
     else:
         logits, labels = logits[:, virtual:-1], torch.full_like(ids, -100)
         for row, s in enumerate(sequences):
-            labels[row, s.answer_start : len(s.ids)] = ids[row, s.answer_start : len(s.ids)]
+            for first, end in s.spans:
+                labels[row, first:end] = ids[row, first:end]
         labels = labels[:, 1:]
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 

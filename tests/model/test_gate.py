@@ -7,7 +7,7 @@ one step of every family.
 
 import pytest
 import torch
-from engine import apart, clients_data, moved, train_stacked
+from engine import apart, clients_data, moved, random_conversation, train_stacked
 from peft import LoraConfig, PromptEncoderConfig, PromptTuningConfig
 from peft_alone import train_alone
 from tiny import tiny_bloom, tiny_llama, tiny_roberta
@@ -49,6 +49,27 @@ def adapter(peft, architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_stacked_sgd_equals_each_client_alone(architecture, peft, dtype, tolerance):
     base, config, data = build(architecture, dtype), adapter(peft, architecture), clients_data(STEPS)
+    together = train_stacked(base, config, data, sgd(0.05))
+    for k, steps in enumerate(data):
+        alone, before, losses = train_alone(base, config, steps, lambda p: torch.optim.SGD(p, 0.05))
+        assert moved(alone, before)
+        assert apart(together.bank.row(k), alone) <= tolerance
+        assert float(together.loss[k]) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "architecture, peft, dtype, tolerance",
+    [
+        ("llama", "lora", torch.float64, 1e-10),
+        ("llama", "lora", torch.float32, 1e-5),
+        ("llama", "prompt-tuning", torch.float64, 1e-10),
+        ("bloom", "lora", torch.float64, 1e-10),
+    ],
+)
+def test_conversations_train_every_answer_and_nothing_else(architecture, peft, dtype, tolerance):
+    base, config = build(architecture, dtype), adapter(peft, architecture)
+    data = clients_data(STEPS, sequence=random_conversation)
+    assert max(len(s.spans) for client in data for step in client for b in step for s in b) == 4
     together = train_stacked(base, config, data, sgd(0.05))
     for k, steps in enumerate(data):
         alone, before, losses = train_alone(base, config, steps, lambda p: torch.optim.SGD(p, 0.05))

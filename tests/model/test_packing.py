@@ -17,7 +17,12 @@ PREFIX = [3, 7, 9, 11]  # all sequences below begin with it
 @st.composite
 def sequences(draw):
     ids = PREFIX + draw(st.lists(st.integers(1, 90), min_size=2, max_size=7))
-    return Tokens(ids, draw(st.integers(len(PREFIX) + 1, len(ids) - 1)), draw(st.integers(0, 2)))
+    borders = st.lists(st.integers(len(PREFIX) + 1, len(ids) - 1), min_size=1, max_size=4, unique=True)
+    first, *others = sorted(draw(borders))
+    # Several answers: from every second border to the next, the last perhaps to the end.
+    ends = [first, *others, *([] if len(others) % 2 else [len(ids)])]
+    answers = tuple(zip(ends[::2], ends[1::2], strict=True)) if others else ()
+    return Tokens(ids, first, draw(st.integers(0, 2)), answers=answers)
 
 
 layouts = st.builds(
@@ -97,8 +102,9 @@ def test_labels_are_predicted_by_the_token_before_them(layout, wave):
             targets.append(s.label)
         else:
             real = place[layout.virtual :]
-            sources += [real[i - 1] for i in range(s.answer_start, len(s.ids))]
-            targets += s.ids[s.answer_start :]
+            labelled = [i for first, end in s.spans for i in range(first, end)]
+            sources += [real[i - 1] for i in labelled]
+            targets += [s.ids[i] for i in labelled]
         weights += [batch.weight] * labels_of(s, layout)
         owners += [client] * labels_of(s, layout)
     assert pack.sources.tolist() == sources

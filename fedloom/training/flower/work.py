@@ -13,7 +13,7 @@ from fedloom.client.work import plan_work
 from fedloom.data.example import Splits
 from fedloom.data.files import read_part
 from fedloom.data.sources import read_examples
-from fedloom.data.tasks import TASKS, Task
+from fedloom.data.tasks import Task
 from fedloom.errors import UserError
 from fedloom.federation.algorithm import BASE, PERSONAL, RULE, part_of, with_prefix
 from fedloom.model.adapters.folding import unchanged
@@ -25,7 +25,7 @@ from fedloom.runtimes.flower.memory import Memory
 from fedloom.runtimes.flower.request import Answer, Request
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, digest, pack, unpack
 from fedloom.runtimes.in_process import run_clients
-from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples
+from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, open_data
 from fedloom.training.flower.place import client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.setup_fed import Parts, build, fitting_data
@@ -147,7 +147,8 @@ def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
         resolved, parts = build(fed, holdings=ALL_CLIENTS if path is None else _own(path))
         _loaded_model = _Loaded(options, resolved, parts, {path: parts.data})
     elif path not in _loaded_model.data:
-        task, holdings = TASKS[fed.data_name], ALL_CLIENTS if path is None else _own(path)
+        holdings = ALL_CLIENTS if path is None else _own(path)
+        task = holdings.open(fed)
         held, parts = holdings.load(fed, task), _loaded_model.parts
         _loaded_model.data[path] = fitting_data(fed, task, held, holdings, parts.tokenizer, parts.model.model)
     return _loaded_model
@@ -156,9 +157,12 @@ def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
 def _own(path: Path) -> ClientData:
     def load(config: FedConfig, task: Task) -> FedExamples:
         rows = read_part(path, "train", option="client_data", names=task.split_names)
-        return FedExamples(Splits([made.example for made in read_examples(task, rows)], [], []))
+        return FedExamples(Splits([made.learned for made in read_examples(task, rows)], [], []))
 
-    return ClientData(load, _dealt_to_nobody)
+    def open_own(config: FedConfig) -> Task:
+        return open_data(config, [str(path)], read_data=False)
+
+    return ClientData(load, _dealt_to_nobody, open_own)
 
 
 def _dealt_to_nobody(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:

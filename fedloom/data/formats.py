@@ -1,0 +1,260 @@
+"""The forms in which people's own data come, recognised by the names of their columns.
+
+The names are those of TRL (https://huggingface.co/docs/trl/dataset_formats) where TRL has one:
+
+    prompt_completion     prompt, completion: texts, or lists of messages
+    messages              messages: role and content; every message of the assistant is learned
+    sharegpt              conversations: from and value
+    alpaca                instruction, output, and perhaps input and system
+    question_answer       question, answer
+    text                  text, of which every token is learned
+    classification        label, and one column of text or several
+    preference            chosen, rejected, and perhaps prompt: texts, or lists of messages
+    language_modeling     TRL's name for text and for messages
+
+`recognise` finds the form, `Format.read` makes an `Example` of a row, or a `Preference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from fedloom.data.answers import normal_number
+from fedloom.data.example import Example, Preference, Turn
+from fedloom.data.fields import Row, is_missing, label_of, text
+from fedloom.data.turns import answers_in, is_talk, read_turns
+
+LONGEST_FINAL = 20
+"""Words of an answer that an output is compared with, word by word; a longer one is judged by its loss."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of rows.
+
+    Attributes:
+        name: As ``--data_format`` takes it.
+        columns: Those that it reads; of a classifier's, the texts'.
+        read: Makes an example of a row; ValueError where a value is unusable.
+        instruction: What the model is told to do, where the rows do not say it.
+        optional: Columns that it reads where a row has them.
+        learns: Tells whether a row has anything to learn from; one that has not is left out and counted.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    read: Callable[[Row], Example | Preference]
+    instruction: str = ""
+    optional: tuple[str, ...] = ()
+    learns: Callable[[Row], bool] = lambda row: True
+
+
+class Unrecognised(ValueError):
+    """Rows of no form that is known; the message says what there is and what is needed."""
+
+
+def final_of(answer: str) -> str:
+    """What a right answer comes to: the answer, if it is short enough to be written word by word."""
+    return answer if len(answer.split()) <= LONGEST_FINAL and "\n" not in answer else ""
+
+
+def conversation(turns: tuple[Turn, ...], label: str = "") -> Example:
+    """Makes an example of a conversation, of which what follows the last answer is left away."""
+    last = max(place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.learned)
+    asked = [turn.text for turn in turns[:last] if turn.role == "user"]
+    answer = turns[last].text
+    return Example(asked[-1] if asked else "", answer, final_of(answer), label, turns=turns[: last + 1])
+
+
+def _messages(column: str) -> Callable[[Row], Example]:
+    def read(row: Row) -> Example:
+        turns = read_turns(row, column)
+        system = row.get("system")  # ShareGPT's has a column of its own in some files
+        if isinstance(system, str) and system.strip() and turns[0].role != "system":
+            turns = (Turn("system", system.strip()), *turns)
+        return conversation(turns, label_of(row))
+
+    return read
+
+
+def _has_answer(column: str) -> Callable[[Row], bool]:
+    return lambda row: answers_in(read_turns(row, column)) > 0
+
+
+def _prompt_completion(row: Row) -> Example:
+    if is_talk(row.get("prompt")) or is_talk(row.get("completion")):
+        prompt, answer = _side(row, "prompt", "user"), _side(row, "completion", "assistant")
+        # Only the completion is learned, also where the prompt is a conversation with answers of its own.
+        turns = (*(turn._replace(learned=turn.role != "assistant") for turn in prompt), *answer)
+        if not answers_in(turns):
+            raise ValueError("field 'completion' has no message of the assistant")
+        return conversation(turns, label_of(row))
+    if isinstance(row.get("label"), bool):
+        raise ValueError(
+            "field 'label' is true or false, as of unpaired preferences (TRL's unpaired_preference), which "
+            "cannot be learned from here; leave out the rows that are false, and the column"
+        )
+    answer_text = text(row, "completion")
+    return Example(text(row, "prompt"), answer_text, final_of(answer_text), label_of(row))
+
+
+def _side(row: Row, field: str, role: str) -> tuple[Turn, ...]:
+    """A field that is messages, or a text as one message."""
+    if is_talk(row.get(field)):
+        return read_turns(row, field)
+    return (Turn("user" if role == "user" else "assistant", text(row, field)),)
+
+
+def _alpaca(row: Row) -> Example:
+    question = text(row, "instruction")
+    if not is_missing(row.get("input")):
+        question += f"\n\n{text(row, 'input')}"
+    answer = text(row, "output")
+    system = () if is_missing(row.get("system")) else (Turn("system", text(row, "system")),)
+    return conversation((*system, Turn("user", question), Turn("assistant", answer)), label_of(row))
+
+
+def _question_answer(row: Row) -> Example:
+    """Reads a question and an answer of any kind, and a label to divide clients by, where there is one."""
+    answer = text(row, "answer")
+    return Example(text(row, "question"), answer, answer, label_of(row))
+
+
+def _text(row: Row) -> Example:
+    return Example("", text(row, "text"), "", label_of(row), whole=True)
+
+
+def preference(row: Row) -> Preference:
+    """Reads a preference: what both answers begin with is the prompt, where no column has it."""
+    chosen, rejected = _side(row, "chosen", "assistant"), _side(row, "rejected", "assistant")
+    prompt = () if is_missing(row.get("prompt")) else _side(row, "prompt", "user")
+    same = 0
+    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+        same += 1
+    common, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
+    # UltraFeedback and others repeat the conversation in both answers, and its question beside.
+    prompt = common if common and common[0].role != "assistant" else (*prompt, *common)
+    if not prompt or not chosen or not rejected:
+        what = "the same" if not chosen or not rejected else "without a prompt"
+        raise ValueError(f"fields 'chosen' and 'rejected' are {what}; leave the row out")
+    if not answers_in(chosen) or not answers_in(rejected):
+        raise ValueError("fields 'chosen' and 'rejected' must each have an answer of the assistant")
+    return Preference(prompt, chosen, rejected, label_of(row))
+
+
+def label_text(row: Row, field: str = "label") -> str:
+    """Returns the name of a row's class: a text, or a whole number as its digits.
+
+    Raises:
+        ValueError: If it is missing, -1 (which stands for no label), or no class.
+    """
+    value = row.get(field)
+    if isinstance(value, bool):
+        return str(value)
+    if is_missing(value):
+        raise ValueError(f"field '{field}' is empty, and a class is needed")
+    name = label_of(row, field)
+    number = normal_number(value)
+    if number is not None and ("." in number or number.startswith("-")):
+        raise ValueError(
+            f"field '{field}' is {number}, which is no class; classes are whole numbers or names"
+        )
+    return name if number is None else number
+
+
+def classification(columns: Sequence[str]) -> Format:
+    """The form of labelled texts.
+
+    Args:
+        columns: Of the texts: one; two, which a classifier reads as a pair; or more, which it reads as one.
+    """
+
+    def read(row: Row) -> Example:
+        label, texts = label_text(row), [text(row, column) for column in columns]
+        question = texts[0]
+        if len(texts) > 1:
+            question = "\n".join(
+                f"{column.replace('_', ' ').capitalize()}: {own}"
+                for column, own in zip(columns, texts, strict=True)
+            )
+        return Example(question, label, label, label, (texts[0], texts[1]) if len(texts) == 2 else None)
+
+    return Format("classification", tuple(columns), read, "Classify the text. Answer with its label alone.")
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        Format("preference", ("chosen", "rejected"), preference, optional=("prompt",)),
+        Format("messages", ("messages",), _messages("messages"), learns=_has_answer("messages")),
+        Format(
+            "sharegpt",
+            ("conversations",),
+            _messages("conversations"),
+            optional=("system",),
+            learns=_has_answer("conversations"),
+        ),
+        Format("prompt_completion", ("prompt", "completion"), _prompt_completion),
+        Format("alpaca", ("instruction", "output"), _alpaca, optional=("input", "system")),
+        Format("question_answer", ("question", "answer"), _question_answer, "Answer the question."),
+        Format("text", ("text",), _text),
+    )
+}
+"""All forms but classification, in the order in which they are looked for."""
+
+
+def recognise(rows: Sequence[Row], name: str = "auto") -> Format:
+    """Finds the form of rows.
+
+    Args:
+        rows: Some of them, with their columns as they are mapped.
+        name: The form that they are said to be, "auto" for any.
+
+    Raises:
+        Unrecognised: If it is none.
+    """
+    columns = dict.fromkeys(column for row in rows for column in row)
+    if name == "language_modeling":
+        return FORMATS["messages" if "messages" in columns else "text"]
+    if name == "classification" or (name == "auto" and _is_labelled(columns)):
+        return classification(_texts(rows, columns))
+    if name != "auto":
+        return FORMATS[name]
+    for form in FORMATS.values():
+        if all(column in columns for column in form.columns):
+            return form
+    needed = "; ".join(f"{form.name}: {', '.join(form.columns)}" for form in FORMATS.values())
+    raise Unrecognised(
+        f"which make no known format ({needed}; classification: label and a text); say which column is "
+        "which, as in --columns question=instr,answer=out"
+    )
+
+
+def _is_labelled(columns: Collection[str]) -> bool:
+    """Whether rows are texts with their class, and no other form, which may have labels too."""
+    others = (form.columns for form in FORMATS.values() if form.name != "text")
+    return "label" in columns and not any(all(name in columns for name in needed) for needed in others)
+
+
+def _texts(rows: Sequence[Row], columns: Collection[str]) -> tuple[str, ...]:
+    """The columns to read of labelled texts: ``text`` where there is one, else all that hold words."""
+    if "text" in columns:
+        return ("text",)
+    found = tuple(name for name in columns if any(_holds_words(name, row.get(name)) for row in rows))
+    if not found:
+        raise Unrecognised(
+            "of which none holds the text to classify; say which it is, as in --columns "
+            "text=review,label=stars"
+        )
+    return found
+
+
+def _holds_words(name: str, value: object) -> bool:
+    # What begins with "label" is the answer in other words (label_text, label_name), or who gave it.
+    if name.lower().startswith("label") or name.lower() in _NO_TEXTS or name.lower().endswith("_id"):
+        return False
+    return isinstance(value, str) and bool(value.strip()) and normal_number(value) is None
+
+
+_NO_TEXTS = ("id", "idx", "index", "uid", "guid", "uuid", "split", "source")

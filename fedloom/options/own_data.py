@@ -1,0 +1,100 @@
+"""Data of the user's own, of every command that reads data: the options, and their check."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedloom.errors import UserError, shown
+from fedloom.options.declare import Option, did_you_mean, option, options
+
+DataFormat = Literal[
+    "auto",
+    "language_modeling",
+    "prompt_completion",
+    "preference",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "question_answer",
+    "text",
+    "classification",
+]
+"""Formats of rows, by TRL's names where it has one; see `fedloom.data.formats`."""
+
+FORMAT_HELP = (
+    "format of your own data, as docs/data.md shows them; auto: by the columns, which the first lines of the "
+    "output name"
+)
+COLUMNS_HELP = (
+    "which column is which, where they have other names than the format's: question=instr,answer=out"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnData:
+    """Own data."""
+
+    data_format: DataFormat = option("auto", FORMAT_HELP)
+    columns: str | None = option(None, COLUMNS_HELP)
+
+
+def column_names(columns: str | None) -> dict[str, str]:
+    """Returns for each field the column that has it: ``question=instr,answer=out``.
+
+    Raises:
+        UserError: A part is of another form, or a name stands twice.
+    """
+    pairs = [part.partition("=") for part in columns.split(",")] if columns is not None else []
+    names = {name.strip(): column.strip() for name, _, column in pairs}
+    bad = next(
+        (name + sign + column for name, sign, column in pairs if not name.strip() or not column.strip()), ""
+    )
+    if bad or len(names) < len(pairs) or len(set(names.values())) < len(pairs):
+        problem = f"{shown(bad)!r} in it is no pair" if bad else "a name stands in it twice"
+        raise UserError(
+            f"columns: {shown(columns)} will not do: {problem}; write FIELD=COLUMN, several with commas "
+            "between, as in question=instr,answer=out"
+        )
+    return names
+
+
+def check_own_data(config: Any) -> None:
+    """Judge the name of the data set, without looking for it on the hub, and the columns.
+
+    Args:
+        config: The options of a command that reads data; they have data_name or dataset_type.
+
+    Raises:
+        UserError: There can be no such data set, or `columns` is of another form.
+    """
+    column_names(config.columns)
+    for entry in options(type(config)):
+        name = getattr(config, entry.name)
+        if entry.name not in ("data_name", "dataset_type") or name is None:
+            continue
+        if name not in entry.choices:
+            _check_name(entry, name)
+        elif name != "qa" and config.data_format not in (None, "auto"):
+            raise UserError(
+                f"data_format: {config.data_format} is said of {name}, whose format is known; leave it out, "
+                f"or give your data's own path as {entry.name}"
+            )
+
+
+def _check_name(entry: Option, name: str) -> None:
+    path = name.startswith(("/", ".", "~")) or re.search(r"[*?\[/]|\.[a-z]{2,7}(\.gz)?$", name)
+    if name in _CLASSIFIED:
+        why = "is classified, which `fedloom dfl` does"
+    elif path or Path(name).exists():
+        return
+    else:
+        why = "is no known data set, and no path here"
+    raise UserError(
+        f"{entry.name}: {shown(name)} {why}; choose one of {', '.join(entry.choices)}, a path of your own "
+        f"data, or owner/name on the hub{did_you_mean(name, entry.choices)}"
+    )
+
+
+_CLASSIFIED = ("sst2", "qnli", "mnli")
+"""The tasks of classification."""
