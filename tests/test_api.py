@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_a_run_with_a_server_in_a_handful_of_lines(tmp_path):
         val_steps=1,
         dtype="float32",
     )
-    run = run_fed(config)
+    rounds, validations = [], []
+    run = run_fed(config, on_round=rounds.append, on_validation=validations.append)
+    assert rounds == run.rows[1:] and validations == [row for row in run.rows if "val_loss" in row]
     assert run.folder == tmp_path / "test"
     assert [round_ for round_, _ in run.column("val_loss")] == [0, 1, 2]
     assert [round_ for round_, _ in run.column("train_loss")] == [1, 2]
@@ -75,9 +78,31 @@ def test_a_run_of_peers_in_a_handful_of_lines(tmp_path):
         report_to="none",
         dtype="float32",
     )
-    run = run_dfl(config)
+    rounds, validations = [], []
+    run = run_dfl(config, on_round=rounds.append, on_validation=validations.append)
+    assert [row["round"] for row in rounds] == [1] and [row["round"] for row in validations] == [0, 1]
     assert len(run.rows[-1]["peer_val_accuracy"]) == 3
     assert (run.checkpoint / "peer-0003" / "adapter_model.safetensors").is_file()
+
+
+def test_what_a_callback_raises_ends_the_run_and_resume_goes_on(tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(row):
+        if row["round"] == 2:
+            raise Enough
+
+    model = save_tiny_llama(tmp_path / "model")
+    config = FedConfig(
+        model_name=str(model), data_name="arithmetic", out_dir=str(tmp_path), train_mode="fed", client_num=4,
+        client_batch_per_step=1, max_steps=3, report_to="none", dtype="float32", val_limit=2,
+    )  # fmt: skip
+    with pytest.raises(Enough):
+        run_fed(config, on_round=stop)
+    (checkpoint,) = (tmp_path / "test" / "checkpoints").iterdir()
+    assert checkpoint.name == "round-000001"
+    assert run_fed(replace(config, resume=True)).rows[-1]["round"] == 3
 
 
 def test_a_mistake_is_an_exception(tmp_path):

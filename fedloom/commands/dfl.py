@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
 
 from fedloom.options.graph import DflConfig
 from fedloom.runs.clients import write_clients
@@ -14,9 +17,20 @@ from fedloom.training.launch import build_together, opened_together, processes, 
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_graph import algorithm_on_graph, build, intervals
 
+Callback = Callable[[dict[str, Any]], None]
+"""Is given a row of metrics."""
 
-def run_dfl(config: DflConfig) -> RunRecord:
+
+def run_dfl(
+    config: DflConfig, *, on_round: Callback | None = None, on_validation: Callback | None = None
+) -> RunRecord:
     """`fedloom dfl`: from a config to a run's folder, and what it holds.
+
+    Args:
+        config: The options.
+        on_round: Is given the metrics of every round, as `metrics.jsonl` has them, once they are written.
+        on_validation: Is given those of every round with a validation, the one before training (round 0)
+            included. Of several processes rank 0 calls both. What they raise ends the run, with a checkpoint.
 
     Raises:
         UserError: A mistake of the user, or a run whose numbers are no longer finite.
@@ -32,5 +46,6 @@ def run_dfl(config: DflConfig) -> RunRecord:
                 write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
                 write_clients(folder, parts.train, parts.peers, parts.validation)
                 held.enter_context(logging_to(folder / config.log_path))
-            drive(parts, intervals(resolved), folder, run.checkpoint)
+            told = replace(intervals(resolved), on_round=on_round, on_validation=on_validation)
+            drive(parts, told, folder, run.checkpoint)
         return recall(folder, group)

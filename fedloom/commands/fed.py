@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 from fedloom.options.fed import FedConfig
 from fedloom.runs.record import RunRecord
 from fedloom.runs.run_folder import run_folder, write_run_config
@@ -11,9 +15,20 @@ from fedloom.training.launch import build_together, opened_together, processes, 
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_fed import build, intervals
 
+Callback = Callable[[dict[str, Any]], None]
+"""Is given a row of metrics."""
 
-def run_fed(config: FedConfig) -> RunRecord:
+
+def run_fed(
+    config: FedConfig, *, on_round: Callback | None = None, on_validation: Callback | None = None
+) -> RunRecord:
     """`fedloom fed`: from a config to a run's folder, and what it holds.
+
+    Args:
+        config: The options.
+        on_round: Is given the metrics of every round, as `metrics.jsonl` has them, once they are written.
+        on_validation: Is given those of every round with a validation, the one before training (round 0)
+            included. Of several processes rank 0 calls both. What they raise ends the run, with a checkpoint.
 
     Raises:
         UserError: A mistake of the user, or a run whose numbers are no longer finite.
@@ -27,5 +42,6 @@ def run_fed(config: FedConfig) -> RunRecord:
             if group.rank == 0:
                 write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
                 write_held(folder, parts)
-            drive(parts, intervals(resolved), folder, run.checkpoint)
+            told = replace(intervals(resolved), on_round=on_round, on_validation=on_validation)
+            drive(parts, told, folder, run.checkpoint)
         return recall(folder, group)

@@ -7,9 +7,10 @@ from typing import Any, get_args
 from fedloom.errors import UserError, shown
 from fedloom.options.check_method import check_method
 from fedloom.options.declare import did_you_mean, names_or_pattern, options
-from fedloom.options.fed import PROMPT_DATE, FedConfig, FormatName, Prompts
+from fedloom.options.fed import PROMPT_DATE, FedConfig, FormatName, Prompts, Run
 from fedloom.options.own_data import OwnData, check_own_data
 from fedloom.options.partition import Partition, check_partition
+from fedloom.options.trackers import check_trackers
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?")
 _NO_FOLDER_NAMES = ("", ".", "..")
@@ -112,6 +113,8 @@ def check_values(config: Any) -> None:
     """
     check_rules(config)
     check_device(config.device)
+    if isinstance(config, Run):
+        check_trackers(config.report_to)
     if isinstance(config, Partition):
         check_partition(config)
     if isinstance(config, OwnData):

@@ -53,8 +53,11 @@ class Run:
         minimum=0,
         maximum=2**32 - 1,
     )
-    report_to: Literal["tensorboard", "none"] = option(
-        "tensorboard", "where metrics go beside metrics.jsonl", free=True
+    report_to: str = option(
+        "tensorboard",
+        "where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow, several with commas between, or "
+        "none",
+        free=True,
     )
 
 

@@ -1,45 +1,37 @@
-"""What a run tells while it goes on, and at its end: metrics.jsonl, TensorBoard, summary.json."""
+"""What a run tells while it goes on, and at its end: metrics.jsonl, trackers, summary.json."""
 
 import json
 import math
 import sys
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+from fedloom.options.trackers import tracker_names
 from fedloom.runs.files import write_atomically, writing
-from fedloom.runs.heatmap import heatmap
 from fedloom.runs.rows import METRICS_FILE, SUMMARY_FILE, missing_rounds, read_rows, rows_until
+from fedloom.runs.trackers import open_trackers
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-_EVENTS = "events.out.tfevents"
-_LONGEST_LIST = 64
 _PERSONAL = "personal_val_accuracy"
 _ANSWERS = "val_answer_accuracy"
 
 
 class MetricsLog:
-    """One JSON object per round in metrics.jsonl, and the same names in TensorBoard.
+    """One JSON object per round in metrics.jsonl, and the same names in TensorBoard and its like.
 
-    A number becomes a TensorBoard scalar; a list of at most 64 floats (one per peer, or per layer) becomes
+    There a number becomes a scalar; a list of at most 64 floats (one per peer, or per layer) becomes
     `name/0`, `name/1`, …; all else, such as a list of layer numbers, stands in metrics.jsonl only. With every
-    validation the layer scores of all rounds become a picture. A number that is not finite is written as
-    null, since JSON has no word for it.
+    validation the layer scores of all rounds become a picture in TensorBoard. A number that is not finite is
+    written as null, since JSON has no word for it.
     """
 
-    def __init__(
-        self, folder: Path, report_to: Literal["tensorboard", "none"], resume_round: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, report_to: str, resume_round: int | None = None) -> None:
         """Open the log of a run's folder.
 
         Args:
             folder: The run's folder.
-            report_to: Where metrics go beside metrics.jsonl.
+            report_to: Where metrics go beside metrics.jsonl: names with commas between, or none.
             resume_round: Rounds done in the checkpoint that the run goes on from; rows of later rounds are
                 cut off, since those rounds will come again. None starts an empty log.
 
@@ -49,6 +41,7 @@ class MetricsLog:
 
         Raises:
             Damaged: A line is no row.
+            UserError: A tracker does not begin.
             CannotWrite: The disk is full, or may not be written.
         """
         path = folder / METRICS_FILE
@@ -61,8 +54,7 @@ class MetricsLog:
             # Unbuffered, so that what could not be written does not come again when the file is closed.
             self._file = path.open("ab", buffering=0)
         self._path = path
-        self._tensorboard = _open_tensorboard(folder, resume_round) if report_to == "tensorboard" else None
-        self._scored: list[Mapping[str, Any]] = [row for row in self.rows if "layer_scores" in row]
+        self._trackers = open_trackers(tracker_names(report_to), folder, resume_round, self.rows)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append the metrics of one round; `row["round"]` is the number of rounds done.
@@ -79,30 +71,14 @@ class MetricsLog:
             except OSError:
                 self._file.truncate(whole)
                 raise
-        if self._tensorboard is not None:
-            with writing(self._path.parent / _EVENTS):
-                for name, value in _scalars(row):
-                    self._tensorboard.add_scalar(name, value, global_step=row["round"])
-                self._draw(self._tensorboard, row)
-                self._tensorboard.flush()
+        for tracker in self._trackers:
+            tracker.write(row)
 
-    def _draw(self, tensorboard: "SummaryWriter", row: Mapping[str, Any]) -> None:
-        if "layer_scores" in row:
-            self._scored.append(row)
-        if self._scored and "val_loss" in row:
-            picture = heatmap(
-                [past["layer_scores"] for past in self._scored],
-                [past["selected_layers"] for past in self._scored],
-            )
-            tensorboard.add_image("layer_scores", picture, global_step=row["round"], dataformats="HWC")
-
-    def close(self) -> None:
-        """Close the files."""
+    def close(self, ended: bool = True) -> None:
+        """Close the files; trackers are told whether the run came to its end."""
         self._file.close()
-        if self._tensorboard is not None:
-            # What a full disk has kept from it was told when it was written.
-            with suppress(OSError):
-                self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close(ended)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -110,7 +86,7 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(ended=kind is None)
 
 
 def summary(rows: Sequence[Mapping[str, Any]], *, wall_seconds: float) -> dict[str, Any]:
@@ -187,34 +163,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _scalars(row: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    for name, value in row.items():
-        if isinstance(value, list) and 0 < len(value) <= _LONGEST_LIST:
-            yield from ((f"{name}/{i}", item) for i, item in enumerate(value) if isinstance(item, float))
-        elif isinstance(value, int | float) and name != "round":
-            yield name, value
-
-
-def _open_tensorboard(folder: Path, resume_round: int | None) -> "SummaryWriter":
-    from torch.utils.tensorboard import SummaryWriter
-
-    _silence_writer_thread()
-    with writing(folder / _EVENTS):
-        # TensorBoard drops what an earlier attempt wrote from this step on.
-        return SummaryWriter(str(folder), purge_step=0 if resume_round is None else resume_round + 1)
-
-
-def _silence_writer_thread() -> None:
-    """Keep TensorBoard's own thread from printing a traceback: it hands its errors to the next call too."""
-    before = threading.excepthook
-
-    def hook(args: threading.ExceptHookArgs) -> None:
-        if type(args.thread).__name__ != "_AsyncWriterThread":
-            before(args)
-
-    if getattr(before, "of_tensorboard", False):
-        return
-    hook.of_tensorboard = True  # type: ignore[attr-defined]
-    threading.excepthook = hook

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fedloom.errors import UserError
 from fedloom.federation.server import Diverged
@@ -70,14 +70,18 @@ class Intervals:
         validate_every: Rounds between validations; the last round is always validated.
         answer_every: Rounds between answers that the model writes itself, the last round included; 0: never.
         save_every: Rounds between checkpoints.
-        report_to: Where metrics go beside metrics.jsonl.
+        report_to: Where metrics go beside metrics.jsonl: names with commas between, or none.
+        on_round: Is given the metrics of every round, a copy of its row, once they are written.
+        on_validation: Is given those of every validation, round 0 included.
     """
 
     rounds: int
     validate_every: int
     answer_every: int
     save_every: int
-    report_to: Literal["tensorboard", "none"]
+    report_to: str
+    on_round: Callable[[Metrics], None] | None = None
+    on_validation: Callable[[Metrics], None] | None = None
 
     def validates(self, round_: int) -> bool:
         """Whether this round ends with a validation."""
@@ -228,8 +232,13 @@ def _output(
         ) as progress:
 
             def write(row: Metrics) -> None:
-                metrics.write(row | {"wall_seconds": time.monotonic() - began})
+                row = row | {"wall_seconds": time.monotonic() - began}
+                metrics.write(row)
                 progress.update(row)
+                if intervals.on_round and row["round"] > 0:
+                    intervals.on_round(dict(row))
+                if intervals.on_validation and "val_loss" in row:
+                    intervals.on_validation(dict(row))
 
             if metrics.remark:
                 progress.say(metrics.remark)

@@ -111,7 +111,6 @@ CHOICES = {
     "layer_policy": ("priority", "random", "last", "first", "all"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantize": ("none", "8bit", "4bit"),
-    "report_to": ("tensorboard", "none"),
     "wave_tokens": ("auto",),
 }
 
