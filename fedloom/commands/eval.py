@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedloom.data.encode import Tokens, encode_prompts
+from fedloom.data.encode import Tokens, encode, encode_prompts, prompt_of
 from fedloom.data.encode_classes import encode_classes
 from fedloom.data.example import Example
 from fedloom.data.sources import load_splits
@@ -19,7 +19,7 @@ from fedloom.data.templates import PromptFormat, prompt_format
 from fedloom.errors import UserError, plain_console
 from fedloom.evaluation.adapter_tensors import read_fitting
 from fedloom.evaluation.answering import Questions, answer
-from fedloom.evaluation.evaluate import predict_rows
+from fedloom.evaluation.evaluate import Validation, predict_rows, validate_rows
 from fedloom.evaluation.plan import Plan, make_plan
 from fedloom.evaluation.saved_adapters import CONFIG_FILE, SavedAdapter, same_function
 from fedloom.evaluation.scores import class_scores, wilson_interval
@@ -51,7 +51,7 @@ class Asked:
         texts: What the model reads of each.
         prompts: Token ids of the texts, where the model writes answers.
         form: How a question is put to it there.
-        sequences: Encoded texts, where it predicts classes.
+        sequences: Encoded texts, where it predicts classes, or examples, where they are judged by their loss.
     """
 
     examples: list[Example]
@@ -110,13 +110,23 @@ def _judged(config: EvalConfig, plan: Plan, examples: list[Example]) -> tuple[di
 
 
 def _examples(config: EvalConfig, plan: Plan) -> list[Example]:
-    """The examples of the split; of a math task, those whose answer is a number."""
+    """The examples of the split; of a math task, those whose answer is a number.
+
+    Of the user's own data all, where most answers are too long to be compared: they are judged by their loss.
+    """
     splits = load_splits(plan.task, data_dir=plan.data_dir, seed=plan.data_seed, token=config.token)
     examples: list[Example] = getattr(splits, config.split)
     if config.split != "train":
         examples = unseen(plan, config.split, examples, config.token)
-    if not plan.classify:
-        examples = [example for example in examples if example.final]
+    short = [example for example in examples if example.final]
+    if not plan.classify and not (plan.task.own and 2 * len(short) < len(examples)):
+        if plan.task.own and len(short) < len(examples):
+            log.warning(
+                "%d of %d answers are too long to be compared, and left out",
+                len(examples) - len(short),
+                len(examples),
+            )
+        examples = short
     if not examples:
         raise UserError(
             f"split: no example of {config.split} can be judged: none of its answers is a number; choose "
@@ -136,7 +146,7 @@ def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[A
         room = positions_of(structure)
         made = _encode(plan, examples, tokenizer, None if room is None else room - virtual)
         texts = [*made.prompts, *(tokens.ids for tokens in made.sequences)]
-        if not plan.classify:
+        if made.prompts:
             _check_room(config, texts, virtual, room)
         check_fit(structure, tokenizer, texts, max_length=plan.max_length, virtual=virtual)
         asked.append(made)
@@ -162,7 +172,15 @@ def _encode(
         texts = ["\n".join(example.pair or (example.question,)) for example in examples]
         return Asked(examples, texts, [], None, sequences)
     form = prompt_format(tokenizer, plan.task.instruction, plan.prompt_format, plan.prompt_date)
-    texts = [form.render(example.question) for example in examples]
+    if not all(example.final for example in examples):
+        longest = plan.max_length if room is None else min(plan.max_length, room)
+        sequences, left_out = encode(examples, tokenizer, form, longest)
+        if left_out:
+            log.warning(
+                "%d of %d examples are longer than %d tokens and left out", left_out, len(examples), longest
+            )
+        return Asked(examples, [], [], form, sequences)
+    texts = [prompt_of(example, form) for example in examples]
     return Asked(examples, texts, encode_prompts(texts, tokenizer), form, [])
 
 
@@ -185,8 +203,10 @@ def _judge(config: EvalConfig, plan: Plan, base: BaseModel, group: Group, asked:
     bank = _bank(model, adapters)
     _say_of_drawn(base, model, adapters)
     count = max(1, len(group))
-    if plan.classify:
-        tokens = auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens
+    tokens = auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens
+    if asked.sequences and not plan.classify:
+        judged = _losses(validate_rows(model, bank, [asked.sequences] * count, tokens), len(asked.sequences))
+    elif plan.classify:
         judged = _classes(plan, asked, predict_rows(model, bank, [asked.sequences] * count, tokens))
     else:
         judged = _answers(config, model, bank, base.tokenizer, asked, count)
@@ -243,6 +263,11 @@ def _answers(
         )
         for answers in every
     ]
+
+
+def _losses(every: Sequence[Validation], examples: int) -> list[Judged]:
+    """Answers that are too long to be written word by word: how likely each of their tokens is."""
+    return [({"accuracy": one.accuracy, "loss": one.loss, "n": examples}, []) for one in every]
 
 
 def _check_room(config: EvalConfig, prompts: list[list[int]], virtual: int, room: int | None) -> None:

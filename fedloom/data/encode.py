@@ -225,6 +225,15 @@ def _piece_by_piece(
     return ids, spans
 
 
+def prompt_of(example: Example, form: PromptFormat) -> str:
+    """Returns what a model reads before the answer; of a conversation, all before its last answer."""
+    if not example.turns:
+        return form.render(example.question)
+    pieces = form.pieces(example.turns)
+    last = max(place for place, piece in enumerate(pieces) if piece.learned)
+    return "".join(piece.text for piece in pieces[:last])
+
+
 def reading(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> str:
     """Returns a short name of how problems are read: equal where a made-up one becomes the same token ids."""
     problem = Example("What is 1 + 1?", "1 + 1 = 2", "2")

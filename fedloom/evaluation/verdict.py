@@ -22,7 +22,9 @@ class Verdict:
     Attributes:
         name: The adapter's; "base" for the model without one.
         folder: Where it lies.
-        scores: accuracy, low, high, n, seconds; without_number of answers; f1 and matthews of classes.
+        scores: accuracy, low, high, n, seconds; without_number of answers; f1 and matthews of classes. Of
+            answers that are judged by their loss: loss, in nats per token, and accuracy, of tokens, without
+            an interval, since those of one answer depend on each other.
         predictions: For each example prompt, output, extracted, expected, right.
     """
 
@@ -58,23 +60,29 @@ def write_results(folder: Path, facts: Mapping[str, Any], verdicts: Sequence[Ver
     write_atomically(folder / EVAL_FILE, content + "\n", then=then)
 
 
+_EXTRA = {
+    "loss": ("loss", ".4f"),
+    "f1": ("F1", ".3f"),
+    "matthews": ("Matthews", ".3f"),
+    "without_number": ("no number", "d"),
+}
+"""Scores beside the share that is right, where they are there: heading and form."""
+
+
 def results_table(facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> Table:
     """The verdicts as a table for the terminal, with their mean where there are several."""
-    classes = "f1" in verdicts[0].scores
-    columns = ("F1", "Matthews") if classes else ("no number",)
+    first = verdicts[0].scores
+    columns = {name: heading for name, heading in _EXTRA.items() if name in first}
     table = Table(title=f"{facts['task']}, {facts['examples']} examples of {facts['split']}")
     table.add_column("adapter", overflow="fold")
-    for column in ("right", "95 % interval", *columns):
+    shares = ("tokens right",) if "loss" in first else ("right", "95 % interval")
+    for column in (*shares, *(heading for heading, _ in columns.values())):
         table.add_column(column, justify="right")
     for verdict in verdicts:
         scores = verdict.scores
-        extra = (
-            [f"{scores['f1']:.3f}", f"{scores['matthews']:.3f}"]
-            if classes
-            else [str(scores["without_number"])]
-        )
-        interval = f"{scores['low']:.1%} – {scores['high']:.1%}"
-        table.add_row(verdict.name, f"{scores['accuracy']:.1%}", interval, *extra)
+        interval = [] if "loss" in scores else [f"{scores['low']:.1%} – {scores['high']:.1%}"]
+        extra = [format(scores[name], form) for name, (_, form) in columns.items()]
+        table.add_row(verdict.name, f"{scores['accuracy']:.1%}", *interval, *extra)
     if len(verdicts) > 1:
         mean = statistics.mean(verdict.scores["accuracy"] for verdict in verdicts)
         table.add_section()

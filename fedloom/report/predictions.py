@@ -65,6 +65,7 @@ def _numbers(run: RunRecord) -> Markup:
 _SCORES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "Right": ("accuracy", lambda scores: f"{scores['accuracy']:.1%}"),
     "95 % interval": ("low", lambda scores: f"{scores['low']:.1%} to {scores['high']:.1%}"),
+    "Loss": ("loss", lambda scores: f"{scores['loss']:.4f}"),
     "No number": ("without_number", lambda scores: f"{scores['without_number']:,}"),
     "F1": ("f1", lambda scores: f"{scores['f1']:.3f}"),
     "Matthews": ("matthews", lambda scores: f"{scores['matthews']:.3f}"),

@@ -89,6 +89,7 @@ SCORES: Mapping[str, Check] = {
     "low": is_number,
     "high": is_number,
     "without_number": is_count,
+    "loss": is_number,
     "f1": is_number,
     "matthews": is_number,
 }

@@ -64,9 +64,26 @@ def test_a_federation_learns_conversations_and_answers_their_last_question(model
     assert "val_answer_accuracy" in run.rows[-1]
     assert main(["eval", "--adapter", str(tmp_path / "test"), "--limit", "2", "--max_new_tokens", "8"]) == 0
     (written, *_) = map(json.loads, (tmp_path / "test" / "eval" / "predictions.jsonl").open())
-    assert written["prompt"].endswith("<|im_start|>user\nAgain?<|im_end|>\n<|im_start|>assistant\n")
-    assert TOWNS[0] in written["prompt"] + written["expected"] or "Yes, " in written["expected"]
+    prompt = (
+        f"{written['expected'][5:-1]}<|im_end|>\n<|im_start|>user\nAgain?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert written["prompt"].endswith(prompt), "the conversation so far"
     assert fed(model, mine, tmp_path, "--resume", "--max_steps", "3") == 0
+
+
+def test_long_answers_are_judged_by_their_loss(model, tmp_path, capsys):
+    rows = [{"prompt": f"Tell me {i}.", "completion": f"Once upon a time {i}. " * 8} for i in range(20)]
+    assert fed(model, jsonl(tmp_path / "tales.jsonl", rows), tmp_path, "--max_steps", "1") == 0
+    capsys.readouterr()
+    assert main(["eval", "--adapter", str(tmp_path / "test"), "--split", "validation"]) == 0
+    assert "tokens right" in capsys.readouterr().out
+    (scores,) = json.loads((tmp_path / "test/eval/eval.json").read_text())["adapters"]
+    assert scores["loss"] == pytest.approx(read_run(tmp_path / "test").rows[-1]["val_loss"], rel=1e-5)
+    base = f"eval --model_name {model} --data_name {tmp_path}/tales.jsonl --output_path {tmp_path}/base"
+    assert main([*base.split(), "--split", "validation"]) == 0
+    (scores,) = json.loads((tmp_path / "base/eval.json").read_text())["adapters"]
+    assert scores["loss"] == pytest.approx(read_run(tmp_path / "test").rows[0]["val_loss"], rel=1e-5)
+    assert scores["n"] == 4 and main(["report", str(tmp_path / "test"), "-o", str(tmp_path / "r.html")]) == 0
 
 
 def test_texts_and_other_formats_train(model, tmp_path):
