@@ -27,6 +27,7 @@ _LIKE: dict[tuple[str, str], Callable[..., Any]] = {
     ("compress", "decode"): lambda payload, like: like,
     ("client_rule", "correct"): lambda gradients, *others: gradients,
     ("client_rule", "absorb"): lambda kept, *others: kept,
+    ("client_rule", "amend"): lambda change, *others: change,
     ("server_optimizer", "step"): lambda bank, *others: bank,
 }
 """Whose names and shapes the result of a function has, by option and function."""
@@ -68,7 +69,7 @@ def _held(option: str, field: str, who: str, function: Callable[..., Any]) -> Ca
         if option in ("share", "train_factors"):
             _check_share(who, found, *given)
         elif like is not None:
-            first = found[0] if field == "step" and isinstance(found, tuple) else found
+            first = found[0] if field in ("step", "amend") and isinstance(found, tuple) else found
             _check_shapes(who, first, like(*given))
         return found
 

@@ -12,6 +12,7 @@ and send a part, c what the server keeps for the clients' rule, and c_k what cli
         w_k, c_k, s_k ← local training from w by the rule, with c and c_k
         p_k ← encode(w_k − w)                                        at the client; p_k and s_k are sent
     Δ ← aggregate({decode(p_k)}, weights n_k)
+    Δ, c ← amend(Δ, c, |S| / N)                                     where the rule does so
     w ← optimiser(w, −Δ / client_lr)
     c ← absorb(c, mean of the s_k, |S| / N)
 
@@ -155,10 +156,15 @@ def federated_round(
         )
     came = result.collected
     trains = algorithm.trains(state.adapter.keys(), state.round)
-    gradient = result.pseudo_gradient | {n: g for n, g in (elsewhere or {}).items() if n in trains}
+    share, kept_here, direction = len(came.kept) / (of or len(clients)), state.rule, result.pseudo_gradient
+    if algorithm.rule.amend is not None:
+        change = {name: -algorithm.client_lr * g for name, g in direction.items()}
+        change, kept_here = algorithm.rule.amend(change, kept_here, share)
+        direction = {name: t / -algorithm.client_lr for name, t in change.items()}
+    gradient = direction | {n: g for n, g in (elsewhere or {}).items() if n in trains}
     adapter, moments = step_some(algorithm.server_optimiser, state.adapter, gradient, state.optimiser)
     check_step(state.round + 1, adapter | result.fold, moments, came.kept)
-    rule = algorithm.rule.absorb(state.rule, result.sent, len(came.kept) / (of or len(clients)))
+    rule = algorithm.rule.absorb(kept_here, result.sent, share)
     took_part = list(clients) if trained else []
     # What rests now, and trained in the round before, has changed since.
     changed = algorithm.trains(shared, max(state.round - 1, 0)) - algorithm.trains(shared, state.round)

@@ -72,6 +72,7 @@ METHODS: list[Method] = [
     Method("FedAvg", "McMahan et al., 2017, arXiv:1602.05629", server=_FED),
     Method("FedProx", "Li et al., 2020, arXiv:1812.06127", {"client_rule": "proximal"}, _FED, _GOSSIP),
     Method("SCAFFOLD", "Karimireddy et al., 2020, arXiv:1910.06378", {"client_rule": "scaffold"}, _FED),
+    Method("FedDyn", "Acar et al., 2021, arXiv:2111.04263", {"client_rule": "feddyn"}, _FED),
     Method("FedAdam", "Reddi et al., 2021, arXiv:2003.00295", {"server_optimizer": "adam"}, _FED),
     Method("FedYogi", "Reddi et al., 2021, arXiv:2003.00295", {"server_optimizer": "yogi"}, _FED),
     Method("FedAdagrad", "Reddi et al., 2021, arXiv:2003.00295", {"server_optimizer": "adagrad"}, _FED),

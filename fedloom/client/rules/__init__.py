@@ -9,7 +9,8 @@ nothing, `none`:
     g = rule.correct(g, bank, start, memory={}, received={})            # at every step: g as it was
     memory, sent = rule.finish(start, bank, steps, memory={}, received={})  # after the last one: {}, {}
 
-`scaffold.py` is one that uses all of it, `proximal.py` one that has no memory.
+`scaffold.py` is one that remembers on both sides, `feddyn.py` one that has a part in the server's step,
+`proximal.py` one that has no memory.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ class ClientRule(NamedTuple):
 
     Attributes:
         memory: ``adapter -> row``: what a client remembers before its first round.
-        kept: ``adapter -> row``: what the server keeps before the first round.
+        kept: ``adapter -> row``: what the server keeps before the first round. Of it that is sent which is
+            named as the parameters of the round are.
         correct: ``(gradients, bank, start, memory, received) -> gradients``, at every step. ``start`` is
             where the clients began the round, ``memory`` what each remembers, ``[clients, *shape]``,
             ``received`` what the server sent, ``[*shape]``, the same for all.
         finish: ``(start, bank, steps, memory, received) -> (memory, sent)`` after the last step; ``steps``
             has how many each client took, ``[clients]``. ``sent`` goes to the server with the update.
         absorb: ``(kept, mean of what was sent, share of the clients that sent it) -> kept``, at the server.
+        amend: ``(combined change, kept, share of the clients) -> (change, kept)``, at the server, before
+            `absorb` and the server's optimiser; None takes the change as it is.
     """
 
     memory: Callable[[Row], Row]
@@ -42,3 +46,4 @@ class ClientRule(NamedTuple):
     correct: Callable[[AdapterBank, AdapterBank, AdapterBank, State, Row], AdapterBank]
     finish: Callable[[AdapterBank, AdapterBank, Tensor, State, Row], tuple[State, State]]
     absorb: Callable[[Row, Row, float], Row]
+    amend: Callable[[Row, Row, float], tuple[Row, Row]] | None = None
