@@ -93,7 +93,8 @@ def train_locally(
         state: The clients' optimiser state; None starts afresh.
         frozen: Adapter parameters that nobody trains, the same for all clients; None: all are in ``bank``.
         memory: What the rule remembers of each client, ``[clients, *shape]``.
-        received: What the server sent for the rule, ``[*shape]``.
+        received: What the server sent for the rule, ``[*shape]``; among peers each one's, ``[clients,
+            *shape]``.
         ranks: Each client's LoRA rank; ``bank`` holds zeros beyond it, and still does afterwards. None: all
             have the adapter's own.
         resting: Adapter parameters that rest in this round, each client's own, ``[clients, *shape]``.

@@ -195,6 +195,18 @@ def first_memory(algorithm: Algorithm, adapter: Row) -> Row:
     return memory
 
 
+def first_peer_memory(algorithm: Algorithm, shared: Row) -> Row:
+    """What a peer on a graph keeps for its rule before the first round: its own, and what is mixed.
+
+    Args:
+        algorithm: Which.
+        shared: Of the adapter where everybody begins, what peers send.
+    """
+    mixed = algorithm.rule.mixed
+    memory = with_prefix(RULE, algorithm.rule.memory(shared))
+    return memory if mixed is None else memory | with_prefix(SENT, mixed(shared))
+
+
 def encode_update(
     algorithm: Algorithm, client: int, delta: Row, sent: Row, memory: Row, seed: int
 ) -> tuple[Row, Row]:

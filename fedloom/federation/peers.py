@@ -55,12 +55,15 @@ class PeerState:
             these are the peers of this one.
         optimiser: Their optimisers' state, which lasts across rounds and is never mixed.
         estimates: What neighbours know of each other, where what they send is compressed.
+        memory: What the peers' rule remembers, a row per peer: its own, and what is sent and mixed with the
+            adapters; see `algorithm.first_peer_memory`.
     """
 
     round: int
     bank: AdapterBank
     optimiser: State
     estimates: Estimates = field(default_factory=Estimates)
+    memory: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Trained:
     """What local training made of all peers.
 
     Attributes:
-        bank, optimiser: As in `PeerState`.
+        bank, optimiser, memory: As in `PeerState`.
         loss: Mean training loss of each peer; nan for one that did not train.
         correct, labels, tokens: Counts while training.
     """
@@ -79,11 +82,12 @@ class Trained:
     correct: Int[Tensor, " peers"]
     labels: Int[Tensor, " peers"]
     tokens: Int[Tensor, " peers"]
+    memory: State = field(default_factory=dict)
 
 
 Train = Callable[[PeerState, Bool[Tensor, " peers"]], Trained]
 """``(state, who trains) -> what came of it``: where peers run is the runtime's business. A peer that does not
-train keeps its row and its optimiser's state."""
+train keeps its row, its optimiser's state and its memory."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,9 @@ class PeerReport:
     Attributes:
         trained: What local training made of the peers that are here, before mixing.
         active: Who took part, of all.
-        left_out: Peers, of those that are here, whose loss, row or optimiser's state was not finite, or
-            whose row is too large to be averaged, before mixing or after it; they go on from where they were.
+        left_out: Peers, of those that are here, whose loss, row, optimiser's state or memory was not finite,
+            or whose row is too large to be averaged, before mixing or after it; they go on from where they
+            were.
         bytes_sent: By the peers that are here, to all their neighbours.
     """
 
@@ -124,7 +129,8 @@ def peer_round(
         state: Where the peers are.
         train: Trains them.
         mixing: The round's matrix, and who takes part; it is checked.
-        mixed: Names of the parameters that are sent and averaged; the others stay with their peer.
+        mixed: Names of what is sent and averaged, of the adapter and of the memory; the rest stays with its
+            peer.
         algorithm: Its aggregator and its codec.
         seed: Of the run; random choices of the codec depend on it, the round and the edge.
         transport: Which peers those of ``state`` are, and how they reach others.
@@ -137,7 +143,8 @@ def peer_round(
     active = torch.tensor(mixing.active)
     trained, left_out = _finite_only(state, train(state, active[here.start : here.stop]))
     bank, estimates, lost = trained.bank, state.estimates, list[int]()
-    own = AdapterBank({name: t for name, t in bank.tensors.items() if name in mixed})
+    everything = bank.tensors | trained.memory
+    own = AdapterBank({name: t for name, t in everything.items() if name in mixed})
     if algorithm.codec.lossy:
         payloads = payloads_of(
             own, estimates, mixing, algorithm.codec, here=here, seed=seed, round_=state.round
@@ -155,8 +162,10 @@ def peer_round(
             own, lost = combine(own, algorithm.aggregator, mixing, here, heard)
     left_out = sorted({*lost, *(here.start + peer for peer in left_out)})
     report = PeerReport(trained, active, left_out, sent)
-    bank = AdapterBank(bank.tensors | own.tensors)
-    return PeerState(state.round + 1, bank, trained.optimiser, estimates), report
+    everything |= own.tensors
+    bank = AdapterBank({name: everything[name] for name in bank.tensors})
+    memory = {name: everything[name] for name in trained.memory}
+    return PeerState(state.round + 1, bank, trained.optimiser, estimates, memory), report
 
 
 def combine(
@@ -229,7 +238,7 @@ def _finite_only(before: PeerState, trained: Trained) -> tuple[Trained, list[int
     finite = ~trained.loss.isinf()
     for t in trained.bank.tensors.values():
         finite &= (t.flatten(1).abs() <= largest_usable(t.dtype)).all(1).cpu()
-    for t in trained.optimiser.values():
+    for t in (*trained.optimiser.values(), *trained.memory.values()):
         finite &= t.reshape(len(t), -1).isfinite().all(1).cpu()
     # A peer that did not train has no loss; one that did has a number.
     finite &= ~(trained.loss.isnan() & (trained.labels > 0))
@@ -242,5 +251,6 @@ def _finite_only(before: PeerState, trained: Trained) -> tuple[Trained, list[int
 
     bank = trained.bank.map(choose, before.bank)
     optimiser = {key: choose(t, before.optimiser[key]) for key, t in trained.optimiser.items()}
+    memory = {key: choose(t, before.memory[key]) for key, t in trained.memory.items()}
     counts = (trained.loss, trained.correct, trained.labels, trained.tokens)
-    return Trained(bank, optimiser, *counts), (~finite).nonzero()[:, 0].tolist()
+    return Trained(bank, optimiser, *counts, memory), (~finite).nonzero()[:, 0].tolist()

@@ -114,6 +114,20 @@ METHODS: list[Method] = [
     ),
     Method("ADF-LoRA", "2025, arXiv:2511.18291", {"train_factors": "alternate:1"}, None, _GOSSIP),
     Method("TAD-LoRA", "2026, arXiv:2602.00451", {"train_factors": "alternate:5"}, None, _GOSSIP),
+    Method(
+        "QG-DSGDm",
+        "Lin et al., 2021, arXiv:2102.04761",
+        {"client_rule": "quasi_global"},
+        server=None,
+        graph={"client_optimizer": "sgd", **_GOSSIP},
+    ),
+    Method(
+        "K-GT",
+        "Liu et al., 2023, arXiv:2301.01313",
+        {"client_rule": "gradient_tracking"},
+        server=None,
+        graph={"client_optimizer": "sgd", **_GOSSIP},
+    ),
     Method("DFL-LoRA", "freezes LoRA's A on a graph", server=None, graph={"training_type": "DFL-LoRA"}),
 ]
 """Every method by the name that the literature has for it."""

@@ -12,6 +12,7 @@ from fedloom.data.randomness import derive_seed
 from fedloom.federation.algorithm import (
     PERSONAL,
     RULE,
+    SENT,
     Algorithm,
     Update,
     encode_update,
@@ -122,6 +123,7 @@ def train_peers(
     """
     bank = state.bank.map(torch.clone)
     optimiser = {key: t.clone() for key, t in state.optimiser.items()}
+    memory = {key: t.clone() for key, t in state.memory.items()}
     loss = torch.full((bank.clients,), torch.nan, dtype=torch.float64)
     correct, labels, tokens = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(3))
     for wave in waves(work, model.layout, rules.wave_tokens):
@@ -136,14 +138,28 @@ def train_peers(
             if key.partition(".")[2] in moving.tensors
         }
         steps = [peer.steps for peer in wave]
-        result = train_locally(model, moving, steps, rules, own, frozen, resting=resting)
+        remembered = {key: t.index_select(0, here) for key, t in memory.items()}
+        result = train_locally(
+            model,
+            moving,
+            steps,
+            rules,
+            own,
+            frozen,
+            memory=part_of(remembered, RULE),
+            received=part_of(remembered, SENT),
+            resting=resting,
+        )
+        new = with_prefix(RULE, result.memory) | with_prefix(SENT, result.sent)
         for name, t in result.bank.tensors.items():
             bank.tensors[name].index_copy_(0, here, t)
         for key, t in result.state.items():
             optimiser[key].index_copy_(0, here, t)
+        for key, t in new.items():
+            memory[key].index_copy_(0, here, t)
         loss[rows] = result.loss
         correct[rows], labels[rows], tokens[rows] = result.correct, result.labels, result.tokens
-    return Trained(bank, optimiser, loss, correct, labels, tokens)
+    return Trained(bank, optimiser, loss, correct, labels, tokens, memory)
 
 
 def waves(work: Iterable[ClientWork], layout: Layout, wave_tokens: int) -> Iterator[list[ClientWork]]:

@@ -95,7 +95,8 @@ def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
 
 def _tensors(peers: PeerState) -> Row:
     tensors = {f"adapter.{name}": t for name, t in peers.bank.tensors.items()}
-    return tensors | {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
+    tensors |= {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
+    return tensors | {f"memory.{name}": t for name, t in peers.memory.items()}
 
 
 def _restore(parts: PeerParts, checkpoint: Path) -> PeerProgress:
@@ -115,7 +116,7 @@ def _restore(parts: PeerParts, checkpoint: Path) -> PeerProgress:
     check_state(checkpoint, tensors, expected)
     if not are_counts(state.get("drawn"), everybody):
         raise damaged_checkpoint(checkpoint, "state.json", "the batches drawn are not a count for each peer")
-    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}, "estimate": {}}
+    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}, "memory": {}, "estimate": {}}
     for name, t in tensors.items():
         group, _, rest = name.partition(".")
         groups[group][rest] = t if group == "estimate" else t[here.start : here.stop].clone().to(device)
@@ -125,7 +126,8 @@ def _restore(parts: PeerParts, checkpoint: Path) -> PeerProgress:
         if edge[0] in here or edge[1] in here
     }
     estimates = replace(begun.estimates, rows=known)
-    peers = PeerState(state["round"], AdapterBank(groups["adapter"]), groups["optimiser"], estimates)
+    bank = AdapterBank(groups["adapter"])
+    peers = PeerState(state["round"], bank, groups["optimiser"], estimates, groups["memory"])
     return PeerProgress(peers, state["drawn"])
 
 

@@ -20,7 +20,7 @@ from fedloom.client.optimisers import Optimiser
 from fedloom.client.work import Schedule, plan_work
 from fedloom.data.encode import Tokens
 from fedloom.evaluation.answering import Questions
-from fedloom.federation.algorithm import Algorithm, payload_like
+from fedloom.federation.algorithm import SENT, Algorithm, first_peer_memory, payload_like
 from fedloom.federation.choco import Estimates
 from fedloom.federation.consensus import consensus
 from fedloom.federation.matrix import RoundMixing
@@ -87,9 +87,18 @@ class PeerParts:
     first: int = 0
     reading: str = ""
 
+    @cached_property
+    def first_memory(self) -> Row:
+        """What a peer keeps for its rule before the first round."""
+        return first_peer_memory(self.algorithm, self._shared)
+
     @property
     def sent(self) -> Row:
-        """What a peer sends of the first adapter, which all begin with."""
+        """What a peer sends of the first adapter, which all begin with, and of its first memory."""
+        return self._shared | {name: t for name, t in self.first_memory.items() if name.startswith(SENT)}
+
+    @property
+    def _shared(self) -> Row:
         names = self.model.initial.keys() - self.frozen.keys() - self.own
         return {name: t for name, t in self.model.initial.items() if name in names}
 
@@ -132,7 +141,8 @@ def start(parts: PeerParts) -> PeerProgress:
     """Everybody's first adapter: the same A, B and head."""
     row = {name: t for name, t in parts.model.initial.items() if name not in parts.frozen}
     bank = AdapterBank.repeat(row, len(parts.here))
-    peers = PeerState(0, bank, parts.optimiser.init(bank), Estimates(parts.sent))
+    memory = {name: t.expand(len(parts.here), *t.shape).clone() for name, t in parts.first_memory.items()}
+    peers = PeerState(0, bank, parts.optimiser.init(bank), Estimates(parts.sent), memory)
     return PeerProgress(peers, [0] * len(parts.peers))
 
 

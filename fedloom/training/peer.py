@@ -148,7 +148,7 @@ def agreed_options(config: PeerConfig) -> dict[str, Any]:
 
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
     """What all messages of this run have in common; a digest of it tells a peer with other options apart."""
-    agreed = agreed_options(config) | {"reading": parts.reading}
+    agreed = agreed_options(config) | {"reading": parts.reading, "sent": sorted(parts.sent)}
     digest = hashlib.sha256(json.dumps(agreed).encode())
     for name, t in sorted(parts.model.initial.items()):
         digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())

@@ -25,9 +25,9 @@ PATIENCE = 3
 """Rounds in a row without a finite result after which a peer stops: mixing has not brought it back."""
 
 
-def sent(parts: PeerParts, bank: AdapterBank) -> Row:
-    """The parameters that go to neighbours."""
-    return {name: t for name, t in bank.row(0).items() if name not in parts.own}
+def sent(parts: PeerParts, peers: PeerState) -> Row:
+    """What goes to neighbours: parameters, and what is mixed of the rule's memory."""
+    return {name: t[0] for name, t in (peers.bank.tensors | peers.memory).items() if name in parts.sent}
 
 
 def play_round(
@@ -58,7 +58,7 @@ def play_round(
         )
     node.begin(round_)
     trained, told = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
-    mix = node.swap(round_, sent(parts, trained.peers.bank), missed)
+    mix = node.swap(round_, sent(parts, trained.peers), missed)
     after = _add(trained, mix, trained.peers.bank if parts.judged == "before" else None)
     row: dict[str, Any] = {"round": round_, "rounds_missed": missed, **told, "neighbors": mix.neighbours}
     row |= {"neighbors_in_doubt": mix.in_doubt, "neighbors_bounded": mix.bounded, "neighbors_late": mix.late}
@@ -70,8 +70,14 @@ def play_round(
 
 
 def _add(now: PeerProgress, mix: Mix, before_mixing: AdapterBank | None) -> PeerProgress:
-    bank = AdapterBank.stack([moved(now.peers.bank.row(0), mix.differences)])
-    return replace(now, peers=replace(now.peers, bank=bank), before_mixing=before_mixing)
+    bank, memory = now.peers.bank.tensors, now.peers.memory
+    after = moved({name: t[0] for name, t in (bank | memory).items()}, mix.differences)
+    peers = replace(
+        now.peers,
+        bank=AdapterBank({name: after[name][None] for name in bank}),
+        memory={name: after[name][None] for name in memory},
+    )
+    return replace(now, peers=peers, before_mixing=before_mixing)
 
 
 def _train(
@@ -79,10 +85,9 @@ def _train(
 ) -> tuple[PeerProgress, dict[str, Any]]:
     """Train from where this peer is, and keep what came of it; with the metrics of training."""
     state = replace(now.peers, round=round_ - 1)
-    mixed = state.bank.tensors.keys() - parts.own
     began = time.perf_counter()
     # The matrix is that of a peer alone, so that nothing is mixed yet.
-    peers, report = peer_round(state, partial(train, parts, now.drawn), parts.mixing(round_), mixed)
+    peers, report = peer_round(state, partial(train, parts, now.drawn), parts.mixing(round_), parts.sent)
     fruitless = now.fruitless + 1 if report.left_out else 0
     if fruitless:
         log.warning(
@@ -101,6 +106,7 @@ def _train(
     drawn = [now.drawn[0] + parts.schedules[0].batches]
     tensors = {f"adapter.{name}": t for name, t in peers.bank.tensors.items()}
     tensors |= {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
+    tensors |= {f"memory.{name}": t for name, t in peers.memory.items()}
     node.keep_trained(round_, tensors, {"drawn": drawn, "row": row}, time.perf_counter() - began)
     return PeerProgress(peers, drawn, fruitless=fruitless), row
 
@@ -108,11 +114,12 @@ def _train(
 def recall(parts: PeerParts, node: Node, round_: int) -> tuple[PeerProgress, dict[str, Any]]:
     """What training in a round came to before this process was killed, with its metrics."""
     tensors, state = node.store.load_trained(round_)
-    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}}
+    groups: dict[str, Row] = {"adapter": {}, "optimiser": {}, "memory": {}}
     for name, t in tensors.items():
         group, _, rest = name.partition(".")
         groups[group][rest] = t.to(parts.model.device)
-    peers = PeerState(round_, AdapterBank(groups["adapter"]), groups["optimiser"])
+    bank = AdapterBank(groups["adapter"])
+    peers = PeerState(round_, bank, groups["optimiser"], memory=groups["memory"])
     return PeerProgress(peers, state["drawn"]), state["row"]
 
 

@@ -123,6 +123,8 @@ def test_the_methods_send_what_they_say(runs):
     numbers, of_a = sum(shapes.values()), sum(n for name, n in shapes.items() if "lora_A" in name)
     per_edge = {
         "D-PSGD": 4 * numbers,
+        "QG-DSGDm": 4 * numbers,
+        "K-GT": 2 * 4 * numbers,
         "FedProx": 4 * numbers,
         "FlexLoRA": 4 * numbers,
         "FedSA-LoRA": 4 * of_a,
@@ -159,6 +161,9 @@ def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
     [
         ("--share a", ["share: a", "DFL-LoRA", "nothing would be sent", "--training_type LoRA"]),
         ("--client_rule scaffold", ["client_rule: scaffold", "there is no client_lr", "none, proximal"]),
+        ("--client_rule feddyn", ["client_rule: feddyn", "there is no client_lr"]),
+        ("--client_rule quasi_global --client_optimizer adam", ["adam", "--client_optimizer sgd"]),
+        ("--method K-GT --aggregator median", ["gradient_tracking", "the mean of what neighbours send"]),
         ("--method SCAFFOLD", ["SCAFFOLD has no meaning without a server", "CHOCO-SGD"]),
         ("--method Median --mixing_step 0.5", ["mixing_step: 0.5", "median"]),
         ("--mixing_step 0", ["mixing_step", "above 0"]),
@@ -179,7 +184,7 @@ from fedloom.options.parts import plug_in
 
 @plug_in("client_rule")
 def remembers():
-    return none()._replace(memory=lambda row: {name: torch.zeros_like(t) for name, t in row.items()})
+    return none()._replace(kept=lambda row: {name: torch.zeros_like(t) for name, t in row.items()})
 
 @plug_in("share")
 def heads():
@@ -190,7 +195,7 @@ def heads():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--client_rule remembers", "client_rule: remembers remembers something from round to round"),
+        ("--client_rule remembers", "client_rule: remembers keeps something at a server, and there is none"),
         ("--share heads --mix_head false", "share: heads keeps all that is trained with its peer"),
     ],
 )

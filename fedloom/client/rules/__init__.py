@@ -10,7 +10,9 @@ nothing, `none`:
     memory, sent = rule.finish(start, bank, steps, memory={}, received={})  # after the last one: {}, {}
 
 `scaffold.py` is one that remembers on both sides, `feddyn.py` one that has a part in the server's step,
-`proximal.py` one that has no memory.
+`proximal.py` one that has no memory. Among peers on a graph there is no server to keep anything; what a rule
+sends is mixed there by the same matrix as the adapters (`gradient_tracking.py`), or it has a memory alone
+(`quasi_global.py`).
 """
 
 from __future__ import annotations
@@ -33,12 +35,15 @@ class ClientRule(NamedTuple):
             named as the parameters of the round are.
         correct: ``(gradients, bank, start, memory, received) -> gradients``, at every step. ``start`` is
             where the clients began the round, ``memory`` what each remembers, ``[clients, *shape]``,
-            ``received`` what the server sent, ``[*shape]``, the same for all.
+            ``received`` what the server sent, ``[*shape]``, the same for all; among peers what mixing has
+            made of what each sent, ``[peers, *shape]``.
         finish: ``(start, bank, steps, memory, received) -> (memory, sent)`` after the last step; ``steps``
             has how many each client took, ``[clients]``. ``sent`` goes to the server with the update.
         absorb: ``(kept, mean of what was sent, share of the clients that sent it) -> kept``, at the server.
         amend: ``(combined change, kept, share of the clients) -> (change, kept)``, at the server, before
             `absorb` and the server's optimiser; None takes the change as it is.
+        mixed: ``adapter -> row``: among peers, what mixing has made of what was sent before anything was;
+            None: nothing is sent there.
     """
 
     memory: Callable[[Row], Row]
@@ -47,3 +52,4 @@ class ClientRule(NamedTuple):
     finish: Callable[[AdapterBank, AdapterBank, Tensor, State, Row], tuple[State, State]]
     absorb: Callable[[Row, Row, float], Row]
     amend: Callable[[Row, Row, float], tuple[Row, Row]] | None = None
+    mixed: Callable[[Row], Row] | None = None
