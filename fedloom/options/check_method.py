@@ -75,9 +75,10 @@ def _check_on_graph(config: Any, names: dict[str, str]) -> None:
             f"share: a sends LoRA's A alone, and training_type {config.training_type} freezes it, so that "
             "nothing would be sent; choose --training_type LoRA, or --share all"
         )
-    if names["aggregator"] == "median" and config.mixing_step != 1:
+    if names["aggregator"] in ("median", "krum") and config.mixing_step != 1:
         raise UserError(
-            f"mixing_step: {config.mixing_step:g} lowers the weights of neighbours, and median has none; "
+            f"mixing_step: {config.mixing_step:g} lowers the weights of neighbours, and "
+            f"{names['aggregator']} has none; "
             "leave it out, or choose --aggregator mean"
         )
 

@@ -86,6 +86,27 @@ METHODS: list[Method] = [
     Method(
         "TrimmedMean", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "trimmed_mean"}, _FED, _GOSSIP
     ),
+    Method("Krum", "Blanchard et al., 2017, arXiv:1703.02757", {"aggregator": "krum"}, _FED, _GOSSIP),
+    Method(
+        "MultiKrum", "Blanchard et al., 2017, arXiv:1703.02757", {"aggregator": "multi_krum"}, _FED, _GOSSIP
+    ),
+    Method(
+        "RFA", "Pillutla et al., 2022, arXiv:1912.13445", {"aggregator": "geometric_median"}, _FED, _GOSSIP
+    ),
+    Method(
+        "CenteredClipping",
+        "Karimireddy et al., 2021, arXiv:2012.10333",
+        {"aggregator": "centered_clipping"},
+        _FED,
+        _GOSSIP,
+    ),
+    Method(
+        "ClippedGossip",
+        "He et al., 2022, arXiv:2202.01545",
+        {"aggregator": "norm_bound"},
+        server=None,
+        graph=_GOSSIP,
+    ),
     Method("FlexLoRA", "Bai et al., 2024, arXiv:2402.11505", {"lora_aggregation": "flexlora"}, _FED, _GOSSIP),
     Method(
         "LoRA-FAIR", "Bian et al., 2025, arXiv:2411.14961", {"lora_aggregation": "lora_fair"}, _FED, _GOSSIP

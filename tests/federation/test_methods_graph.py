@@ -165,6 +165,7 @@ def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
         ("--client_rule quasi_global --client_optimizer adam", ["adam", "--client_optimizer sgd"]),
         ("--method K-GT --aggregator median", ["gradient_tracking", "the mean of what neighbours send"]),
         ("--method SCAFFOLD", ["SCAFFOLD has no meaning without a server", "CHOCO-SGD"]),
+        ("--method Krum --mixing_step 0.5", ["mixing_step: 0.5", "krum has none"]),
         ("--method Median --mixing_step 0.5", ["mixing_step: 0.5", "median"]),
         ("--mixing_step 0", ["mixing_step", "above 0"]),
         ("--lora_aggregation flexlora --aggregator median", ["lora_aggregation", "no aggregator but mean"]),

@@ -11,6 +11,8 @@ The mean of a server's round is added up as updates come, without keeping them; 
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedloom.model.bank import AdapterBank, Row
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,20 @@ class Folding:
     def __call__(self, changes: Changes) -> Row:
         """The change of the adapter, and of the base."""
         return self.combine(changes)
+
+
+def count_of(share: float, senders: int) -> int:
+    """How many senders a share of them is, rounded down."""
+    return int(share * senders + 1e-9)  # 0.3 · 10 is 3, also in floating point
+
+
+@functools.cache  # once for each number of senders, not in every round
+def warn_of_nobody(name: str, share: float, senders: int) -> None:
+    """Say that an aggregator that is to leave out a share of the senders leaves out nobody."""
+    log.warning(
+        "%s:%g leaves out nobody of %d senders and is their mean; it takes 1 / %g senders at least",
+        name,
+        share,
+        senders,
+        share,
+    )

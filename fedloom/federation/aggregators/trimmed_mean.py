@@ -7,16 +7,11 @@ m⌋ senders, whatever they send, cannot carry it out of the range of the others
 
 from __future__ import annotations
 
-import functools
-import logging
-
 import torch
 
 from fedloom.errors import UserError
-from fedloom.federation.aggregators import Aggregator, Changes
+from fedloom.federation.aggregators import Aggregator, Changes, count_of, warn_of_nobody
 from fedloom.model.bank import Row
-
-log = logging.getLogger(__name__)
 
 
 def trimmed_mean(beta: float = 0.2) -> Aggregator:
@@ -36,10 +31,10 @@ def trimmed_mean(beta: float = 0.2) -> Aggregator:
 
     def combine(changes: Changes) -> Row:
         senders = len(changes.weights)
-        cut = int(beta * senders + 1e-9)  # 0.3 · 10 is 3, also in floating point
+        cut = count_of(beta, senders)
         kept = slice(cut, senders - cut)
         if cut == 0 < beta and senders > 1:
-            _warn(beta, senders)
+            warn_of_nobody("trimmed_mean", beta, senders)
         result = {}
         for name, t in changes.deltas.tensors.items():  # [senders, *shape]
             ordered, order = t.sort(0)
@@ -51,13 +46,3 @@ def trimmed_mean(beta: float = 0.2) -> Aggregator:
         return result
 
     return combine
-
-
-@functools.cache  # once for each number of senders, not in every round
-def _warn(beta: float, senders: int) -> None:
-    log.warning(
-        "trimmed_mean:%g leaves out nobody of %d senders and is their mean; it takes 1 / %g senders at least",
-        beta,
-        senders,
-        beta,
-    )

@@ -136,7 +136,7 @@ def test_what_was_sent_was_received(ring):
 
 
 METHOD = {
-    "llama": "",
+    "llama": "--client_rule gradient_tracking",
     "bert": "--aggregator median --share a --client_rule proximal:0.1",
     "bert-compressed": "--compress int8 --mixing_step 0.5",
 }
