@@ -9,6 +9,7 @@ from peft import PeftConfig
 
 from fedloom.client.optimisers import adam
 from fedloom.errors import UserError
+from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, compose
 from fedloom.federation.ranks import Ranks
 from fedloom.model.adapters.ranks import rank_factor
@@ -34,6 +35,12 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
             f"lora_aggregation: {products} changes the base by what clients trained, and server_optimizer "
             f"{texts['server_optimizer']} would change the adapter by something else; choose "
             "--server_optimizer none, or --lora_aggregation flexlora"
+        )
+    if algorithm.rule.amend is not None:
+        raise UserError(
+            f"lora_aggregation: {products} changes the base by what clients trained, and client_rule "
+            f"{texts['client_rule']} would change the adapter by something else; choose another client_rule, "
+            "or --lora_aggregation flexlora"
         )
     if config.train_mode == "fedGradFocus":
         raise UserError(
@@ -71,10 +78,15 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
             "share, and peers without a server share none; choose factors or flexlora"
         )
     any_row = {"": torch.zeros(1)}
-    if algorithm.rule.memory(any_row) or algorithm.rule.kept(any_row):
+    if algorithm.rule.kept(any_row) or algorithm.rule.amend is not None:
         raise UserError(
-            f"client_rule: {chosen(config)['client_rule']} remembers something from round to round, which it "
-            "does with a server only; choose none or proximal"
+            f"client_rule: {chosen(config)['client_rule']} keeps something at a server, and there is none; "
+            "choose none, proximal, quasi_global or gradient_tracking"
+        )
+    if algorithm.rule.mixed is not None and algorithm.aggregator is not weighted_mean:
+        raise UserError(
+            f"client_rule: {chosen(config)['client_rule']} is about the mean of what neighbours send, which "
+            "another aggregator or lora_aggregation is not; leave them out, or choose --client_rule none"
         )
     return algorithm
 
