@@ -483,7 +483,7 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--compress topk:0", ["topk:0 sends nothing"]),
         ("--client_rule proximal:nan", ["nan in proximal:nan is no number"]),
         ("--client_rule proximal:-1", ["proximal:-1 is negative"]),
-        ("--client_rule feddyn --lora_aggregation fedex", ["client_rule feddyn would change the adapter"]),
+        ("--method FedDyn --lora_aggregation fedex", ["client_rule feddyn would change the adapter"]),
         ("--client_rule feddyn:0", ["feddyn:0 divides by 0"]),
         ("--client_rule quasi_global", ["client_rule: quasi_global has no meaning here"]),
         ("--server_optimizer yogi:0", ["yogi:0 divides by 0"]),
