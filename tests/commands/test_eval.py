@@ -77,6 +77,12 @@ def dfl_run(reviews, tmp_path_factory):
     return out / "peers"
 
 
+@pytest.fixture(autouse=True)
+def folder_of_its_own(monkeypatch, tmp_path):
+    """A base without a run is judged in the folder where the command is given."""
+    monkeypatch.chdir(tmp_path)
+
+
 def evaluate(output, *words):
     """Run `fedloom eval`; returns what it left."""
     status = main(["eval", "--dtype", "float32", "--output_path", str(output), *map(str, words)])
