@@ -11,7 +11,7 @@ class ReportConfig:
 
     runs: tuple[str, ...] = option(
         (),
-        "folders of runs, <out_dir>/<exp_name>; may stand first, without --runs",
+        "folders of runs, <out_dir>/<exp_name>, or a folder that holds some; may stand first, without --runs",
         path=True,
     )
     output: str = option("report.html", "page to write; -o is short for it", path=True)

@@ -54,12 +54,14 @@ class Entry:
         look: Of the traces.
         traces: Which.
         filled: Whether the traces are areas and not lines.
+        striped: Whether the areas are.
     """
 
     label: str
     look: Look
     traces: list[int]
     filled: bool = False
+    striped: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def rounds_axis(last: float | int) -> dict[str, Any]:
 
 def share_axis() -> dict[str, Any]:
     """The axis of a share, in percent, which goes no further than a share can."""
-    return {"tickformat": ",.0%", "autorangeoptions": {"clipmin": -0.01, "clipmax": 1.01}}
+    # As many digits as neighbouring marks need to differ.
+    return {"tickformat": "~%", "autorangeoptions": {"clipmin": -0.01, "clipmax": 1.01}}
 
 
 def shown(text: str, longest: int = 60) -> str:

@@ -31,7 +31,7 @@ def holdings(run: RunRecord) -> list[Figure]:
                 "color": look(place).colour,
                 "line": {"width": 0},
                 "pattern": {
-                    "shape": STRIPED if place % 2 else "",
+                    "shape": STRIPED if _striped(place) else "",
                     "fillmode": "overlay",
                     "fgcolor": "@surface",
                     "solidity": 0.25,
@@ -54,11 +54,19 @@ def holdings(run: RunRecord) -> list[Figure]:
                 "xaxis": {"title": {"text": "client"}, "showgrid": False, "zeroline": False} | one_by_one,
                 "yaxis": {"title": {"text": "examples"}},
             },
-            [Entry(label, look(place), [place], filled=True) for place, label in enumerate(labels)],
+            [
+                Entry(label, look(place), [place], filled=True, striped=_striped(place))
+                for place, label in enumerate(labels)
+            ],
             f"{told} {_kept(run)}",
             runs=(run.name,),
         )
     ]
+
+
+def _striped(place: int) -> bool:
+    """Whether a label's part of the bars, and of the legend, is striped: every other one is."""
+    return place % 2 == 1
 
 
 def _frequent(labels: dict[str, list[int]]) -> dict[str, list[int]]:

@@ -110,6 +110,55 @@
     });
   });
 
+  function save(name, kind, content) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([content], { type: kind }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  const fileName = (text, end) => `${text.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60)}.${end}`;
+
+  // Rows of a table as texts: a number with its spread, without the word that marks the best.
+  const rowsOf = (table) => [...table.rows].map((row) => [...row.cells].map((cell) => {
+    const parts = [...cell.querySelectorAll(".number, .spread")].map((part) => part.textContent);
+    return { text: parts.length ? parts.join(" ") : cell.textContent, best: cell.querySelector(".best") !== null };
+  }));
+
+  const inCsv = (text) => (/[",\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
+  const LATEX = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$", "–": "--" };
+  const inLatex = ({ text, best }) => {
+    const safe = text.replace(/[\\~^±–&%$#_{}]/g, (sign) => LATEX[sign] ?? `\\${sign}`);
+    return best ? `\\textbf{${safe}}` : safe;
+  };
+
+  function latexOf(rows, caption) {
+    const [head, ...body] = rows.map((row) => `${row.map(inLatex).join(" & ")} \\\\`);
+    return ["\\begin{table}", `\\caption{${inLatex({ text: caption })}}`, `\\begin{tabular}{l${"r".repeat(rows[0].length - 1)}}`,
+      "\\hline", head, "\\hline", ...body, "\\hline", "\\end{tabular}", "\\end{table}", ""].join("\n");
+  }
+
+  document.querySelectorAll("[data-export]").forEach((button) => {
+    const table = button.parentElement.previousElementSibling.querySelector("table");
+    button.addEventListener("click", () => {
+      const rows = rowsOf(table);
+      const caption = table.caption.textContent;
+      if (button.dataset.export === "CSV") {
+        save(fileName(caption, "csv"), "text/csv", rows.map((row) => row.map(({ text }) => inCsv(text)).join(",")).join("\n") + "\n");
+      } else save(fileName(caption, "tex"), "application/x-tex", latexOf(rows, caption));
+    });
+  });
+
+  document.querySelectorAll("[data-svg]").forEach((button) => {
+    const element = document.getElementById(button.dataset.svg);
+    button.addEventListener("click", async () => {
+      const { width, height } = element.getBoundingClientRect();
+      const url = await Plotly.toImage(element, { format: "svg", width, height, imageDataOnly: true });
+      save(fileName(button.closest("figure").querySelector("h3").textContent, "svg"), "image/svg+xml", url);
+    });
+  });
+
   dark.addEventListener("change", () => redraw());
   window.matchMedia("print").addEventListener("change", (event) => {
     redraw(event.matches ? PRINTED_WIDTH : undefined);

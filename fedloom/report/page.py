@@ -10,14 +10,18 @@ from itertools import count
 
 from fedloom.report.figure import DASHES, MARKERS, Entry, Figure, compact
 from fedloom.report.groups import Group
+from fedloom.report.headline import headline
 from fedloom.report.holdings import holdings
 from fedloom.report.layers import layer_figures
 from fedloom.report.learning import AXES, consensus_figure, how_to_read, learning_figures
 from fedloom.report.markup import Markup, join, tag
 from fedloom.report.peers import accuracies, graph
 from fedloom.report.predictions import judged
-from fedloom.report.tables import differing, finals, folded, glance
+from fedloom.report.tables import differing, finals, folded, glance, not_evaluated
 from fedloom.runs.record import RunRecord
+
+MOST_TITLES = 3
+"""Runs that a page's title names; of more it counts them, so that a phone shows what came out."""
 
 # Nothing may be fetched, whatever stands on the page.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -47,12 +51,18 @@ def page(groups: Sequence[Group], plotly_script: str) -> str:
         groups: What it shows, at least one.
         plotly_script: Plotly's JavaScript.
     """
-    title = ", ".join(group.label for group in groups)
+    labels = [group.label for group in groups]
+    title = ", ".join(labels) if len(labels) <= MOST_TITLES else f"{len(labels)} runs"
     sections = [section for section in _sections(groups) if section.content]
     links = [tag("li", tag("a", section.title, href=f"#{section.ident}")) for section in sections]
     body = join(
         tag("a", "Skip to the results", href="#results", class_="skip"),
-        tag("header", tag("p", "fedloom report", class_="kicker"), tag("h1", title)),
+        tag(
+            "header",
+            tag("p", "fedloom report", class_="kicker"),
+            tag("h1", title),
+            tag("p", said, class_="headline") if (said := headline(groups)) else "",
+        ),
         tag("nav", tag("ul", *links), aria_label="Sections"),
         tag("noscript", tag("p", "The figures need JavaScript; the tables do not.")),
         tag(
@@ -102,22 +112,24 @@ def _sections(groups: Sequence[Group]) -> list[Section]:
         for said, where in ((how_to_read(groups), ""), (_ZOOM, "with-mouse"))
         if said
     ]
+    below = [tag("p", said, class_="note") for said in (not_evaluated(groups), _BEST) if said]
     return [
-        Section("runs", "What was run", join(glance(groups), differing(groups))),
-        Section("results", "Results", join(finals(groups), tag("p", _BEST, class_="note"))),
+        Section("results", "Results", join(finals(groups), *below)),
         Section("learning", "Learning", join(_switch(), learning, *notes) if learning else Markup("")),
         Section("peers", "Peers", per_run(accuracies, graph, before=[consensus_figure(groups)])),
         Section("layers", "Layers", per_run(layer_figures)),
         Section("data", "Data", per_run(holdings)),
         Section("answers", "Answers", join(*(judged(run) for group in groups for run in group.runs))),
+        Section("runs", "What was run", join(glance(groups), differing(groups))),
         Section("options", "All options", folded(groups)),
     ]
 
 
 _ZOOM = "Drag across a figure to look closer, double-click to go back; names in a legend hide and show."
 _BEST = (
-    "“best” marks the best mean among finished runs of the same model and data; of several seeds the mean "
-    "stands above its range, from the lowest to the highest."
+    "Of several seeds: mean ± standard deviation, n seeds; of answers of a single run the 95 % interval. "
+    "“best” stands only where this interval does not overlap with that of any other finished run of the same "
+    "model and data; of one seed alone nobody knows."
 )
 
 
@@ -159,6 +171,11 @@ def _figure(figure: Figure, number: int) -> Markup:
         ),
         tag("ul", *(_entry(one, ident) for one in figure.legend), class_="legend") if figure.legend else "",
         tag("figcaption", figure.note) if figure.note else "",
+        tag(
+            "p",
+            tag("button", "SVG", type="button", data_svg=ident, aria_label=f"SVG: {figure.heading}"),
+            class_="export",
+        ),
         tag("script", Markup(text), type="application/json", data_of=ident),
     )
 
@@ -182,7 +199,7 @@ def _swatch(entry: Entry) -> Markup:
     colour, _, opacity = entry.look.colour.removeprefix("@").partition("/")
     paint = f"color:var(--{colour});opacity:{opacity or 1}"
     if entry.filled:
-        striped = "striped" if entry.look.dash != "solid" else ""
+        striped = "striped" if entry.striped else ""
         return tag("span", class_=f"fill {striped}".strip(), style=paint, aria_hidden="true")
     return tag(
         "svg",

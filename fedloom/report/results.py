@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.filesize import decimal
 
@@ -13,6 +15,9 @@ from fedloom.report.groups import Group
 from fedloom.runs.record import RunRecord
 
 OfRun = Callable[[RunRecord], float | None]
+Interval = tuple[float, float]
+
+NOT_EVALUATED = "not evaluated"
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,14 @@ class Metric:
         of_run: The number, None where the run does not have it.
         text: How it is written.
         better: 1 where more is better, -1 where less is, 0 where neither.
+        interval_of_run: Within what a single run's number is known, where the run itself says it.
     """
 
     title: str
     of_run: OfRun
     text: Callable[[float], str]
     better: int
+    interval_of_run: Callable[[RunRecord], Interval | None] = lambda run: None
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,9 @@ class Cell:
 
     Attributes:
         text: The mean over runs; a dash where there is no number.
-        spread: From the lowest to the highest of several runs; empty where they read the same.
-        best: Whether no comparable group has a better mean, and at least half have a worse one.
+        spread: Standard deviation over several runs and how many these are, or the interval of a single one;
+            empty where nothing is known of it.
+        best: Whether its interval lies on the better side of every comparable group's.
     """
 
     text: str
@@ -71,13 +79,37 @@ def _of_summary(name: str) -> OfRun:
     return lambda run: run.summary.get(name)
 
 
-def _judged(run: RunRecord) -> float | None:
-    """The accuracy that `fedloom eval` found for the last round judged, the mean over its peers."""
-    by_round: dict[str, list[float]] = {}
+def _of_last_round(run: RunRecord) -> list[dict[str, Any]]:
+    """What `fedloom eval` found for the adapters of the last round judged."""
+    by_round: dict[str, list[dict[str, Any]]] = {}
     for adapter in run.judged.get("adapters", []):
         if found := re.search(r"/round-(\d+)", adapter["name"]):
-            by_round.setdefault(found[1], []).append(float(adapter["accuracy"]))
-    return mean(by_round[max(by_round)]) if by_round else None
+            by_round.setdefault(found[1], []).append(adapter)
+    return by_round[max(by_round)] if by_round else []
+
+
+def _judged(run: RunRecord) -> float | None:
+    """The accuracy that `fedloom eval` found for the last round judged, the mean over its peers."""
+    found = [float(adapter["accuracy"]) for adapter in _of_last_round(run)]
+    return mean(found) if found else None
+
+
+def _judged_interval(run: RunRecord) -> Interval | None:
+    """Its 95 % interval, the mean over peers."""
+    found = [adapter for adapter in _of_last_round(run) if "low" in adapter]
+    if not found:
+        return None
+    return mean([float(each["low"]) for each in found]), mean([float(each["high"]) for each in found])
+
+
+def exactly(of_run: OfRun) -> Callable[[RunRecord], Interval | None]:
+    """The interval of what a run counts: no seed changes it."""
+
+    def point(run: RunRecord) -> Interval | None:
+        counted = of_run(run)
+        return None if counted is None else (counted, counted)
+
+    return point
 
 
 def duration(seconds: float) -> str:
@@ -110,55 +142,105 @@ def _count(value: float) -> str:
 
 
 METRICS = (
-    Metric("Validation loss, final", _last("val_loss"), _number, -1),
-    Metric("Validation loss, best", _lowest("val_loss"), _number, -1),
-    Metric("Accuracy, final", _last("val_accuracy"), _share, 1),
-    Metric("Accuracy, best", _highest("val_accuracy"), _share, 1),
+    Metric("Right, fedloom eval", _judged, _share, 1, _judged_interval),
     Metric("Answers right", _last("val_answer_accuracy"), _share, 1),
-    Metric("Right, fedloom eval", _judged, _share, 1),
-    Metric("Consensus error", _last("consensus_error"), _number, -1),
-    Metric("Bytes sent", _sum("bytes_up", "bytes_down"), _bytes, -1),
-    Metric("Tokens", _sum("tokens"), _count, 0),
+    Metric("Accuracy, final", _last("val_accuracy"), _share, 1),
+    Metric("Validation loss, final", _last("val_loss"), _number, -1),
+    Metric("Bytes sent", _sum("bytes_up", "bytes_down"), _bytes, -1, exactly(_sum("bytes_up", "bytes_down"))),
     Metric("Training time", _sum("seconds"), duration, -1),
+)
+"""What the page begins with."""
+
+MORE_METRICS = (
+    Metric("Accuracy, best", _highest("val_accuracy"), _share, 1),
+    Metric("Validation loss, best", _lowest("val_loss"), _number, -1),
+    Metric("Consensus error", _last("consensus_error"), _number, -1),
+    Metric("Tokens", _sum("tokens"), _count, 0),
     Metric("Peak memory", _of_summary("peak_memory_mib"), _mebibytes, -1),
     Metric("Peak GPU memory", _of_summary("peak_gpu_memory_mib"), _mebibytes, -1),
 )
 
 
-def results(groups: Sequence[Group]) -> dict[str, list[Cell]]:
+def results(groups: Sequence[Group], metrics: Sequence[Metric] = METRICS) -> dict[str, list[Cell]]:
     """A list with a cell per group for each metric that some group has.
 
     Best is who is best among finished runs of the same model and data: losses of others mean other things,
     and who has not come to the end has sent little.
     """
     table = {}
-    for metric in METRICS:
+    for metric in metrics:
         found = [over_runs(group, metric.of_run) for group in groups]
         if any(found):
-            best = _best(groups, [mean(numbers) if numbers else None for numbers in found], metric.better)
+            intervals = [
+                interval(group, metric, numbers) for group, numbers in zip(groups, found, strict=True)
+            ]
+            best = _best(groups, intervals, metric.better)
+            missing = NOT_EVALUATED if metric.of_run is _judged else "–"
             table[metric.title] = [
-                _cell(metric, numbers, place in best) for place, numbers in enumerate(found)
+                _cell(metric, numbers, intervals[place], place in best, missing)
+                for place, numbers in enumerate(found)
             ]
     return table
 
 
-def _cell(metric: Metric, numbers: list[float] | None, best: bool) -> Cell:
+def interval(group: Group, metric: Metric, numbers: Sequence[float] | None) -> Interval | None:
+    """Within what a group's number is known: mean ± standard deviation over seeds, or what the runs tell.
+
+    None where nothing says how far another seed would be from this one.
+    """
     if not numbers:
-        return Cell("–")
-    low, high = metric.text(min(numbers)), metric.text(max(numbers))
-    return Cell(metric.text(mean(numbers)), f"{low} to {high}" if low != high else "", best)
+        return None
+    told = [metric.interval_of_run(run) for run in group.runs]
+    known = [each for each in told if each is not None]
+    low, high = [], []
+    if len(numbers) > 1:
+        low, high = [mean(numbers) - deviation(numbers)], [mean(numbers) + deviation(numbers)]
+    if len(known) == len(told):
+        low.append(mean([each[0] for each in known]))
+        high.append(mean([each[1] for each in known]))
+    return (min(low), max(high)) if low else None
 
 
-def _best(groups: Sequence[Group], means: Sequence[float | None], better: int) -> set[int]:
-    """The places of the best, several if they are equal; nobody where more than half are."""
-    comparable: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for place, (group, value) in enumerate(zip(groups, means, strict=True)):
-        if value is not None and group.finished:
-            comparable.setdefault((group.first.model, group.first.data), []).append((place, value))
+def deviation(numbers: Sequence[float]) -> float:
+    """The standard deviation of a sample, with n - 1 in the denominator; 0 for a single number."""
+    if len(numbers) < 2:
+        return 0.0
+    middle = mean(numbers)
+    return math.sqrt(sum((number - middle) ** 2 for number in numbers) / (len(numbers) - 1))
+
+
+def _cell(
+    metric: Metric, numbers: list[float] | None, within: Interval | None, best: bool, missing: str
+) -> Cell:
+    if not numbers:
+        return Cell(missing)
+    text = metric.text(mean(numbers))
+    if len(numbers) > 1:
+        return Cell(text, f"± {metric.text(deviation(numbers))}, n = {len(numbers)}", best)
+    if within is not None and within[0] < within[1]:
+        return Cell(text, f"{metric.text(within[0])} to {metric.text(within[1])}", best)
+    return Cell(text, "", best)
+
+
+def _best(groups: Sequence[Group], intervals: Sequence[Interval | None], better: int) -> set[int]:
+    """The places of those whose interval lies on the better side of every comparable group's.
+
+    Nobody where one of them has no interval: a single seed does not say what another would come to.
+    """
+    comparable: dict[tuple[str, str], dict[int, Interval | None]] = {}
+    for place, group in enumerate(groups):
+        if group.finished and better:
+            comparable.setdefault((group.first.model, group.first.data), {})[place] = intervals[place]
     best: set[int] = set()
-    for numbers in comparable.values():
-        top = max(better * value for _, value in numbers)
-        winners = {place for place, value in numbers if better * value == top}
-        if 2 * len(winners) <= len(numbers):
-            best |= winners
+    for found in comparable.values():
+        known = {place: within for place, within in found.items() if within is not None}
+        if len(known) < 2 or len(known) < len(found):
+            continue
+        # Signs turned so that more is better, the worse end first.
+        turned = {place: sorted(better * end for end in within) for place, within in known.items()}
+        best |= {
+            place
+            for place, (worse, _) in turned.items()
+            if all(worse > other[1] for at, other in turned.items() if at != place)
+        }
     return best

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedloom.report.groups import IGNORED, Group
 from fedloom.report.markup import Markup, join, tag
-from fedloom.report.results import Cell, results
+from fedloom.report.results import METRICS, MORE_METRICS, Cell, Metric, results
 from fedloom.runs.record import RunRecord
 
 LONGEST_WORD = 16
@@ -40,7 +40,14 @@ def table(
         tag("tbody", *body),
         class_=f"stacks {class_ or ''}".strip(),
     )
-    return tag("div", made, class_="scrolls", tabindex="0", role="region", aria_label=caption)
+    export = [
+        tag("button", kind, type="button", data_export=kind, aria_label=f"{kind}: {caption}")
+        for kind in ("CSV", "LaTeX")
+    ]
+    return join(
+        tag("div", made, class_="scrolls", tabindex="0", role="region", aria_label=caption),
+        tag("p", *export, class_="export"),
+    )
 
 
 def _breaks(cell: str) -> str | None:
@@ -96,13 +103,32 @@ def _distinct(texts: Iterable[str]) -> str:
 
 
 def finals(groups: Sequence[Group]) -> Markup:
-    """What came out: a row per group, the best marked."""
-    found = results(groups)
+    """What came out: a row per group, the best marked; what matters less is folded."""
+    more = _numbers(groups, MORE_METRICS, "Where the runs ended, more numbers")
+    folded_more = tag("details", tag("summary", "More numbers"), more) if more else Markup("")
+    return join(_numbers(groups, METRICS, "Where the runs ended"), folded_more)
+
+
+def _numbers(groups: Sequence[Group], metrics: Sequence[Metric], caption: str) -> Markup:
+    found = results(groups, metrics)
+    if not found:
+        return Markup("")
     rows = [
         (group.label, *(_shown(cells[place]) for cells in found.values()))
         for place, group in enumerate(groups)
     ]
-    return table(("Run", *found), rows, "Where the runs ended", class_="numbers")
+    return table(("Run", *found), rows, caption, class_="numbers")
+
+
+def not_evaluated(groups: Sequence[Group]) -> str:
+    """Which runs `fedloom eval` has not judged; empty where it has judged all."""
+    missing = [run for group in groups for run in group.runs if not run.judged]
+    if not missing:
+        return ""
+    names = ", ".join(run.name for run in missing)
+    return (
+        f"Not evaluated: {names}. For answers to the test split: fedloom eval --adapter {missing[0].folder}"
+    )
 
 
 def _shown(cell: Cell) -> Markup:

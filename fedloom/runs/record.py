@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from fedloom.runs.contents import (
 )
 from fedloom.runs.reading import Damaged, read_mapping
 from fedloom.runs.rows import METRICS_FILE, SUMMARY_FILE, read_rows
+
+log = logging.getLogger(__name__)
 
 EVAL_FOLDER, EVAL_FILE, PREDICTIONS_FILE = "eval", "eval.json", "predictions.jsonl"
 """What `fedloom eval` leaves: the two files, in a folder of the run's."""
@@ -109,19 +112,46 @@ class RunRecord:
 
 
 def read_runs(folders: Sequence[str]) -> list[RunRecord]:
-    """Read the runs in `folders`, in their order.
+    """Read runs, in their order; in place of a folder that holds runs, all of these.
+
+    Of such a folder, what cannot be shown is left out with a warning, such as a run that has just begun.
 
     Raises:
         UserError: None are given, one is given twice, or is not a run with at least one row of metrics.
     """
     if not folders:
         raise UserError("runs: none given; name the folders of runs, such as runs/demo")
-    paths = [Path(folder) for folder in folders]
+    paths, inside = _expanded([Path(folder) for folder in folders])
     resolved = [os.path.realpath(path) for path in paths]  # resolve() raises on links that lead to themselves
     for number, path in enumerate(paths):
         if resolved[number] in resolved[:number]:
             raise UserError(f"runs: {path} is given twice; leave one of them out")
-    return [read_run(path) for path in paths]
+    found = []
+    for path in paths:
+        try:
+            found.append(read_run(path))
+        except UserError as error:
+            if path not in inside:
+                raise
+            log.warning("left out: %s", error)
+    if not found:
+        raise UserError(f"runs: no run in {', '.join(folders)} can be shown; the reasons stand above")
+    return found
+
+
+def _expanded(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
+    """Folders of runs in place of a folder that holds some; and which were not named themselves."""
+    every: list[Path] = []
+    inside: set[Path] = set()
+    for path in paths:
+        held = (
+            []
+            if (path / RUN_CONFIG).is_file()
+            else sorted(each.parent for each in path.glob(f"*/{RUN_CONFIG}"))
+        )
+        every += held or [path]
+        inside |= set(held)
+    return every, inside
 
 
 def read_run(folder: str | Path, *, judged: bool = True) -> RunRecord:

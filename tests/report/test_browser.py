@@ -1,5 +1,6 @@
 """The page of `fedloom report` in a browser: drawn, quiet, and fit for a phone and for the dark."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -8,10 +9,10 @@ from urllib.parse import urlparse
 import pytest
 from browser import browser, colour_scheme, resize, screenshot, why_no_browser
 from places import ROOT
-from runs import leave_predictions
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom.commands.cli import main
+from runs import leave_predictions, leave_run, rows_of
 
 pytest.importorskip("plotly")
 pytest.importorskip("selenium")
@@ -113,7 +114,7 @@ def test_the_page_is_drawn_fits_is_quiet_and_follows_into_the_dark(driver, page,
     opened(driver, page, WIDTHS[size])
     screenshot(driver, ARTEFACTS / f"{size}-light.png")
     assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
-    assert driver.execute_script("return document.querySelectorAll('figure').length") >= 15
+    assert driver.execute_script("return document.querySelectorAll('figure').length") >= 13
     assert undrawn(driver) == []
     wider = """return [...document.querySelectorAll('main *')].filter((one) =>
         !one.closest('.plot') && one.getBoundingClientRect().right > innerWidth + 0.5).length"""
@@ -179,3 +180,75 @@ def test_it_prints_in_light_colours_with_figures_as_wide_as_paper(driver, page):
     assert line == light[1] and before < printed_width < 8.27 * 96
     assert driver.execute_script(f"return {width}") == before, "afterwards all is as it was"
     assert seen(driver) != light
+
+
+def saved(driver, selector):
+    """What a button hands over as a file: its name and its text."""
+    driver.execute_script(
+        """window.files = [];
+        URL.createObjectURL = (blob) => { blob.text().then((text) => files.push(text)); return 'blob:x'; };
+        HTMLAnchorElement.prototype.click = function () { window.fileName = this.download; };
+        document.querySelector(arguments[0]).click();""",
+        selector,
+    )
+    driver.set_script_timeout(30)
+    text = driver.execute_async_script(
+        """const done = arguments[0];
+        const wait = () => (files.length ? done(files[0]) : setTimeout(wait, 20));
+        wait();"""
+    )
+    return driver.execute_script("return fileName"), text
+
+
+def test_tables_are_saved_as_csv_and_latex_and_figures_as_svg(driver, page):
+    opened(driver, page, 1280)
+    name, text = saved(driver, "#results [data-export=CSV]")
+    assert name == "Where-the-runs-ended.csv"
+    head, *rows = csv.reader(text.splitlines())
+    assert head[:2] == ["Run", "Right, fedloom eval"] and len(rows) == 3
+    assert rows[1][1] == "not evaluated" and any("± " in cell and "n = 3" in cell for cell in rows[2])
+    name, text = saved(driver, "#results [data-export=LaTeX]")
+    assert name == "Where-the-runs-ended.tex" and text.count("\\\\\n") == 4
+    assert "50.0\\% 10.0\\% to 90.0\\%" in text and "$\\pm$" in text and "best" not in text
+    name, text = saved(driver, "[data-svg=figure-1]")
+    assert name == "Validation-loss.svg" and text.startswith("<svg") and "rounds" in text
+
+
+def test_a_phone_shows_first_what_came_out_of_many_runs(driver, tmp_path):
+    for number in range(12):
+        rows = rows_of([3, 2 - number / 100], val_answer_accuracy=[0.1, 0.3])
+        leave_run(tmp_path / "runs" / f"a-run-with-quite-a-name-{number}", rows, lr=0.1 + number)
+    path = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "runs"), "-o", str(path)]) == 0
+    opened(driver, path.as_uri(), 390)
+    top = "return document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY"
+    assert driver.execute_script("return document.querySelector('h1').textContent") == "12 runs"
+    assert "30.0% of the validation answers right, 10.0% before" in driver.execute_script(
+        "return document.querySelector('.headline').textContent"
+    )
+    assert driver.execute_script(top, ".headline") < 200 and driver.execute_script(top, "#results") < 700
+    assert driver.execute_script(top, "#results") < driver.execute_script(top, "#learning")
+    assert driver.execute_script(top, "#learning") < driver.execute_script(top, "#runs")
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+    screenshot(driver, ARTEFACTS / "twelve-runs.png")
+
+
+def test_bars_and_their_legend_are_striped_alike_and_marks_have_digits_enough(driver, page, tmp_path):
+    opened(driver, page, 1280)
+    alike = """const figure = [...document.querySelectorAll('figure')].find(
+          (one) => one.querySelector('h3').textContent.startsWith('Labels per client'));
+        const data = JSON.parse(figure.querySelector('script').textContent).data;
+        return [data.map((trace) => trace.marker.pattern.shape !== ''),
+                [...figure.querySelectorAll('.fill')].map((one) => one.classList.contains('striped'))];"""
+    bars, legend = driver.execute_script(alike)
+    assert bars == legend and True in bars and False in bars
+    rows = rows_of([3, 3, 3])
+    for row, accuracy in zip(rows, (0.912, 0.913, 0.9145), strict=True):
+        row["val_accuracy"] = accuracy
+    path = tmp_path / "report.html"
+    assert main(["report", str(leave_run(tmp_path / "narrow", rows)), "-o", str(path)]) == 0
+    opened(driver, path.as_uri(), 1280)
+    marks = driver.execute_script(
+        "return [...document.querySelectorAll('#figure-2 .ytick text')].map((one) => one.textContent)"
+    )
+    assert len(marks) > 2 and len(set(marks)) == len(marks) and all(mark.endswith("%") for mark in marks)

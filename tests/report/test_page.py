@@ -9,21 +9,22 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from runs import leave_predictions, leave_run, rows_of
 
 from fedloom.commands.cli import main
 from fedloom.commands.report import plotly_script
 from fedloom.report.curves import MOST_POINTS, band, cumulative, quantile
 from fedloom.report.figure import COLOURS, compact, look
 from fedloom.report.groups import group_runs
+from fedloom.report.headline import headline
 from fedloom.report.holdings import holdings
 from fedloom.report.layers import MOST_COLUMNS, layer_figures
 from fedloom.report.learning import consensus_figure, learning_figures
 from fedloom.report.page import page
 from fedloom.report.peers import accuracies, graph
-from fedloom.report.results import duration, results
+from fedloom.report.results import MORE_METRICS, duration, results
 from fedloom.report.tables import differing
 from fedloom.runs.record import read_run, read_runs
+from runs import leave_predictions, leave_run, rows_of
 
 
 def grouped(*folders):
@@ -107,31 +108,89 @@ def test_consensus_error_has_a_logarithmic_axis_where_it_spans_decades(tmp_path)
 # Results.
 
 
+def seeds(folder, *endings, **options):
+    """A run per ending, of seeds 1, 2, …; returns their folders."""
+    return [
+        leave_run(folder.with_name(f"{folder.name}-s{seed}"), rows_of([3, ending]), seed=seed, **options)
+        for seed, ending in enumerate(endings, start=1)
+    ]
+
+
 def test_the_best_is_marked_among_finished_runs_of_one_model_and_data(tmp_path):
     folders = [
-        leave_run(tmp_path / "good", rows_of([3, 1, 2])),
-        leave_run(tmp_path / "bad", rows_of([3, 2.5]), lr=0.1),
-        leave_run(tmp_path / "open", rows_of([3, 0.5]), lr=0.2, finished=False),
-        leave_run(tmp_path / "other-data", rows_of([0.1, 0.1]), data_name="arithmetic"),
+        *seeds(tmp_path / "good", 1.0, 1.2),
+        *seeds(tmp_path / "bad", 2.5, 2.6, lr=0.1),
+        *seeds(tmp_path / "open", 0.4, 0.5, lr=0.2, finished=False),
+        *seeds(tmp_path / "other-data", 0.1, 0.1, data_name="arithmetic"),
     ]
     table = results(grouped(*folders))
-    assert [cell.text for cell in table["Validation loss, final"]] == ["2", "2.5", "0.5", "0.1"]
+    assert [cell.text for cell in table["Validation loss, final"]] == ["1.1", "2.55", "0.45", "0.1"]
     assert [cell.best for cell in table["Validation loss, final"]] == [True, False, False, False]
-    assert [cell.text for cell in table["Validation loss, best"]] == ["1", "2.5", "0.5", "0.1"]
-    assert [cell.text for cell in table["Accuracy, best"]] == ["75.0%", "37.5%", "87.5%", "97.5%"]
-    assert [cell.best for cell in table["Bytes sent"]] == [False, True, False, False]
-    assert table["Bytes sent"][0].text == "30 bytes" and table["Peak memory"][2].text == "–"
-    assert not any(cell.best for cell in table["Tokens"] + table["Peak memory"]), (
-        "no better or worse, or equal"
+    assert table["Validation loss, final"][0].spread == "± 0.1414, n = 2"
+    assert [cell.best for cell in table["Accuracy, final"]] == [True, False, False, False]
+    more = results(grouped(*folders), MORE_METRICS)
+    assert more["Peak memory"][2].text == "–" and not any(cell.best for cell in more["Tokens"])
+    assert "Consensus error" not in more and "Answers right" not in table
+
+
+def test_nobody_is_best_where_intervals_overlap_or_a_seed_is_alone(tmp_path):
+    good, bad = seeds(tmp_path / "good", 1.0, 2.0), seeds(tmp_path / "bad", 1.4, 2.4, lr=0.1)
+    alone = seeds(tmp_path / "alone", 9.0, lr=0.2)
+    assert not any(cell.best for cell in results(grouped(*good, *bad))["Validation loss, final"])
+    far = seeds(tmp_path / "far", 5.0, 5.1, lr=0.3)
+    (first, *_) = results(grouped(*good, *far))["Validation loss, final"]
+    assert first.best
+    assert not any(cell.best for cell in results(grouped(*good, *far, *alone))["Validation loss, final"])
+    counted = results(
+        grouped(*seeds(tmp_path / "one", 1.0), leave_run(tmp_path / "long", rows_of([3, 2, 1]), lr=9.0))
     )
-    assert "Consensus error" not in table and "Answers right" not in table
+    assert [cell.best for cell in counted["Bytes sent"]] == [True, False], "what is counted needs no seeds"
 
 
-def test_several_seeds_are_a_mean_and_a_range(tmp_path):
-    for seed, loss in ((1, 1.0), (2, 2.0)):
-        leave_run(tmp_path / f"s{seed}", rows_of([3, loss]), seed=seed)
-    (cell,) = results(grouped(tmp_path / "s1", tmp_path / "s2"))["Validation loss, final"]
-    assert (cell.text, cell.spread, cell.best) == ("1.5", "1 to 2", False)
+def test_eval_of_single_runs_is_best_by_its_interval(tmp_path):
+    found = []
+    for name, (accuracy, low, high) in {
+        "a": (0.8, 0.7, 0.9),
+        "b": (0.5, 0.4, 0.6),
+        "c": (0.5, 0.0, 1.0),
+    }.items():
+        run = leave_run(tmp_path / name, rows_of([3, 2]), lr=0.1 + ord(name))
+        leave_predictions(run, [], verdict(f"{name}/round-000001", accuracy=accuracy, low=low, high=high))
+        found.append(run)
+    table = results(grouped(*found[:2]))["Right, fedloom eval"]
+    assert [(cell.text, cell.spread, cell.best) for cell in table] == [
+        ("80.0%", "70.0% to 90.0%", True),
+        ("50.0%", "40.0% to 60.0%", False),
+    ]
+    assert not any(cell.best for cell in results(grouped(*found))["Right, fedloom eval"])
+
+
+def test_runs_that_nobody_evaluated_are_listed(tmp_path):
+    judged = leave_run(tmp_path / "judged", rows_of([3, 2]))
+    leave_predictions(judged, [], verdict("judged/round-000001", accuracy=0.5, low=0.4, high=0.6))
+    other = leave_run(tmp_path / "other", rows_of([3, 2]), lr=0.5)
+    table = results(grouped(judged, other))["Right, fedloom eval"]
+    assert [cell.text for cell in table] == ["50.0%", "not evaluated"]
+    html = page(grouped(judged, other), "")
+    assert f"Not evaluated: other. For answers to the test split: fedloom eval --adapter {other}" in html
+    assert "Not evaluated: other." in headline(grouped(judged, other))
+    assert "Not evaluated" not in page(grouped(judged), "")
+
+
+def test_the_headline_says_what_came_out_what_it_was_before_and_what_was_sent(tmp_path):
+    rows = rows_of([3, 2, 1], val_answer_accuracy=[0.1, None, 0.46])
+    run = leave_run(tmp_path / "mine", rows)
+    assert headline(grouped(run)) == "46.0% of the validation answers right, 10.0% before, 30 bytes sent."
+    adapters = [{"name": "base", "accuracy": 0.2}, {"name": "mine/round-000002", "accuracy": 0.5}]
+    leave_predictions(run, [], {"task": "t", "split": "test", "examples": 9, "adapters": adapters})
+    assert headline(grouped(run)) == "50.0% right, 20.0% before, 30 bytes sent."
+    far = [*seeds(tmp_path / "good", 1.0, 1.1), *seeds(tmp_path / "bad", 2.0, 2.1, lr=0.1)]
+    assert headline(grouped(*far)).startswith(
+        "good: 73.8% of the validation tokens or classes right, 25.0% before"
+    )
+    assert headline(grouped(*far)).endswith("Best of those it compares with.")
+    near = [*seeds(tmp_path / "left", 1.0, 2.1), *seeds(tmp_path / "right", 1.1, 2.0, lr=0.1)]
+    assert headline(grouped(*near)).endswith("intervals overlap, or there is one seed alone.")
 
 
 def test_what_eval_found_is_that_of_the_last_round_judged(tmp_path):
@@ -261,7 +320,7 @@ def test_figures_that_show_the_same_name_all_their_runs(tmp_path):
     for lr in (1, 2, 3, 4):
         leave_run(tmp_path / f"run{lr}", rows_of([3, 2]), name="ring", num_clients=4, lr=float(lr))
     html = page(grouped(*sorted(tmp_path.iterdir())), "")
-    assert re.findall(r"Graph [^<]*", html) == ["Graph ring, 4 peers: run1, run2, run3 and 1 more"]
+    assert re.findall(r">(Graph [^<]*)</h3>", html) == ["Graph ring, 4 peers: run1, run2, run3 and 1 more"]
 
 
 # The page.
@@ -332,7 +391,7 @@ def test_answers_show_their_numbers_and_the_first_wrong_and_right_ones(tmp_path)
 
 def test_sections_without_data_do_not_appear(tmp_path):
     html = page(grouped(leave_run(tmp_path / "a", rows_of([3, 2]))), "")
-    assert re.findall(r"<h2>(.*?)</h2>", html) == ["What was run", "Results", "Learning", "All options"]
+    assert re.findall(r"<h2>(.*?)</h2>", html) == ["Results", "Learning", "What was run", "All options"]
     assert "not finished" not in html
 
 
@@ -419,7 +478,7 @@ def test_mistakes_are_told(report, tmp_path):
     for words, parts in [
         ([], ["runs: none given", "runs/demo"]),
         ([tmp_path / "nothing"], ["nothing is not the folder of a run", "does not exist", "fedloom dfl"]),
-        ([tmp_path / "runs"], ["no config.yaml", "the runs in it are", str(good)]),
+        ([tmp_path / "runs", good], ["is given twice"]),
         ([empty], ["metrics.jsonl has no rows", "wait for its first round"]),
         ([broken], ["summary.json is not as fedloom wrote it"]),
         ([torn], ["metrics.jsonl is not as fedloom wrote it"]),
@@ -435,6 +494,21 @@ def test_mistakes_are_told(report, tmp_path):
             words
         )
         assert all(part in err for part in parts), err
+
+
+def test_a_folder_stands_for_the_runs_in_it_and_what_cannot_be_shown_is_left_out(report, tmp_path, caplog):
+    for name in ("a", "b"):
+        leave_run(tmp_path / "runs" / name, rows_of([3, 2]), lr=0.1 + ord(name))
+    begun = leave_run(tmp_path / "runs" / "begun", rows_of([3]))
+    (begun / "metrics.jsonl").write_text("")
+    (tmp_path / "runs" / "notes").mkdir()
+    status, _, _ = report(tmp_path / "runs", "-o", tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert status == 0 and "<h1>a, b</h1>" in html and f"left out: {begun}" in caplog.text
+    (tmp_path / "empty").mkdir()
+    begun.rename(tmp_path / "empty" / "begun")
+    status, _, err = report(tmp_path / "empty", "-o", tmp_path / "page.html")
+    assert status == 2 and "can be shown" in err
 
 
 def test_predictions_that_are_none_are_named(report, tmp_path):
