@@ -6,13 +6,12 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.data.tasks import TASKS
-from fedloom.data.templates import dialogue, prompt_format
+from fedloom.data.templates import dialogue, instruction_of, prompt_format
 from fedloom.errors import UserError, one_line, shown
 from fedloom.evaluation.adapter_tensors import read_fitting
 from fedloom.evaluation.answering import ends_of_answer
@@ -21,6 +20,7 @@ from fedloom.evaluation.saved_adapters import (
     CONFIG_FILE,
     SavedAdapter,
     find_adapters,
+    options_of_folder,
     options_of_run,
     read_config,
 )
@@ -92,10 +92,10 @@ def _load(config: ChatConfig, name: str, first: SavedAdapter, peft: PeftConfig) 
 
 
 def _talk(config: ChatConfig, base: BaseModel, adapter: SavedAdapter) -> Talk:
-    """As the run put its questions: with the instruction of its task, in its format."""
-    run: dict[str, Any] = options_of_run(adapter.run) if adapter.run is not None else {}
+    """As the run put its questions: with its instruction, in its format."""
+    run = options_of_run(adapter.run) if adapter.run is not None else options_of_folder(adapter.folder)
     task = TASKS.get(str(run.get("data_name")))
-    instruction = task.instruction if task else ""
+    instruction = instruction_of(task.instruction if task else "", run.get("system_prompt") or "auto")
     name: FormatName = run.get("prompt_format") or "auto"
     day = str(run.get("prompt_date") or PROMPT_DATE)
     form = prompt_format(base.tokenizer, instruction, name, day)

@@ -171,7 +171,7 @@ def _encode(
         sequences, _ = encode_classes(examples, tokenizer, plan.classes, longest)
         texts = ["\n".join(example.pair or (example.question,)) for example in examples]
         return Asked(examples, texts, [], None, sequences)
-    form = prompt_format(tokenizer, plan.task.instruction, plan.prompt_format, plan.prompt_date)
+    form = prompt_format(tokenizer, plan.instruction, plan.prompt_format, plan.prompt_date)
     if not all(example.final for example in examples):
         longest = plan.max_length if room is None else min(plan.max_length, room)
         sequences, left_out = encode(examples, tokenizer, form, longest)

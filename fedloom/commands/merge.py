@@ -69,7 +69,12 @@ def run_merge(config: MergeConfig) -> Path:
     _name_classes(config, whole.config, adapters, name)
     source = located(name)
     _restore_generation(config, source.location, whole)
-    _write(output, whole, _tokenizer(config, source.location), _card(adapters, locate(name).name))
+    _write(
+        output,
+        whole,
+        _tokenizer(config, adapters[0][0].folder, source.location),
+        _card(adapters, locate(name).name),
+    )
     console.print(f"Model: {output}", soft_wrap=True)
     if config.push_to_hub is not None:
         console.print(f"On the hub: {push(output, config.push_to_hub, config.token)}", soft_wrap=True)
@@ -173,8 +178,9 @@ def _restore_generation(config: MergeConfig, location: str, model: PreTrainedMod
             model.generation_config = GenerationConfig.from_pretrained(location, token=config.token or None)
 
 
-def _tokenizer(config: MergeConfig, location: str) -> PreTrainedTokenizerBase:
-    """The base's tokenizer as its files have it, chat template included."""
+def _tokenizer(config: MergeConfig, adapter: Path, location: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside the adapter and prompts as training did; without one the base's own."""
+    location = str(adapter) if (adapter / "tokenizer_config.json").is_file() else location
     made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         location, token=config.token or None, trust_remote_code=config.trust_remote_code
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import string
 from collections.abc import Callable, Sequence
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 # picks characters out of it, does not give it back as it is.
 _QUESTION = 'It\'s "1 < 2" & so on.\nIs it, René?'
 _ANSWER = "The answer."
+
+ZEPHYR = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}"
+    "{{ message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""The chat template that Zephyr and TinyLlama chat were published with."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +61,20 @@ def prompt_format(
 
     Args:
         tokenizer: The model's tokenizer.
-        instruction: What to do with the questions; a system message where the format has such.
+        instruction: What to do with the questions; a system message where the format has such; "" for none.
         name: "auto": the tokenizer's chat template, without one as "plain"; "plain": the instruction and the
-            question under each other; "llama-2": that of Llama 2 chat, for copies without a template.
+            question under each other; "llama-2", "zephyr": those of Llama 2 chat and of TinyLlama
+            chat, for copies without a template.
         day: What a template with a clock takes for today, as ``YYYY-MM-DD``.
 
     Raises:
         UserError: If the template fails, or leaves out the question or the instruction; if there is no token
             to end an answer.
     """
-    if name == "auto" and tokenizer.chat_template is not None:
+    if name == "zephyr":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = ZEPHYR
+    if name in ("auto", "zephyr") and tokenizer.chat_template is not None:
         template = _Template(tokenizer, date.fromisoformat(day))
         end = template.end_of_turn()
         talk = TemplateTalk(template.apply, tokenizer, end, instruction, _WAY_OUT)
@@ -81,6 +93,16 @@ def prompt_format(
     return PromptFormat(
         lambda question: f"{before}{question}{after}", end, partial(plain, tokenizer, instruction)
     )
+
+
+def instruction_of(own: str, system_prompt: str) -> str:
+    """Returns the instruction that stands in prompts; "" for none.
+
+    Args:
+        own: The task's.
+        system_prompt: The option: "auto" for the task's, "none" for none, or a text.
+    """
+    return own if system_prompt == "auto" else "" if system_prompt == "none" else system_prompt
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -172,13 +194,13 @@ class _Template:
         ]
         template = self.tokenizer.get_chat_template() if template is None else template
         if "strftime_now" in template:
-            template = _stopped_clock(self.day) + template
+            template = stopped_clock(self.day) + template
         return str(
             self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
         )
 
 
-def _stopped_clock(day: date) -> str:
+def stopped_clock(day: date) -> str:
     """Returns a macro, to stand before a template, that hides transformers' function of the same name.
 
     That one reads the clock. A function cannot be handed to a template, which gets plain data alone, so the

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.data.own import open_task
-from fedloom.data.tasks import Task
+from fedloom.data.tasks import TASKS, Task
+from fedloom.data.templates import instruction_of
 from fedloom.errors import UserError
 from fedloom.evaluation.chosen import named_base
-from fedloom.evaluation.saved_adapters import SavedAdapter, find_adapters, options_of_run, read_config
+from fedloom.evaluation.saved_adapters import (
+    SavedAdapter,
+    find_adapters,
+    options_of_folder,
+    options_of_run,
+    read_config,
+)
 from fedloom.model.base import base_name, configuration, is_encoder
 from fedloom.model.class_order import class_order
 from fedloom.model.files import check_model_name
@@ -43,6 +50,7 @@ class Plan:
             writes answers.
         data_dir: Local data.
         data_seed: Decides what is held out, where something must be.
+        instruction: What a model is told in front of every question; "" for nothing.
         prompt_format, prompt_date: How questions are put to the model; see `fedloom.data.templates`.
         max_length: To which a text to classify is cut, in tokens.
         output: Folder for the results.
@@ -56,6 +64,7 @@ class Plan:
     classes: tuple[str, ...]
     data_dir: str | None
     data_seed: int
+    instruction: str
     prompt_format: FormatName
     prompt_date: str
     max_length: int
@@ -91,7 +100,7 @@ def make_plan(config: EvalConfig) -> Plan:
         (taken[name],) = values
         return taken[name]
 
-    of_runs = list(runs.values())
+    of_runs = [*runs.values(), *(options_of_folder(each.folder) for each in found if each.run is None)]
     data_name = _known("data_name", choose("data_name", config.task, of_runs))
     same_task = [run for run in of_runs if run["data_name"] == data_name]
     model_name = _known("model_name", choose("model_name", config.model, of_runs) or named_base(adapters))
@@ -102,6 +111,9 @@ def make_plan(config: EvalConfig) -> Plan:
     prompt_format: Any = choose("prompt_format", config.prompt_format, of_runs) or "auto"
     prompt_date = str(choose("prompt_date", config.prompt_date, of_runs) or PROMPT_DATE)
     check_prompts(prompt_format, prompt_date)
+    given = config.system_prompt if config.system_prompt != "auto" else None
+    told = [run for run in of_runs if run["data_name"] == data_name or _has_prompt_of_its_own(run)]
+    system_prompt = choose("system_prompt", given, told) or "auto"
     check_model_name(model_name, config.token)
     task = open_task(
         data_name,
@@ -124,6 +136,7 @@ def make_plan(config: EvalConfig) -> Plan:
         classes=classes,
         data_dir=data_dir,
         data_seed=DATA_SEED if data_seed is None else data_seed,
+        instruction=instruction_of(task.instruction, system_prompt),
         prompt_format=prompt_format,
         prompt_date=prompt_date,
         max_length=max((run["max_length"] or 0 for run in same_task), default=0) or DEFAULT_MAX_LENGTH,
@@ -143,6 +156,12 @@ def _predicts(config: EvalConfig, task: Task, model_name: str, adapters: Sequenc
     if task.embedded is None and not task.own:
         return True
     return is_encoder(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
+
+
+def _has_prompt_of_its_own(run: dict[str, Any]) -> bool:
+    """Whether a run was told what its user says, on any data; else what its data set says, on that alone."""
+    known = TASKS.get(run["data_name"])
+    return run["system_prompt"] not in (None, "auto", "none", known.instruction if known else "")
 
 
 def _known(name: str, value: str | None) -> str:

@@ -16,11 +16,14 @@ from fedloom.options.parsing import RUN_CONFIG
 from fedloom.options.yaml_file import read_yaml
 from fedloom.runs.checkpoint import checkpoints_of
 from fedloom.runs.checksums import verify
+from fedloom.runs.reading import read_mapping
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 CONFIG_FILE = "adapter_config.json"
+PROMPT_FILE = "prompt.json"
+"""What an adapter's folder says of its prompts, in the options that they come from."""
 KINDS = ("LORA", "P_TUNING", "PROMPT_TUNING")
 """Kinds of adapters that run stacked, as PEFT names them."""
 
@@ -31,6 +34,7 @@ _OF_RUNS = (
     "max_length",
     "prompt_format",
     "prompt_date",
+    "system_prompt",
     "quantize",
     "train_mode",
     "dataset_path_template",
@@ -131,6 +135,23 @@ def options_of_run(run: Path) -> dict[str, Any]:
         if value is not None and not rules[name].allows(value):
             line = f", line {lines[name]}" if name in lines else ""
             raise UserError(f"{run / RUN_CONFIG}{line}: {rules[name].explain(value)}")
+    return found
+
+
+def options_of_folder(folder: Path) -> dict[str, Any]:
+    """What an adapter's folder itself says of its prompts: as `options_of_run`, for an adapter of no run.
+
+    Raises:
+        UserError: The file cannot be read, or a value breaks its rule.
+    """
+    path = folder / PROMPT_FILE
+    found: dict[str, Any] = dict.fromkeys((*(name for name, _ in _NAMES), *_OF_RUNS, "data_seed"))
+    rules = {option.name: option for option in options(EvalConfig)}
+    content = read_mapping(path) if path.is_file() else {}
+    for name in ("data_name", "system_prompt", "prompt_format", "prompt_date"):
+        found[name] = content.get(name)
+        if found[name] is not None and not rules[name].allows(found[name]):
+            raise UserError(f"{path}: {rules[name].explain(found[name])}")
     return found
 
 

@@ -8,10 +8,13 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from fedloom.data.clients import load_clients
+from fedloom.data.clients import load_clients, path_of
 from fedloom.data.example import Example
+from fedloom.data.own import open_task
 from fedloom.data.sources import load_splits
+from fedloom.data.tasks import TASKS
 from fedloom.errors import UserError
+from fedloom.options.own_data import column_names
 
 if TYPE_CHECKING:
     from fedloom.evaluation.plan import Plan
@@ -70,12 +73,33 @@ def _content(example: Example) -> Hashable:
 
 def _trained_on(plan: Plan, run: dict[str, Any], token: str | None) -> list[Example]:
     """What a run trained on, where it may be something that is held out now."""
-    if run["data_name"] != plan.task.name:
+    name, own = run["data_name"], run["dataset_path_template"]
+    if name != plan.task.name and _published(name) and _published(plan.task.name):
+        return []  # two published data sets
+    # With gradient priority the server's own data move the adapter beside those that clients bring.
+    held = own is None or run["train_mode"] == "fedGradFocus"
+    held = held and (name, run["data_dir"], run["data_seed"]) != (
+        plan.task.name,
+        plan.data_dir,
+        plan.data_seed,
+    )
+    if own is None and not held:
         return []
-    examples: list[Example] = []
-    own, data_set = run["dataset_path_template"], (run["data_dir"], run["data_seed"])
-    if own is not None:
-        examples += chain.from_iterable(load_clients(own, run["client_num"], plan.task))
-    if (own is None or run["train_mode"] == "fedGradFocus") and data_set != (plan.data_dir, plan.data_seed):
-        examples += load_splits(plan.task, data_dir=data_set[0], seed=data_set[1], token=token).train
+    clients = range(1, run["client_num"] + 1) if own is not None else ()
+    task = open_task(
+        name,
+        data_dir=run["data_dir"],
+        data_format=run["data_format"] or "auto",
+        columns=column_names(run["columns"]),
+        client_paths=[path_of(own, client) for client in clients],
+        read_data=held,
+        token=token,
+    )
+    examples = list(chain.from_iterable(load_clients(own, len(clients), task))) if clients else []
+    if held:
+        examples += load_splits(task, data_dir=run["data_dir"], seed=run["data_seed"], token=token).train
     return examples
+
+
+def _published(name: str) -> bool:
+    return name in TASKS and not TASKS[name].brought

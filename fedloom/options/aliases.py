@@ -18,6 +18,7 @@ SAME = (
     ("client_batch_per_step", "local_steps"),
     ("client_epoch", "local_epochs"),
     ("client_lr", "lr"),
+    ("system_prompt", "instruction"),
 )
 """Names of one thing; where a command has both, they are two (`lr` of `fedloom fed` is the server's)."""
 

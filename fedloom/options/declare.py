@@ -39,6 +39,7 @@ def option(
     free: bool = False,
     secret: bool = False,
     path: bool = False,
+    lines: bool = False,
 ) -> Any:
     """Declare one option as a dataclass field.
 
@@ -53,6 +54,7 @@ def option(
         free: Whether a resumed run may change it, since a round's mathematics does not depend on it.
         secret: Whether its value must never be shown or written.
         path: Whether it names files or folders, alone or with commas between.
+        lines: Whether it is a text that may have several lines.
     """
     facts = {
         "help": help,
@@ -63,13 +65,14 @@ def option(
         "free": free,
         "secret": secret,
         "path": path,
+        "lines": lines,
     }
     return dataclasses.field(default=default, repr=not secret, metadata=facts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option as `--help`, the checks and the docs see it; see `option` for the last eight.
+    """One option as `--help`, the checks and the docs see it; see `option` for the last nine.
 
     Attributes:
         name: The flag without its dashes, and the YAML key.
@@ -91,6 +94,7 @@ class Option:
     free: bool
     secret: bool
     path: bool
+    lines: bool
 
     @property
     def _types(self) -> tuple[Any, ...]:
@@ -190,7 +194,7 @@ class Option:
 
     def _flaw(self, text: str) -> str:
         """Why a text will do for no option, or for none that is a path; empty where it will."""
-        if not is_plain(text):
+        if not is_plain(text.replace("\n", "").replace("\t", "") if self.lines else text):
             return "a control character or half of a surrogate pair stands in it"
         if not self.secret and looks_like_a_token(text):
             return "a hub token stands in it; set it as HF_TOKEN, which nobody else sees"

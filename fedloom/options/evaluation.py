@@ -50,6 +50,12 @@ class EvalData:
     )
     data_format: DataFormat | None = option(None, f"{FORMAT_HELP}; none: that of the adapter's run, or auto")
     columns: str | None = option(None, f"{COLUMNS_HELP}; none: those of the adapter's run")
+    system_prompt: Literal["auto", "none"] | str = option(
+        "auto",
+        "what a model is told in front of every question; auto: what the adapter was trained with, else the "
+        "data set's own instruction; none: nothing",
+        lines=True,
+    )
     prompt_format: FormatName | None = option(
         None, "format of the prompts, as `fedloom fed` takes it; none: that of the adapter's run, or auto"
     )

@@ -19,7 +19,7 @@ Problems = Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArit
 AnyTask = Literal[Problems, "sst2", "qnli", "mnli"]
 """These, and those of sentence classification."""
 
-FormatName = Literal["auto", "plain", "llama-2"]
+FormatName = Literal["auto", "plain", "llama-2", "zephyr"]
 """Formats of prompts; see `fedloom.data.templates.prompt_format`."""
 
 PROMPT_DATE = "2024-07-26"
@@ -166,10 +166,17 @@ class Data:
 class Prompts:
     """Prompts."""
 
+    system_prompt: Literal["auto", "none"] | str = option(
+        "auto",
+        "what a model is told in front of every question, as a system message where its format has such; "
+        "auto: the data set's own instruction, none: nothing",
+        lines=True,
+    )
     prompt_format: FormatName = option(
         "auto",
         "auto: the chat template of the model's tokenizer, without one as plain; plain: instruction, "
-        "question and answer in lines; llama-2: that of Llama 2 chat, for copies without a template",
+        "question and answer in lines; llama-2, zephyr: those of Llama 2 chat and of TinyLlama chat, for "
+        "copies without a template",
     )
     prompt_date: str = option(
         PROMPT_DATE,

@@ -78,7 +78,10 @@ def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
 
     def write_adapters(path: Path) -> None:
         for peer in range(bank.clients):
-            parts.model.save(frozen | bank.row(peer), path / f"peer-{peer + 1:04d}")
+            own = path / f"peer-{peer + 1:04d}"
+            parts.model.save(frozen | bank.row(peer), own)
+            if parts.beside is not None:
+                parts.beside.write(own, like=path / "peer-0001" if peer else None)
 
     save_checkpoint(
         folder,

@@ -153,9 +153,12 @@ def _save(parts: Parts, folder: Path, now: ServerProgress) -> None:
 
     def write_adapters(path: Path) -> None:
         parts.model.save(now.server.adapter, path, base=now.server.base)
+        parts.beside.write(path)
         for client, row in _personal_rows(now).items():
             rank = parts.algorithm.rank(client)
-            parts.model.save(row, path / f"client-{client + 1:04d}", rank=rank)
+            own = path / f"client-{client + 1:04d}"
+            parts.model.save(row, own, rank=rank)
+            parts.beside.write(own, like=path)
 
     save_checkpoint(
         folder,

@@ -17,7 +17,7 @@ from fedloom.data.own import open_task
 from fedloom.data.partition import for_server, iid
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import Task
-from fedloom.data.templates import PromptFormat, prompt_format
+from fedloom.data.templates import PromptFormat, instruction_of, prompt_format
 from fedloom.evaluation.answering import Questions, questions_of
 from fedloom.model.layout import shared_prefix
 from fedloom.options.fed import FedConfig
@@ -63,6 +63,7 @@ class Encoded:
         clients: For each client the indices of its training sequences.
         server: The indices of the training sequences that the server keeps; no client has them.
         form: How a question is put to the model.
+        instruction: What it is told in front of each; "" for nothing.
         reading: A short name of how problems become token ids, the same for all who train together.
         questions: The validation problems that the model answers itself; None where it is never asked.
     """
@@ -72,6 +73,7 @@ class Encoded:
     clients: list[np.ndarray]
     server: np.ndarray
     form: PromptFormat
+    instruction: str
     reading: str
     questions: Questions | None
 
@@ -104,7 +106,8 @@ def encode_data(
     Raises:
         UserError: Nothing is left, of all or of a client's own; or the clients are more than the examples.
     """
-    form = prompt_format(tokenizer, task.instruction, config.prompt_format, config.prompt_date)
+    instruction = instruction_of(task.instruction, config.system_prompt)
+    form = prompt_format(tokenizer, instruction, config.prompt_format, config.prompt_date)
 
     def read(examples: list[Example]) -> list[Tokens]:
         return encode(examples, tokenizer, form, config.max_length)[0] if examples else []
@@ -138,7 +141,7 @@ def encode_data(
     questions = None
     if config.eval_generate_every:
         questions = questions_of(validation, config.eval_generate_limit, form.end)
-    return Encoded(train, validation, clients, server, form, reading(tokenizer, form), questions)
+    return Encoded(train, validation, clients, server, form, instruction, reading(tokenizer, form), questions)
 
 
 def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = True) -> Task:

@@ -33,6 +33,7 @@ from fedloom.runtimes.dealing import blocks
 from fedloom.runtimes.gathering import payloads_heard, rows_heard
 from fedloom.runtimes.group import ALONE, Group, moved_since
 from fedloom.runtimes.in_process import train_peers
+from fedloom.training.adapter_folder import AdapterFolder
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class PeerParts:
         group: The processes that the peers are dealt over.
         first: Number of the first peer in these lists, from 0: of a real peer, which knows no other, its own.
         reading: A short name of how texts become token ids and classes, the same for all who train together.
+        beside: What is written beside every saved adapter.
     """
 
     model: StackedModel
@@ -86,6 +88,7 @@ class PeerParts:
     group: Group = ALONE
     first: int = 0
     reading: str = ""
+    beside: AdapterFolder | None = None
 
     @cached_property
     def first_memory(self) -> Row:

@@ -164,10 +164,16 @@ def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
     if now.peers.round == 0:
         return
     adapter: Row = {**parts.frozen, **now.peers.bank.row(0)}
+
+    def write_adapter(path: Path) -> None:
+        parts.model.save({n: t.detach().cpu() for n, t in adapter.items()}, path)
+        if parts.beside is not None:
+            parts.beside.write(path)
+
     save_checkpoint(
         folder,
         now.peers.round,
-        write_adapter=lambda path: parts.model.save({n: t.detach().cpu() for n, t in adapter.items()}, path),
+        write_adapter=write_adapter,
         tensors={},
         state={"round": now.peers.round},
     )

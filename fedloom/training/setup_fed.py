@@ -35,6 +35,7 @@ from fedloom.options.check_fed import check
 from fedloom.options.fed import FedConfig
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
+from fedloom.training.adapter_folder import AdapterFolder, of_prompts
 from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_with_server, client_ranks
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
 from fedloom.training.loop import Intervals
@@ -50,8 +51,8 @@ class Parts:
     `focus` and `server_schedule`, how much of its own data the server looks at per round, are those of
     gradient priority; `focus` is None without it. `per_round` clients are sampled for a round; `central` is
     the baseline that trains on all data as one client. `patience`: validations without a gain after which the
-    run stops; 0: none. `val_limit`: how many validation examples are looked at; None: all. `group` are the
-    processes that the clients are dealt over.
+    run stops; 0: none. `val_limit`: how many validation examples are looked at; None: all. `beside` is
+    written beside every saved adapter. `group` are the processes that the clients are dealt over.
     """
 
     model: StackedModel
@@ -69,6 +70,7 @@ class Parts:
     central: bool
     patience: int
     val_limit: int | None
+    beside: AdapterFolder
     group: Group = ALONE
 
 
@@ -133,6 +135,7 @@ def build(
         wave_tokens=auto_wave_tokens(base.model, group.sharing)
         if config.wave_tokens == "auto"
         else config.wave_tokens,
+        system_prompt=data.instruction or "none",
     )
     return resolved, Parts(
         model=model,
@@ -155,6 +158,7 @@ def build(
         central=config.train_mode == "local",
         patience=config.patience,
         val_limit=config.val_limit,
+        beside=of_prompts(config, task.name, base.name, base.tokenizer, data.form, data.instruction),
         group=group,
     )
 

@@ -21,7 +21,7 @@ from fedloom.data.encode_classes import class_reading, encode_classes
 from fedloom.data.example import Example
 from fedloom.data.randomness import derive_seed
 from fedloom.data.tasks import Task
-from fedloom.data.templates import prompt_format
+from fedloom.data.templates import PromptFormat, instruction_of, prompt_format
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import Questions, questions_of, within_room
 from fedloom.federation.matrix import RoundMixing
@@ -42,6 +42,7 @@ from fedloom.options.graph import DflConfig
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
+from fedloom.training.adapter_folder import of_classes, of_prompts
 from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_on_graph, personal_names
 from fedloom.training.division import check_sizes, of_client
 from fedloom.training.graph_data import PeerExamples, Setting, hold, open_data
@@ -63,6 +64,7 @@ class _Encoded:
     validation: list[list[Tokens]]
     questions: list[Questions]
     reading: str
+    form: PromptFormat | None
 
 
 def build(
@@ -196,7 +198,18 @@ def _build(
     dtype = cast(Any, str(base.model.dtype).removeprefix("torch."))
     optimiser = _optimiser(config)
     ends = np.cumsum([len(own) for own in train])
-    return replace(config, dtype=dtype, wave_tokens=wave_tokens), PeerParts(
+    instruction = instruction_of(task.instruction, config.system_prompt)
+    if data.form is None:
+        beside = of_classes(task.name, base.name, base.tokenizer, classes)
+    else:
+        beside = of_prompts(config, task.name, base.name, base.tokenizer, data.form, instruction)
+    resolved = replace(
+        config,
+        dtype=dtype,
+        wave_tokens=wave_tokens,
+        system_prompt=config.system_prompt if data.form is None else instruction or "none",
+    )
+    return resolved, PeerParts(
         model=model,
         tokenizer=base.tokenizer,
         train=[tokens for own in train for tokens in own],
@@ -222,6 +235,7 @@ def _build(
         group=group,
         first=only or 0,
         reading=data.reading,
+        beside=beside,
     )
 
 
@@ -243,7 +257,8 @@ def _encode(
         length = config.max_length
         read = partial(encode_classes, tokenizer=tokenizer, label_names=classes, max_length=length)
     else:
-        form = prompt_format(tokenizer, task.instruction, config.prompt_format, config.prompt_date)
+        instruction = instruction_of(task.instruction, config.system_prompt)
+        form = prompt_format(tokenizer, instruction, config.prompt_format, config.prompt_date)
         read = partial(encode, tokenizer=tokenizer, form=form, max_length=config.max_length)
     done = []
     for what, parts in (("training", held.train), ("validation", held.validation)):
@@ -259,12 +274,12 @@ def _encode(
     train, validation = done
     check_sizes(config, [len(own) for own in train])
     if classes:
-        return _Encoded(train, validation, [], class_reading(tokenizer, classes))
+        return _Encoded(train, validation, [], class_reading(tokenizer, classes), None)
     limit = config.eval_generate_limit
     questions = [
         questions_of(own, limit, form.end) for own in (validation if config.eval_generate_every else ())
     ]
-    return _Encoded(train, validation, questions, reading(tokenizer, form))
+    return _Encoded(train, validation, questions, reading(tokenizer, form), form)
 
 
 def _adapter(config: Setting, model: PreTrainedModel) -> PeftConfig:

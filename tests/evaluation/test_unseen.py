@@ -92,6 +92,7 @@ def test_rows_that_a_run_trained_on_are_left_out(train, data, tmp_path, caplog):
     assert 0 < len(left) < 10 and not set(left) & set(seen)
     assert f"other trained on {10 - len(left)} of 10 examples of test, which are left out" in caplog.text
     assert "--data_seed 7 and its own data" in caplog.text
+    assert judged(tmp_path / "named", "--adapter", run, "--data_name", data, "--data_seed", 3407) == left
 
 
 @pytest.mark.parametrize("command", ["fed", "dfl"])

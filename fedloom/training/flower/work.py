@@ -113,6 +113,7 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         memory.keep(facts["word"], update.memory, facts["kept_from"], facts["remembers"])
         if personal := part_of(update.memory, PERSONAL):
             model.save(whole | personal, memory.folder / "adapter", rank=algorithm.rank(client))
+            parts.beside.write(memory.folder / "adapter")
         said["forgot"] = facts["remembers"] is not None and remembered is None
     return Answer(
         Content({"round": facts["round"], **said}, pack(update.payload)),
