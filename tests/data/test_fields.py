@@ -72,10 +72,12 @@ def test_a_number_is_text_too(value, expected):
 
 def test_split_and_view_count_a_label_0_and_tell_what_is_none(tmp_path, capsys):
     content = [{"question": "a?", "answer": "b", "label": i % 2, "site": i % 3} for i in range(12)]
-    mine = tmp_path / "mine.jsonl"
+    mine = tmp_path / "mine"
+    mine.mkdir()
 
     def split(name, *flags):
-        mine.write_text("".join(json.dumps(row) + "\n" for row in content))
+        for part, rows in (("train", content), ("validation", content[:1]), ("test", content[:1])):
+            (mine / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         words = f"split --data_name qa --data_dir {mine} --num_clients 3 --output_path {tmp_path / name}"
         return main([*words.split(), *flags])
 
