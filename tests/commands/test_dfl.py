@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from safetensors.torch import load_file
+from run_files import adapter, assert_close, rows, write_rows
 from tiny import save_tiny_bert, save_tiny_llama
 from transformers import AutoModelForSequenceClassification
 
@@ -29,10 +29,6 @@ def sentences(count):
     return [{"sentence": f"{(GOOD, BAD)[i % 2][i // 2 % 4]} {i}", "label": 1 - i % 2} for i in range(count)]
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_tiny_bert(tmp_path_factory.mktemp("model"))
@@ -41,8 +37,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write(folder / "train.jsonl", sentences(40))
-    write(folder / "validation.jsonl", sentences(12))
+    write_rows(folder / "train.jsonl", sentences(40))
+    write_rows(folder / "validation.jsonl", sentences(12))
     return folder
 
 
@@ -65,21 +61,6 @@ def dfl(model, data, tmp_path):
     return run
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def adapter(folder, peer=1, round_=4):
-    path = folder / "checkpoints" / f"round-{round_:06d}" / f"peer-{peer:04d}" / "adapter_model.safetensors"
-    return load_file(path)
-
-
-def assert_equal(a, b, tolerance=0.0):
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
-
-
 def size(row, *parts):
     return sum(t.numel() * 4 for name, t in row.items() if any(part in name for part in parts))
 
@@ -94,7 +75,7 @@ def test_a_run_leaves_what_the_docs_promise(dfl):
     assert last["val_accuracy_min"] == min(last["peer_val_accuracy"])
     assert last["val_accuracy_max"] == max(last["peer_val_accuracy"])
     assert last["consensus_error"] > 0 and 0 < last["consensus_error_relative"] < 10
-    assert last["bytes_up"] == last["bytes_down"] == 4 * 2 * size(adapter(folder), "")
+    assert last["bytes_up"] == last["bytes_down"] == 4 * 2 * size(adapter(folder, peer=1), "")
     assert last["train_loss"] < rows(folder)[1]["train_loss"]
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 <= summary["averaged_adapter"]["accuracy"] <= 1
@@ -121,7 +102,7 @@ def test_a_peers_adapter_loads_with_peft_and_judges_as_the_run_did(dfl, model):
 @pytest.mark.parametrize("training_type", ["DFL-LoRA", "ConLoRA"])
 def test_frozen_a_stays_what_it_was_for_everybody_and_is_never_sent(dfl, training_type):
     _, folder = dfl("frozen", "--training_type", training_type)
-    one, other = adapter(folder, 1), adapter(folder, 3)
+    one, other = adapter(folder, peer=1), adapter(folder, peer=3)
     for name in one:
         if "lora_A" in name:
             assert torch.equal(one[name], other[name])
@@ -132,10 +113,11 @@ def test_frozen_a_stays_what_it_was_for_everybody_and_is_never_sent(dfl, trainin
 def test_the_head_may_stay_with_its_peer(dfl):
     _, folder = dfl("head", "--mix_head", "false", "--name", "complete", "--num_rounds", "4")
     heads = [
-        next(t for name, t in adapter(folder, peer).items() if "classifier.weight" in name) for peer in (1, 2)
+        next(t for name, t in adapter(folder, peer=peer).items() if "classifier.weight" in name)
+        for peer in (1, 2)
     ]
     assert not torch.equal(*heads)
-    assert rows(folder)[-1]["bytes_up"] == 4 * 3 * size(adapter(folder), "lora_B")
+    assert rows(folder)[-1]["bytes_up"] == 4 * 3 * size(adapter(folder, peer=1), "lora_B")
     assert rows(folder)[-1]["consensus_error"] == pytest.approx(0, abs=1e-4)
 
 
@@ -148,7 +130,7 @@ def test_before_mixing_peers_are_further_apart_than_after(dfl):
 def test_the_size_of_a_wave_changes_nothing(dfl):
     _, large = dfl("large", "--wave_tokens", "100000")
     _, small = dfl("small", "--wave_tokens", "1")
-    assert_equal(adapter(small), adapter(large), tolerance=2e-4)
+    assert_close(adapter(small, peer=1), adapter(large, peer=1), tolerance=2e-4)
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
@@ -175,8 +157,8 @@ def test_graphs_by_name(dfl, graph):
 
 def test_clients_bring_their_own_folders(dfl, model, tmp_path):
     for peer in range(1, 4):
-        write(tmp_path / f"client_{peer}.jsonl", sentences(6 * peer))
-        write(tmp_path / f"judge_{peer}.jsonl", sentences(4))
+        write_rows(tmp_path / f"client_{peer}.jsonl", sentences(6 * peer))
+        write_rows(tmp_path / f"judge_{peer}.jsonl", sentences(4))
     flags = f"--model_checkpoint {model} --num_clients 3 --name ring --num_rounds 1 --batch_size 4"
     flags += " --report_to none"
     flags += f" --out_dir {tmp_path} --exp_name own --dataset_path_template {tmp_path}/client_{{i}}.jsonl"
@@ -187,8 +169,8 @@ def test_clients_bring_their_own_folders(dfl, model, tmp_path):
 
 def test_pairs_of_texts_and_a_head_for_other_classes_is_replaced_aloud(model, tmp_path, caplog):
     pairs = [{"premise": f"it is {i}", "hypothesis": f"it is {i + i % 3}", "label": i % 3} for i in range(30)]
-    write(tmp_path / "train.jsonl", pairs)
-    write(tmp_path / "validation_matched.jsonl", pairs[:9])
+    write_rows(tmp_path / "train.jsonl", pairs)
+    write_rows(tmp_path / "validation_matched.jsonl", pairs[:9])
     words = arguments(model, tmp_path, tmp_path, "mnli", "--dataset_type", "mnli", "--num_rounds", "1")
     assert main(words) == 0
     assert len(rows(tmp_path / "mnli")[-1]["peer_val_accuracy"]) == 4
@@ -204,7 +186,7 @@ def test_causal_models_write_answers_and_encoders_name_the_operation(model, tmp_
         words += " --name ring --local_steps 2 --batch_size 2 --dtype float32 --report_to none"
         words += f" --out_dir {tmp_path} --exp_name {name}"
         assert main(words.split()) == 0
-        saved = adapter(tmp_path / name, round_=1)
+        saved = adapter(tmp_path / name, 1, 1)
         assert any("classifier" in key for key in saved) == (name == "names")
 
 
@@ -221,7 +203,7 @@ def test_a_killed_run_resumes_to_the_adapters_of_one_never_killed(dfl, model, da
     process.wait()
     assert main(["dfl", "--out_dir", str(tmp_path), "--exp_name", "killed", "--resume"]) == 0
     for peer in (1, 4):
-        assert_equal(adapter(tmp_path / "killed", peer, 12), adapter(whole, peer, 12))
+        assert_close(adapter(tmp_path / "killed", 12, peer), adapter(whole, 12, peer))
     for ours, theirs in zip(rows(tmp_path / "killed"), rows(whole), strict=True):
         assert ours["peer_val_accuracy"] == theirs["peer_val_accuracy"]
 
@@ -251,7 +233,7 @@ def test_a_mistake_is_told_in_one_message(dfl, capsys, flags, words):
 
 
 def test_a_template_needs_a_place_for_the_number(model, tmp_path, capsys):
-    write(tmp_path / "all.jsonl", sentences(4))
+    write_rows(tmp_path / "all.jsonl", sentences(4))
     words = f"dfl --model_checkpoint {model} --dataset_path_template {tmp_path}/all.jsonl --num_clients 3"
     words += " --name ring"
     assert main([*words.split(), "--out_dir", str(tmp_path)]) == 2
@@ -260,13 +242,13 @@ def test_a_template_needs_a_place_for_the_number(model, tmp_path, capsys):
 
 def test_clients_folders_are_not_judged_by_what_might_be_in_them(model, data, tmp_path, capsys):
     for peer in (1, 2, 3):
-        write(tmp_path / f"client_{peer}.jsonl", sentences(8))
+        write_rows(tmp_path / f"client_{peer}.jsonl", sentences(8))
     words = (
         f"dfl --model_checkpoint {model} --dataset_path_template {tmp_path}/client_{{i}}.jsonl --name ring"
     )
     words += f" --num_clients 3 --num_rounds 1 --report_to none --dtype float32 --out_dir {tmp_path}"
     (tmp_path / "only").mkdir()
-    write(tmp_path / "only" / "train.jsonl", sentences(20))
+    write_rows(tmp_path / "only" / "train.jsonl", sentences(20))
     assert main([*words.split(), "--data_dir", str(tmp_path / "only")]) == 2
     assert "val_dataset_path_template: is needed" in capsys.readouterr().err
     assert main([*words.split(), "--data_dir", str(data)]) == 0

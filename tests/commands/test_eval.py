@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptEncoderConfig, get_peft_model
+from run_files import write_rows
 from sklearn.metrics import f1_score, matthews_corrcoef
 from tiny import save_tiny_bert, save_tiny_llama
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -14,10 +15,6 @@ from fedloom.data.answers import extract_number, same_number
 from fedloom.evaluation.scores import wilson_interval
 
 LONGEST = 12
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def problems(count, what):
@@ -36,7 +33,7 @@ def math(tmp_path_factory):
     """A causal model, and problems with a test split."""
     folder = tmp_path_factory.mktemp("math")
     for split, count in (("train", 40), ("validation", 6), ("test", 10)):
-        write(folder / f"{split}.jsonl", problems(count, split))
+        write_rows(folder / f"{split}.jsonl", problems(count, split))
     model = save_tiny_llama(folder / "model")
     generation = json.loads((model / "generation_config.json").read_text())
     generation["eos_token_id"] = [2, *range(40, 60)]  # an answer may end at any of them
@@ -48,8 +45,8 @@ def math(tmp_path_factory):
 def reviews(tmp_path_factory):
     """An encoder, and sentences whose test split is held out."""
     folder = tmp_path_factory.mktemp("reviews")
-    write(folder / "train.jsonl", sentences(60))
-    write(folder / "validation.jsonl", sentences(12))
+    write_rows(folder / "train.jsonl", sentences(60))
+    write_rows(folder / "validation.jsonl", sentences(12))
     return save_tiny_bert(folder / "model"), folder
 
 

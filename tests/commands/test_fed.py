@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from safetensors.torch import load_file
+from run_files import adapter, assert_close, rows, write_rows
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +39,7 @@ def data(tmp_path_factory):
             }
             for i in range(count)
         ]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folder / f"{part}.jsonl", rows)
     return folder
 
 
@@ -58,20 +58,6 @@ def arguments(model, data, out_dir, name, *flags):
     words += f" --exp_name {name} --train_mode fed --client_num 6 --client_num_per_step 3 --dtype float32"
     words += " --client_batch_per_step 4 --max_steps 4 --val_steps 2 --report_to none --wave_tokens 600"
     return [*words.split(), "--client-lr", "0.05", "--lora_r", "4", *flags]
-
-
-def adapter(folder, round_=4):
-    return load_file(folder / "checkpoints" / f"round-{round_:06d}" / "adapter_model.safetensors")
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_equal(a, b, tolerance=0.0):
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
 
 
 def test_a_run_leaves_what_the_docs_promise(fed, model):
@@ -117,7 +103,7 @@ def test_fedprox_without_its_term_is_fedavg(fed):
     _, pulled = fed(
         "pulled", "--fed_alg", "FedProx", "--prox_mu", "5", "--lr", "0.05", "--grad_accum_steps", "1"
     )
-    assert_equal(adapter(prox), adapter(avg))
+    assert_close(adapter(prox), adapter(avg))
     assert any((adapter(pulled)[n] - t).abs().max() > 1e-6 for n, t in adapter(avg).items())
 
 
@@ -131,14 +117,14 @@ def test_local_mode_learns_without_sending_a_byte(fed):
 def test_the_size_of_a_wave_changes_nothing(fed):
     _, large = fed("large", "--wave_tokens", "100000")
     _, small = fed("small", "--wave_tokens", "1")
-    assert_equal(adapter(small), adapter(large), tolerance=2e-5)
+    assert_close(adapter(small), adapter(large), tolerance=2e-5)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(fed, tmp_path):
     _, first = fed("run", out_dir=tmp_path / "a")
     _, again = fed("run", out_dir=tmp_path / "b")
     _, other = fed("run", "--seed", "5", out_dir=tmp_path / "c")
-    assert_equal(adapter(first), adapter(again))
+    assert_close(adapter(first), adapter(again))
     assert any(not torch.equal(t, adapter(other)[name]) for name, t in adapter(first).items())
 
 
@@ -156,7 +142,7 @@ def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, model, dat
     reached = rows_written(tmp_path / "killed")
     assert reached < 30
     assert main(["fed", "--out_dir", str(tmp_path), "--exp_name", "killed", "--resume"]) == 0
-    assert_equal(adapter(tmp_path / "killed", 30), adapter(never, 30))
+    assert_close(adapter(tmp_path / "killed", 30), adapter(never, 30))
     assert [row["round"] for row in rows(tmp_path / "killed")] == list(range(31))
     same = ("train_loss", "clients", "val_accuracy")
     for row, expected in zip(rows(tmp_path / "killed"), rows(never), strict=True):

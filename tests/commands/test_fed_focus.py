@@ -1,7 +1,6 @@
 """`fedloom fed` with gradient priority, from the command line to its folder."""
 
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -10,8 +9,7 @@ import sys
 import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from run_files import adapter, assert_close, rows, write_rows
 from tiny import save_tiny_llama
 
 from fedloom.commands.cli import main
@@ -30,7 +28,7 @@ def words(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     for part, count in (("train", 60), ("validation", 8), ("test", 4)):
         rows = [{"question": f"Add {i} and {i % 7}.", "final_ans": i + i % 7} for i in range(count)]
-        (data / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(data / f"{part}.jsonl", rows)
     words = f"fed --model_name {model} --data_dir {data} --data_name ChilleD/MultiArith --client_num 6"
     words += " --client_num_per_step 3 --dtype float32 --client_batch_per_step 4 --max_steps 4 --val_steps 2"
     words += " --report_to none --wave_tokens 600 --client_lr 0.05 --lr 0.01 --lora_r 4"
@@ -44,20 +42,6 @@ def fed(words, tmp_path):
         return tmp_path / name
 
     return run
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def adapter(folder, round_=4):
-    return load_file(folder / "checkpoints" / f"round-{round_:06d}" / "adapter_model.safetensors")
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 @pytest.mark.parametrize("algorithm", ["FedAdam", "FedAVG", "FedProx"])
@@ -99,7 +83,7 @@ def test_with_all_layers_it_is_fed(words, tmp_path):
         folder.mkdir()
     drive(parts, intervals(config), folders[0])
     drive(dataclasses.replace(parts, focus=None), intervals(config), folders[1])
-    assert_equal(adapter(folders[0]), adapter(folders[1]))
+    assert_close(adapter(folders[0]), adapter(folders[1]))
     assert rows(folders[0])[-1]["bytes_up"] == rows(folders[1])[-1]["bytes_up"]
 
 
@@ -133,7 +117,7 @@ def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, words, tmp
     process.send_signal(signal.SIGKILL)
     process.wait()
     folder = fed("killed", *flags, "--resume")
-    assert_equal(adapter(folder, 12), adapter(whole, 12))
+    assert_close(adapter(folder, 12), adapter(whole, 12))
     assert [row["selected_layers"] for row in rows(folder)[1:]] == [
         row["selected_layers"] for row in rows(whole)[1:]
     ]

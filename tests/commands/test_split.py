@@ -2,6 +2,7 @@ import json
 
 import datasets
 import pytest
+from run_files import write_rows
 
 from fedloom.commands.split import run_split
 from fedloom.data.clients import load_clients, load_validation
@@ -25,11 +26,6 @@ DEFAULTS = {
 
 def reviews(count, first=0):
     return [{"sentence": f"phrase {n}", "label": n % 2, "idx": n} for n in range(first, first + count)]
-
-
-def write_rows(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from run_files import write_rows
 
 from fedloom.commands import view
 from fedloom.commands.split import run_split
@@ -19,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def write_client(folder, number, labels):
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"sentence": f"phrase {n}", "label": label} for n, label in enumerate(labels)]
-    (folder / f"client_{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / f"client_{number}.jsonl", rows)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-import json
-
 import datasets
 import pytest
+from run_files import write_rows
 
 from fedloom.data.clients import load_clients, load_validation
 from fedloom.data.tasks import TASKS
@@ -10,11 +9,6 @@ from fedloom.errors import UserError
 
 def reviews(count):
     return [{"sentence": f"phrase {n}", "label": n % 2, "idx": n} for n in range(count)]
-
-
-def write_rows(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture

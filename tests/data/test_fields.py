@@ -4,6 +4,7 @@ import json
 
 import datasets
 import pytest
+from run_files import write_rows
 from task_rows import ROWS
 
 from fedloom.commands.cli import main
@@ -26,7 +27,7 @@ def rows(name, count=6, **changes):
 
 
 def read(path, name, content):
-    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    write_rows(path, content)
     return load_splits(TASKS[name], data_dir=path, seed=1, token=None)
 
 
@@ -108,6 +109,6 @@ def test_split_and_view_count_a_label_0_and_tell_what_is_none(tmp_path, capsys):
 def test_a_test_split_without_labels_may_come_from_pandas(tmp_path, label):
     for part, changes in (("train", {}), ("test", {"label": label})):
         content = [dict(ROWS["sst2"]) | changes for _ in range(10)]
-        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        write_rows(tmp_path / f"{part}.jsonl", content)
     splits = load_splits(TASKS["sst2"], data_dir=tmp_path, seed=1, token=None)
     assert [len(part) for part in vars(splits).values()] == [6, 2, 2]

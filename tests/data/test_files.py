@@ -7,6 +7,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from run_files import write_rows
 
 from fedloom.data import rows
 from fedloom.data.files import read_file, read_local
@@ -16,7 +17,7 @@ ROWS = [{"question": f'What is {n} + 1, "please"?', "answer": f"{n} + 1\n= {n + 
 
 
 def write_jsonl(path, rows=ROWS):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(path, rows)
 
 
 def write_json(path, rows=ROWS):

@@ -1,9 +1,9 @@
 """A user's own questions and answers, through every command that takes data."""
 
 import csv
-import json
 
 import pytest
+from run_files import write_rows
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom import read_run
@@ -28,7 +28,7 @@ def rows(count):
 
 def jsonl(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    write_rows(path, content)
     return path
 
 

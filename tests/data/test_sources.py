@@ -5,6 +5,7 @@ import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_files import write_rows
 
 from fedloom.data import arithmetic
 from fedloom.data.example import Example
@@ -15,8 +16,7 @@ from fedloom.errors import UserError
 
 def write(path, numbers, **changes):
     rows = [{"question": f"What is {n} + 1?", "final_ans": str(n + 1), **changes} for n in numbers]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
 
 
 def load(data_dir, name="ChilleD/MultiArith", seed=1):
@@ -135,7 +135,7 @@ def test_values_that_cannot_be_used(tmp_path, row, message):
 @pytest.mark.parametrize("answer", [18, 18.5, True, ["#### 18"]])
 def test_an_answer_of_gsm8k_that_is_no_text(tmp_path, answer):
     rows = [{"question": "q", "answer": "#### 18"}, {"question": "q", "answer": answer}]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "train.jsonl", rows)
     with pytest.raises(
         UserError, match=r"line 2: field 'answer' must (end in '#### ' and|be text or) a number"
     ):
@@ -208,11 +208,6 @@ def test_a_gated_data_set_tells_to_set_a_token_and_shows_none(monkeypatch):
         with pytest.raises(UserError, match=rf"gated dataset.*{known}.*set HF_TOKEN") as caught:
             load_splits(TASKS["gsm8k"], data_dir=None, seed=1, token=token)
         assert "hf_secret" not in str(caught.value)
-
-
-def write_rows(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def reviews(count, label=None):

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
+from run_files import adapter, rows, state, write_rows
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
@@ -47,7 +48,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for part, count in (("train", 32), ("validation", 4), ("test", 2)):
         lines = [{"question": f"{part[0]} and {i}?", "answer": f"{i * 7 % 11}"} for i in range(count)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_rows(folder / f"{part}.jsonl", lines)
     return folder
 
 
@@ -62,18 +63,6 @@ def fed(model, data, tmp_path):
         return tmp_path / name
 
     return run
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def adapter(folder, round_=2):
-    return load_file(folder / f"checkpoints/round-{round_:06d}/adapter_model.safetensors")
-
-
-def state(folder, round_=2):
-    return load_file(folder / f"checkpoints/round-{round_:06d}/state/tensors.safetensors")
 
 
 @pytest.mark.parametrize("name", SERVER)

@@ -13,7 +13,7 @@ from graph_rounds import PEERS, SHAPES, alone, going, graph, random_bank, ring, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import HELPERS, ROOT
-from safetensors.torch import load_file
+from run_files import adapter, rows, state, write_rows
 from tiny import save_tiny_bert
 
 from fedloom.commands.cli import main
@@ -46,8 +46,8 @@ def words(tmp_path_factory):
     """The words of `fedloom dfl` on a tiny model and a few sentences."""
     folder = tmp_path_factory.mktemp("inputs")
     save_tiny_bert(folder / "bert", num_hidden_layers=1)
-    for part, rows in (("train", TRAIN), ("validation", TRAIN[:4])):
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for part, content in (("train", TRAIN), ("validation", TRAIN[:4])):
+        write_rows(folder / f"{part}.jsonl", content)
     inputs = f"--model_checkpoint {folder}/bert --data_dir {folder}"
 
     def make(out_dir, name, more, rounds=4):
@@ -55,18 +55,6 @@ def words(tmp_path_factory):
         return [*line.split(), *more.split()]
 
     return make
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def state(folder):
-    return load_file(folder / "checkpoints/round-000004/state/tensors.safetensors")
-
-
-def adapter(folder, peer):
-    return load_file(folder / f"checkpoints/round-000004/peer-{peer:04d}/adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +107,7 @@ def test_every_method_on_two_ranks_is_that_of_one_process(runs, words, tmp_path)
 
 
 def test_the_methods_send_what_they_say(runs):
-    shapes = {name: t.numel() for name, t in adapter(runs / "D-PSGD", 1).items()}
+    shapes = {name: t.numel() for name, t in adapter(runs / "D-PSGD", peer=1).items()}
     numbers, of_a = sum(shapes.values()), sum(n for name, n in shapes.items() if "lora_A" in name)
     per_edge = {
         "D-PSGD": 4 * numbers,
@@ -140,7 +128,7 @@ def test_the_methods_send_what_they_say(runs):
 
 def test_what_is_not_shared_stays_with_its_peer(runs):
     for name in ("FedSA-LoRA", "D-PSGD"):
-        one, other = adapter(runs / name, 1), adapter(runs / name, 3)
+        one, other = adapter(runs / name, peer=1), adapter(runs / name, peer=3)
         for key in one:
             assert not torch.equal(one[key], other[key]), key
     first = state(runs / "FedSA-LoRA")

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from run_files import write_rows
+
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.runs.run_folder import write_run_config
@@ -30,7 +32,7 @@ def leave_run(folder: Path, rows, finished=True, clients=None, **options: Any) -
     config = made(**{**fixed, "exp_name": folder.name, "out_dir": str(folder.parent), **options})
     folder.mkdir(parents=True)
     write_run_config(folder, config, {"fedloom": "0", "torch": "2"}, "cpu")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "metrics.jsonl", rows)
     if finished:
         content = {"rounds": rows[-1]["round"], "peak_memory_mib": 512.0}
         (folder / "summary.json").write_text(json.dumps(content))
@@ -42,5 +44,5 @@ def leave_run(folder: Path, rows, finished=True, clients=None, **options: Any) -
 def leave_predictions(folder: Path, rows: list[dict[str, Any]], numbers: dict[str, Any]) -> None:
     """Write what `fedloom eval` leaves."""
     (folder / "eval").mkdir()
-    (folder / "eval" / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "eval" / "predictions.jsonl", rows)
     (folder / "eval" / "eval.json").write_text(json.dumps(numbers))

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
+from run_files import write_rows
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
@@ -84,7 +85,7 @@ def inputs(tmp_path_factory):
     """Sentences, and one classifier twice: with the task's order, and with its classes swapped."""
     folder = tmp_path_factory.mktemp("inputs")
     for part, count in (("train", 60), ("validation", 12)):
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sentences(count)))
+        write_rows(folder / f"{part}.jsonl", sentences(count))
     save_tiny_bert(folder / "straight", id2label={0: "NEGATIVE", 1: "POSITIVE"})
     shutil.copytree(folder / "straight", folder / "swapped")
     tensors = load_file(folder / "swapped" / "model.safetensors")

@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 import pytest
 from browser import browser, colour_scheme, resize, screenshot, why_no_browser
 from places import ROOT
+from run_files import write_rows
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom.commands.cli import main
@@ -39,12 +40,12 @@ def runs(tmp_path_factory):
             {"question": f"{part[0]} {i} and {i % 7}?", "answer": f"{i} + {i % 7}\n#### {i}"}
             for i in range(count)
         ]
-        (problems / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(problems / f"{part}.jsonl", rows)
     sentences = folder / "sentences"
     sentences.mkdir()
     for part, count in (("train", 60), ("validation", 8)):
         rows = [{"sentence": f"good or bad {i}", "label": i % 2} for i in range(count)]
-        (sentences / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(sentences / f"{part}.jsonl", rows)
     llama = save_tiny_llama(folder / "llama")
     bert = save_tiny_bert(folder / "bert")
     fed = f"fed --model_name {llama} --data_name gsm8k --data_dir {problems} --client_num 4 --max_steps 4"

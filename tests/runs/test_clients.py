@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from run_files import write_rows
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom.commands.cli import main
@@ -55,7 +56,7 @@ def test_runs_with_a_server_leave_it(tmp_path, mode):
         for kind in ("add", "divide")
     ]
     for part in ("train", "validation", "test"):
-        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(tmp_path / f"{part}.jsonl", rows)
     model = save_tiny_llama(tmp_path / "model")
     words = f"fed --model_name {model} --data_name arithmetic --data_dir {tmp_path} --train_mode {mode}"
     words += f" --client_num 2 --client_num_per_step 1 --max_steps 1 --max_length 150 --lora_r 2 {COMMON}"
@@ -72,7 +73,7 @@ def test_runs_with_a_server_leave_it(tmp_path, mode):
 def test_runs_of_peers_leave_it(tmp_path):
     for client, count in ((1, 4), (2, 6), (3, 5)):
         rows = [{"sentence": f"words {i}", "label": int(i < client)} for i in range(count)]
-        (tmp_path / f"client_{client}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(tmp_path / f"client_{client}.jsonl", rows)
     template = tmp_path / "client_{i}.jsonl"
     words = f"dfl --model_checkpoint {save_tiny_bert(tmp_path / 'model')} --dataset_path_template {template}"
     words += f" --val_dataset_path_template {template} --num_clients 3 --name ring --num_rounds 1 {COMMON}"

@@ -1,20 +1,15 @@
 """`--resume`, and `resume=True` from Python: only with what the run has read so far."""
 
-import json
 import shutil
 
 import pytest
+from run_files import write_rows
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom import DflConfig, FedConfig, run_dfl, run_fed
 from fedloom.commands.cli import main
 
 ROWS = 24
-
-
-def write(path, rows):
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def problems(count, more=0):
@@ -26,9 +21,9 @@ def place(tmp_path_factory):
     """A model, data, and a run of two rounds with them."""
     place = tmp_path_factory.mktemp("place")
     save_tiny_llama(place / "model")
-    write(place / "data" / "train.jsonl", problems(ROWS))
-    write(place / "data" / "validation.jsonl", problems(4))
-    write(place / "data" / "test.jsonl", problems(4))
+    write_rows(place / "data" / "train.jsonl", problems(ROWS))
+    write_rows(place / "data" / "validation.jsonl", problems(4))
+    write_rows(place / "data" / "test.jsonl", problems(4))
     run_fed(config(place))
     return place
 
@@ -74,12 +69,15 @@ def one_layer_more(place):
 @pytest.mark.parametrize(
     "spoil, told",
     [
-        (lambda place: write(place / "data" / "train.jsonl", problems(ROWS)[::-1]), "training data"),
+        (lambda place: write_rows(place / "data" / "train.jsonl", problems(ROWS)[::-1]), "training data"),
         (
-            lambda place: write(place / "data" / "train.jsonl", problems(ROWS + 1)),
+            lambda place: write_rows(place / "data" / "train.jsonl", problems(ROWS + 1)),
             "now there are 25 examples",
         ),
-        (lambda place: write(place / "data" / "validation.jsonl", problems(4, more=1)), "validation data"),
+        (
+            lambda place: write_rows(place / "data" / "validation.jsonl", problems(4, more=1)),
+            "validation data",
+        ),
         (other_tokens, "tokens of the data"),
         (lambda place: save_tiny_llama(place / "model", seed=7), "base weights"),
         (one_layer_more, "settings of the base"),
@@ -95,7 +93,7 @@ def test_other_inputs_than_the_run_began_with_are_refused(copy, capsys, spoil, t
 
 
 def test_the_same_inputs_written_again_are_the_same(copy):
-    write(copy / "data" / "train.jsonl", problems(ROWS))
+    write_rows(copy / "data" / "train.jsonl", problems(ROWS))
     save_tiny_llama(copy / "model")
     assert resume(copy, 3) == 0
 
@@ -134,8 +132,8 @@ def test_resume_from_python_with_the_same_values(copy):
 def test_another_graph_in_the_same_file_is_refused(tmp_path, capsys):
     save_tiny_bert(tmp_path / "bert")
     films = [{"sentence": f"{'good' if i % 2 else 'bad'} {i}", "label": i % 2} for i in range(16)]
-    write(tmp_path / "films" / "train.jsonl", films)
-    write(tmp_path / "films" / "validation.jsonl", films[:4])
+    write_rows(tmp_path / "films" / "train.jsonl", films)
+    write_rows(tmp_path / "films" / "validation.jsonl", films[:4])
     (tmp_path / "graph.txt").write_text("1 2\n2 3\n")
     options = {"model_checkpoint": str(tmp_path / "bert"), "data_dir": str(tmp_path / "films")}
     options |= {"exp_name": "run", "out_dir": str(tmp_path), "report_to": "none", "save_every": 1}

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from run_files import rows
 from tiny import save_tiny_bert, save_tiny_llama, tiny_tokenizer
 
 from fedloom.commands.cli import main
@@ -40,10 +41,6 @@ def dfl(model, data, out, *flags):
     return main([*words.split(), *flags])
 
 
-def rows(out):
-    return [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
-
-
 def judged(out, limit):
     words = f"eval --adapter {out / 'run'} --split validation --limit {limit} --output_path {out / 'eval'}"
     # A run lets answers be twice as long as the longest given one, its end token included.
@@ -75,11 +72,11 @@ def test_answers_change_nothing_and_survive_a_resume(model, data, tmp_path):
     again = ["--resume", "--val_steps", "3", "--max_steps", "5"]
     assert fed(model, data, resumed, *EVERY_TWO[:4], *again) == 0
     answers = [
-        {row["round"]: row.get("val_answer_accuracy") for row in rows(out) if row["round"] != 3}
+        {row["round"]: row.get("val_answer_accuracy") for row in rows(out / "run") if row["round"] != 3}
         for out in (whole, resumed)
     ]
     assert answers[0] == answers[1]
-    losses = [[row.get("train_loss") for row in rows(out)] for out in (whole, plain, resumed)]
+    losses = [[row.get("train_loss") for row in rows(out / "run")] for out in (whole, plain, resumed)]
     assert losses[0] == losses[1] == losses[2]
     assert not any("val_answer_accuracy" in row for row in rows(plain))
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import yaml
+from run_files import write_rows
 from tiny import CHAT_TEMPLATE, save_tiny_llama
 
 from fedloom.commands.cli import main
@@ -22,7 +23,7 @@ def inputs(tmp_path_factory):
     save_tiny_llama(folder / "model")
     (folder / "model" / "chat_template.jinja").write_text(CLOCK)
     rows = [{"question": f"What is {i} plus 1?", "answer": f"{i + 1}"} for i in range(20)]
-    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "mine.jsonl", rows)
     return folder
 
 

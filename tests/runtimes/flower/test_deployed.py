@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from run_files import adapter, rows, write_rows
 
 if find_spec("flwr") is None:
     pytest.skip("flwr is not installed", allow_module_level=True)
@@ -16,7 +17,6 @@ if find_spec("flwr") is None:
 
 import torch
 from flower_loopback import NGINX, Loopback, wait_until
-from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
 import fedloom.training.fed_rounds
@@ -39,17 +39,12 @@ FOCUS = {
 }
 
 
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     save_tiny_llama(folder / "llama", num_hidden_layers=4)
     for part, count in (("train", 40), ("validation", 8), ("test", 4)):
-        write(
+        write_rows(
             folder / "pears" / f"{part}.jsonl",
             [
                 {"question": f"Ann has {i} pears and finds {i % 7} {part[0]}.", "final_ans": i + i % 7}
@@ -93,15 +88,6 @@ def flags(config, *more):
     return [*(word for name, value in given.items() for word in (f"--{name}", str(value))), *more]
 
 
-def rows(folder):
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def adapter(folder, round_):
-    return load_file(folder / "checkpoints" / f"round-{round_:06d}" / "adapter_model.safetensors")
-
-
 def assert_same_adapters(ours, theirs, rounds=ROUNDS):
     before = None
     for round_ in range(1, rounds + 1):
@@ -135,11 +121,11 @@ def deal_out(config, inputs, folder):
     _, parts = build(config)
     given = [json.loads(line) for line in (inputs / "pears" / "train.jsonl").read_text().splitlines()]
     assert len(given) == len(parts.data.train)
-    write(folder / "server" / "train.jsonl", [given[i] for i in parts.data.server])
+    write_rows(folder / "server" / "train.jsonl", [given[i] for i in parts.data.server])
     shutil.copy(inputs / "pears" / "validation.jsonl", folder / "server")
     shutil.copy(inputs / "pears" / "test.jsonl", folder / "server")
     for client, indices in enumerate(parts.data.clients, start=1):
-        write(folder / f"client_{client}" / "train.jsonl", [given[i] for i in indices])
+        write_rows(folder / f"client_{client}" / "train.jsonl", [given[i] for i in indices])
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from places import HELPERS, ROOT
+from run_files import adapter, assert_close, rows, write_rows
 
 if find_spec("flwr") is None:
     pytest.skip("flwr is not installed", allow_module_level=True)
@@ -25,7 +26,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from tiny import save_tiny_llama
 
 from fedloom.commands.cli import main
@@ -57,7 +58,7 @@ def model(tmp_path_factory):
     save_tiny_llama(folder / "llama")
     for part, count in (("train", 30), ("validation", 6), ("test", 4)):
         pears = [{"question": f"{i} pears and {i % 7} {part[0]}?", "final_ans": 2 * i} for i in range(count)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pears))
+        write_rows(folder / f"{part}.jsonl", pears)
     return [
         "--model_name",
         str(folder / "llama"),
@@ -119,20 +120,6 @@ def nodes(count=3):
     return [{"partition-id": k, "num-partitions": count} for k in range(count)]
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def last_adapter(folder):
-    return load_file(max(folder.glob("checkpoints/*")) / "adapter_model.safetensors")
-
-
-def assert_close(mine, other):
-    assert mine.keys() == other.keys()
-    for name in mine:
-        torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("method", ["", "--method FedEx-LoRA --server_optimizer none"])
 def test_an_algorithm_is_that_of_one_process_also_after_resume(model, tmp_path, method):
     options = [*OPTIONS, *method.split()]
@@ -141,7 +128,7 @@ def test_an_algorithm_is_that_of_one_process_also_after_resume(model, tmp_path, 
     serve(Hand(run_config, nodes()), {**run_config, "max_steps": 2})
     serve(Hand(run_config, nodes()), {**run_config, "resume": True})
     ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"
-    assert_close(last_adapter(ours), last_adapter(theirs))
+    assert_close(adapter(ours), adapter(theirs), 1e-6)
     assert [row["clients"] for row in rows(ours)[1:]] == [row["clients"] for row in rows(theirs)[1:]]
     assert (ours / "clients.json").read_text() == (theirs / "clients.json").read_text()
 
@@ -163,11 +150,11 @@ def test_a_client_that_lost_what_it_held_gets_everything(model, tmp_path):
         after = rows(tmp_path / name)[1:]
         assert [row["clients_left_out"] for row in after] == [[], [], []]
         sent[name] = [row["bytes_down"] for row in after]
-    everything = sum(t.numel() * 4 for t in last_adapter(tmp_path / "calm").values()) + 1
+    everything = sum(t.numel() * 4 for t in adapter(tmp_path / "calm").values()) + 1
     first, second, third = sent["calm"]
     assert (first, second < 3 * everything, third < 3 * everything) == (3 * everything, True, True)
     assert sent["lossy"] == [first, second + everything, third]
-    assert_close(last_adapter(tmp_path / "lossy"), last_adapter(tmp_path / "calm"))
+    assert_close(adapter(tmp_path / "lossy"), adapter(tmp_path / "calm"), 1e-6)
 
 
 def test_bad_answers_are_refused_and_the_round_goes_on(model, tmp_path):
@@ -192,7 +179,7 @@ def test_bad_answers_are_refused_and_the_round_goes_on(model, tmp_path):
     assert [row["clients_left_out"] for row in after] == [[0], [1], [2]]
     assert [row["clients_refused"] for row in after] == [[0], [], []]
     assert [row["clients_lost"] for row in after] == [[], [], [2]]
-    assert all(t.isfinite().all() for t in last_adapter(tmp_path / "test").values())
+    assert all(t.isfinite().all() for t in adapter(tmp_path / "test").values())
 
 
 def test_no_answer_of_one_client_ends_the_federation(model, tmp_path, caplog):
@@ -230,7 +217,7 @@ def test_no_answer_of_one_client_ends_the_federation(model, tmp_path, caplog):
     assert all(len(line) < 500 and line.isprintable() for line in said), said
     assert "round 1: client 1's answer is refused: loss is 1000" in said[0]
     assert len([line for line in said if "client 1" in line and line.startswith("round")]) == 3
-    alone = last_adapter(tmp_path / "test")
+    alone = adapter(tmp_path / "test")
     assert all(t.isfinite().all() for t in alone.values())
 
 

@@ -1,6 +1,5 @@
 """`flwr run` of the app that `fedloom flower` writes, in Flower's simulation; it needs flwr[simulation]."""
 
-import json
 import os
 import subprocess
 from importlib.util import find_spec
@@ -8,6 +7,7 @@ from importlib.util import find_spec
 import psutil
 import pytest
 from places import ROOT
+from run_files import rows
 
 if find_spec("flwr") is None or find_spec("ray") is None:
     pytest.skip("flwr[simulation] is not installed", allow_module_level=True)
@@ -91,10 +91,7 @@ def test_the_simulation_does_what_one_process_does(flwr, tmp_path):
     assert mine.keys() == other.keys()
     for name in mine:
         torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-6)
-    mine, other = (
-        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for run in (ours, theirs)
-    )
+    mine, other = (rows(run) for run in (ours, theirs))
     for here, there in zip(mine[1:], other[1:], strict=True):
         assert (here["clients"], here["bytes_up"]) == (there["clients"], there["bytes_up"])
         assert here["train_loss"] == pytest.approx(there["train_loss"], rel=1e-5)

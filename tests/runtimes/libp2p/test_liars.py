@@ -2,13 +2,13 @@
 
 import asyncio
 import hashlib
-import json
 import time
 from importlib.util import find_spec
 
 import pytest
 import torch
 from peer_network import VOICES, Link, Network, row_of
+from run_files import rows
 from tiny import save_tiny_llama
 
 from fedloom.commands.audit import run_audit
@@ -109,9 +109,9 @@ def test_one_hello_ends_nobodys_training(network, tmp_path):
     folder = tmp_path / "2"
     write_run_config(folder, config, {}, "cpu")
     drive(parts, intervals(config), node, folder)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
-    assert all(row["rounds_missed"] == 0 and row["train_loss"] > 0 for row in rows[1:])
+    metrics = rows(folder)
+    assert [row["round"] for row in metrics] == [0, 1, 2, 3, 4]
+    assert all(row["rounds_missed"] == 0 and row["train_loss"] > 0 for row in metrics[1:])
 
 
 def test_who_was_left_behind_follows_most_of_those_that_are_there():

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from peer_processes import Federation, start
-from safetensors.torch import load_file
+from run_files import adapter, rows
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom.commands.cli import main
@@ -29,11 +29,6 @@ THREE = (
     "--client_optimizer sgd --training_type LoRA --dtype float32 --report_to none --wave_tokens 600 "
     "--eval_every 3"
 )
-
-
-def adapter(run, round_, peer=None):
-    path = run / "checkpoints" / f"round-{round_:06d}" / (f"peer-{peer:04d}" if peer else "")
-    return load_file(path / "adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +157,7 @@ def three(request, tmp_path_factory):
 
 
 def test_peers_are_what_they_are_in_one_process(three):
-    one = [json.loads(line) for line in (three.folder / "one" / "metrics.jsonl").read_text().splitlines()]
+    one = rows(three.folder / "one")
     for number in (1, 2, 3):
         ours, theirs = adapter(three.run(number), 3), adapter(three.folder / "one", 3, number)
         assert ours.keys() == theirs.keys()

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from on_ranks import spoiled
 from places import HELPERS, ROOT
+from run_files import assert_close, rows, write_rows
 from safetensors.torch import load_file
 from tiny import save_tiny_bert, save_tiny_llama
 
@@ -63,11 +64,6 @@ SPOILED = {"left-out": 1}
 SEED = 3407
 
 
-def write(path, rows):
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     """The words of a command that trains tiny models for four rounds."""
@@ -80,9 +76,9 @@ def words(tmp_path_factory):
             {"question": f"Ann has {i} pears and finds {i % 7} {part[0]}. How many?", "final_ans": i + i % 7}
             for i in range(count)
         ]
-        write(folder / "pears" / f"{part}.jsonl", pears)
+        write_rows(folder / "pears" / f"{part}.jsonl", pears)
         films = [{"sentence": f"{moods[i % 4][0]} {i}", "label": moods[i % 4][1]} for i in range(count)]
-        write(folder / "films" / f"{part}.jsonl", films)
+        write_rows(folder / "films" / f"{part}.jsonl", films)
     commands = {
         "fed": f"fed --model_name {folder}/llama --data_dir {folder}/pears --data_name ChilleD/MultiArith "
         "--train_mode fed --client_num 6 --client_num_per_step 3 --client_batch_per_step 4 --lora_r 4 "
@@ -136,10 +132,6 @@ def both(words, places):
     return found, said
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def numbers(value):
     """A metric to compare: a peer that sat out has no number."""
     return [math.nan if item is None else item for item in value] if isinstance(value, list) else value
@@ -152,9 +144,7 @@ def assert_same_run(ours, theirs, rounds=None):
     assert files and all((ours / file).exists() for file in files)
     for file in files:
         mine, other = load_file(ours / file), load_file(theirs / file)
-        assert mine.keys() == other.keys()
-        for name in mine:
-            torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-6)
+        assert_close(mine, other, 1e-6)
     for mine, other in zip(rows(ours), rows(theirs), strict=True):
         assert mine.keys() - {"bytes_between_ranks"} == other.keys() - {"bytes_between_ranks"}
         for name in other.keys() - {"seconds", "eval_seconds", "wall_seconds", "bytes_between_ranks"}:

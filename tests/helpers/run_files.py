@@ -1,0 +1,49 @@
+"""Rows for a run to read, and what it leaves."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A file of JSON lines, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """A run's metrics, one row a round; none before it has begun."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def checkpoint(folder: Path, round_: int | None = None) -> Path:
+    """A round's, or the last."""
+    if round_ is None:
+        return max((folder / "checkpoints").glob("round-*"))
+    return folder / "checkpoints" / f"round-{round_:06d}"
+
+
+def adapter(folder: Path, round_: int | None = None, peer: int | None = None) -> dict[str, Tensor]:
+    """What a checkpoint holds for PEFT: of the server, or of one peer of many in a process."""
+    own = "" if peer is None else f"peer-{peer:04d}"
+    return load_file(checkpoint(folder, round_) / own / "adapter_model.safetensors")
+
+
+def state(folder: Path, round_: int | None = None) -> dict[str, Tensor]:
+    """What a checkpoint holds to go on from."""
+    return load_file(checkpoint(folder, round_) / "state" / "tensors.safetensors")
+
+
+def assert_close(mine: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: float = 0.0) -> None:
+    """The same names, and every entry the same to an absolute tolerance."""
+    assert mine.keys() == other.keys()
+    for name in mine:
+        torch.testing.assert_close(
+            mine[name], other[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
