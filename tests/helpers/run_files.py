@@ -17,9 +17,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """A run's metrics, one row a round; none before it has begun."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """A run's metrics, one row a round."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def checkpoint(folder: Path, round_: int | None = None) -> Path:

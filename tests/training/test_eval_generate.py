@@ -55,7 +55,7 @@ EVERY_TWO = ("--eval_generate_every", "2", "--eval_generate_limit", "6", "--max_
 
 def test_every_so_many_rounds_and_at_the_end_the_server_answers(model, data, tmp_path):
     assert fed(model, data, tmp_path, *EVERY_TWO) == 0
-    found = rows(tmp_path)
+    found = rows(tmp_path / "run")
     assert [row["round"] for row in found if "val_answer_accuracy" in row] == [0, 2, 4, 5]
     assert all(row["eval_seconds"] > 0 for row in found if "val_answer_accuracy" in row)
     assert "val_loss" not in found[2] and "val_loss" in found[5]
@@ -78,12 +78,12 @@ def test_answers_change_nothing_and_survive_a_resume(model, data, tmp_path):
     assert answers[0] == answers[1]
     losses = [[row.get("train_loss") for row in rows(out / "run")] for out in (whole, plain, resumed)]
     assert losses[0] == losses[1] == losses[2]
-    assert not any("val_answer_accuracy" in row for row in rows(plain))
+    assert not any("val_answer_accuracy" in row for row in rows(plain / "run"))
 
 
 def test_peers_answer_each_for_itself(model, data, tmp_path):
     assert dfl(model, data, tmp_path, "--eval_generate_every", "2", "--eval_generate_limit", "5") == 0
-    found = {row["round"]: row for row in rows(tmp_path)}
+    found = {row["round"]: row for row in rows(tmp_path / "run")}
     assert [number for number, row in found.items() if "val_answer_accuracy" in row] == [0, 2, 4]
     own = found[4]["peer_val_answer_accuracy"]
     assert len(own) == 3 and found[4]["val_answer_accuracy"] == pytest.approx(sum(own) / 3)
@@ -94,8 +94,8 @@ def test_what_a_run_says_is_what_eval_finds(model, data, tmp_path):
     assert fed(model, data, tmp_path / "fed", *learns, "--lr", "0.01", "--max_steps", "14") == 0
     assert dfl(model, data, tmp_path / "dfl", *learns, "--lr", "0.02", "--num_rounds", "8") == 0
     (server,), peers = judged(tmp_path / "fed", 64), judged(tmp_path / "dfl", 64)
-    assert server == rows(tmp_path / "fed")[-1]["val_answer_accuracy"] > 0
-    assert peers == rows(tmp_path / "dfl")[-1]["peer_val_answer_accuracy"] and max(peers) > 0
+    assert server == rows(tmp_path / "fed" / "run")[-1]["val_answer_accuracy"] > 0
+    assert peers == rows(tmp_path / "dfl" / "run")[-1]["peer_val_answer_accuracy"] and max(peers) > 0
 
 
 def test_a_classifier_writes_no_answers(tmp_path, capsys):

@@ -177,7 +177,7 @@ def killed(inputs, net):
     def well():
         return superlink.poll() is None and all(node.poll() is None for node in nodes)
 
-    wait_until(lambda: len(rows(folder)) > 1, 120, well)
+    wait_until(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 1, 120, well)
     nodes[KILLED].send_signal(signal.SIGKILL)
     strangers = {
         "stranger": net.start_supernode("stranger", "client=1", key=net.new_key("unknown")),
