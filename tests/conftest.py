@@ -6,22 +6,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import types
-from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
+from places import ROOT
 
 # Waking a second thread takes longer than all of a tiny model's arithmetic.
 torch.set_num_threads(1)
 # Helpers that assert.
-pytest.register_assert_rewrite("damage", "engine", "families", "flower_loopback", "fuzzing", "peer_processes")
+pytest.register_assert_rewrite(*(file.stem for file in HELPERS.glob("*.py")))
 # Checked is what has shapes; all other annotations are mypy's.
-SOURCE = Path(__file__).parents[1]
 SHAPED = [
-    ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
-    for file in (SOURCE / "fedloom").rglob("*.py")
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for file in (ROOT / "fedloom").rglob("*.py")
     if "from jaxtyping" in file.read_text(encoding="utf-8")
 ]
 jaxtyping.install_import_hook(SHAPED, "beartype.beartype")

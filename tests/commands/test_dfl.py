@@ -1,23 +1,22 @@
 """`fedloom dfl` from the command line to the folder it leaves, on a tiny encoder and a few sentences."""
 
+import dataclasses
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from peft import PeftModel
+from processes import start, wait_for_rows
 from run_files import adapter, assert_close, rows, write_rows
 from tiny import save_tiny_bert, save_tiny_llama
 from transformers import AutoModelForSequenceClassification
 
 from fedloom.commands.cli import main
+from fedloom.data.arithmetic import generate
 
 GOOD, BAD = (
     ["a fine film", "warm and wise", "great fun", "truly good"],
@@ -65,29 +64,33 @@ def size(row, *parts):
     return sum(t.numel() * 4 for name, t in row.items() if any(part in name for part in parts))
 
 
-def test_a_run_leaves_what_the_docs_promise(dfl):
-    status, folder = dfl("run", "--training_type", "LoRA")
-    assert status == 0
-    assert [row["round"] for row in rows(folder)] == [0, 1, 2, 3, 4]
-    last = rows(folder)[-1]
+@pytest.fixture(scope="module")
+def one_run(model, data, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("runs")
+    assert main(arguments(model, data, out_dir, "run", "--training_type", "LoRA")) == 0
+    return out_dir / "run"
+
+
+def test_a_run_leaves_what_the_docs_promise(one_run):
+    assert [row["round"] for row in rows(one_run)] == [0, 1, 2, 3, 4]
+    last = rows(one_run)[-1]
     assert len(last["peer_val_accuracy"]) == len(last["peer_train_loss"]) == 4
     assert last["val_accuracy"] == pytest.approx(sum(last["peer_val_accuracy"]) / 4)
     assert last["val_accuracy_min"] == min(last["peer_val_accuracy"])
     assert last["val_accuracy_max"] == max(last["peer_val_accuracy"])
     assert last["consensus_error"] > 0 and 0 < last["consensus_error_relative"] < 10
-    assert last["bytes_up"] == last["bytes_down"] == 4 * 2 * size(adapter(folder, peer=1), "")
-    assert last["train_loss"] < rows(folder)[1]["train_loss"]
-    summary = json.loads((folder / "summary.json").read_text())
+    assert last["bytes_up"] == last["bytes_down"] == 4 * 2 * size(adapter(one_run, peer=1), "")
+    assert last["train_loss"] < rows(one_run)[1]["train_loss"]
+    summary = json.loads((one_run / "summary.json").read_text())
     assert 0 <= summary["averaged_adapter"]["accuracy"] <= 1
-    log = (folder / "federated_training.log").read_text()
+    log = (one_run / "federated_training.log").read_text()
     assert log.count("consensus error") == 5 and "round 4:" in log
-    assert yaml.safe_load((folder / "config.yaml").read_text())["training_type"] == "LoRA"
+    assert yaml.safe_load((one_run / "config.yaml").read_text())["training_type"] == "LoRA"
 
 
-def test_a_peers_adapter_loads_with_peft_and_judges_as_the_run_did(dfl, model):
-    _, folder = dfl("run")
+def test_a_peers_adapter_loads_with_peft_and_judges_as_the_run_did(one_run, model):
     base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
-    tuned = PeftModel.from_pretrained(base, folder / "checkpoints" / "round-000004" / "peer-0002").eval()
+    tuned = PeftModel.from_pretrained(base, one_run / "checkpoints" / "round-000004" / "peer-0002").eval()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -96,7 +99,7 @@ def test_a_peers_adapter_loads_with_peft_and_judges_as_the_run_did(dfl, model):
         int(tuned(**tokenizer(row["sentence"], return_tensors="pt")).logits.argmax()) == row["label"]
         for row in judged
     ]
-    assert rows(folder)[-1]["peer_val_accuracy"][1] == pytest.approx(sum(right) / len(right))
+    assert rows(one_run)[-1]["peer_val_accuracy"][1] == pytest.approx(sum(right) / len(right))
 
 
 @pytest.mark.parametrize("training_type", ["DFL-LoRA", "ConLoRA"])
@@ -122,22 +125,25 @@ def test_the_head_may_stay_with_its_peer(dfl):
 
 
 def test_before_mixing_peers_are_further_apart_than_after(dfl):
-    _, after = dfl("after", "--name", "complete")
-    _, before = dfl("before", "--name", "complete", "--eval_point", "before")
+    flags = ["--name", "complete", "--num_rounds", "1"]
+    _, after = dfl("after", *flags)
+    _, before = dfl("before", *flags, "--eval_point", "before")
     assert rows(before)[-1]["consensus_error"] > 100 * rows(after)[-1]["consensus_error"]
 
 
 def test_the_size_of_a_wave_changes_nothing(dfl):
-    _, large = dfl("large", "--wave_tokens", "100000")
-    _, small = dfl("small", "--wave_tokens", "1")
+    _, large = dfl("large", "--wave_tokens", "100000", "--num_rounds", "2")
+    _, small = dfl("small", "--wave_tokens", "1", "--num_rounds", "2")
     assert_close(adapter(small, peer=1), adapter(large, peer=1), tolerance=2e-4)
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
-def test_every_optimiser_lowers_the_loss(dfl, optimiser):
-    lr = "0.3" if optimiser == "sgd" else "0.01"
-    _, folder = dfl(optimiser, "--client_optimizer", optimiser, "--lr", lr)
-    assert rows(folder)[-1]["train_loss"] < rows(folder)[1]["train_loss"]
+def test_each_optimiser_takes_steps_of_its_own(dfl):
+    after = [
+        adapter(dfl(optimiser, "--client_optimizer", optimiser, "--num_rounds", "1")[1], peer=1)
+        for optimiser in ("adam", "adamw", "sgd")
+    ]
+    for one, other in combinations(after, 2):
+        assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_peers_and_links_drop_out_and_come_back(dfl):
@@ -149,7 +155,7 @@ def test_peers_and_links_drop_out_and_come_back(dfl):
     assert len({row["bytes_up"] for row in rows(folder)[1:]}) > 1
 
 
-@pytest.mark.parametrize("graph", ["complete", "star", "line", "one_peer_exponential", "random_pairs"])
+@pytest.mark.parametrize("graph", ["star", "one_peer_exponential", "random_pairs"])
 def test_graphs_by_name(dfl, graph):
     status, folder = dfl("graph", "--name", graph, "--num_rounds", "2")
     assert status == 0 and math.isfinite(rows(folder)[-1]["consensus_error"])
@@ -179,12 +185,13 @@ def test_pairs_of_texts_and_a_head_for_other_classes_is_replaced_aloud(model, tm
 
 def test_causal_models_write_answers_and_encoders_name_the_operation(model, tmp_path):
     llama = save_tiny_llama(tmp_path / "llama")
+    problems = [dataclasses.asdict(problem) for problem in generate(24, seed=1)]
+    write_rows(tmp_path / "train.jsonl", problems)
+    write_rows(tmp_path / "validation.jsonl", problems[:4])
     for name, checkpoint in (("writes", llama), ("names", model)):
-        words = (
-            f"dfl --model_checkpoint {checkpoint} --dataset_type arithmetic --num_clients 3 --num_rounds 1"
-        )
-        words += " --name ring --local_steps 2 --batch_size 2 --dtype float32 --report_to none"
-        words += f" --out_dir {tmp_path} --exp_name {name}"
+        words = f"dfl --model_checkpoint {checkpoint} --dataset_type arithmetic --data_dir {tmp_path}"
+        words += " --num_clients 3 --num_rounds 1 --name ring --local_steps 2 --batch_size 2 --dtype float32"
+        words += f" --report_to none --out_dir {tmp_path} --exp_name {name}"
         assert main(words.split()) == 0
         saved = adapter(tmp_path / name, 1, 1)
         assert any("classifier" in key for key in saved) == (name == "names")
@@ -193,14 +200,10 @@ def test_causal_models_write_answers_and_encoders_name_the_operation(model, tmp_
 def test_a_killed_run_resumes_to_the_adapters_of_one_never_killed(dfl, model, data, tmp_path):
     flags = ["--num_rounds", "12", "--drop_peer", "0.2"]
     _, whole = dfl("whole", *flags)
-    command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "killed", *flags)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 5):
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start(arguments(model, data, tmp_path, "killed", *flags), tmp_path / "log")
+    wait_for_rows(tmp_path / "killed", 6, process.is_alive)
+    process.kill()
+    process.join()
     assert main(["dfl", "--out_dir", str(tmp_path), "--exp_name", "killed", "--resume"]) == 0
     for peer in (1, 4):
         assert_close(adapter(tmp_path / "killed", 12, peer), adapter(whole, 12, peer))

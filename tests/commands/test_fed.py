@@ -4,15 +4,13 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from peft import PeftModel
+from processes import rows_written, start, wait_for_rows
 from run_files import adapter, assert_close, rows, write_rows
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
@@ -60,35 +58,42 @@ def arguments(model, data, out_dir, name, *flags):
     return [*words.split(), "--client-lr", "0.05", "--lora_r", "4", *flags]
 
 
-def test_a_run_leaves_what_the_docs_promise(fed, model):
-    status, folder = fed("run", "--token", "hf_secret", "--report_to", "tensorboard")
-    assert status == 0
-    assert [row["round"] for row in rows(folder)] == [0, 1, 2, 3, 4]
-    last = rows(folder)[-1]
-    size = sum(t.numel() * 4 for t in adapter(folder).values())
+@pytest.fixture(scope="module")
+def one_run(model, data, tmp_path_factory):
+    """The folder of a run with all that there is by default."""
+    out_dir = tmp_path_factory.mktemp("runs")
+    flags = ["--token", "hf_secret", "--report_to", "tensorboard"]
+    assert main(arguments(model, data, out_dir, "run", *flags)) == 0
+    return out_dir / "run"
+
+
+def test_a_run_leaves_what_the_docs_promise(one_run):
+    assert [row["round"] for row in rows(one_run)] == [0, 1, 2, 3, 4]
+    last = rows(one_run)[-1]
+    size = sum(t.numel() * 4 for t in adapter(one_run).values())
     assert last["bytes_up"] == last["bytes_down"] == 3 * size
     assert len(set(last["clients"])) == 3 and set(last["clients"]) <= set(range(6))
     assert last["tokens"] > 0 and last["seconds"] > 0 and math.isfinite(last["val_loss"])
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((one_run / "summary.json").read_text())
     assert summary["rounds"] == 4 and summary["totals"]["bytes_up"] == 4 * 3 * size
-    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    saved = yaml.safe_load((one_run / "config.yaml").read_text())
     assert saved["dtype"] == "float32" and saved["run"]["versions"]["torch"] == torch.__version__
-    assert not any("hf_secret" in p.read_text(errors="ignore") for p in folder.rglob("*") if p.is_file())
-    assert list(folder.glob("events.out.tfevents.*"))
+    assert not any("hf_secret" in p.read_text(errors="ignore") for p in one_run.rglob("*") if p.is_file())
+    assert list(one_run.glob("events.out.tfevents.*"))
 
 
-def test_the_adapter_loads_with_peft_and_changes_the_model(fed, model):
-    _, folder = fed("peft")
+def test_the_adapter_loads_with_peft_and_changes_the_model(one_run, model):
     base = AutoModelForCausalLM.from_pretrained(model)
     ids = torch.tensor([[5, 60, 70, 80]])
     before = base(ids).logits
-    after = PeftModel.from_pretrained(base, folder / "checkpoints" / "round-000004")(ids).logits
+    after = PeftModel.from_pretrained(base, one_run / "checkpoints" / "round-000004")(ids).logits
     assert (after - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("peft", ["lora", "p-tuning", "prompt-tuning"])
-@pytest.mark.parametrize("algorithm", ["FedAdam", "FedAVG", "FedProx"])
-def test_every_algorithm_trains_every_kind_of_adapter(fed, peft, algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "peft"), [("FedAdam", "lora"), ("FedAVG", "p-tuning"), ("FedProx", "prompt-tuning")]
+)
+def test_every_algorithm_and_every_kind_of_adapter_learns(fed, algorithm, peft):
     lr = "0.01" if algorithm == "FedAdam" else "0.05"
     status, folder = fed(
         "run", "--fed_alg", algorithm, "--peft", peft, "--lr", lr, "--num_virtual_tokens", "4"
@@ -98,11 +103,10 @@ def test_every_algorithm_trains_every_kind_of_adapter(fed, peft, algorithm):
 
 
 def test_fedprox_without_its_term_is_fedavg(fed):
-    _, prox = fed("prox", "--fed_alg", "FedProx", "--prox_mu", "0", "--lr", "0.05")
-    _, avg = fed("avg", "--fed_alg", "FedAVG", "--lr", "0.05")
-    _, pulled = fed(
-        "pulled", "--fed_alg", "FedProx", "--prox_mu", "5", "--lr", "0.05", "--grad_accum_steps", "1"
-    )
+    flags = ["--lr", "0.05", "--max_steps", "2", "--grad_accum_steps", "1"]
+    _, prox = fed("prox", "--fed_alg", "FedProx", "--prox_mu", "0", *flags)
+    _, avg = fed("avg", "--fed_alg", "FedAVG", *flags)
+    _, pulled = fed("pulled", "--fed_alg", "FedProx", "--prox_mu", "5", *flags)
     assert_close(adapter(prox), adapter(avg))
     assert any((adapter(pulled)[n] - t).abs().max() > 1e-6 for n, t in adapter(avg).items())
 
@@ -115,72 +119,59 @@ def test_local_mode_learns_without_sending_a_byte(fed):
 
 
 def test_the_size_of_a_wave_changes_nothing(fed):
-    _, large = fed("large", "--wave_tokens", "100000")
-    _, small = fed("small", "--wave_tokens", "1")
+    _, large = fed("large", "--wave_tokens", "100000", "--max_steps", "2")
+    _, small = fed("small", "--wave_tokens", "1", "--max_steps", "2")
     assert_close(adapter(small), adapter(large), tolerance=2e-5)
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(fed, tmp_path):
-    _, first = fed("run", out_dir=tmp_path / "a")
-    _, again = fed("run", out_dir=tmp_path / "b")
-    _, other = fed("run", "--seed", "5", out_dir=tmp_path / "c")
-    assert_close(adapter(first), adapter(again))
-    assert any(not torch.equal(t, adapter(other)[name]) for name, t in adapter(first).items())
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(one_run, fed):
+    _, again = fed("again")
+    _, other = fed("other", "--seed", "5")
+    assert_close(adapter(one_run), adapter(again))
+    assert any(not torch.equal(t, adapter(other)[name]) for name, t in adapter(one_run).items())
 
 
-def test_a_killed_run_resumes_to_the_adapter_of_one_never_killed(fed, model, data, tmp_path, capsys):
+def test_a_run_ended_by_sigterm_and_then_killed_is_in_the_end_one_never_stopped(
+    fed, model, data, tmp_path, capsys
+):
+    """A scheduler's end leaves a checkpoint and a message; SIGKILL leaves what there was."""
     flags = ["--max_steps", "30", "--val_steps", "3", "--patience", "0"]
     _, never = fed("never", *flags)
-    command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "killed", *flags)]
-    # As many threads as here: another number adds up in another order.
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    wait_for(lambda: sum(1 for _ in (tmp_path / "killed").glob("checkpoints/round-*/state")) > 0, process)
-    assert main(["fed", "--out_dir", str(tmp_path), "--exp_name", "killed", "--resume"]) == 2
+    folder, log = tmp_path / "stopped", tmp_path / "log"
+    process = start(arguments(model, data, tmp_path, "stopped", *flags), log)
+    wait_for_rows(folder, 5, process.is_alive)
+    again = ["fed", "--out_dir", str(tmp_path), "--exp_name", "stopped", "--resume"]
+    assert main(again) == 2
     assert f"process {process.pid} on " in capsys.readouterr().err, "one process at a time"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    reached = rows_written(tmp_path / "killed")
-    assert reached < 30
-    assert main(["fed", "--out_dir", str(tmp_path), "--exp_name", "killed", "--resume"]) == 0
-    assert_close(adapter(tmp_path / "killed", 30), adapter(never, 30))
-    assert [row["round"] for row in rows(tmp_path / "killed")] == list(range(31))
+    process.terminate()
+    process.join(60)
+    said = log.read_text()
+    assert process.exitcode == 143 and "fedloom: terminated" in said and "--resume" in said
+    assert "Traceback" not in said and list(folder.glob("checkpoints/round-*/state/state.json"))
+
+    process = start(again, log)
+    wait_for_rows(folder, rows_written(folder) + 4, process.is_alive)
+    process.kill()
+    process.join()
+    assert rows_written(folder) < 31
+    assert main(again) == 0
+    assert_close(adapter(folder, 30), adapter(never, 30))
+    assert [row["round"] for row in rows(folder)] == list(range(31))
     same = ("train_loss", "clients", "val_accuracy")
-    for row, expected in zip(rows(tmp_path / "killed"), rows(never), strict=True):
+    for row, expected in zip(rows(folder), rows(never), strict=True):
         assert {k: row[k] for k in same if k in row} == {k: expected[k] for k in same if k in expected}
 
 
-@pytest.mark.parametrize(
-    "number, status, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
-)
-def test_a_signal_leaves_a_checkpoint_and_a_clean_message(model, data, tmp_path, number, status, word):
+def test_ctrl_c_leaves_a_checkpoint_and_a_clean_message(model, data, tmp_path):
     flags = ["--max_steps", "500", "--val_steps", "500"]
-    command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "run", *flags)]
-    # Where the tests themselves run in the background, SIGINT is ignored, and children inherit that.
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    wait_for(lambda: rows_written(tmp_path / "run") > 2, process)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert "--resume" in said and f"fedloom: {word}" in said and "Traceback" not in said
+    process = start(arguments(model, data, tmp_path, "run", *flags), tmp_path / "log")
+    wait_for_rows(tmp_path / "run", 3, process.is_alive)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 130
+    assert "--resume" in said and "fedloom: interrupted" in said and "Traceback" not in said
     assert list((tmp_path / "run").glob("checkpoints/round-*/state/state.json"))
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def rows_written(folder):
-    path = folder / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 def test_training_stops_when_accuracy_has_not_risen(fed):
@@ -198,8 +189,8 @@ def test_training_stops_when_accuracy_has_not_risen(fed):
     ]
     _, folder = fed("stops", *flags, "--patience", "3")
     assert rows(folder)[-1]["round"] == 3
-    _, folder = fed("goes-on", *flags, "--patience", "0", "--max_steps", "6")
-    assert rows(folder)[-1]["round"] == 6
+    _, folder = fed("goes-on", *flags, "--patience", "0", "--max_steps", "4")
+    assert rows(folder)[-1]["round"] == 4
 
 
 @pytest.mark.parametrize(
@@ -218,19 +209,16 @@ def test_a_client_that_diverges_is_left_out_and_named(fed, monkeypatch, caplog, 
 
     monkeypatch.setattr(runtime, "train_locally", spoiled)
     # One wave: its first client is spoiled.
-    status, folder = fed("spoiled", "--wave_tokens", "100000", "--fed_alg", algorithm, "--lr", "0.01")
+    flags = f"--wave_tokens 100000 --fed_alg {algorithm} --lr 0.01 --max_steps 2"
+    status, folder = fed("spoiled", *flags.split())
     assert status == 0
     for row in rows(folder)[1:]:
         assert row["clients_left_out"] == row["clients"][:1]
         assert math.isfinite(row["train_loss"])
     assert f"client {rows(folder)[1]['clients'][0] + 1} left out" in caplog.text
     assert all(t.abs().max() < 10 for t in adapter(folder).values())
-    assert (
-        main(
-            ["fed", "--out_dir", str(folder.parent), "--exp_name", "spoiled", "--resume", "--max_steps", "5"]
-        )
-        == 0
-    )
+    again = ["fed", "--out_dir", str(folder.parent), "--exp_name", "spoiled", "--resume", "--max_steps", "3"]
+    assert main(again) == 0
 
 
 def test_a_run_in_which_all_diverge_stops_and_keeps_the_last_good_checkpoint(fed, capsys):
@@ -263,11 +251,11 @@ def test_a_mistake_is_told_in_one_message(fed, capsys, flags, words):
     assert not (folder / "config.yaml").exists()
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(fed, capsys):
-    assert fed("run")[0] == 0
-    before = (tmp := fed("run"))[1] / "metrics.jsonl"
-    assert tmp[0] == 2 and "--resume" in capsys.readouterr().err
-    assert before.read_text().count("\n") == 5
+def test_a_folder_that_holds_a_run_is_not_overwritten(one_run, fed, capsys):
+    before = (one_run / "metrics.jsonl").read_bytes()
+    assert fed("run", out_dir=one_run.parent)[0] == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (one_run / "metrics.jsonl").read_bytes() == before and before.count(b"\n") == 5
 
 
 def test_a_run_that_diverges_later_names_the_checkpoint_that_it_kept(fed, monkeypatch, capsys):

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from peer_processes import Federation, start
+from peer_processes import Federation
+from processes import start
 from run_files import adapter, rows
 from tiny import save_tiny_bert, save_tiny_llama
 
