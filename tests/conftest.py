@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
-from places import ROOT
+from places import HELPERS, ROOT
 
 # Waking a second thread takes longer than all of a tiny model's arithmetic.
 torch.set_num_threads(1)
