@@ -10,10 +10,10 @@ import pytest
 from browser import browser, colour_scheme, resize, screenshot, why_no_browser
 from places import ROOT
 from run_files import write_rows
+from runs import leave_predictions, leave_run, rows_of
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom.commands.cli import main
-from runs import leave_predictions, leave_run, rows_of
 
 pytest.importorskip("plotly")
 pytest.importorskip("selenium")

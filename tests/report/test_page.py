@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from runs import leave_predictions, leave_run, rows_of
 
 from fedloom.commands.cli import main
 from fedloom.commands.report import plotly_script
@@ -24,7 +25,6 @@ from fedloom.report.peers import accuracies, graph
 from fedloom.report.results import MORE_METRICS, duration, results
 from fedloom.report.tables import differing
 from fedloom.runs.record import read_run, read_runs
-from runs import leave_predictions, leave_run, rows_of
 
 
 def grouped(*folders):

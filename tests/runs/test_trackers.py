@@ -6,12 +6,12 @@ import struct
 from pathlib import Path
 
 import pytest
+from runs import leave_run, rows_of
 
 from fedloom.errors import UserError
 from fedloom.options.trackers import TRACKERS, check_trackers, tracker_names
 from fedloom.runs.metrics import MetricsLog
 from fedloom.runs.trackers import Tracker, forgiving
-from runs import leave_run, rows_of
 
 
 @pytest.fixture
