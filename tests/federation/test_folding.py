@@ -75,15 +75,27 @@ def test_flora_folds_the_products_and_begins_anew(scales):
     close(merged, products(alone))
 
 
-def test_saved_the_change_is_an_adapter_of_a_higher_rank():
-    arrived = changes()
-    base = folded(unchanged(arrived.before), fedex(aggregator=weighted_mean)(arrived))
-    row, more = with_factors(arrived.before, base)
-    # A covariance of three factors of rank 2.
-    assert more == 4 and row[A].shape == (6, 6) and torch.equal(row[HEAD], arrived.before[HEAD])
-    close(row[B] @ row[A], arrived.before[B] @ arrived.before[A] + base["m"])
-    same, none = with_factors(arrived.before, unchanged(arrived.before))
-    assert none == 0 and torch.equal(same[A], arrived.before[A])
+@pytest.mark.parametrize(
+    "d_out, d_in, rank, more", [(90, 70, 3, 3), (70, 90, 20, 20), (90, 70, 60, 70), (9, 7, 2, 7)]
+)
+def test_saved_the_change_is_an_adapter_of_a_higher_rank(d_out, d_in, rank, more):
+    """As many more rows as the change has directions; where it has nearly all, as many as a side has."""
+    draws = torch.Generator().manual_seed(2)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=draws, dtype=torch.float64)
+
+    row = {A: drawn(2, d_in), B: drawn(d_out, 2), HEAD: drawn(3)}
+    base = {"m": drawn(d_out, rank) @ drawn(rank, d_in)}
+    saved, found = with_factors(row, base)
+    assert found == more and saved[A].shape == (2 + more, d_in) and torch.equal(saved[HEAD], row[HEAD])
+    torch.testing.assert_close(saved[B] @ saved[A], row[B] @ row[A] + base["m"], rtol=1e-6, atol=1e-5)
+
+
+def test_a_base_that_has_not_changed_adds_nothing():
+    row = {A: torch.randn(2, 90), B: torch.randn(70, 2)}
+    saved, more = with_factors(row, unchanged(row))
+    assert more == 0 and torch.equal(saved[A], row[A]) and torch.equal(saved[B], row[B])
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ and factors of rank K r that everybody must be sent:
 
 from __future__ import annotations
 
-import torch
-
 from fedloom.federation.aggregators import Aggregator, Changes, Folding
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.lora_aggregations import check_mean
@@ -38,8 +36,8 @@ def fedex(*, aggregator: Aggregator) -> Aggregator:
             A = changes.deltas.tensors[name_a] - change[name_a]  # [senders, rank, d_in], from their mean
             B = changes.deltas.tensors[name_b] - change[name_b]  # [senders, d_out, rank]
             module = name_a.removesuffix(".lora_A.weight")
-            change[module + UP] = torch.cat([*(B * changes.weights.to(B)[:, None, None])], dim=1)
-            change[module + DOWN] = torch.cat([*A], dim=0)
+            change[module + UP] = (B * changes.weights.to(B)[:, None, None]).movedim(0, 1).flatten(1)
+            change[module + DOWN] = A.flatten(0, 1)
         return change
 
     return Folding(combine)

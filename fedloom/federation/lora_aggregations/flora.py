@@ -38,8 +38,8 @@ def flora(*, aggregator: Aggregator) -> Aggregator:
         draws = torch.Generator().manual_seed(derive_seed(changes.seed, name_a))
         drawn = torch.rand(before[name_a].shape, generator=draws, dtype=torch.float64) * 2 - 1
         return {
-            module + UP: torch.cat([*(B * product_weights(changes).to(B)[:, None, None])], dim=1),
-            module + DOWN: torch.cat([*A], dim=0),
+            module + UP: (B * product_weights(changes).to(B)[:, None, None]).movedim(0, 1).flatten(1),
+            module + DOWN: A.flatten(0, 1),
             name_a: (drawn / A.shape[-1] ** 0.5).to(before[name_a]) - before[name_a],
             name_b: -before[name_b],
         }
