@@ -125,4 +125,6 @@ def test_an_adapter_loads_on_its_base_with_nothing_but_peft_in_a_fresh_process(
     with torch.no_grad():
         plain = base(torch.tensor([[5, 40, 41, 7]])).logits
         expected = PeftModel.from_pretrained(base, adapter).eval()(torch.tensor([[5, 40, 41, 7]])).logits
-    assert torch.equal(torch.load(logits), expected) and not torch.allclose(plain, expected, atol=1e-3)
+    # PEFT adds rows for what the tokenizer of the folder has beyond the model's vocabulary.
+    found = torch.load(logits)[..., : expected.shape[-1]]
+    assert torch.equal(found, expected) and not torch.allclose(plain, expected, atol=1e-3)
