@@ -1,14 +1,15 @@
 """The benchmark runs on a tiny model, its contenders agree, and pages show what its files say."""
 
+import dataclasses
 import importlib
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from places import ROOT
+from run_files import write_rows
 from tiny import save_tiny_bert, save_tiny_llama
+
+from fedloom.data.arithmetic import generate
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -25,26 +26,23 @@ def module(monkeypatch):
     return importlib.import_module
 
 
-def run(*arguments, status=0, script="round.py"):
-    # Two contenders take turns on tiny products: more threads than one only get in each other's way.
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == status, done.stderr
-    return done
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """As many problems as are needed: thousands would take longer to tokenise than to train on."""
+    folder = tmp_path_factory.mktemp("problems")
+    problems = [dataclasses.asdict(problem) for problem in generate(120, seed=1)]
+    for part, some in (("train", problems[20:]), ("validation", problems[:10]), ("test", problems[10:20])):
+        write_rows(folder / f"{part}.jsonl", some)
+    return folder
 
 
-def test_a_round_is_measured_and_shown(model, tmp_path):
+def test_a_round_is_measured_and_shown(model, data, module, tmp_path, capsys):
     page, out = tmp_path / "page.md", tmp_path / "results" / "tiny.json"
     page.write_text("# A page\n<!-- benchmark:tiny -->\nold\n<!-- /benchmark -->\nThe end.\n")
-    done = run(
-        *("--model", model, "--device", "cpu", "--dtype", "float32", "--clients", 2, "--batches", 2),
-        *("--repeats", 2, "--slow-repeats", 1, "--out", out, "--write-docs", page),
-    )
+    words = f"--model {model} --data_dir {data} --device cpu --dtype float32 --clients 2 --batches 2"
+    words += f" --repeats 2 --slow-repeats 1 --out {out} --write-docs {page}"
+    assert module("round").main(words.split()) == 0
+    printed = capsys.readouterr().out
     result = json.loads(out.read_text())
 
     contenders = {row["name"]: row for row in result["contenders"]}
@@ -63,18 +61,18 @@ def test_a_round_is_measured_and_shown(model, tmp_path):
     # The first client's step is central training's first.
     assert contenders["central"]["losses"][0] == pytest.approx(contenders["dynamic"]["losses"][0], rel=1e-5)
 
-    data, clients, batches, batch_size = result["data"], 2, 2, 2
-    assert data["sequences"] == clients * batches * batch_size
-    assert contenders["padded"]["tokens"] == data["sequences"] * 256
-    saved = data["shared_prefix"] * (data["sequences"] - clients)
-    assert contenders["fedloom"]["tokens"] == data["useful_tokens"] - saved
+    measured, clients, batches, batch_size = result["data"], 2, 2, 2
+    assert measured["sequences"] == clients * batches * batch_size
+    assert contenders["padded"]["tokens"] == measured["sequences"] * 256
+    saved = measured["shared_prefix"] * (measured["sequences"] - clients)
+    assert contenders["fedloom"]["tokens"] == measured["useful_tokens"] - saved
     hidden, intermediate, layers = 32, 48, 2
     weights = layers * (2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * intermediate)
-    assert data["linear_parameters"] == weights
-    head = hidden * 320 * data["labels"]
-    assert data["needed_flops"] == 4 * (weights * data["useful_tokens"] + head)
+    assert measured["linear_parameters"] == weights
+    head = hidden * 320 * measured["labels"]
+    assert measured["needed_flops"] == 4 * (weights * measured["useful_tokens"] + head)
     for row in contenders.values():
-        share = data["needed_flops"] / row["median_seconds"] / result["gemm_flops"]["float32"]
+        share = measured["needed_flops"] / row["median_seconds"] / result["gemm_flops"]["float32"]
         assert row["gemm_share"] == pytest.approx(share)
     assert contenders["padded"]["times_padded"] == 1.0
 
@@ -82,23 +80,23 @@ def test_a_round_is_measured_and_shown(model, tmp_path):
     assert {"cpu", "cores", "threads"} <= set(result["machine"])
     assert str(tmp_path) not in out.read_text() and str(model) not in out.read_text()
     table = page.read_text().removeprefix("# A page\n<!-- benchmark:tiny -->\n").partition("<!-- /")[0]
-    assert "**fedloom**" in table and table.strip() == done.stdout.strip()
+    assert "**fedloom**" in table and table.strip() == printed.strip()
 
 
-def test_memory_is_measured(model, tmp_path):
+def test_memory_is_measured_also_with_random_weights(module, tmp_path, capsys):
     out = tmp_path / "memory.json"
-    run("--memory", "--model", model, "--device", "cpu", "--dtype", "float32", "--batches", 1, "--out", out)
+    words = f"--memory --arch llama-tiny --device cpu --dtype float32 --batches 1 --out {out}"
+    assert module("round").main(words.split()) == 0
     result = json.loads(out.read_text())
     assert [one["clients"] for one in result["runs"]] == [4, 50]
     assert result["runs"][0]["wave_tokens"] == result["runs"][1]["wave_tokens"]
     assert 0.8 < result["ratio"] < 1.2
+    assert "llama-tiny, random weights" in capsys.readouterr().out
 
 
-def test_random_weights_and_a_mistake():
-    random_weights = ("--arch", "llama-tiny", "--device", "cpu", "--dtype", "float32", "--clients", 2)
-    done = run(*random_weights, "--batches", 1, "--repeats", 1, "--only", "fedloom")
-    assert "llama-tiny, random weights" in done.stdout
-    assert "error: --arch llama-9b" in run("--arch", "llama-9b", "--device", "cpu", status=2).stderr
+def test_a_mistake_is_told(module, capsys):
+    assert module("round").main(["--arch", "llama-9b", "--device", "cpu"]) == 2
+    assert "error: --arch llama-9b" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -158,22 +156,25 @@ def test_a_page_that_is_not_up_to_date_is_found(module, tmp_path, capsys):
     assert page.read_text().startswith("a\n") and page.read_text().endswith("b\n")
 
 
-def test_adapters_in_one_pass_are_measured_against_one_after_another(model, module, tmp_path):
+def test_adapters_in_one_pass_are_measured_against_one_after_another(model, data, module, tmp_path, capsys):
     out = tmp_path / "evaluate.json"
-    words = ("--model", model, "--adapters", 3, "--prompts", 5, "--batch_size", 2, "--max_new_tokens", 8)
-    done = run(*words, "--repeats", 1, "--device", "cpu", "--out", out, script="evaluate.py")
+    words = f"--model {model} --data_dir {data} --adapters 3 --prompts 5 --batch_size 2 --max_new_tokens 8"
+    assert module("evaluate").main(f"{words} --repeats 1 --device cpu --out {out}".split()) == 0
     result = json.loads(out.read_text())
     assert result["answers"] == 15 and result["different"] == {"alone": 0, "peft": 0}
     assert result["of_alone"] == result["seconds"]["stacked"][0] / result["seconds"]["alone"][0]
-    assert done.stdout == module("tables").as_markdown(result) + "\n"
+    assert capsys.readouterr().out == module("tables").as_markdown(result) + "\n"
     assert str(model) not in out.read_text()
 
 
-def test_ranks_are_measured_against_one_process(module, tmp_path, monkeypatch):
+@pytest.mark.deploy
+def test_ranks_are_measured_against_one_process(data, module, tmp_path, monkeypatch):
     ranks, out = module("ranks"), tmp_path / "ranks.json"
     encoder = save_tiny_bert(tmp_path / "encoder")
     both = ranks.commands
-    monkeypatch.setattr(ranks, "commands", lambda options: {"dfl": both(options)["dfl"]})
+    monkeypatch.setattr(
+        ranks, "commands", lambda options: {"dfl": [*both(options)["dfl"], "--data_dir", str(data)]}
+    )
     words = f"--dfl_model {encoder} --peers 2 --batches 1 --rounds 2 --repeats 1 --out {out}"
     assert ranks.main(words.split()) == 0
     result = json.loads(out.read_text())
