@@ -15,7 +15,7 @@ from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
 from fedloom.model.adapters.ranks import within_ranks
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.model.layout import Batch, Layout, labels_of
+from fedloom.model.layout import Batch, Layout, counted
 from fedloom.model.packing import build_pack
 from fedloom.model.stacked import StackedModel
 
@@ -213,7 +213,7 @@ def passes(
 
 def batch_tokens(batch: Batch, layout: Layout) -> int:
     """Tokens that a batch puts through the model (pads included, what clients share counted once)."""
-    lengths = [len(s.ids) + layout.virtual for s in batch.sequences]
+    lengths = [len(s.ids) + layout.virtual for tokens in batch.sequences for s in tokens.sides]
     if not layout.packed:
         return len(lengths) * max(lengths)
     return sum(lengths) - layout.shared * (len(lengths) - 1)
@@ -232,10 +232,11 @@ def mean_step(
         layout: The model's.
         keys: What each batch's dropout depends on, beside the seed.
         mean_over: "tokens": every label counts the same, so that batches make the loss of one batch that
-            holds them all; a classifier's label is its class. "batches": the mean over batches of each one's
-            mean loss, in which the labels of a batch with short answers count more.
+            holds them all; a classifier's label is its class, and a preference counts as one. "batches": the
+            mean over batches of each one's mean loss, in which the labels of a batch with short answers
+            count more.
     """
-    labels = [sum(labels_of(s, layout) for s in sequences) for sequences in batches]
+    labels = [sum(counted(s, layout) for s in sequences) for sequences in batches]
     weights = [1 / (sum(labels) if mean_over == "tokens" else len(batches) * own) for own in labels]
     return [
         Batch(list(sequences), weight, key)

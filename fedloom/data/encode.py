@@ -33,6 +33,11 @@ class Tokens(NamedTuple):
         final: `Example.final`, for those who judge what a model answers itself; nor at this.
         answers: Where each answer of a conversation begins and ends, in order; () where there is one, which
             lasts to the end.
+        rejected: The answer that the first one was preferred to, behind the same prompt, where what is
+            learned is a preference; else None.
+        reference: Of a preference: by how much more likely the frozen base holds the preferred answer to be,
+            as a difference of logarithms; None until
+            `fedloom.evaluation.reference` has looked.
     """
 
     ids: list[int]
@@ -42,6 +47,13 @@ class Tokens(NamedTuple):
     kind: str = ""
     final: str = ""
     answers: tuple[tuple[int, int], ...] = ()
+    rejected: Tokens | None = None
+    reference: float | None = None
+
+    @property
+    def sides(self) -> tuple[Tokens, ...]:
+        """The sequences that go through the model: this one, and of a preference the rejected one."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
@@ -57,11 +69,11 @@ def encode(
 ) -> tuple[list[Tokens], int]:
     """Tokenises examples for training a language model on their answers.
 
-    A problem that is too long is left out. Of a conversation the beginning stays, up to the last answer that
-    is in it as a whole; a text is cut.
+    A problem that is too long is left out, and so is a preference either answer of which is. Of a
+    conversation the beginning stays, up to the last answer that is in it as a whole; a text is cut.
 
     Args:
-        examples: The problems.
+        examples: The problems; preferences are by themselves.
         tokenizer: The model's tokenizer.
         form: How a question is put to the model.
         max_length: The most tokens that a sequence may have, prompt and end token included.
@@ -73,6 +85,8 @@ def encode(
     Raises:
         UserError: If no sequence is left.
     """
+    if any(example.rejected for example in examples):
+        return _encode_preferences(examples, tokenizer, form, max_length)
     if any(example.turns or example.whole for example in examples):
         return _encode_each(examples, tokenizer, form, max_length)
     prompts = [form.render(example.question) for example in examples]
@@ -136,6 +150,26 @@ def _encode_each(
             len(examples),
             max_length,
         )
+    if not kept:
+        raise _too_long(max_length, len(examples), shortest)
+    return kept, len(examples) - len(kept)
+
+
+def _encode_preferences(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, form: PromptFormat, max_length: int
+) -> tuple[list[Tokens], int]:
+    """As `encode`, of preferences."""
+    talks = [form.pieces(turns) for one in examples for turns in (one.turns, one.rejected)]
+    sides = []
+    for ids, spans in encode_pieces(talks, tokenizer):
+        sides.append(Tokens(ids[: spans[-1][1]], spans[0][0], -1, answers=tuple(spans)))
+    kept = []
+    shortest = 0
+    for example, chosen, rejected in zip(examples, sides[::2], sides[1::2], strict=True):
+        length = max(len(chosen.ids), len(rejected.ids))
+        shortest = min(shortest or length, length)
+        if length <= max_length:
+            kept.append(chosen._replace(kind=example.label, rejected=rejected))
     if not kept:
         raise _too_long(max_length, len(examples), shortest)
     return kept, len(examples) - len(kept)

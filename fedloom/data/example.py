@@ -38,6 +38,8 @@ class Example:
             for people to read. It may have a system prompt of its own.
         whole: Whether the answer is a text that stands by itself, of which every token is learned; the
             question is then empty.
+        rejected: Of a preference the whole conversation with the answer that was not preferred; `turns` is
+            the one with the preferred answer. What both begin with is not learned.
     """
 
     question: str
@@ -47,6 +49,7 @@ class Example:
     pair: tuple[str, str] | None = None
     turns: tuple[Turn, ...] = ()
     whole: bool = False
+    rejected: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ class Preference:
     chosen: tuple[Turn, ...]
     rejected: tuple[Turn, ...]
     label: str = ""
+
+    def compared(self) -> Example:
+        """The example that DPO learns from."""
+        prompt = tuple(turn._replace(learned=False) for turn in self.prompt)
+        asked = next((turn.text for turn in reversed(prompt) if turn.role == "user"), "")
+        answer = next(turn.text for turn in reversed(self.chosen) if turn.role == "assistant")
+        return Example(
+            asked, answer, "", self.label, turns=prompt + self.chosen, rejected=prompt + self.rejected
+        )
 
 
 @dataclass(frozen=True)

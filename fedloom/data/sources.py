@@ -37,16 +37,16 @@ class Sourced(NamedTuple):
 
     @property
     def learned(self) -> Example:
-        """The example, where it is one to learn to write.
+        """The example, where the command learns from such.
 
         Raises:
-            UserError: If it is a preference.
+            UserError: If it is a preference, and the command does not compare answers.
         """
         if isinstance(self.example, Preference):
             raise UserError(
-                f"{self.where}: is a preference (chosen and rejected), which trains with DPO, and this "
-                "command does not; to learn the chosen answers alone, add --data_format prompt_completion "
-                "--columns completion=chosen"
+                f"{self.where}: is a preference (chosen and rejected), which trains with DPO, by `fedloom "
+                "fed`, `dfl` and `peer`, and which this command does not read; for the chosen answers alone, "
+                "add --data_format prompt_completion --columns completion=chosen"
             )
         return self.example
 
@@ -157,7 +157,10 @@ def read_examples(task: Task, rows: Sequence[Located]) -> list[Sourced]:
         _check_fields(task, where, mapped)
         try:
             if task.keep(mapped):
-                made.append(Sourced(row, task.to_example(mapped), where))
+                example = task.to_example(mapped)
+                if task.compares and isinstance(example, Preference):
+                    example = example.compared()
+                made.append(Sourced(row, example, where))
         except (ValueError, ArithmeticError) as error:
             raise UserError(f"{where}: {error} (data set {task.name}).") from error
     if not made:

@@ -22,11 +22,12 @@ _PASS_FACTOR = 4
 
 @dataclass(frozen=True)
 class Validation:
-    """Loss and accuracy over labels: answer tokens, or classes.
+    """Loss and accuracy over labels: answer tokens, classes, or preferences.
 
     Attributes:
-        loss: Mean cross entropy per label, in nats.
-        accuracy: Share of labels predicted right, an answer token given the true ones before it.
+        loss: Mean cross entropy per label, in nats; of preferences the mean loss of DPO.
+        accuracy: Share of labels predicted right, an answer token given the true ones before it; of
+            preferences the share in which the preferred answer has the larger reward.
     """
 
     loss: float
@@ -143,4 +144,4 @@ def _batches(sequences: Sequence[Tokens]) -> list[Batch]:
 
 def _by_length(sequences: Sequence[Tokens]) -> list[int]:
     """Sequences of like length side by side: fewer pads, where there are pads."""
-    return sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
+    return sorted(range(len(sequences)), key=lambda i: max(len(side.ids) for side in sequences[i].sides))

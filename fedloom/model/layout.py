@@ -14,8 +14,9 @@ class Batch:
     """Some sequences of one client whose losses are averaged together.
 
     Attributes:
-        sequences: What to learn from.
-        weight: Of each label in the client's loss. ``1 / labels`` makes the loss the batch's mean.
+        sequences: What to learn from; all are preferences, or none is.
+        weight: Of each label (of each preference) in the client's loss. ``1 / labels`` makes the loss the
+            batch's mean.
         key: What the batch's dropout depends on beside the seed: (round, client, step, batch).
     """
 
@@ -71,7 +72,7 @@ class Layout:
 
     def apart(self, batch: Batch) -> bool:
         """Whether a batch has to run by itself."""
-        longest = max(len(sequence.ids) for sequence in batch.sequences) + self.virtual
+        longest = max(len(side.ids) for sequence in batch.sequences for side in sequence.sides) + self.virtual
         return self.together is not None and longest > self.together
 
     def whole(self, packed: bool) -> bool:
@@ -89,8 +90,14 @@ def labels_of(sequence: Tokens, layout: Layout) -> int:
     return 1 if layout.classify else sum(end - first for first, end in sequence.spans)
 
 
+def counted(sequence: Tokens, layout: Layout) -> int:
+    """How much a sequence counts in a mean: its labels; a preference is one, however long its answers are."""
+    return labels_of(sequence, layout) if sequence.rejected is None else 1
+
+
 def shared_prefix(sequences: Sequence[Tokens]) -> int:
     """Length of the longest beginning that all sequences share, short of any token that predicts a label."""
+    sequences = [side for tokens in sequences for side in tokens.sides]
     limit = min(tokens.answer_start - 1 for tokens in sequences)
     first = sequences[0].ids
     for i in range(limit):

@@ -11,6 +11,29 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """The preferences of a pass, each two sequences of it; in the order in which they lie.
+
+    Attributes:
+        labels: For each label of the pass, which preference it belongs to.
+        signs: For each label, 1 in a preferred answer and -1 in a rejected one.
+        clients: Whose preference it is.
+        weights: Of each preference in its client's loss.
+        references: The frozen base's log-ratio of each; see `Tokens.reference`.
+    """
+
+    labels: Int[Tensor, " labels"]
+    signs: Int[Tensor, " labels"]
+    clients: Int[Tensor, " pairs"]
+    weights: Float[Tensor, " pairs"]
+    references: Float[Tensor, " pairs"]
+
+    def to(self, device: torch.device) -> Pairs:
+        """The same with its tensors on ``device``."""
+        return Pairs(**{name: t.to(device, non_blocking=True) for name, t in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class Pack:
     """One pass, as tensors. ``positions`` below index the flattened ``[rows * columns]`` tokens.
 
@@ -33,6 +56,7 @@ class Pack:
         label_units: Labels per client.
         run_keys, run_tokens, run_labels: The runs that draw dropout apart: a prefix or a batch.
         real: Positions of real tokens (padded), else None.
+        pairs: Which sequences are preferred to which; None where each is learned by itself.
     """
 
     ids: Int[Tensor, "rows columns"]
@@ -55,6 +79,7 @@ class Pack:
     run_tokens: tuple[int, ...]
     run_labels: tuple[int, ...]
     real: Int[Tensor, " real"] | None
+    pairs: Pairs | None = None
 
     @property
     def packed(self) -> bool:
@@ -92,6 +117,8 @@ class Pack:
         }
         if self.virtual is not None:
             moved["virtual"] = (self.virtual[0].to(device), self.virtual[1].to(device))
+        if self.pairs is not None:
+            moved["pairs"] = self.pairs.to(device)
         return Pack(**{**vars(self), **moved})
 
 

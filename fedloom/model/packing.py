@@ -12,6 +12,7 @@ sequences: a token's hidden state depends on what stands before it alone, so the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ import torch
 
 from fedloom.data.encode import Tokens
 from fedloom.model.layout import Batch, Layout, labels_of
-from fedloom.model.pack import Apart, Pack
+from fedloom.model.pack import Apart, Pack, Pairs
 
 
 class _Builder:
@@ -39,6 +40,11 @@ class _Builder:
         self.targets: list[int] = []
         self.weights: list[float] = []
         self.label_clients: list[int] = []
+        self.label_pairs: list[int] = []
+        self.label_signs: list[int] = []
+        self.pair_clients: list[int] = []
+        self.pair_weights: list[float] = []
+        self.pair_references: list[float] = []
         self.runs: list[tuple[tuple[int, ...], int, int]] = []
         self.prefix: list[int] = []
 
@@ -95,11 +101,25 @@ class _Builder:
         self.weights += [weight] * labels
         self.label_clients += [client] * labels
 
+    def note_pair(self, client: int, sequence: Tokens, weight: float) -> None:
+        """The last two sequences are a preference's."""
+        for side, sign in zip(sequence.sides, (1, -1), strict=True):
+            labels = labels_of(side, self.layout)
+            self.label_pairs += [len(self.pair_clients)] * labels
+            self.label_signs += [sign] * labels
+        self.pair_clients.append(client)
+        self.pair_weights.append(weight)
+        # One that nobody has looked up must not pass for 0: the loss is then nan, and the run says so.
+        self.pair_references.append(math.nan if sequence.reference is None else sequence.reference)
+
     def lay_batch(self, client: int, batch: Batch, prefix_start: int) -> None:
         tokens, labels = len(self.ids), len(self.targets)
         for sequence in batch.sequences:
-            self.lay_sequence(client, sequence, batch.weight)
-            self.prefix_starts.append(prefix_start)
+            for side in sequence.sides:
+                self.lay_sequence(client, side, batch.weight)
+                self.prefix_starts.append(prefix_start)
+            if sequence.rejected is not None:
+                self.note_pair(client, sequence, batch.weight)
         self.runs.append((batch.key, len(self.ids) - tokens, len(self.targets) - labels))
 
 
@@ -140,6 +160,20 @@ def _lay_out(clients: Sequence[Sequence[Batch]], layout: Layout) -> Pack:
         row_units.append(len(builder.starts) - rows)
         label_units.append(len(builder.targets) - labels)
     return _as_tensors(builder, token_units, row_units, label_units)
+
+
+def _pairs(builder: _Builder) -> Pairs | None:
+    if not builder.pair_clients:
+        return None
+    if len(builder.label_pairs) != len(builder.targets):
+        raise ValueError("preferences and other sequences cannot share a pass: their losses differ")
+    return Pairs(
+        labels=torch.tensor(builder.label_pairs),
+        signs=torch.tensor(builder.label_signs),
+        clients=torch.tensor(builder.pair_clients),
+        weights=torch.tensor(builder.pair_weights, dtype=torch.float64),
+        references=torch.tensor(builder.pair_references, dtype=torch.float64),
+    )
 
 
 def _as_tensors(
@@ -186,4 +220,5 @@ def _as_tensors(
         run_tokens=tokens,
         run_labels=labels,
         real=real,
+        pairs=_pairs(builder),
     )

@@ -29,7 +29,7 @@ from fedloom.model.layers import decoder_layers
 from fedloom.model.layout import Head, Layout
 from fedloom.model.lengths import longest_together, scaled_early, watch_top_k
 from fedloom.model.loss import class_losses, token_losses
-from fedloom.model.losses import Losses, by_client
+from fedloom.model.losses import Losses, by_client, by_client_compared
 from fedloom.model.pack import Apart, Pack
 from fedloom.model.packing import build_pack
 from fedloom.model.pads import skip_pads
@@ -52,6 +52,7 @@ class StackedModel:
         initial: The adapter that everybody starts from, as PEFT initialises it, at least float32.
         config: The adapter's PEFT configuration; None without an adapter.
         adapted: For each transformer layer with LoRA, by its number, its adapted projections.
+        beta: Of the loss of preferences; see `losses.by_client_compared`.
         trunk: What leads from token ids to hidden states; the model itself where nothing else does.
     """
 
@@ -70,6 +71,7 @@ class StackedModel:
             UserError: the architecture cannot be run with stacked adapters.
         """
         self.model, self.config = model.eval(), config
+        self.beta = 0.1
         self._drops = drops(model, config)
         wave = Wave()
         keep_backward(model)
@@ -157,7 +159,7 @@ class StackedModel:
         count = len(pack.client_tokens)
         zeros = torch.zeros(count, dtype=torch.long, device=self.device)
         loss, correct, labels = torch.zeros(count, dtype=torch.float64, device=self.device), zeros, zeros
-        predicted = []
+        predicted, margins = [], []
         for client, part in pack.packs:
             own = {name: t[client : client + 1] for name, t in parameters.items()}
             out = self._one_pass(own, part, dropout_seed)
@@ -165,8 +167,10 @@ class StackedModel:
             loss = loss.index_add(0, at, out.loss.to(loss.dtype))
             correct, labels = correct.index_add(0, at, out.correct), labels.index_add(0, at, out.labels)
             predicted.append(out.predicted)
+            if out.margins is not None:
+                margins.append(out.margins)
         every = torch.cat(predicted) if self.layout.classify else None  # type: ignore[arg-type]
-        return Losses(loss, correct, labels, every)
+        return Losses(loss, correct, labels, every, torch.cat(margins) if margins else None)
 
     @contextmanager
     def as_clients(self, parameters: Mapping[str, Tensor], units: Sequence[int]) -> Iterator[PreTrainedModel]:
@@ -265,6 +269,8 @@ class StackedModel:
                 head = (lambda logits: logits) if whole else self._forward.head
                 vocabulary = self.model.config.get_text_config().vocab_size
                 per_label, correct = token_losses(selected, pack.targets, head, vocabulary)
+        if pack.pairs is not None:
+            return by_client_compared(per_label, pack.pairs, len(units), self.beta)
         return by_client(per_label, correct, predicted, pack)
 
     def _draws(self, pack: Pack, seed: int) -> Draws:

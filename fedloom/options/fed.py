@@ -10,7 +10,7 @@ from typing import Literal
 
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.method import AnyMethod, ServerMethod, sets_method
-from fedloom.options.own_data import OwnData
+from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Partition
 
 Problems = Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"]
@@ -309,6 +309,7 @@ class FedConfig(
     Adapter,
     Data,
     OwnData,
+    Preferences,
     Partition,
     Prompts,
     Federation,

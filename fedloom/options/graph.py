@@ -6,7 +6,7 @@ from typing import Literal
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.fed import DATA_SEED, AnyTask, Hardware, Prompts, Run
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
-from fedloom.options.own_data import OwnData
+from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Kind, Partition
 
 
@@ -151,6 +151,7 @@ class DflConfig(
     PeerModel,
     PeerData,
     OwnData,
+    Preferences,
     Partition,
     Prompts,
     PeerNetwork,

@@ -39,6 +39,18 @@ class OwnData:
     columns: str | None = option(None, COLUMNS_HELP)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preferences:
+    """Preferences (chosen and rejected answers)."""
+
+    dpo_beta: float = option(
+        0.1,
+        "beta of DPO's loss: the larger, the closer it holds the model to its base",
+        above=0,
+        maximum=1000,
+    )
+
+
 def column_names(columns: str | None) -> dict[str, str]:
     """Returns for each field the column that has it: ``question=instr,answer=out``.
 

@@ -6,7 +6,7 @@ from fedloom.options.declare import option
 from fedloom.options.fed import Hardware, Prompts, Run
 from fedloom.options.graph import PeerData, PeerModel, PeerReports, PeerTraining
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
-from fedloom.options.own_data import OwnData
+from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Partition
 
 
@@ -56,6 +56,7 @@ class PeerConfig(
     PeerModel,
     PeerData,
     OwnData,
+    Preferences,
     Partition,
     Prompts,
     AnyMethod,

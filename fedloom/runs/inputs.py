@@ -83,9 +83,11 @@ def digest_of_tokens(parts: Sequence[Sequence[Any]]) -> str:
     for part in parts:
         digest.update(b"part\n")
         for tokens in part:
-            digest.update(np.asarray(tokens.ids, dtype=np.int64).tobytes() + b"\n")
-            digest.update(np.asarray(tokens.answers, dtype=np.int64).tobytes())
-    return _told(f"{sum(len(tokens.ids) for part in parts for tokens in part):,} tokens", digest)
+            for side in tokens.sides:
+                digest.update(np.asarray(side.ids, dtype=np.int64).tobytes() + b"\n")
+                digest.update(np.asarray(side.answers, dtype=np.int64).tobytes())
+    count = sum(len(side.ids) for part in parts for tokens in part for side in tokens.sides)
+    return _told(f"{count:,} tokens", digest)
 
 
 def digest_of_arrays(what: str, arrays: Iterable[np.ndarray]) -> str:

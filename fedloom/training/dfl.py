@@ -20,7 +20,7 @@ from fedloom.runs.checkpoint import (
 )
 from fedloom.training import loop
 from fedloom.training.graph_evaluation import answered, averaged, evaluated
-from fedloom.training.graph_rounds import PeerParts, PeerProgress, play_round, start
+from fedloom.training.graph_rounds import PeerParts, PeerProgress, compared, play_round, start
 from fedloom.training.loop import Intervals, RunSteps
 
 
@@ -35,6 +35,7 @@ def drive(
         folder: The run's folder.
         checkpoint: Where to go on from; None starts from the beginning.
     """
+    parts = compared(parts)
     run_steps = RunSteps(
         start=partial(start, parts),
         restore=partial(_restore, parts),

@@ -82,6 +82,22 @@ def divided(
     )
 
 
+def check_comparable(parts: Sequence[Sequence[Example]]) -> None:
+    """Make sure that all examples are preferences, or none is: a run has one loss.
+
+    Raises:
+        UserError: Some are.
+    """
+    preferences = sum(bool(example.rejected) for part in parts for example in part)
+    others = sum(map(len, parts)) - preferences
+    if preferences and others:
+        raise UserError(
+            f"the data hold {preferences} preferences (chosen and rejected), which train with DPO, and "
+            f"{others} examples that have one answer; give data of one kind to train and validate on, or "
+            "name the format of all with --data_format"
+        )
+
+
 def check_sizes(config: Partition, sizes: Sequence[int]) -> None:
     """Make sure that every client has enough to train on, and say so where some have far less than others.
 

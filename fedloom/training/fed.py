@@ -11,6 +11,7 @@ from typing import Any
 
 from fedloom.evaluation.answering import answer_accuracy
 from fedloom.evaluation.evaluate import validate, validate_rows
+from fedloom.evaluation.reference import with_references
 from fedloom.federation.algorithm import PERSONAL, part_of, with_prefix
 from fedloom.federation.server import ServerState, initial_state
 from fedloom.model.bank import AdapterBank, Row
@@ -55,7 +56,10 @@ def drive(
         play: Plays a round; None: with clients in this run's processes.
     """
     looked_at = parts.data.validation[: parts.val_limit]
-    parts = replace(parts, data=replace(parts.data, validation=looked_at))
+    train, looked_at = with_references(
+        parts.model, [parts.data.train, looked_at], parts.rules.wave_tokens, parts.group
+    )
+    parts = replace(parts, data=replace(parts.data, train=train, validation=looked_at))
     run_steps = RunSteps(
         start=partial(first_standing, parts),
         restore=partial(_restore, parts),

@@ -146,7 +146,7 @@ def encode_data(
 
 def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = True) -> Task:
     """What the options say of the data; see `fedloom.data.own.open_task`."""
-    return open_task(
+    task = open_task(
         config.data_name,
         data_dir=config.data_dir,
         data_format=config.data_format,
@@ -155,6 +155,7 @@ def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = 
         read_data=read_data,
         token=config.token,
     )
+    return replace(task, compares=True)
 
 
 def _open(config: FedConfig) -> Task:

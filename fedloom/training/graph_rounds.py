@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from fedloom.client.optimisers import Optimiser
 from fedloom.client.work import Schedule, plan_work
 from fedloom.data.encode import Tokens
 from fedloom.evaluation.answering import Questions
+from fedloom.evaluation.reference import with_references
 from fedloom.federation.algorithm import SENT, Algorithm, first_peer_memory, payload_like
 from fedloom.federation.choco import Estimates
 from fedloom.federation.consensus import consensus
@@ -117,7 +118,7 @@ class PeerParts:
 
     def _tokens(self, peer: int) -> int:
         schedule, own = self.schedules[peer], self.peers[peer]
-        of_a_pass = sum(len(self.train[i].ids) for i in own)
+        of_a_pass = sum(len(side.ids) for i in own for side in self.train[i].sides)
         return of_a_pass * schedule.batches * schedule.batch_size // max(len(own), 1)
 
 
@@ -138,6 +139,13 @@ class PeerProgress:
     drawn: list[int]
     before_mixing: AdapterBank | None = None
     fruitless: int = 0
+
+
+def compared(parts: PeerParts) -> PeerParts:
+    """The same with the base's word on all preferences; nothing else where there are none."""
+    lists = [parts.train, *parts.validation]
+    train, *validation = with_references(parts.model, lists, parts.rules.wave_tokens, parts.group)
+    return replace(parts, train=train, validation=validation)
 
 
 def start(parts: PeerParts) -> PeerProgress:

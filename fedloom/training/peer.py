@@ -31,7 +31,7 @@ from fedloom.runtimes.libp2p.node import Node, joined, listening
 from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.training import loop
-from fedloom.training.graph_rounds import PeerParts, PeerProgress, start
+from fedloom.training.graph_rounds import PeerParts, PeerProgress, compared, start
 from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.peer_rounds import answered, evaluated, play_round, restore
 from fedloom.training.provenance import device_name, versions
@@ -95,6 +95,7 @@ def drive(parts: PeerParts, intervals: Intervals, node: Node, folder: Path) -> P
         node: This peer among its neighbours.
         folder: The run's folder.
     """
+    parts = compared(parts)
     run_steps = RunSteps(
         start=partial(start, parts),
         restore=lambda _: restore(parts, node),

@@ -37,6 +37,7 @@ from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import AdapterFolder, of_prompts
 from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_with_server, client_ranks
+from fedloom.training.division import check_comparable
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
 from fedloom.training.loop import Intervals
 from fedloom.training.provenance import base_noted
@@ -108,6 +109,7 @@ def build(
     task = holdings.open(config)
     held = holdings.load(config, task)
     splits = held.splits
+    check_comparable([*held.train, splits.validation])
     inputs.note("training data", digest_of_examples(held.train))
     inputs.note("validation data", digest_of_examples([splits.validation]))
     if held.own is None:
@@ -192,7 +194,7 @@ def fitting_data(
     """
     data = encode_data(config, task, held, holdings.deal, tokenizer)
     virtual = 0 if config.peft == "lora" else config.virtual_tokens
-    texts = [tokens.ids for tokens in (*data.train, *data.validation)]
+    texts = [side.ids for tokens in (*data.train, *data.validation) for side in tokens.sides]
     check_fit(model, tokenizer, texts, max_length=config.max_length, virtual=virtual)
     if data.questions:
         data = replace(data, questions=within_room(data.questions, model, virtual))
@@ -229,6 +231,7 @@ def _stack(config: FedConfig, base: BaseModel, adapter: PeftConfig, data: Encode
     # PEFT draws from torch's generator, which takes 64 bits; ours have a purpose.
     model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
     model.share_prefix(data.prefix)
+    model.beta = config.dpo_beta
     return model
 
 

@@ -44,7 +44,7 @@ from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, di
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import of_classes, of_prompts
 from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_on_graph, personal_names
-from fedloom.training.division import check_sizes, of_client
+from fedloom.training.division import check_comparable, check_sizes, of_client
 from fedloom.training.graph_data import PeerExamples, Setting, hold, open_data
 from fedloom.training.graph_rounds import Mixing, PeerParts
 from fedloom.training.loop import Intervals
@@ -141,7 +141,8 @@ def _build(
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_checkpoint, config.token)
     task = open_data(config, only)
-    held = hold(config, task, only)
+    held: PeerExamples = hold(config, task, only)
+    check_comparable([*held.train, *held.validation])
     inputs.note("training data", digest_of_examples(held.train))
     inputs.note("validation data", digest_of_examples(held.validation))
     classify = task.num_labels > 0 and (
@@ -167,7 +168,9 @@ def _build(
         read: _Encoded = _encode(config, task, held, tokenizer, classes)
         inputs.note("tokens of the data", digest_of_tokens([*read.train, *read.validation]))
         inputs.check()
-        texts = [tokens.ids for part in (*read.train, *read.validation) for tokens in part]
+        texts = [
+            side.ids for part in (*read.train, *read.validation) for tokens in part for side in tokens.sides
+        ]
         check_fit(structure, tokenizer, texts, max_length=config.max_length)
         encoded.append(replace(read, questions=[within_room(own, structure) for own in read.questions]))
         adapters.append(_adapter(config, structure))
@@ -303,6 +306,7 @@ def _stack(
     adapter = choice.with_drawn(adapter, base.drawn)
     adapter.base_model_name_or_path = base.name
     model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
+    model.beta = config.dpo_beta
     if base.model.can_generate():
         model.share_prefix(shared_prefix([tokens for part in sequences for tokens in part]))
     return model

@@ -129,9 +129,3 @@ def test_split_writes_folders_that_are_read_as_the_data_were(model, tmp_path, ca
     assert fed(model, "qa", tmp_path, *own, *judged, *columns, "--max_steps", "1") == 0
     peer = save_tiny_bert(tmp_path / "encoder") if columns else model
     assert dfl(peer, "qa", tmp_path, "--exp_name", "dfl", *own, *judged, *columns) == 0
-
-
-def test_preferences_are_told_what_they_are(model, tmp_path, capsys):
-    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 9
-    assert fed(model, jsonl(tmp_path / "p.jsonl", rows), tmp_path) == 2
-    assert "is a preference (chosen and rejected), which trains with DPO" in capsys.readouterr().err

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from fedloom.client.work import plan_work
+from fedloom.data.encode import Tokens
 from fedloom.data.example import Splits
 from fedloom.data.files import read_part
 from fedloom.data.sources import read_examples
 from fedloom.data.tasks import Task
 from fedloom.errors import UserError
+from fedloom.evaluation.reference import with_references
 from fedloom.federation.algorithm import BASE, PERSONAL, RULE, part_of, with_prefix
 from fedloom.model.adapters.folding import unchanged
 from fedloom.model.bank import Row
@@ -73,7 +75,6 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
     row = _brought_up_to_date(request, like)
     if row.keys() != like.keys():
         return Answer(Content({"lacks": True}))
-    model.fold(part_of(row, BASE))
     parts = standing.parts
     chosen = chosen_by(facts["trained"], sorted(like))
     whole = algorithm.padded({name: row[name] for name in sorted(model.initial)})
@@ -83,8 +84,10 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
     data = standing.data[path]
     model.share_prefix(data.prefix)
     indices = data.clients[client] if path is None else np.arange(len(data.train))
+    train = _compared(parts, data, indices)
+    model.fold(part_of(row, BASE))
     work = plan_work(
-        data.train,
+        train,
         indices,
         parts.schedule,
         model.layout,
@@ -119,6 +122,16 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         Content({"round": facts["round"], **said}, pack(update.payload)),
         kept=Content({"word": facts["word"]}, pack(row)),
     )
+
+
+def _compared(parts: Parts, data: Encoded, indices: np.ndarray) -> list[Tokens]:
+    """The training data, in which this client's preferences know what the base thinks of them."""
+    parts.model.fold({})
+    own = [data.train[i] for i in indices.tolist()]
+    (known,) = with_references(parts.model, [own], parts.rules.wave_tokens)
+    for i, tokens in zip(indices.tolist(), known, strict=True):
+        data.train[i] = tokens  # kept for the rounds to come
+    return data.train
 
 
 def _brought_up_to_date(request: Request, like: Row) -> Row:
