@@ -6,6 +6,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedloom.data.conversations import Piece, special_tokens
@@ -159,17 +160,19 @@ def _encode_preferences(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, form: PromptFormat, max_length: int
 ) -> tuple[list[Tokens], int]:
     """As `encode`, of preferences."""
-    talks = [form.pieces(turns) for one in examples for turns in (one.turns, one.rejected)]
-    sides = []
-    for ids, spans in encode_pieces(talks, tokenizer):
-        sides.append(Tokens(ids[: spans[-1][1]], spans[0][0], -1, answers=tuple(spans)))
+    chosen_ones = [replace(one, rejected=()) for one in examples]
+    rejected_ones = [
+        replace(one, answer=one.rejected[-1].text, turns=one.rejected if one.turns else (), rejected=())
+        for one in examples
+    ]
+    sides = zip(*(_read(ones, tokenizer, form) for ones in (chosen_ones, rejected_ones)), strict=True)
     kept = []
     shortest = 0
-    for example, chosen, rejected in zip(examples, sides[::2], sides[1::2], strict=True):
+    for chosen, rejected in sides:
         length = max(len(chosen.ids), len(rejected.ids))
         shortest = min(shortest or length, length)
         if length <= max_length:
-            kept.append(chosen._replace(kind=example.label, rejected=rejected))
+            kept.append(chosen._replace(rejected=rejected))
     if not kept:
         raise _too_long(max_length, len(examples), shortest)
     return kept, len(examples) - len(kept)

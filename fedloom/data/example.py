@@ -39,7 +39,8 @@ class Example:
         whole: Whether the answer is a text that stands by itself, of which every token is learned; the
             question is then empty.
         rejected: Of a preference the whole conversation with the answer that was not preferred; `turns` is
-            the one with the preferred answer. What both begin with is not learned.
+            the one with the preferred answer, or () where they are texts, a question and two answers. What
+            both begin with is not learned.
     """
 
     question: str
@@ -61,21 +62,23 @@ class Preference:
         chosen: The answer that was preferred: the assistant's turns, and what the user says between them.
         rejected: The other.
         label: To divide clients by; "" where there is none.
+        texts: Whether they came as texts, a question and its answers; else as messages. Without a chat
+            template these read differently.
     """
 
     prompt: tuple[Turn, ...]
     chosen: tuple[Turn, ...]
     rejected: tuple[Turn, ...]
     label: str = ""
+    texts: bool = False
 
     def compared(self) -> Example:
         """The example that DPO learns from."""
         prompt = tuple(turn._replace(learned=False) for turn in self.prompt)
         asked = next((turn.text for turn in reversed(prompt) if turn.role == "user"), "")
         answer = next(turn.text for turn in reversed(self.chosen) if turn.role == "assistant")
-        return Example(
-            asked, answer, "", self.label, turns=prompt + self.chosen, rejected=prompt + self.rejected
-        )
+        turns = () if self.texts else prompt + self.chosen
+        return Example(asked, answer, "", self.label, turns=turns, rejected=prompt + self.rejected)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ def preference(row: Row) -> Preference:
         raise ValueError(f"fields 'chosen' and 'rejected' are {what}; leave the row out")
     if not answers_in(chosen) or not answers_in(rejected):
         raise ValueError("fields 'chosen' and 'rejected' must each have an answer of the assistant")
-    return Preference(prompt, chosen, rejected, label_of(row))
+    texts = not any(is_talk(row.get(field)) for field in ("prompt", "chosen", "rejected"))
+    return Preference(prompt, chosen, rejected, label_of(row), texts)
 
 
 def label_text(row: Row, field: str = "label") -> str:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fedloom.data.arithmetic import generate
 from fedloom.data.encode import encode, encode_prompts
-from fedloom.data.example import Example
+from fedloom.data.example import Example, Preference, Turn
 from fedloom.data.templates import PromptFormat, prompt_format
 from fedloom.errors import UserError
 
@@ -127,3 +127,44 @@ def test_smollm2_reads_a_problem():
         assert tokenizer.decode(tokens.ids[tokens.answer_start :]) == f"{example.answer}<|im_end|>"
         # As one text: the border between prompt and answer changes no token.
         assert tokenizer(tokenizer.decode(tokens.ids)).input_ids == tokens.ids
+
+
+TALK = (Turn("user", "Which town?"), Turn("assistant", "Say more."), Turn("user", "In Norway."))
+
+
+@pytest.mark.parametrize("texts", [True, False])
+@pytest.mark.parametrize("chat_template", [True, False])
+def test_the_answers_of_a_preference_are_read_as_each_alone(chat_template, texts):
+    tokenizer = tiny_tokenizer(chat_template)
+    form = form_for(tokenizer)
+    ask, said = (Turn("user", "Which town?"),), ("Oslo.", "I will not say.")
+    answers = ((Turn("assistant", text),) for text in said)
+    pair = Preference(ask, *answers, "n", texts)
+    (tokens,), dropped = encode([pair.compared()], tokenizer, form, max_length=512)
+    for side, answer in zip(tokens.sides, said, strict=True):
+        turns = () if texts else (*ask, Turn("assistant", answer))
+        (alone,), _ = encode(
+            [Example("Which town?", answer, "", turns=turns)], tokenizer, form, max_length=512
+        )
+        assert (side.ids, side.spans) == (alone.ids, alone.spans)
+    assert (tokens.kind, tokens.reference, dropped) == ("n", None, 0)
+
+
+def test_what_the_assistant_said_in_the_prompt_of_a_preference_is_not_learned():
+    tokenizer = tiny_tokenizer()
+    pair = Preference(TALK, (Turn("assistant", "Oslo."),), (Turn("assistant", "No."),)).compared()
+    (tokens,), _ = encode([pair], tokenizer, form_for(tokenizer), max_length=512)
+    learned = [[tokenizer.decode(side.ids[a:b]) for a, b in side.spans] for side in tokens.sides]
+    assert learned == [["Oslo.<|im_end|>"], ["No.<|im_end|>"]]
+    assert (pair.question, pair.answer) == ("In Norway.", "Oslo.")
+
+
+def test_a_preference_is_left_out_where_either_answer_is_too_long():
+    tokenizer = tiny_tokenizer()
+    short, long = (Turn("assistant", "No."),), (Turn("assistant", "No, " * 50),)
+    pairs = [Preference(TALK, *sides).compared() for sides in ((short, long), (long, short))]
+    fits = Preference(TALK, short, (Turn("assistant", "Yes."),)).compared()
+    kept, dropped = encode([*pairs, fits], tokenizer, form_for(tokenizer), max_length=100)
+    assert (len(kept), dropped) == (1, 2)
+    with pytest.raises(UserError, match="none of the 2 examples is that short"):
+        encode(pairs, tokenizer, form_for(tokenizer), max_length=100)

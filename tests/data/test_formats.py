@@ -99,7 +99,7 @@ def talk(*turns, label=""):
 def test_formats_are_recognised_by_their_columns(tmp_path, capsys, row, name, example):
     found, made = read(tmp_path, row)
     assert found == name
-    assert made == (example or Preference((USER,), (REPLY,), (Turn("assistant", "Rome"),)))
+    assert made == (example or Preference((USER,), (REPLY,), (Turn("assistant", "Rome"),), texts=True))
     assert f"mine.jsonl: format {name}, from the columns " in capsys.readouterr().out
 
 
