@@ -120,9 +120,27 @@ def nodes(count=3):
     return [{"partition-id": k, "num-partitions": count} for k in range(count)]
 
 
-@pytest.mark.parametrize("method", ["", "--method FedEx-LoRA --server_optimizer none"])
-def test_an_algorithm_is_that_of_one_process_also_after_resume(model, tmp_path, method):
-    options = [*OPTIONS, *method.split()]
+@pytest.fixture(scope="module")
+def preferences(model):
+    data = Path(model[1]).parent / "preferences.jsonl"
+    pairs = [
+        {"prompt": f"{i} pears?", "chosen": f"It is {i}.", "rejected": f"No {i % 7}."} for i in range(40)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return [*model[:2], "--data_name", str(data)]
+
+
+@pytest.mark.parametrize(
+    ("method", "data"),
+    [
+        ("", "model"),
+        ("--method FedEx-LoRA --server_optimizer none", "model"),
+        # The reference of DPO is the base as it was loaded, not the one that a server has changed.
+        ("--method FedEx-LoRA --server_optimizer none", "preferences"),
+    ],
+)
+def test_an_algorithm_is_that_of_one_process_also_after_resume(request, tmp_path, method, data):
+    model, options = request.getfixturevalue(data), [*OPTIONS, *method.split()]
     run_config = written(tmp_path / "app", *model, *options, "--out_dir", str(tmp_path / "flower"))
     assert main(["fed", *model, *RUN.split(), *method.split(), "--out_dir", str(tmp_path / "alone")]) == 0
     serve(Hand(run_config, nodes()), {**run_config, "max_steps": 2})
