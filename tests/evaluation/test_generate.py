@@ -130,26 +130,26 @@ def ends_in(answers):
 
 
 def assert_answers_are_those_of_transformers(architecture, adapter):
-    """Two adapters, each prompt alone with PEFT and transformers, and all of them in one call."""
+    """Two adapters and unequally many prompts, each alone with PEFT and transformers, and all in one call."""
     base = tiny_model(CAUSAL[architecture](), None)
     config = adapter(base)
     saved = copy.deepcopy(config)
     saved.inference_mode = True
     plain = get_peft_model(copy.deepcopy(base), saved).eval()
     model = StackedModel(base, config, seed=2)
-    rows, asked, whole = adapters(model, 2), prompts(3), []
-    for row in rows:
+    rows, asked, whole = adapters(model, 2), [prompts(3), prompts(2)], []
+    for row, own in zip(rows, asked, strict=True):
         set_peft_model_state_dict(plain, as_saved(row))
-        whole.append([written_by_transformers(plain, prompt, longest=SHORT) for prompt in asked])
+        whole.append([written_by_transformers(plain, prompt, longest=SHORT) for prompt in own])
     ends = ends_in(whole)
     expected = [[up_to(answer, ends) for answer in own] for own in whole]
     lengths = [len(answer) for own in expected for answer in own]
     assert min(lengths) < SHORT == max(lengths)
-    assert expected[0] != expected[1]
-    got = generate(model, AdapterBank.stack(rows), [asked] * 2, ends=ends, max_new_tokens=SHORT, batch_size=2)
+    assert whole[0][:2] != whole[1]
+    got = generate(model, AdapterBank.stack(rows), asked, ends=ends, max_new_tokens=SHORT, batch_size=2)
     assert got == expected
     if architecture in WAYS:
-        assert way_of(model, max(map(len, asked)) + SHORT) is WAYS[architecture]
+        assert way_of(model, max(map(len, asked[0])) + SHORT) is WAYS[architecture]
 
 
 @pytest.mark.filterwarnings("ignore")
