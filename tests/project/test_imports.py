@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from places import HELPERS, ROOT
 
 import fedloom
@@ -59,18 +58,17 @@ def test_the_reader_of_imports_sees_every_form():
     assert imported_parts(source) == {"model", "data", "client"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_file_uses_only_what_stands_before_it(file):
-    part = part_of(file)
-    if part == "__init__":
-        return
-    assert part in LEVEL_OF, f"{part} has no place in the order of docs/architecture.md"
-    later = {frozen for frozen in imported_parts(file.read_text()) if LEVEL_OF[frozen] > LEVEL_OF[part]}
-    assert later == set(), f"{part} must not use {sorted(later)}"
-
-
-def test_the_package_was_found():
-    assert {"errors", "federation", "commands"} <= {part_of(file) for file in FILES}
+def test_a_file_uses_only_what_stands_before_it():
+    parts = {file: part_of(file) for file in FILES if part_of(file) != "__init__"}
+    assert {"errors", "federation", "commands"} <= set(parts.values()) <= LEVEL_OF.keys(), (
+        "what has no place in the order of docs/architecture.md"
+    )
+    later = {
+        str(file.relative_to(PACKAGE)): wrong
+        for file, part in parts.items()
+        if (wrong := {used for used in imported_parts(file.read_text()) if LEVEL_OF[used] > LEVEL_OF[part]})
+    }
+    assert not later, "these files must not use these parts"
 
 
 def test_the_command_line_and_the_files_of_runs_load_without_torch():
@@ -95,10 +93,13 @@ assert main("identity peer.key".split()) == 2
 sys.path.insert(0, sys.argv[1])
 from tiny import save_tiny_llama
 save_tiny_llama(pathlib.Path("llama"))
-common = "--dtype float32 --report_to none"
-fed = "fed --model_name llama --data_name arithmetic --train_mode fed --client_batch_per_step 1 --max_steps 1"
-dfl = "dfl --model_checkpoint llama --dataset_type arithmetic --num_clients 2 --name complete --local_steps 1"
-assert main(f"{fed} {common} --exp_name fed".split()) == 0
+rows = "".join('{"question": "How much is %d?", "answer": "%d"}\\n' % (i, i) for i in range(20))
+pathlib.Path("rows.jsonl").write_text(rows)
+common = "--data_dir rows.jsonl --dtype float32 --report_to none"
+fed = "fed --model_name llama --data_name qa --train_mode fed --client_batch_per_step 1"
+dfl = "dfl --model_checkpoint llama --dataset_type qa --num_clients 2 --name complete --local_steps 1"
+few = "--client_num 4 --client_num_per_step 2 --max_steps 1"
+assert main(f"{fed} {common} {few} --exp_name fed".split()) == 0
 assert main(f"{dfl} {common} --num_rounds 1 --batch_size 2 --exp_name dfl".split()) == 0
 print([name for name in sys.modules if name.startswith(("fedloom.runtimes.", "fedloom.training.flower"))])
 """
