@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 from fedloom.options.graph import DflConfig
 from fedloom.runs.clients import write_clients
@@ -14,11 +12,9 @@ from fedloom.runs.record import RunRecord
 from fedloom.runs.run_folder import run_folder, write_run_config
 from fedloom.training.dfl import drive
 from fedloom.training.launch import build_together, opened_together, processes, recall
+from fedloom.training.loop import Callback
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_graph import algorithm_on_graph, build, intervals
-
-Callback = Callable[[dict[str, Any]], None]
-"""Is given a row of metrics."""
 
 
 def run_dfl(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from fedloom.options.fed import FedConfig
 from fedloom.runs.record import RunRecord
@@ -12,11 +10,9 @@ from fedloom.runs.run_folder import run_folder, write_run_config
 from fedloom.training.algorithms import algorithm_with_server
 from fedloom.training.fed import drive, write_held
 from fedloom.training.launch import build_together, opened_together, processes, recall
+from fedloom.training.loop import Callback
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_fed import build, intervals
-
-Callback = Callable[[dict[str, Any]], None]
-"""Is given a row of metrics."""
 
 
 def run_fed(

@@ -5,15 +5,17 @@
     FedAdam   Reddi et al., 2021, arXiv:2003.00295      and every other row of `methods.METHODS`
 
 All are one round, made of the parts of an `Algorithm`. With w the server's adapter, of which clients train
-and send a part, c what the server keeps for the clients' rule, and c_k what client k remembers:
+and send the part that trains in this round, F how the base has changed, c what the server keeps for the
+clients' rule, and c_k what client k remembers:
 
     S ← sample of the clients
     for k in S, in parallel:
         w_k, c_k, s_k ← local training from w by the rule, with c and c_k
         p_k ← encode(w_k − w)                                        at the client; p_k and s_k are sent
-    Δ ← aggregate({decode(p_k)}, weights n_k)
+    Δ, F' ← aggregate({decode(p_k)}, weights n_k)
     Δ, c ← amend(Δ, c, |S| / N)                                     where the rule does so
     w ← optimiser(w, −Δ / client_lr)
+    F ← F + F'                                                      where the aggregator changes the base
     c ← absorb(c, mean of the s_k, |S| / N)
 
 With the mean, and SGD at ``lr = client_lr``, it is ``w ← Σ_k n_k w_k / Σ_k n_k``, plain averaging of models.
@@ -28,7 +30,7 @@ from dataclasses import dataclass, field
 from fedloom.client.optimisers import State, step_some
 from fedloom.data.randomness import numpy_rng
 from fedloom.federation.aggregate import Aggregate, Collected, Reduce, aggregate
-from fedloom.federation.algorithm import Algorithm, Update
+from fedloom.federation.algorithm import RULE, Algorithm, Update, with_prefix
 from fedloom.federation.transport import Train
 from fedloom.model.adapters.folding import folded, unchanged
 from fedloom.model.bank import AdapterBank, Row, bytes_of, usable
@@ -141,8 +143,8 @@ def federated_round(
         Diverged: No client came back with finite numbers, or the server's own step is not finite.
     """
     shared = algorithm.share(state.adapter.keys())
-    names = shared & algorithm.trains(shared, state.round)
-    names = names if sent is None else names & set(sent)
+    trains = algorithm.trains(state.adapter.keys(), state.round)
+    names = shared & trains if sent is None else shared & trains & set(sent)
     trained = {name: t for name, t in state.adapter.items() if name in names}
     rest = {name: t for name, t in state.adapter.items() if name not in names}
     kept = {name: t for name, t in state.rule.items() if name in names}
@@ -155,7 +157,6 @@ def federated_round(
             f"round {state.round + 1}: the loss or update of every client is not finite, or too large"
         )
     came = result.collected
-    trains = algorithm.trains(state.adapter.keys(), state.round)
     share, kept_here, direction = len(came.kept) / (of or len(clients)), state.rule, result.pseudo_gradient
     if algorithm.rule.amend is not None:
         change = {name: -algorithm.client_lr * g for name, g in direction.items()}
@@ -167,12 +168,9 @@ def federated_round(
     rule = algorithm.rule.absorb(kept_here, result.sent, share)
     took_part = list(clients) if trained else []
     # What rests now, and trained in the round before, has changed since.
-    changed = algorithm.trains(shared, max(state.round - 1, 0)) - algorithm.trains(shared, state.round)
-    down = trained | {name: state.adapter[name] for name in changed}
-    bytes_down = sum(
-        bytes_of(algorithm.sent(down, client)) + bytes_of(algorithm.sent(kept, client))
-        for client in took_part
-    )
+    changed = shared & algorithm.trains(shared, max(state.round - 1, 0)) - trains
+    down = trained | {name: state.adapter[name] for name in changed} | with_prefix(RULE, kept)
+    bytes_down = sum(bytes_of(algorithm.sent(down, client)) for client in took_part)
     # Everybody needs the base, sooner or later.
     bytes_down += bytes_of(result.fold) * (of or len(clients))
     report = RoundReport(took_part, came.kept, came.left_out, came.bytes_up, bytes_down, came.memories)

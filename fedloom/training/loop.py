@@ -28,6 +28,8 @@ from fedloom.runtimes.signals import ended_by_sigterm
 
 S = TypeVar("S")
 Metrics = dict[str, Any]
+Callback = Callable[[Metrics], None]
+"""Is given a row of metrics."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class Intervals:
     answer_every: int
     save_every: int
     report_to: str
-    on_round: Callable[[Metrics], None] | None = None
-    on_validation: Callable[[Metrics], None] | None = None
+    on_round: Callback | None = None
+    on_validation: Callback | None = None
 
     def validates(self, round_: int) -> bool:
         """Whether this round ends with a validation."""
