@@ -156,6 +156,6 @@ def _show(held: Sequence[Held], metric: str) -> None:
     console.print(table)
     console.print(
         f"Differences are taken seed by seed; higher or lower: p < {LEVEL:g} in a paired t-test, after "
-        "Holm's correction for the number of settings.",
+        "Holm's correction for the number of settings. An interval is of its difference alone.",
         soft_wrap=True,
     )

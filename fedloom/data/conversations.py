@@ -61,7 +61,10 @@ def plain(tokenizer: PreTrainedTokenizerBase, instruction: str, turns: Sequence[
 
 
 def llama_2(tokenizer: PreTrainedTokenizerBase, instruction: str, turns: Sequence[Turn]) -> list[Piece]:
-    """A conversation as Llama 2 chat was trained on them (Touvron et al. 2023, arXiv:2307.09288)."""
+    """A conversation in the form of Llama 2 chat (Touvron et al. 2023, arXiv:2307.09288).
+
+    The space before an answer's end token, which Meta's own code has, is left out, as after a single answer.
+    """
     system = turns[0].text if turns[0].role == "system" else instruction
     said, pieces = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else "", list[Piece]()
     for turn in turns:

@@ -16,7 +16,7 @@ clients' rule, and c_k what client k remembers:
     Δ, c ← amend(Δ, c, |S| / N)                                     where the rule does so
     w ← optimiser(w, −Δ / client_lr)
     F ← F + F'                                                      where the aggregator changes the base
-    c ← absorb(c, mean of the s_k, |S| / N)
+    c ← absorb(c, mean of the s_k, |S| / N)                         S: those whose update counts
 
 With the mean, and SGD at ``lr = client_lr``, it is ``w ← Σ_k n_k w_k / Σ_k n_k``, plain averaging of models.
 Clients may be held to a part of w; `federation.focus` chooses which.
@@ -167,7 +167,8 @@ def federated_round(
     check_step(state.round + 1, adapter | result.fold, moments, came.kept)
     rule = algorithm.rule.absorb(kept_here, result.sent, share)
     took_part = list(clients) if trained else []
-    # What rests now, and trained in the round before, has changed since.
+    # What rests now, and trained in the round before, has changed since; counted as if every client had been
+    # there. (Over Flower it is known who was.)
     changed = shared & algorithm.trains(shared, max(state.round - 1, 0)) - trains
     down = trained | {name: state.adapter[name] for name in changed} | with_prefix(RULE, kept)
     bytes_down = sum(bytes_of(algorithm.sent(down, client)) for client in took_part)

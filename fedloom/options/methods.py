@@ -133,8 +133,12 @@ METHODS: list[Method] = [
         server=None,
         graph={"mixing_step": 0.05, **_GOSSIP},
     ),
-    Method("ADF-LoRA", "2025, arXiv:2511.18291", {"train_factors": "alternate:1"}, None, _GOSSIP),
-    Method("TAD-LoRA", "2026, arXiv:2602.00451", {"train_factors": "alternate:5"}, None, _GOSSIP),
+    Method(
+        "ADF-LoRA", "Wang et al., 2025, arXiv:2511.18291", {"train_factors": "alternate:1"}, None, _GOSSIP
+    ),
+    Method(
+        "TAD-LoRA", "Wang et al., 2026, arXiv:2602.00451", {"train_factors": "alternate:5"}, None, _GOSSIP
+    ),
     Method(
         "QG-DSGDm",
         "Lin et al., 2021, arXiv:2102.04761",

@@ -20,7 +20,7 @@ from scipy import stats
 from fedloom.runs.record import RunRecord
 
 LEVEL = 0.05
-"""Below this a difference is more than noise."""
+"""Below this p, after Holm, a difference is called higher or lower."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Held:
         sample: The setting's numbers.
         mean, sd: Over its seeds; ``sd`` is nan for one seed.
         difference: Mean over the seeds of both, of how much more it has than the first; nan for the first.
-        low, high: Its 95 % interval; nan for fewer than two seeds.
-        p: Of the paired t-test, after Holm; nan likewise.
+        low, high: The 95 % interval of this difference alone; nan for fewer than two seeds.
+        p: Of the paired t-test, after Holm, which allows for the number of settings, as the interval does
+            not; nan likewise, and where all seeds have the same difference, of which the test says nothing.
     """
 
     sample: Sample
@@ -64,7 +65,7 @@ class Held:
     def verdict(self) -> str:
         """In words."""
         if math.isnan(self.p):
-            return ""
+            return "" if math.isnan(self.low) else "the same in every seed"
         if self.p >= LEVEL:
             return "not told apart"
         return "higher" if self.difference > 0 else "lower"
@@ -74,8 +75,10 @@ def sample_of(label: str, metric: str, runs: Sequence[RunRecord], failed: Mappin
     """The numbers of a setting's runs: of the metric the last, of bytes and seconds the sums."""
 
     def last(run: RunRecord, column: str) -> float | None:
-        found = [row[column] for row in run.rows if isinstance(row.get(column), int | float)]
-        return float(found[-1]) if found else None
+        # The last round that has it: where its number is none, such as the loss of a model that is ruined,
+        # an earlier one would pass for it.
+        found = [row[column] for row in run.rows if column in row]
+        return float(found[-1]) if found and isinstance(found[-1], int | float) else None
 
     def total(run: RunRecord, *columns: str) -> float:
         return float(sum(row.get(column) or 0 for row in run.rows for column in columns))
@@ -115,12 +118,13 @@ def compared(samples: Sequence[Sample]) -> list[Held]:
 
 
 def _paired(differences: Sequence[float]) -> tuple[float, float, float]:
-    """The 95 % interval of a mean difference, and the p-value of none."""
+    """The 95 % interval of a mean difference, and the p-value of there being none."""
     if len(differences) < 2:
         return math.nan, math.nan, math.nan
     mean = statistics.fmean(differences)
-    if math.isclose(statistics.pstdev(differences), 0, abs_tol=1e-15):  # the test divides by it
-        return mean, mean, 1.0 if mean == 0 else 0.0
+    # The test divides by the spread: of a few seeds with one difference it would call anything certain.
+    if math.isclose(statistics.pstdev(differences), 0, abs_tol=1e-12):
+        return mean, mean, math.nan
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(0.95)
     return float(interval.low), float(interval.high), float(test.pvalue)
@@ -178,7 +182,8 @@ def as_latex(held: Sequence[Held], metric: str) -> str:
             f"{_mean(one.sample.columns.get('bytes', {})) / 1e6:.1f}",
         ]
         lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    note = f"% *: p < {LEVEL:g} in a paired t-test against the first row, after Holm's correction"
+    return "\n".join([note, *lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def spread(one: Held, sign: str = "±") -> str:

@@ -75,7 +75,7 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
     if algorithm.folds:
         raise UserError(
             f"lora_aggregation: {chosen(config)['lora_aggregation']} changes the base that all clients "
-            "share, and peers without a server share none; choose factors or flexlora"
+            "share, and peers without a server share none; choose factors, flexlora or lora_fair"
         )
     any_row = {"": torch.zeros(1)}
     if algorithm.rule.kept(any_row) or algorithm.rule.amend is not None:

@@ -193,3 +193,20 @@ def test_on_a_graph_a_far_bound_is_plain_gossip():
         algorithm = Algorithm(1.0, aggregator=aggregator)
         after, _ = peer_round(state_of(bank), going([0.0] * PEERS), matrix, set(bank.tensors), algorithm)
         close(after.bank.tensors, mix(bank, matrix.rows(range(PEERS)), set(bank.tensors)).tensors)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e12, 8e18])
+def test_the_geometric_median_stays_where_most_are_however_far_the_others(size):
+    """49 of 100: from the mean of all, so many steps would not lead back from so far away."""
+    generator = torch.Generator().manual_seed(3)
+    deltas = torch.randn(100, 50, generator=generator, dtype=torch.float64)
+    deltas[51:] = size
+    weights = torch.full((100,), 0.01, dtype=torch.float64)
+    changes = Changes({"w": torch.zeros(50, dtype=torch.float64)}, AdapterBank({"w": deltas}), weights)
+    assert geometric_median()(changes)["w"].norm() < 5 * deltas[:51].norm(dim=1).max()
+
+
+def test_krum_says_when_there_are_too_few(caplog):
+    changes = arrived(senders=5)
+    krum(0.4)(changes)
+    assert "krum does not withstand 2 attackers among 5 senders: it takes at least 7 senders" in caplog.text

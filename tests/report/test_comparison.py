@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from fedloom.report.comparison import Sample, as_csv, as_latex, compared
+from fedloom.report.comparison import Sample, as_csv, as_latex, compared, sample_of
+from fedloom.runs.record import RunRecord
 
 
 def sample(label, *numbers, failed=()):
@@ -31,7 +32,20 @@ def test_among_many_settings_the_smallest_p_must_pass_the_strictest_test():
     alone = compared([plain, lower])[1]
     among = compared([plain, lower, *(sample(f"none {n}", 0.51, 0.49, 0.5) for n in range(4))])[1]
     assert among.p == pytest.approx(5 * alone.p) and alone.verdict == "lower"
-    assert all(one.p == 1 for one in compared([plain, sample("same", 0.5, 0.5, 0.5)])[1:])
+
+
+def test_seeds_with_one_difference_are_no_proof():
+    """Accuracies of a small test set often differ by the same amount: the test divides by their spread."""
+    plain = sample("plain", 0.50, 0.60)
+    for shift in (0.0, 0.01):
+        one = compared([plain, sample("shifted", 0.50 + shift, 0.60 + shift)])[1]
+        assert one.verdict == "the same in every seed" and math.isnan(one.p)
+
+
+def test_a_last_number_that_is_none_is_not_an_earlier_one(tmp_path):
+    rows = [{"round": n, "val_accuracy": accuracy} for n, accuracy in enumerate((0.1, 0.9, None))]
+    run = RunRecord(tmp_path, {"seed": 1}, "cpu", {}, rows, {}, {}, {})
+    assert sample_of("ruined", "val_accuracy", [run], {}).metric == {}
 
 
 def test_one_seed_and_failed_seeds_have_no_interval():

@@ -10,7 +10,9 @@ where it ended last time:
 
 λ_k and h begin at 0. h is the mean of all λ_k, and 0 at a minimum of the mean loss, which every w_k then is,
 however unlike the clients are. The paper's clients weigh the same; here the means are those of the run, by
-the examples of a client, so that the minimum is that of FedAvg's loss. The change that the server takes grows
+the examples of a client. Where all clients take part, the minimum is that of FedAvg's loss; where a part of
+them does, and examples differ, h counts clients and the mean examples, and what it ends at is near the
+minimum of neither loss exactly. The change that the server takes grows
 from round to round until the λ_k have taken it up: α times client_lr times the number of local steps should
 not be far below 1.
 """

@@ -9,11 +9,11 @@ steps:
     x_i ← Σ_j W_ij y_j
     c_i ← c_i − z_i + Σ_j W_ij z_j
 
-All c_i begin at 0 (the paper allows for it). W is doubly stochastic, so that Σ_i c_i = 0 for ever. With one
-local step it is gradient tracking itself: y'_i = g_i + c_i obeys y' ← W y' + g⁺ − g (DIGing, Nedić et al.,
-2017, arXiv:1607.03218, as adapt-then-combine; GNSD). With equal data and equal draws, or on the identity, it
-is plain gossip. What is kept and sent here is η z and η c, of the size of a step, so that a codec loses as
-much of them as of y.
+All c_i begin at 0. The paper has a second step size for the mixed step; here it is 1. W is doubly stochastic,
+so that Σ_i c_i = 0 for ever. With one local step it is gradient tracking itself: with y' = g + c, x ← W (x −
+η y') and y' ← W y' + g⁺ − g (DIGing, Nedić et al., 2017, arXiv:1607.03218, has x ← W x − η y'). With
+clip_norm z is the clipped step. With equal data and equal draws, or on the identity, it is plain gossip. What
+is kept and sent here is η z and η c, of the size of a step, so that a codec loses as much of them as of y.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ adapter, K local SGD steps of size η, N clients, S of them sampled:
 
 All variates begin at 0, so that the first round is FedAvg's. Where all clients have the same data, c_i = c
 and the correction vanishes. The estimate is one of SGD's gradient, so clients must descend by SGD. With
-clip_norm it is one of the clipped step: c_i⁺ then is what the client moved by, not its gradient.
+clip_norm it is one of the clipped step: c_i⁺ then mixes the estimate before with the clipped gradient.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Centred clipping (Karimireddy et al., 2021, arXiv:2012.10333): nobody pulls further than most are away.
 
-    v ← 0;   a few times:   v ← v + Σ_k p_k (Δ_k − v) min(1, τ / ‖Δ_k − v‖)
+    v ← 0;   three times:   v ← v + Σ_k p_k (Δ_k − v) min(1, τ / ‖Δ_k − v‖)
     Δ ← v
 
 τ is `factor` times the median of the distances ‖Δ_k − v‖ of those that are not at v: a constant τ, as the
 paper has it, would have to be found by hand for every model and be changed as training goes. v begins at no
-change, where the paper's begins at the last round's. Where the factor is large it is the mean. With one step
-it is `norm_bound`. Distances are those of `federation.inner_products`.
+change, where the paper's begins at the last round's; senders count by their weights p_k, the paper's alike.
+Its guarantee over many rounds rests on the workers' momentum, which is no part of this. Where the factor is
+large it is the mean. With one step it is `norm_bound`. Distances are those of `federation.inner_products`.
 """
 
 from __future__ import annotations
@@ -61,6 +62,6 @@ def check_factor(name: str, factor: float) -> None:
     """
     if not factor > 0:
         raise UserError(
-            f"aggregator: {name}:{factor:g} bounds all changes by nothing; the factor must be above 0, as in "
+            f"aggregator: {name}:{factor:g} clips every change to nothing; the factor must be above 0, as in "
             f"{name}:1"
         )

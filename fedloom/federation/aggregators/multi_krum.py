@@ -1,7 +1,8 @@
 """Multi-Krum (Blanchard et al., 2017, arXiv:1703.02757): the mean of the changes with the nearest neighbours.
 
-Of n senders the n − f of the smallest scores, as `krum` has them, with f = ⌊share · n⌋; of these the mean by
-their weights (the paper's senders all weigh the same). Nobody is left out where f = 0, and it is the mean.
+Of n senders the n − f (how many is left open by the paper) of the smallest scores, as `krum` has them, with f
+= ⌊share · n⌋; of these the mean by their weights (the paper's senders all weigh the same). Nobody is left out
+where f = 0, and it is the mean.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     Δ ← Σ_k p_k Δ_k min(1, τ / ‖Δ_k‖),   τ = factor · median of the norms that are not 0
 
-The paper has a constant τ; this one follows training, in which changes become smaller. Fewer than half of the
-senders cannot raise the median beyond the largest of the others, so that one sender moves the mean by its
-weight times that much at most. Where the factor is large it is the mean.
+The paper has a constant τ; this one follows training, in which changes become smaller. Fewer than half of
+those who changed anything cannot raise the median beyond the largest of the others, so that one sender moves
+the mean by its weight times `factor` times that much at most. Where the factor is large it is the mean.
 
 On a graph the changes are neighbours' differences from a peer's own row, and it is self-centred clipping,
 ClippedGossip (He et al., 2022, arXiv:2202.01545):

@@ -3,9 +3,10 @@
     Ā ← Σ_k p_k A_k,   B̄ ← Σ_k p_k B_k
     F ← F + Σ_k p_k B_k A_k − B̄ Ā
 
-so that everybody's base and adapter together are the mean of the clients' exactly. The residual is zero for
-one client, for equal clients, and where all have one A. It is a covariance, which has no cancellation in it,
-and factors of rank K r that everybody must be sent:
+so that everybody's base and adapter together are the mean of the clients' exactly, with weights p_k that sum
+to 1 where the paper has 1 / K. The residual is zero for one client, for equal clients, and where all have one
+A. It is a covariance, which has no cancellation in it, of rank (K − 1) r at most; K r rows and columns are
+sent to everybody:
 
     Σ_k p_k B_k A_k − B̄ Ā = Σ_k p_k (B_k − B̄) (A_k − Ā) = [p_1 (B_1 − B̄), …] · [A_1 − Ā; …]
 """

@@ -2,9 +2,9 @@
 
     F ← F + Σ_k p_k B_k A_k;   A ← drawn anew,   B ← 0
 
-Stacking the factors, [p_1 B_1, …, p_K B_K] · [A_1; …; A_K], gives the sum exactly, and clients may have
-unequal ranks. Everybody must be sent K r rows and columns per module. One client's round is a merge of its
-adapter.
+The server draws one A for all, where the paper leaves it to the clients. Stacking the factors, [p_1 B_1, …,
+p_K B_K] · [A_1; …; A_K], gives the sum exactly, and clients may have unequal ranks. Everybody must be sent K
+r rows and columns per module. One client's round is a merge of its adapter.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ For every module, with p_k the clients' weights and ‖·‖ the Frobenius norm:
     A ← Σ_k q_k A_k,   B ← Σ_k q_k B_k
 
 A client of a small rank, padded with zeros, or one that has learnt little has a small product, and dilutes
-the others less. The paper's clients all have the same p_k. The norm comes of Gram matrices, ‖BA‖² =
+the others less. The paper's clients all have the same p_k. The norm is that of B A without
+its scale, module by module. It comes of Gram matrices, ‖BA‖² =
 Σ (BᵀB) ∘ (AAᵀ). With equal norms it is FedAvg; where all products are 0 as well. How clients of unequal ranks
 are served stands in `federation.ranks`. Nobody prunes its own rank, as the paper's clients may.
 """

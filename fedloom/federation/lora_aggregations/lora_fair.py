@@ -26,7 +26,7 @@ def lora_fair(penalty: float = 0.01, *, aggregator: Aggregator) -> Aggregator:
     """Average factors, and correct B.
 
     Args:
-        penalty: λ.
+        penalty: λ; not of the size of the paper's, whose objective is another.
         aggregator: What combines all that is no pair of factors; only the mean has a meaning.
 
     Raises:

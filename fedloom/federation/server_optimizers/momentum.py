@@ -6,7 +6,7 @@ With Δ the clients' combined change:
     w ← w + lr · v
 
 v begins at 0. With β = 0 and lr = 1 it is FedAvg. A change that comes back every round moves the server by
-1 / (1 − β) times as much in the end, which lr has to make up for.
+1 / (1 − β) times as much in the end, which lr has to make up for. It is made for `--lr` near 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def momentum(beta: float = 0.9, *, lr: float, client_lr: float) -> Optimiser:
     Args:
         beta: β, how much of the speed is kept.
         lr: The server's learning rate.
-        client_lr: Makes a change of a pseudo-gradient again.
+        client_lr: The pseudo-gradient is −Δ / client_lr; times it, it is the change again.
 
     Raises:
         UserError: β is not at least 0 and below 1: the speed would grow for ever.
@@ -57,6 +57,6 @@ def check_beta(name: str, beta: float) -> None:
     """
     if not 0 <= beta < 1:
         raise UserError(
-            f"server_optimizer: {name}:{beta:g} never slows down or turns back; beta must be at least 0 and "
+            f"server_optimizer: {name}:{beta:g} is no momentum; beta must be at least 0 and "
             f"below 1, as in {name}:0.9"
         )

@@ -6,7 +6,8 @@ With Δ the clients' combined change:
     w ← w + lr · (Δ + β v)
 
 which is torch's SGD with ``nesterov=True`` along −Δ. v begins at 0. With β = 0 and lr = 1 it is FedAvg. The
-paper takes β = 0.9 and lr = 0.7; its workers descend by AdamW, whose moments they keep from round to round.
+paper takes β = 0.9 and lr = 0.7 (`--lr 0.7`); its workers descend by AdamW, whose moments they keep from
+round to round.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def nesterov(beta: float = 0.9, *, lr: float, client_lr: float) -> Optimiser:
     Args:
         beta: β, how much of the speed is kept.
         lr: The server's learning rate.
-        client_lr: Makes a change of a pseudo-gradient again.
+        client_lr: The pseudo-gradient is −Δ / client_lr; times it, it is the change again.
 
     Raises:
         UserError: β is not at least 0 and below 1.

@@ -28,7 +28,7 @@ def yogi(tau: float = 1e-3, *, lr: float, client_lr: float) -> Optimiser:
     Args:
         tau: τ, how adaptive it is: small is more.
         lr: The server's learning rate.
-        client_lr: Makes a change of a pseudo-gradient again.
+        client_lr: The pseudo-gradient is −Δ / client_lr; times it, it is the change again.
 
     Raises:
         UserError: τ is not above 0: the step would divide by 0 where nothing has changed yet.

@@ -1,8 +1,8 @@
 """A and B train in turns.
 
     RoLoRA       Chen et al., 2024, arXiv:2409.02346      with a server, in turns of one round
-    ADF-LoRA     2025, arXiv:2511.18291                   on a graph; both factors are mixed in every round
-    TAD-LoRA     2026, arXiv:2602.00451                   on a graph, in turns of T rounds
+    ADF-LoRA     Wang et al., 2025, arXiv:2511.18291      on a graph; both factors are mixed in every round
+    TAD-LoRA     Wang et al., 2026, arXiv:2602.00451      on a graph, in turns of T rounds
 
     rounds 0 to T − 1:    B_k ← local training with A as it is;    B ← Σ_k p_k B_k
     rounds T to 2T − 1:   A_k ← local training with B as it is;    A ← Σ_k p_k A_k;    and so on

@@ -1,7 +1,7 @@
 """FFA-LoRA (Sun et al., 2024, arXiv:2403.12313): A stays as it was drawn, the same for all; B trains.
 
-The mean of the products is then the product of the means, Σ_k p_k B_k A = (Σ_k p_k B_k) A, and half as much
-is sent. On a graph that is DFL-LoRA, which `training_type` chooses.
+The mean of the products is then the product of the means, Σ_k p_k B_k A = (Σ_k p_k B_k) A, and about half as
+much is sent. On a graph that is DFL-LoRA, which `training_type` chooses.
 """
 
 from __future__ import annotations
