@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import subprocess
+import sys
 
 import pytest
 from places import ROOT
@@ -185,3 +187,10 @@ def test_ranks_are_measured_against_one_process(data, module, tmp_path, monkeypa
         assert found["round_seconds_ratio"] > 0
     assert str(tmp_path) not in out.read_text()
     assert "two ranks, one thread each" in module("tables").as_markdown(result)
+
+
+@pytest.mark.parametrize("script", ["round.py", "evaluate.py"])
+def test_a_benchmark_starts_as_a_script(script):
+    command = [sys.executable, BENCHMARKS / script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and f"usage: {script}" in done.stdout, done.stderr
