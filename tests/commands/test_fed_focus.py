@@ -103,6 +103,15 @@ def test_without_layers_the_server_trains_alone(fed):
     assert last["train_loss"] is None and last["val_loss"] < rows(folder)[0]["val_loss"]
 
 
+def test_a_resumed_run_selects_the_layers_of_one_never_stopped(fed, one_run):
+    stopped = fed("stopped", "--max_steps", "2")
+    assert [row["round"] for row in rows(stopped)] == [0, 1, 2]
+    resumed = fed("stopped", "--max_steps", "4", "--resume")
+    for key in ("selected_layers", "layer_scores", "server_loss"):
+        assert [row[key] for row in rows(resumed)[1:]] == [row[key] for row in rows(one_run)[1:]]
+    assert_close(adapter(resumed), adapter(one_run))
+
+
 def test_nobody_else_has_the_servers_data(words, tmp_path):
     _, parts = build(options(words, tmp_path, "--server_data_fraction", "0.2"))
     clients = [int(i) for client in parts.data.clients for i in client]
