@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,16 +92,22 @@ def test_the_adapter_loads_with_peft_and_changes_the_model(one_run, model):
     assert (after - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "peft"), [("FedAdam", "lora"), ("FedAVG", "p-tuning"), ("FedProx", "prompt-tuning")]
-)
+@pytest.mark.parametrize("peft", ["lora", "p-tuning", "prompt-tuning"])
+@pytest.mark.parametrize("algorithm", ["FedAdam", "FedAVG", "FedProx"])
 def test_every_algorithm_and_every_kind_of_adapter_learns(fed, algorithm, peft):
-    lr = "0.01" if algorithm == "FedAdam" else "0.05"
-    status, folder = fed(
-        "run", "--fed_alg", algorithm, "--peft", peft, "--lr", lr, "--num_virtual_tokens", "4"
+    """Both clients train twice on all that they have: the losses of both rounds are of the same examples."""
+    lr = "0.01" if algorithm == "FedAdam" else "0.2"
+    flags = (
+        f"--fed_alg {algorithm} --peft {peft} --lr {lr} --num_virtual_tokens 4 --max_steps 2 --val_steps 1"
     )
+    flags += " --client_num 2 --client_num_per_step 2 --client_batch_per_step 1 --batch_size 30"
+    flags += " --client_epoch 2 --grad_accum_steps 1"
+    status, folder = fed("run", *flags.split())
     assert status == 0
     assert rows(folder)[-1]["val_loss"] < rows(folder)[0]["val_loss"]
+    assert rows(folder)[2]["train_loss"] < rows(folder)[1]["train_loss"]
+    first, last = adapter(folder, 1), adapter(folder, 2)
+    assert all(not torch.equal(first[name], last[name]) for name in last)
 
 
 def test_fedprox_without_its_term_is_fedavg(fed):
@@ -171,6 +179,22 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_clean_message(model, data, tmp_path):
     said = (tmp_path / "log").read_text()
     assert process.exitcode == 130
     assert "--resume" in said and "fedloom: interrupted" in said and "Traceback" not in said
+    assert list((tmp_path / "run").glob("checkpoints/round-*/state/state.json"))
+
+
+def test_sigterm_ends_python_m_fedloom_with_a_checkpoint_and_a_clean_message(model, data, tmp_path):
+    words = arguments(model, data, tmp_path, "run", "--max_steps", "500", "--val_steps", "500")
+    command = [sys.executable, "-m", "fedloom", *words]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_rows(tmp_path / "run", 3, lambda: process.poll() is None)
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 143
+    assert "--resume" in said and "fedloom: terminated" in said and "Traceback" not in said
     assert list((tmp_path / "run").glob("checkpoints/round-*/state/state.json"))
 
 
