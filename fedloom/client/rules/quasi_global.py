@@ -40,7 +40,7 @@ def quasi_global(mu: float = 0.9, *, lr: float, client_optimizer: str) -> Client
     check_descends_by_sgd("quasi_global", client_optimizer)
     if not 0 <= mu < 1:
         raise UserError(
-            f"client_rule: quasi_global:{mu:g} never slows down or turns back; mu must be at least 0 and "
+            f"client_rule: quasi_global:{mu:g} is no momentum; mu must be at least 0 and "
             "below 1, as in quasi_global:0.9"
         )
 
