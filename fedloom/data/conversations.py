@@ -73,6 +73,8 @@ def llama_2(tokenizer: PreTrainedTokenizerBase, instruction: str, turns: Sequenc
             again = tokenizer.bos_token or "" if pieces else ""
             pieces.append(Piece(f"{again}[INST] {said}{turn.text} [/INST]", False))
             said = ""
+        elif turn.role == "system" and pieces:
+            said = f"<<SYS>>\n{turn.text}\n<</SYS>>\n\n"
         elif turn.role == "assistant":
             pieces.append(Piece(f" {turn.text}{tokenizer.eos_token}", turn.learned))
     return pieces

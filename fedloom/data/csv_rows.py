@@ -1,10 +1,11 @@
-"""Rows of tables in text: values with commas between (RFC 4180), or with tabs."""
+"""Rows of tables in text: values with commas (RFC 4180) or semicolons between, or with tabs."""
 
 from __future__ import annotations
 
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from fedloom.data.rows import LONGEST_ROW
@@ -21,7 +22,11 @@ def read_csv(path: Path) -> Iterator[tuple[str, object]]:
     Raises:
         UserError: If it is not CSV, or a name stands twice in its header.
     """
-    return _rows(path, _cells(path, read_lines(path), ","))
+    lines = read_lines(path)
+    header = next(lines, "")
+    # Spreadsheets write semicolons where a comma stands in numbers.
+    between = ";" if ";" in header and "," not in header else ","
+    return _rows(path, _cells(path, chain([header], lines), between))
 
 
 def read_tsv(path: Path) -> Iterator[tuple[str, object]]:

@@ -16,6 +16,10 @@ _SHORTEST = 3
 """Letters of an abbreviation of a class's name."""
 
 
+class NotLearnable(ValueError):
+    """A row as it should be, from which nothing can be learned here: it is left out and counted."""
+
+
 def is_missing(value: object) -> bool:
     """Tells whether a field holds nothing: no value, blank text, or pandas' NaN or an infinity."""
     if isinstance(value, str):
@@ -38,6 +42,19 @@ def text(row: Row, field: str) -> str:
     if number is None:
         raise ValueError(f"field '{field}' must be text or a number, but is {_shown(value)}")
     return number
+
+
+ABSENT = object()
+"""What a row has where it has no such column."""
+
+
+def inner(row: Row, column: str) -> object:
+    """Returns what a column holds, `ABSENT` where there is none; ``answers.text`` is a part of one."""
+    if column in row:
+        return row[column]
+    whole, _, part = column.partition(".")
+    within = row.get(whole)
+    return inner(within, part) if part and isinstance(within, Mapping) else ABSENT
 
 
 def number(row: Row, field: str) -> str:

@@ -12,17 +12,18 @@ The names are those of TRL (https://huggingface.co/docs/trl/dataset_formats) whe
     preference            chosen, rejected, and perhaps prompt: texts, or lists of messages
     language_modeling     TRL's name for text and for messages
 
-`recognise` finds the form, `Format.read` makes an `Example` of a row, or a `Preference`.
+`fedloom.data.recognise` finds the form, `Format.read` makes an `Example` of a row, or a `Preference`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedloom.data.answers import normal_number
 from fedloom.data.example import Example, Preference, Turn
-from fedloom.data.fields import Row, is_missing, label_of, text
+from fedloom.data.fields import NotLearnable, Row, is_missing, label_of, text
 from fedloom.data.turns import answers_in, is_talk, read_turns
 
 LONGEST_FINAL = 20
@@ -50,10 +51,6 @@ class Format:
     learns: Callable[[Row], bool] = lambda row: True
 
 
-class Unrecognised(ValueError):
-    """Rows of no form that is known; the message says what there is and what is needed."""
-
-
 def final_of(answer: str) -> str:
     """What a right answer comes to: the answer, if it is short enough to be written word by word."""
     return answer if len(answer.split()) <= LONGEST_FINAL and "\n" not in answer else ""
@@ -69,13 +66,16 @@ def conversation(turns: tuple[Turn, ...], label: str = "") -> Example:
 
 def _messages(column: str) -> Callable[[Row], Example]:
     def read(row: Row) -> Example:
-        turns = read_turns(row, column)
-        system = row.get("system")  # ShareGPT's has a column of its own in some files
-        if isinstance(system, str) and system.strip() and turns[0].role != "system":
-            turns = (Turn("system", system.strip()), *turns)
-        return conversation(turns, label_of(row))
+        return conversation(_told(row, read_turns(row, column)), label_of(row))
 
     return read
+
+
+def _told(row: Row, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """A conversation behind the system prompt that has a column of its own, where one has."""
+    if is_missing(row.get("system")) or turns[0].role == "system":
+        return turns
+    return (Turn("system", text(row, "system")), *turns)
 
 
 def _has_answer(column: str) -> Callable[[Row], bool]:
@@ -83,20 +83,28 @@ def _has_answer(column: str) -> Callable[[Row], bool]:
 
 
 def _prompt_completion(row: Row) -> Example:
+    if str(row.get("label")).strip().lower() in ("true", "false"):
+        raise ValueError(
+            "field 'label' is true or false, as of unpaired preferences (TRL's unpaired_preference), which "
+            "cannot be learned from here; leave out the rows that are false, and the column"
+        )
     if is_talk(row.get("prompt")) or is_talk(row.get("completion")):
         prompt, answer = _side(row, "prompt", "user"), _side(row, "completion", "assistant")
         # Only the completion is learned, also where the prompt is a conversation with answers of its own.
         turns = (*(turn._replace(learned=turn.role != "assistant") for turn in prompt), *answer)
         if not answers_in(turns):
             raise ValueError("field 'completion' has no message of the assistant")
-        return conversation(turns, label_of(row))
-    if isinstance(row.get("label"), bool):
-        raise ValueError(
-            "field 'label' is true or false, as of unpaired preferences (TRL's unpaired_preference), which "
-            "cannot be learned from here; leave out the rows that are false, and the column"
-        )
-    answer_text = text(row, "completion")
-    return Example(text(row, "prompt"), answer_text, final_of(answer_text), label_of(row))
+        return conversation(_told(row, turns), label_of(row))
+    prompt_text, answer_text = text(row, "prompt"), text(row, "completion")
+    return _asked(row, prompt_text, answer_text, final_of(answer_text))
+
+
+def _asked(row: Row, question: str, answer: str, final: str) -> Example:
+    """A question and its answer; with a system prompt of its own it is a conversation."""
+    if is_missing(row.get("system")):
+        return Example(question, answer, final, label_of(row))
+    turns = _told(row, (Turn("user", question), Turn("assistant", answer)))
+    return Example(question, answer, final, label_of(row), turns=turns)
 
 
 def _side(row: Row, field: str, role: str) -> tuple[Turn, ...]:
@@ -110,15 +118,14 @@ def _alpaca(row: Row) -> Example:
     question = text(row, "instruction")
     if not is_missing(row.get("input")):
         question += f"\n\n{text(row, 'input')}"
-    answer = text(row, "output")
-    system = () if is_missing(row.get("system")) else (Turn("system", text(row, "system")),)
-    return conversation((*system, Turn("user", question), Turn("assistant", answer)), label_of(row))
+    turns = (Turn("user", question), Turn("assistant", text(row, "output")))
+    return conversation(_told(row, turns), label_of(row))
 
 
 def _question_answer(row: Row) -> Example:
     """Reads a question and an answer of any kind, and a label to divide clients by, where there is one."""
     answer = text(row, "answer")
-    return Example(text(row, "question"), answer, answer, label_of(row))
+    return _asked(row, text(row, "question"), answer, answer)
 
 
 def _text(row: Row) -> Example:
@@ -127,7 +134,9 @@ def _text(row: Row) -> Example:
 
 def preference(row: Row) -> Preference:
     """Reads a preference: what both answers begin with is the prompt, where no column has it."""
-    chosen, rejected = _side(row, "chosen", "assistant"), _side(row, "rejected", "assistant")
+    sides = [_transcript(row.get(field)) for field in ("chosen", "rejected")]
+    written = all(sides) and is_missing(row.get("prompt"))
+    chosen, rejected = sides if written else (_side(row, f, "assistant") for f in ("chosen", "rejected"))
     prompt = () if is_missing(row.get("prompt")) else _side(row, "prompt", "user")
     same = 0
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
@@ -135,13 +144,32 @@ def preference(row: Row) -> Preference:
     common, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
     # UltraFeedback and others repeat the conversation in both answers, and its question beside.
     prompt = common if common and common[0].role != "assistant" else (*prompt, *common)
-    if not prompt or not chosen or not rejected:
-        what = "the same" if not chosen or not rejected else "without a prompt"
-        raise ValueError(f"fields 'chosen' and 'rejected' are {what}; leave the row out")
+    if not chosen or not rejected:
+        raise NotLearnable("fields 'chosen' and 'rejected' are the same")
+    if not prompt:
+        raise ValueError(
+            "fields 'chosen' and 'rejected' are without a prompt; say which column has it, as in --columns "
+            "prompt=question, or leave the row out"
+        )
     if not answers_in(chosen) or not answers_in(rejected):
         raise ValueError("fields 'chosen' and 'rejected' must each have an answer of the assistant")
     texts = not any(is_talk(row.get(field)) for field in ("prompt", "chosen", "rejected"))
-    return Preference(prompt, chosen, rejected, label_of(row), texts)
+    texts = texts and not written and is_missing(row.get("system"))
+    return Preference(_told(row, prompt), chosen, rejected, label_of(row), texts)
+
+
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+
+def _transcript(value: object) -> tuple[Turn, ...]:
+    """A conversation in one text, as Anthropic's HH-RLHF has it; () of any other."""
+    if not isinstance(value, str) or not value.lstrip().startswith("Human:"):
+        return ()
+    _, *said = _SPEAKER.split(value.strip())
+    turns = [(said[at], said[at + 1].strip()) for at in range(0, len(said), 2)]
+    if not all(spoken for _, spoken in turns):
+        raise NotLearnable("fields 'chosen' and 'rejected' have somebody say nothing")
+    return tuple(Turn("user" if who == "Human" else "assistant", spoken) for who, spoken in turns)
 
 
 def label_text(row: Row, field: str = "label") -> str:
@@ -187,8 +215,14 @@ def classification(columns: Sequence[str]) -> Format:
 FORMATS = {
     form.name: form
     for form in (
-        Format("preference", ("chosen", "rejected"), preference, optional=("prompt",)),
-        Format("messages", ("messages",), _messages("messages"), learns=_has_answer("messages")),
+        Format("preference", ("chosen", "rejected"), preference, optional=("prompt", "system")),
+        Format(
+            "messages",
+            ("messages",),
+            _messages("messages"),
+            optional=("system",),
+            learns=_has_answer("messages"),
+        ),
         Format(
             "sharegpt",
             ("conversations",),
@@ -196,66 +230,12 @@ FORMATS = {
             optional=("system",),
             learns=_has_answer("conversations"),
         ),
-        Format("prompt_completion", ("prompt", "completion"), _prompt_completion),
+        Format("prompt_completion", ("prompt", "completion"), _prompt_completion, optional=("system",)),
         Format("alpaca", ("instruction", "output"), _alpaca, optional=("input", "system")),
-        Format("question_answer", ("question", "answer"), _question_answer, "Answer the question."),
+        Format(
+            "question_answer", ("question", "answer"), _question_answer, "Answer the question.", ("system",)
+        ),
         Format("text", ("text",), _text),
     )
 }
 """All forms but classification, in the order in which they are looked for."""
-
-
-def recognise(rows: Sequence[Row], name: str = "auto") -> Format:
-    """Finds the form of rows.
-
-    Args:
-        rows: Some of them, with their columns as they are mapped.
-        name: The form that they are said to be, "auto" for any.
-
-    Raises:
-        Unrecognised: If it is none.
-    """
-    columns = dict.fromkeys(column for row in rows for column in row)
-    if name == "language_modeling":
-        return FORMATS["messages" if "messages" in columns else "text"]
-    if name == "classification" or (name == "auto" and _is_labelled(columns)):
-        return classification(_texts(rows, columns))
-    if name != "auto":
-        return FORMATS[name]
-    for form in FORMATS.values():
-        if all(column in columns for column in form.columns):
-            return form
-    needed = "; ".join(f"{form.name}: {', '.join(form.columns)}" for form in FORMATS.values())
-    raise Unrecognised(
-        f"which make no known format ({needed}; classification: label and a text); say which column is "
-        "which, as in --columns question=instr,answer=out"
-    )
-
-
-def _is_labelled(columns: Collection[str]) -> bool:
-    """Whether rows are texts with their class, and no other form, which may have labels too."""
-    others = (form.columns for form in FORMATS.values() if form.name != "text")
-    return "label" in columns and not any(all(name in columns for name in needed) for needed in others)
-
-
-def _texts(rows: Sequence[Row], columns: Collection[str]) -> tuple[str, ...]:
-    """The columns to read of labelled texts: ``text`` where there is one, else all that hold words."""
-    if "text" in columns:
-        return ("text",)
-    found = tuple(name for name in columns if any(_holds_words(name, row.get(name)) for row in rows))
-    if not found:
-        raise Unrecognised(
-            "of which none holds the text to classify; say which it is, as in --columns "
-            "text=review,label=stars"
-        )
-    return found
-
-
-def _holds_words(name: str, value: object) -> bool:
-    # What begins with "label" is the answer in other words (label_text, label_name), or who gave it.
-    if name.lower().startswith("label") or name.lower() in _NO_TEXTS or name.lower().endswith("_id"):
-        return False
-    return isinstance(value, str) and bool(value.strip()) and normal_number(value) is None
-
-
-_NO_TEXTS = ("id", "idx", "index", "uid", "guid", "uuid", "split", "source")

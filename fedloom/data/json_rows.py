@@ -49,7 +49,8 @@ def read_json(path: Path) -> Iterator[tuple[str, object]]:
     rows = content.get("data") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise UserError(
-            f"'{path}' must hold a list of rows, an object whose 'data' is one, or an object per line."
+            f"'{path}' must hold a list of rows, an object whose 'data' is one, or an object per line, "
+            "which pandas writes with to_json(path, orient='records', lines=True)"
         )
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row

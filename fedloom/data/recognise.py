@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from fedloom.data.formats import Format, Unrecognised, label_text, recognise
+from fedloom.data.answers import normal_number
+from fedloom.data.fields import ABSENT, Row, inner
+from fedloom.data.formats import FORMATS, Format, classification, label_text
 from fedloom.data.glue import has_no_labels
 from fedloom.data.rows import Located
 from fedloom.data.tasks import Task
@@ -20,6 +22,10 @@ LOOKED_AT = 100
 """Rows whose columns are looked at: a row of JSON may lack those that it has no use for."""
 MOST_CLASSES = 1000
 _DEFAULT_NAME = re.compile(r"\d+")
+
+
+class Unrecognised(ValueError):
+    """Rows of no form that is known; the message says what there is and what is needed."""
 
 
 def recognised(task: Task, rows: Sequence[Located], others: Sequence[Sequence[Located]] = ()) -> Task:
@@ -35,7 +41,7 @@ def recognised(task: Task, rows: Sequence[Located], others: Sequence[Sequence[Lo
     """
     where, first = rows[0]
     for name, column in task.columns.items():
-        if not any(column in row for _, row in rows[:LOOKED_AT]):
+        if all(inner(row, column) is ABSENT for _, row in rows[:LOOKED_AT]):
             raise UserError(
                 f"columns: {name}={column}, but {where} has no column '{shown(column)}'; it has "
                 f"{listed(first)}"
@@ -75,6 +81,16 @@ def _classes(task: Task, groups: Sequence[Sequence[Located]]) -> tuple[str, ...]
             f"{MOST_CLASSES} are classes; name another with --columns label=COLUMN, or the format with "
             "--data_format"
         )
+    alike: dict[str, str] = {}
+    for name in sorted(found):
+        if (other := alike.setdefault(name.casefold(), name)) != name:
+            log.warning(
+                "%s: the labels '%s' and '%s' differ in their case alone, and are two classes; write them "
+                "alike if they are one",
+                groups[0][0].where,
+                shown(other),
+                shown(name),
+            )
     numbers = all(_DEFAULT_NAME.fullmatch(name) for name in found)
     return tuple(sorted(found, key=lambda name: (int(name) if numbers else 0, name)))
 
@@ -101,3 +117,87 @@ def listed(row: object) -> str:
     assert isinstance(row, dict)
     names = [f"'{shown(name)}'" for name in row]
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
+
+
+def recognise(rows: Sequence[Row], name: str = "auto") -> Format:
+    """Finds the form of rows.
+
+    Args:
+        rows: Some of them, with their columns as they are mapped.
+        name: The form that they are said to be, "auto" for any.
+
+    Raises:
+        Unrecognised: If it is none.
+    """
+    columns = dict.fromkeys(column for row in rows for column in row)
+    if name == "language_modeling":
+        return FORMATS["messages" if "messages" in columns else "text"]
+    if name == "classification" or (name == "auto" and _is_labelled(columns)):
+        return classification(_texts(rows, columns))
+    if name != "auto":
+        return FORMATS[name]
+    for form in FORMATS.values():
+        if all(column in columns for column in form.columns):
+            return form
+    needed = "; ".join(f"{form.name}: {', '.join(form.columns)}" for form in FORMATS.values())
+    raise Unrecognised(
+        f"which make no known format ({needed}; classification: label and a text); say which column is "
+        f"which, as in --columns {_guess(columns)}"
+    )
+
+
+_OTHER_NAMES = {
+    "messages": ("conversation", "dialogue", "dialog", "chat", "conversations"),
+    "conversations": ("conversation", "items", "dialogue"),
+    "prompt": ("question", "query", "input", "problem", "user"),
+    "completion": ("response", "answer", "output", "reply", "target", "text"),
+    "chosen": ("accepted", "preferred", "response_chosen"),
+    "rejected": ("dispreferred", "response_rejected"),
+    "question": ("query", "input", "problem", "q"),
+    "answer": ("response", "output", "solution", "a"),
+    "output": ("response", "answer"),
+    "text": ("content",),
+}
+"""Names that people give to the columns of formats."""
+
+
+def _guess(columns: Collection[str]) -> str:
+    """What to write after --columns, by names that others use; an example where none looks like one."""
+    plain = {column.strip().lower(): column for column in columns}
+    for form in FORMATS.values():
+        found = {
+            name: next((plain[own] for own in (name, *_OTHER_NAMES.get(name, ())) if own in plain), None)
+            for name in form.columns
+        }
+        if all(found.values()) and len(set(found.values())) == len(found):
+            return ",".join(f"{name}={column}" for name, column in found.items() if name != column)
+    return "question=instr,answer=out"
+
+
+def _is_labelled(columns: Collection[str]) -> bool:
+    """Whether rows are texts with their class, and no other form, which may have labels too."""
+    others = (form.columns for form in FORMATS.values() if form.name != "text")
+    return "label" in columns and not any(all(name in columns for name in needed) for needed in others)
+
+
+def _texts(rows: Sequence[Row], columns: Collection[str]) -> tuple[str, ...]:
+    """The columns to read of labelled texts: ``text`` where there is one, else all that hold words."""
+    if "text" in columns:
+        return ("text",)
+    found = tuple(name for name in columns if any(_holds_words(name, row.get(name)) for row in rows))
+    if not found:
+        raise Unrecognised(
+            "of which none holds the text to classify; say which it is, as in --columns "
+            "text=review,label=stars"
+        )
+    return found
+
+
+def _holds_words(name: str, value: object) -> bool:
+    # What begins with "label" is the answer in other words (label_text, label_name), or who gave it.
+    if name.lower().startswith("label") or name.lower() in _NO_TEXTS or name.lower().endswith("_id"):
+        return False
+    return isinstance(value, str) and bool(value.strip()) and normal_number(value) is None
+
+
+_NO_TEXTS = ("id", "idx", "index", "uid", "guid", "uuid", "split", "source")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from fedloom.data.example import Example, Preference, Splits
-from fedloom.data.fields import is_missing, label_of
+from fedloom.data.fields import NotLearnable, is_missing, label_of
 from fedloom.data.files import read_local, rows_of
 from fedloom.data.glue import has_no_labels
 from fedloom.data.randomness import numpy_rng
@@ -148,10 +148,14 @@ def read_hub(task: Task, token: str | None) -> dict[str, list[Located]]:
 def read_examples(task: Task, rows: Sequence[Located]) -> list[Sourced]:
     """Makes the problems of one split, of those rows that belong to the task.
 
+    What nothing can be learned from is counted and left out: rows without an answer, and those that call
+    tools, show images or prefer nothing.
+
     Raises:
         UserError: If a row is not what the task needs, or none belongs to it.
     """
     made = []
+    unfit = ""
     for where, row in rows:
         mapped = task.mapped(row)
         _check_fields(task, where, mapped)
@@ -161,18 +165,22 @@ def read_examples(task: Task, rows: Sequence[Located]) -> list[Sourced]:
                 if task.compares and isinstance(example, Preference):
                     example = example.compared()
                 made.append(Sourced(row, example, where))
+        except NotLearnable as error:
+            unfit = unfit or f"{where.rpartition(', ')[2]}: {error}"
         except (ValueError, ArithmeticError) as error:
             raise UserError(f"{where}: {error} (data set {task.name}).") from error
     if not made:
         origin = rows[0].where.rpartition(", ")[0] if rows else "the data set"
-        raise UserError(f"{origin}: none of the {len(rows)} rows belongs to the task {task.name}.")
+        why = f"can be learned from; {unfit}" if unfit else f"belongs to the task {task.name}"
+        raise UserError(f"{origin}: none of the {len(rows)} rows {why}.")
     if task.own and len(made) < len(rows):
         origin = rows[0].where.rpartition(", ")[0]
         log.warning(
-            "%s: %d of %d rows have nothing to learn, no message of the assistant, and are left out",
+            "%s: %d of %d rows have nothing to learn and are left out (%s)",
             origin,
             len(rows) - len(made),
             len(rows),
+            f"the first is {unfit}" if unfit else "no message of the assistant",
         )
     return made
 

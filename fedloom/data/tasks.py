@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fedloom.data import arithmetic, glue
 from fedloom.data.answers import extract_number, normal_number, stated_number
 from fedloom.data.example import Example, Preference, Splits
-from fedloom.data.fields import Row, class_name, is_missing, label_of, number, text
+from fedloom.data.fields import ABSENT, Row, class_name, inner, is_missing, label_of, number, text
 from fedloom.data.files import SPLIT_NAMES, SplitNames
 from fedloom.data.formats import FORMATS
 from fedloom.data.rows import Located
@@ -66,7 +66,11 @@ class Task:
         """Returns a row with its columns under the names of the fields."""
         if not self.columns:
             return row
-        named = {name: row[column] for name, column in self.columns.items() if column in row}
+        named = {
+            name: found
+            for name, column in self.columns.items()
+            if (found := inner(row, column)) is not ABSENT
+        }
         return {name: value for name, value in row.items() if name not in self.columns.values()} | named
 
     @property

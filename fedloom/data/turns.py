@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedloom.data.example import Role, Turn
-from fedloom.data.fields import Row, is_missing
+from fedloom.data.fields import NotLearnable, Row, is_missing
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -19,8 +19,10 @@ _ROLES: dict[str, Role] = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "model": "assistant",
 }
+_OF_TOOLS = ("tool", "function", "ipython", "observation", "function_call", "tool_call", "tool_response")
 _KEYS = (("role", "content"), ("from", "value"))
 
 
@@ -37,19 +39,14 @@ def read_turns(row: Row, field: str) -> tuple[Turn, ...]:
     answer one that is not learned.
 
     Raises:
-        ValueError: If the field is no list of messages, or one has another role, no text, or calls a tool.
+        NotLearnable: If a message is a tool's or calls one, or shows an image.
+        ValueError: If the field is no list of messages, or one has another role or no text.
     """
     found = _listed(row.get(field))
     if not isinstance(found, list) or not found:
         what = "is empty" if is_missing(row.get(field)) or found == [] else "must be a list of messages"
         raise ValueError(f"field '{field}' {what}; write [{{'role': 'user', 'content': '…'}}, …]")
     turns = [_turn(one, f"field '{field}', message {number}") for number, one in enumerate(found, start=1)]
-    later = [number for number, turn in enumerate(turns, start=1) if turn and turn.role == "system"][1:]
-    if later or any(turn and turn.role == "system" for turn in turns[1:]):
-        number = later[0] if later else next(n for n, t in enumerate(turns, 1) if t and t.role == "system")
-        raise ValueError(
-            f"field '{field}', message {number} is a system message, which must be the first, and only one"
-        )
     return tuple(turn for turn in turns if turn is not None)
 
 
@@ -64,7 +61,8 @@ def _listed(value: object) -> object:
             return json.loads(value)
         except (ValueError, RecursionError):
             return value
-    return value
+    # A message by itself, as some have for an answer.
+    return [value] if isinstance(value, Mapping) and _keys(value) else value
 
 
 def _keys(message: Mapping[Any, Any]) -> tuple[str, str] | None:
@@ -78,7 +76,11 @@ def _turn(message: object, where: str) -> Turn | None:
     role = message[keys[0]]
     known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if message.get("tool_calls") or message.get("function_call"):
-        raise ValueError(f"{where} calls a tool, which cannot be learned here; leave the row out")
+        raise NotLearnable(f"{where} calls a tool, which cannot be learned here")
+    if isinstance(role, str) and role.strip().lower() in _OF_TOOLS:
+        raise NotLearnable(
+            f"{where} has the {keys[0]} {_short(role)}, of a tool, which cannot be learned here"
+        )
     if known is None:
         raise ValueError(
             f"{where} has the {keys[0]} {_short(role)}; it must be system, user or assistant "
@@ -97,7 +99,7 @@ def _text(content: object, where: str) -> str:
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"{where} has a part that is no text, such as an image; leave the row out")
+            raise NotLearnable(f"{where} has a part that is no text, such as an image")
         content = "".join(map(str, parts))
     if content is None:
         return ""
