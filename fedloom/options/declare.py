@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedloom.errors import HIDDEN, is_plain, looks_like_a_token, shown
 from fedloom.options.aliases import aliases
+from fedloom.options.meant import values_of_others
 
 _PATTERN = re.compile(r"[*+?|^$\\()\[\]{}]")
 
@@ -228,7 +229,9 @@ class Option:
                 return (
                     f"{self.name}: {HIDDEN if self.secret else shown(word)} will not do: {self._flaw(word)}"
                 )
-        nearest = did_you_mean(value, self.choices, cutoff=0.0 if not self.plain_types else 0.5)
+        nearest = did_you_mean(
+            value, self.choices, 0.3 if not self.plain_types else 0.5, values_of_others(self.choices)
+        )
         return f"{self.name}: {HIDDEN if self.secret else shown(value)} is not {self.rule}{nearest}"
 
 
@@ -239,10 +242,22 @@ def names_or_pattern(text: str | None) -> list[str] | str | None:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def did_you_mean(value: object, names: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return `; did you mean NAME?` for the name nearest to `value`, or nothing when none is near."""
-    by_lower = {name.lower(): name for name in reversed(list(names))}
-    near = difflib.get_close_matches(shown(value).lower(), by_lower, n=1, cutoff=cutoff)
+def did_you_mean(
+    value: object, names: Iterable[str], cutoff: float = 0.5, others: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Return `; did you mean NAME?` for the name nearest to `value`, or nothing when none is near.
+
+    Args:
+        value: What was given.
+        names: Those that there are.
+        cutoff: How near is near, from 0 to 1.
+        others: Words that other tools have, and the name that each stands for; see `fedloom.options.meant`.
+    """
+    word = shown(value).lower()
+    # So near only that a slip of the keyboard lies between: most of these words are like no name of ours.
+    stands_for = {other: others[other] for other in difflib.get_close_matches(word, others, 1, 0.8)}
+    by_lower = {**stands_for, **{name.lower(): name for name in reversed(list(names))}}
+    near = difflib.get_close_matches(word, by_lower, 1, cutoff)
     return f"; did you mean {shown(by_lower[near[0]])}?" if near else ""
 
 

@@ -3,13 +3,14 @@
 import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fedloom.errors import UserError, shown
 from fedloom.options.aliases import aliases, by_own_names
 from fedloom.options.declare import WORDS, Option, did_you_mean, options
+from fedloom.options.meant import of_others
 from fedloom.options.parts import load_plugins
 from fedloom.options.yaml_file import read_yaml
 
@@ -92,7 +93,7 @@ def read_options(path: Path, config_class: type) -> dict[str, Any]:
                 f"{where}: {written} is another name of an option that the file has given already"
             )
         if name not in by_name:
-            raise UserError(f"{where}: unknown option {shown(name)}{did_you_mean(name, by_name)}")
+            raise UserError(f"{where}: unknown option {shown(name)}{_meant(str(name), by_name)}")
         option = by_name[name]
         if value is None and not option.nullable:
             raise UserError(f"{where}: {name} has no value; give it {option.rule}, or leave the line out")
@@ -156,7 +157,7 @@ def _read_flags(by_name: Mapping[str, Option], argv: Sequence[str], prog: str) -
     for word in words:
         dashes, name = _split_flag(word)
         if dashes == "-" or (dashes and name not in by_name and name not in also):
-            nearest = did_you_mean(name, [*by_name, *also]).replace("mean ", "mean --")
+            nearest = _meant(name, by_name).replace("mean ", "mean --")
             raise UserError(f"unknown flag {dashes}{shown(name)}{nearest} (`{prog} --help` lists all)")
     try:
         given = vars(_build_parser(by_name).parse_args(words))
@@ -168,6 +169,11 @@ def _read_flags(by_name: Mapping[str, Option], argv: Sequence[str], prog: str) -
         if not by_name[name].allows(values[name]):
             raise UserError(by_name[name].explain(text))
     return values
+
+
+def _meant(name: str, by_name: Collection[str]) -> str:
+    """Ask for the option that an unknown name may stand for, by its letters or by what others call it."""
+    return did_you_mean(name.replace("-", "_"), [*by_name, *aliases(by_name)], 0.6, of_others(by_name))
 
 
 def _split_flag(word: str) -> tuple[str, str]:

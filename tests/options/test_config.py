@@ -10,6 +10,7 @@ from fedloom.options.check_fed import check
 from fedloom.options.declare import options
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
+from fedloom.options.meant import OPTIONS
 from fedloom.options.parsing import help_text, parse
 
 TOKEN = "hf_" + "aB3" * 11
@@ -227,6 +228,7 @@ def test_flags_win_over_the_file_wherever_config_stands(tmp_path):
         ("client_num: 1\n  lr: 2: 3", ["line 2", "not YAML"]),
         ("config: other.yaml", ["config", "--config"]),
         ("client:\n  lr: 1", ["unknown option client"]),
+        ("learning_rate: 1", ["unknown option learning_rate; did you mean lr?"]),
         ("lr: 1.0\nseed: 2026-02-31", ["line 2: seed: 2026-02-31 is not a whole number"]),
         ("lr: 1.0\nexp_name: [a, b]", ["line 2: exp_name: ['a', 'b'] is not text"]),
         ('lr: 1.0\nexp_name: "a\\ud83d"', ["line 2: exp_name: a\\ud83d will not do: a control character"]),
@@ -290,6 +292,49 @@ def test_absurd_values_on_the_command_line(argv, said):
         parse_fed(*argv)
     assert said in str(caught.value) and len(str(caught.value)) < 400
     assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "meant"),
+    [
+        ("fed", "--lernrate 1", "--lr"),
+        ("fed", "--lerning-rate=1", "--lr"),
+        ("dfl", "--learning_rate 1", "--lr"),
+        ("fed", "--client_learning_rate 1", "--client_lr"),
+        ("dfl", "--client_learning_rate 1", "--lr"),
+        ("fed", "--epochs 2", "--client_epoch"),
+        ("dfl", "--num_train_epochs 2", "--local_epochs"),
+        ("fed", "--batchsize 2", "--batch_size"),
+        ("fed", "--random_seed 2", "--seed"),
+        ("fed", "--output_dir x", "--out_dir"),
+        ("merge", "--output_dir x", "--output_path"),
+        ("report", "--output_dir x", "--output"),
+        ("fed", "--model_name_or_path x", "--model_name"),
+        ("dfl", "--model x", "--model_checkpoint"),
+        ("demo", "--rouns 3", "--rounds"),
+        ("fed", "--dtype bf16", "bfloat16"),
+        ("fed", "--quantize nf4", "4bit"),
+        ("fed", "--train_mode centralised", "local"),
+        ("fed", "--partition dirichelt", "dirichlet"),
+        ("split", "--partition non-iid", "dirichlet"),
+        ("eval", "--split dev", "validation"),
+    ],
+)
+def test_what_was_meant_is_asked_by_letters_and_by_what_others_call_it(command, argv, meant):
+    with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
+        parse(COMMANDS[command].config_class, argv.split(), prog=f"fedloom {command}")
+
+
+@pytest.mark.parametrize("argv", ["--num_epoch 2", "--lora_rank 2", "--xyz 1"])
+def test_nothing_is_guessed_that_a_command_does_not_have(argv):
+    with pytest.raises(UserError, match="unknown flag") as caught:
+        parse(COMMANDS["merge"].config_class, argv.split(), prog="fedloom merge")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_words_of_others_lead_to_options_that_there_are():
+    names = {entry.name for command in COMMANDS.values() for entry in options(command.config_class)}
+    assert set(" ".join(OPTIONS).split()) <= names
 
 
 def test_a_round_of_absurd_length():
