@@ -20,7 +20,7 @@ clients run, or of how they are reached. `federation.server` composes them to a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from fedloom.client.optimisers import Optimiser, sgd
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
 from fedloom.errors import UserError
-from fedloom.federation.aggregators import Aggregator, Folding
+from fedloom.federation.aggregators import Aggregator, Folding, Refactoring
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.codecs import Codec, feedback
 from fedloom.federation.codecs.none import none as as_it_is
@@ -40,7 +40,7 @@ from fedloom.federation.ranks import Ranks
 from fedloom.federation.sharing import Sharing
 from fedloom.federation.train_factors import TrainFactors
 from fedloom.federation.train_factors.both import everything
-from fedloom.model.bank import Row, bytes_of
+from fedloom.model.bank import AdapterBank, Row, bytes_of
 from fedloom.options.methods import PARTS
 from fedloom.options.parts import is_plugged, make
 
@@ -57,6 +57,7 @@ class Algorithm:
         server_optimiser: Of the server; None takes the change as it is.
         rule, codec, aggregator, share, trains: See the module.
         ranks: The clients' LoRA ranks; None: all have the adapter's own.
+        refactor: ``adapter -> adapter`` at the server, after its step; None leaves it as it is.
         seed: The run's.
     """
 
@@ -68,6 +69,7 @@ class Algorithm:
     share: Sharing = frozenset
     trains: TrainFactors = everything
     ranks: Ranks | None = None
+    refactor: Callable[[Row], Row] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -147,7 +149,10 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         make_it = partial(make, part[option], text, {**settings, **more})
         return guarded(option, text, make_it) if is_plugged(option, text) else make_it()
 
-    aggregator = made("lora_aggregation", aggregator=made("aggregator"))
+    aggregator: Any = made("lora_aggregation", aggregator=made("aggregator"))
+    refactor = None
+    if isinstance(aggregator, Refactoring):
+        aggregator, refactor = aggregator.aggregator, aggregator.refactor
     algorithm = Algorithm(
         client_lr=client_lr,
         server_optimiser=made("server_optimizer", client_lr=client_lr),
@@ -156,17 +161,33 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         aggregator=aggregator,
         share=made("share"),
         trains=made("train_factors"),
+        refactor=refactor,
         seed=settings["seed"],
     )
-    if isinstance(aggregator, Folding) and aggregator.anew:
-        any_row = {"": torch.zeros(1)}
-        if algorithm.codec.lossy or algorithm.rule.memory(any_row):
-            raise UserError(
-                f"lora_aggregation: {texts['lora_aggregation']} draws factors anew in every round, and what "
-                "clients remember (compress, client_rule) is of the old ones; choose --compress none and "
-                "--client_rule none, or --lora_aggregation fedex"
-            )
+    if refactor is not None or (isinstance(aggregator, Folding) and aggregator.anew):
+        _check_nothing_kept(texts, algorithm)
     return algorithm
+
+
+def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm) -> None:
+    """Refuse what knows factors one number at a time, where each round ends with others.
+
+    Raises:
+        UserError: Clients or the server remember something of them.
+    """
+    any_row = {"": torch.zeros(1)}
+    if algorithm.codec.lossy or algorithm.rule.memory(any_row):
+        raise UserError(
+            f"lora_aggregation: {texts['lora_aggregation']} ends every round with new factors, and what "
+            "clients remember (compress, client_rule) is of the old ones; choose --compress none and "
+            "--client_rule none, or another lora_aggregation"
+        )
+    if algorithm.refactor is not None and algorithm.server_optimiser.init(AdapterBank.repeat(any_row, 1)):
+        raise UserError(
+            f"lora_aggregation: {texts['lora_aggregation']} ends every round with new factors, and the "
+            f"moments of server_optimizer {texts['server_optimizer']} are of the old ones; choose "
+            "--server_optimizer none, or another lora_aggregation"
+        )
 
 
 def with_prefix(prefix: str, row: Row) -> Row:

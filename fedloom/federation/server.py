@@ -15,6 +15,8 @@ clients' rule, and c_k what client k remembers:
     Δ, F' ← aggregate({decode(p_k)}, weights n_k)
     Δ, c ← amend(Δ, c, |S| / N)                                     where the rule does so
     w ← optimiser(w, −Δ / client_lr)
+    w ← refactor(w)                                                 other factors of the same products, where
+                                                                    the LoRA aggregation does so
     F ← F + F'                                                      where the aggregator changes the base
     c ← absorb(c, mean of the s_k, |S| / N)                         S: those whose update counts
 
@@ -33,6 +35,7 @@ from fedloom.federation.aggregate import Aggregate, Collected, Reduce, aggregate
 from fedloom.federation.algorithm import RULE, Algorithm, Update, with_prefix
 from fedloom.federation.transport import Train
 from fedloom.model.adapters.folding import folded, unchanged
+from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row, bytes_of, usable
 
 
@@ -165,11 +168,15 @@ def federated_round(
     gradient = direction | {n: g for n, g in (elsewhere or {}).items() if n in trains}
     adapter, moments = step_some(algorithm.server_optimiser, state.adapter, gradient, state.optimiser)
     check_step(state.round + 1, adapter | result.fold, moments, came.kept)
+    if algorithm.refactor is not None:
+        adapter = algorithm.refactor(adapter)
     rule = algorithm.rule.absorb(kept_here, result.sent, share)
     took_part = list(clients) if trained else []
     # What rests now, and trained in the round before, has changed since; counted as if every client had been
     # there. (Over Flower it is known who was.)
     changed = shared & algorithm.trains(shared, max(state.round - 1, 0)) - trains
+    if algorithm.refactor is not None and state.round:
+        changed |= {name for pair in lora_pairs(shared) for name in pair}
     down = trained | {name: state.adapter[name] for name in changed} | with_prefix(RULE, kept)
     bytes_down = sum(bytes_of(algorithm.sent(down, client)) for client in took_part)
     # Everybody needs the base, sooner or later.

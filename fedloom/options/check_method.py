@@ -55,7 +55,7 @@ def _check_factors(config: Any, names: dict[str, str]) -> None:
     if trains == _BY_NAME["train_factors"].default:
         return
     for option in ("lora_aggregation", "share"):
-        if names[option] != _BY_NAME[option].default:
+        if names[option] not in (_BY_NAME[option].default, "fedsvd"):
             raise UserError(
                 f"train_factors: {trains} leaves one of LoRA's factors as it is, and {option} "
                 f"{names[option]} needs both; choose one of the two"
@@ -98,6 +98,11 @@ def _check_with_server(config: Any, names: dict[str, str]) -> None:
                     f"combined, so {shown(given)} has no meaning; leave it out, or choose --train_mode fed"
                 )
         return
+    if names["lora_aggregation"] == "fedsvd" and names["train_factors"] != "b":
+        raise UserError(
+            "lora_aggregation: fedsvd averages B beside one A for all, and train_factors "
+            f"{names['train_factors']} lets clients train A; choose --train_factors b, as FedSVD does"
+        )
     lora_only = [
         option
         for option in ("share", "lora_aggregation", "train_factors")

@@ -116,6 +116,12 @@ METHODS: list[Method] = [
     Method("FLoRA", "Wang et al., 2024, arXiv:2409.05976", {"lora_aggregation": "flora"}, _FED),
     Method("FedSA-LoRA", "Guo et al., 2025, arXiv:2410.01463", {"share": "a"}, _FED, _GOSSIP),
     Method("FFA-LoRA", "Sun et al., 2024, arXiv:2403.12313", {"train_factors": "b"}, _FED),
+    Method(
+        "FedSVD",
+        "Lee et al., 2025, arXiv:2505.12805",
+        {"train_factors": "b", "lora_aggregation": "fedsvd"},
+        _FED,
+    ),
     Method("RoLoRA", "Chen et al., 2024, arXiv:2409.02346", {"train_factors": "alternate:1"}, _FED),
     Method("FedPAQ", "Reisizadeh et al., 2020, arXiv:1909.13014", {"compress": "int8"}, _FED, _GOSSIP),
     Method("MemSGD", "Stich et al., 2018, arXiv:1809.07599", {"compress": "topk:0.01"}, _FED),

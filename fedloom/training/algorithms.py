@@ -27,9 +27,14 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
         return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))
     texts = chosen(config)
     algorithm = compose(texts, vars(config), config.client_lr)
+    products = texts["lora_aggregation"]
+    if algorithm.refactor is not None and len(set(config.ranks)) > 1:
+        raise UserError(
+            f"lora_aggregation: {products} averages B beside one A for all, and lora_r {config.lora_r} gives "
+            "clients factors of unequal rank; choose one rank, or --lora_aggregation flexlora"
+        )
     if not algorithm.folds:
         return algorithm
-    products = texts["lora_aggregation"]
     if texts["server_optimizer"] != "none":
         raise UserError(
             f"lora_aggregation: {products} changes the base by what clients trained, and server_optimizer "
@@ -72,6 +77,12 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
         UserError: One has no meaning without a server.
     """
     algorithm = compose(chosen(config), vars(config), client_lr=config.lr)
+    if algorithm.refactor is not None:
+        raise UserError(
+            f"lora_aggregation: {chosen(config)['lora_aggregation']} needs one A for all, which a server "
+            "turns; peers would each turn to an A of their own, and the mean of their B would mean nothing; "
+            "choose --training_type DFL-LoRA with factors, or --lora_aggregation flexlora"
+        )
     if algorithm.folds:
         raise UserError(
             f"lora_aggregation: {chosen(config)['lora_aggregation']} changes the base that all clients "

@@ -157,8 +157,8 @@ def test_with_one_client_the_model_is_that_of_fedavg(fed, method, rounds):
         ("fed", "--method FedEx-LoRA --train_mode fedGradFocus", "fedGradFocus trains some"),
         ("fed", "--method FedEx-LoRA --lora_r 2,4", "factors of unequal rank"),
         ("fed", "--method FedEx-LoRA --aggregator median", "no aggregator but mean"),
-        ("fed", "--method FLoRA --compress int8", "draws factors anew"),
-        ("fed", "--method FLoRA --client_rule scaffold", "draws factors anew"),
+        ("fed", "--method FLoRA --compress int8", "ends every round with new factors"),
+        ("fed", "--method FLoRA --client_rule scaffold", "ends every round with new factors"),
         ("dfl", "--training_type LoRA --lora_aggregation fedex", "peers without a server share none"),
     ],
 )

@@ -5,8 +5,12 @@ import torch
 
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.algorithm import Algorithm, Update
+from fedloom.federation.lora_aggregations.fedsvd import by_svd
 from fedloom.federation.lora_aggregations.hetlora import hetlora
 from fedloom.federation.lora_aggregations.lora_fair import lora_fair
+from fedloom.federation.server import federated_round, initial_state
+from fedloom.federation.train_factors.b import b
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank
 
@@ -79,3 +83,40 @@ def test_with_equal_norms_or_none_hetlora_is_fedavg():
     nothing = {B: -plain.before[B].expand(3, 5, 2)}
     for changes in (arrived(**flipped), arrived(**nothing)):
         close(hetlora(aggregator=weighted_mean)(changes), weighted_mean(changes))
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2], ids=["full rank", "a direction less", "B = 0"])
+def test_fedsvd_keeps_the_product_in_the_factors_of_its_svd(lost):
+    adapter = arrived().before
+    adapter[B][:, :lost] = 0
+    turned = by_svd(adapter)
+    close(turned, {A: turned[A], B: turned[B], HEAD: adapter[HEAD]})
+    close(
+        {A: turned[B] @ turned[A], B: turned[A] @ turned[A].T},
+        {A: adapter[B] @ adapter[A], B: torch.eye(2).double()},
+    )
+    singular = torch.linalg.svdvals(adapter[B] @ adapter[A])[:2]
+    close({B: turned[B].T @ turned[B]}, {B: torch.diag(singular**2)})
+    # No direction is lost: what A spanned before it still spans.
+    close({A: adapter[A] @ turned[A].T @ turned[A]}, {A: adapter[A]})
+    close(by_svd(turned) if lost == 0 else turned, turned)
+
+
+def test_a_round_of_fedsvd_is_the_exact_mean_of_the_products_and_turns_a():
+    adapter = arrived().before
+    algorithm = Algorithm(client_lr=0.1, trains=b(), refactor=by_svd)
+    moves = {k: torch.randn(5, 2).double() for k in range(3)}
+
+    def train(round_, clients, trained, rest, rule):
+        assert trained.keys() == {B, HEAD}
+        for k in clients:
+            yield Update(k, {B: moves[k], HEAD: torch.zeros(3, 4).double()}, k + 1, 0.0, 0, 1, 1)
+
+    state, report = federated_round(initial_state(adapter, algorithm), [0, 1, 2], train, algorithm)
+    wanted = sum((k + 1) / 6 * (adapter[B] + moves[k]) @ adapter[A] for k in range(3))
+    close({A: state.adapter[B] @ state.adapter[A]}, {A: wanted})
+    assert (state.adapter[A] - adapter[A]).norm() > 0.1
+    _, later = federated_round(state, [0, 1, 2], train, algorithm)
+    # A is as it was drawn in the first round, and is sent in all others.
+    assert later.bytes_down - report.bytes_down == 3 * 8 * adapter[A].numel()
+    assert later.bytes_up == report.bytes_up == 3 * 8 * (adapter[B].numel() + adapter[HEAD].numel())

@@ -66,6 +66,19 @@ class Folding:
         return self.combine(changes)
 
 
+@dataclass(frozen=True)
+class Refactoring:
+    """An aggregator of a server whose adapter gets other factors of the same products after every step.
+
+    Attributes:
+        aggregator: ``changes -> change``.
+        refactor: ``adapter -> adapter``; what knew the old factors one number at a time is of no use then.
+    """
+
+    aggregator: Aggregator
+    refactor: Callable[[Row], Row]
+
+
 def count_of(share: float, senders: int) -> int:
     """How many senders a share of them is, rounded down."""
     return int(share * senders + 1e-9)  # 0.3 · 10 is 3, also in floating point
