@@ -13,11 +13,18 @@ from fedloom.options.method import AnyMethod, ServerMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Partition
 
-Problems = Literal["gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"]
-"""Data sets of questions and answers, by their names on the hub."""
-
-AnyTask = Literal[Problems, "sst2", "qnli", "mnli"]
-"""These, and those of sentence classification."""
+AnyTask = Literal[
+    "gsm8k",
+    "camel-ai/math",
+    "ChilleD/SVAMP",
+    "ChilleD/MultiArith",
+    "arithmetic",
+    "qa",
+    "sst2",
+    "qnli",
+    "mnli",
+]
+"""Data sets by their names on the hub: of questions and answers, and the last three of classes."""
 
 FormatName = Literal["auto", "plain", "llama-2", "zephyr"]
 """Formats of prompts; see `fedloom.data.templates.prompt_format`."""
@@ -87,7 +94,8 @@ class Model:
 
     model_name: str = option(
         "meta-llama/Llama-2-7b-chat-hf",
-        "causal language model: a name on the hub, a local folder, a GGUF file, or smollm2-135m",
+        "causal language model, or one that classifies: a name on the hub, a local folder, a GGUF file, "
+        "smollm2-135m or minilm",
         path=True,
     )
     token: str | None = option(
@@ -145,9 +153,10 @@ class Adapter:
 class Data:
     """Data."""
 
-    data_name: Problems | str = option(
+    data_name: AnyTask | str = option(
         "gsm8k",
-        "data set: one that is known (arithmetic comes with the package, qa is your own in data_dir), "
+        "data set: one that is known (arithmetic comes with the package, qa is your own in data_dir; sst2, "
+        "qnli and mnli are classified), "
         "owner/name of any on the hub, or your own file, folder or pattern, as data/*.jsonl",
         path=True,
     )

@@ -96,17 +96,10 @@ def check_own_data(config: Any) -> None:
 
 def _check_name(entry: Option, name: str) -> None:
     path = name.startswith(("/", ".", "~")) or re.search(r"[*?\[/]|\.[a-z]{2,7}(\.gz)?$", name)
-    if name in _CLASSIFIED:
-        why = "is classified, which `fedloom dfl` does"
-    elif path or Path(name).exists():
+    if path or Path(name).exists():
         return
-    else:
-        why = "is no known data set, and no path here"
     raise UserError(
-        f"{entry.name}: {shown(name)} {why}; choose one of {', '.join(entry.choices)}, a path of your own "
-        f"data, or owner/name on the hub{did_you_mean(name, entry.choices)}"
+        f"{entry.name}: {shown(name)} is no known data set, and no path here; choose one of "
+        f"{', '.join(entry.choices)}, a path of your own data, or owner/name on the hub"
+        f"{did_you_mean(name, entry.choices)}"
     )
-
-
-_CLASSIFIED = ("sst2", "qnli", "mnli")
-"""The tasks of classification."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedloom.data.clients import load_clients, load_validation, paths_of
 from fedloom.data.encode import Tokens, encode, reading
+from fedloom.data.encode_classes import class_reading, encode_classes
 from fedloom.data.example import Example, Splits
 from fedloom.data.own import open_task
 from fedloom.data.partition import for_server, iid
@@ -43,10 +44,13 @@ class FedExamples:
     Attributes:
         splits: Those that are to be dealt out in its `train`.
         own: Instead, each client's own training examples; None where they are dealt out.
+        values: Of each example to be dealt out, the value of the field that keeps examples together; None:
+            there is no such field.
     """
 
     splits: Splits
     own: list[list[Example]] | None = None
+    values: list[str] | None = None
 
     @property
     def train(self) -> list[list[Example]]:
@@ -62,7 +66,7 @@ class Encoded:
         train, validation: Sequences to train on and to validate on.
         clients: For each client the indices of its training sequences.
         server: The indices of the training sequences that the server keeps; no client has them.
-        form: How a question is put to the model.
+        form: How a question is put to the model; None: it classifies.
         instruction: What it is told in front of each; "" for nothing.
         reading: A short name of how problems become token ids, the same for all who train together.
         questions: The validation problems that the model answers itself; None where it is never asked.
@@ -72,7 +76,7 @@ class Encoded:
     validation: list[Tokens]
     clients: list[np.ndarray]
     server: np.ndarray
-    form: PromptFormat
+    form: PromptFormat | None
     instruction: str
     reading: str
     questions: Questions | None
@@ -99,39 +103,57 @@ class ClientData:
 
 
 def encode_data(
-    config: FedConfig, task: Task, held: FedExamples, deal: Deal, tokenizer: PreTrainedTokenizerBase
+    config: FedConfig,
+    task: Task,
+    held: FedExamples,
+    deal: Deal,
+    tokenizer: PreTrainedTokenizerBase,
+    classes: Sequence[str] = (),
 ) -> Encoded:
-    """Make token ids of examples; what is too long is left out.
+    """Make token ids of examples; what is too long is left out, or cut where it is classified.
+
+    Args:
+        config: What the user wants.
+        task: The data set.
+        held: The examples that this process has.
+        deal: Who has which of those that no client brings.
+        tokenizer: The model's.
+        classes: In the order of the outputs of the model's head; none where it writes answers.
 
     Raises:
         UserError: Nothing is left, of all or of a client's own; or the clients are more than the examples.
     """
-    instruction = instruction_of(task.instruction, config.system_prompt)
-    form = prompt_format(tokenizer, instruction, config.prompt_format, config.prompt_date)
+    instruction, form = "", None
+    if not classes:
+        instruction = instruction_of(task.instruction, config.system_prompt)
+        form = prompt_format(tokenizer, instruction, config.prompt_format, config.prompt_date)
+    long = 0
 
-    def read(examples: list[Example]) -> list[Tokens]:
-        return encode(examples, tokenizer, form, config.max_length)[0] if examples else []
+    def read(examples: list[Example], kinds: Sequence[str] | None = None) -> list[Tokens]:
+        nonlocal long
+        if not examples:
+            return []
+        if form is not None:
+            if kinds is not None:
+                examples = [replace(e, label=kind) for e, kind in zip(examples, kinds, strict=True)]
+            found, more = encode(examples, tokenizer, form, config.max_length)
+        else:
+            found, more = encode_classes(examples, tokenizer, classes, config.max_length)
+            if kinds is not None:
+                found = [tokens._replace(kind=kind) for tokens, kind in zip(found, kinds, strict=True)]
+        long += more
+        return found
 
     parts = []
     for number, part in enumerate(held.own or [], start=1):
         with of_client(number):
             parts.append(read(part))
-    parts.append(read(held.splits.train))
-    validation = read(held.splits.validation)
-    whole = sum(map(len, held.train))
+    parts.append(read(held.splits.train, held.values))
     train = [tokens for part in parts for tokens in part]
-    for name, kept, there in (
-        ("training", train, whole),
-        ("validation", validation, len(held.splits.validation)),
-    ):
-        if len(kept) < there:
-            log.warning(
-                "%d of %d %s examples are longer than max_length %d and left out",
-                there - len(kept),
-                there,
-                name,
-                config.max_length,
-            )
+    _tell(long, held.train, "training", config, form)
+    long = 0
+    validation = read(held.splits.validation)
+    _tell(long, [held.splits.validation], "validation", config, form)
     if held.own is None:
         server, clients = deal(config, [tokens.kind for tokens in train])
     else:
@@ -139,9 +161,32 @@ def encode_data(
     if config.train_mode != "local" and any(map(len, clients)):
         check_sizes(config, [len(own) for own in clients])
     questions = None
+    if form is None:
+        return Encoded(
+            train, validation, clients, server, None, "", class_reading(tokenizer, classes), questions
+        )
     if config.eval_generate_every:
         questions = questions_of(validation, config.eval_generate_limit, form.end)
     return Encoded(train, validation, clients, server, form, instruction, reading(tokenizer, form), questions)
+
+
+def _tell(
+    long: int,
+    parts: Sequence[Sequence[Example]],
+    what: str,
+    config: FedConfig,
+    form: PromptFormat | None,
+) -> None:
+    """Say how many examples are too long."""
+    if long:
+        log.warning(
+            "%d of %d %s examples are longer than max_length %d and %s",
+            long,
+            sum(map(len, parts)),
+            what,
+            config.max_length,
+            "cut" if form is None else "left out",
+        )
 
 
 def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = True) -> Task:
@@ -174,10 +219,8 @@ def _load(config: FedConfig, task: Task) -> FedExamples:
     data_set: dict[str, Any] = {"data_dir": config.data_dir, "seed": config.data_seed, "token": config.token}
     if brought is None:
         splits, values = splits_and_values(task, config.field, **data_set)
-        if values is not None:  # what clients differ in here, so what they are divided by and counted with
-            named = zip(splits.train, values, strict=True)
-            splits = replace(splits, train=[replace(example, label=value) for example, value in named])
-        return FedExamples(replace(splits, validation=validation or splits.validation))
+        # A field's values are what clients differ in, so what they are divided by and counted with.
+        return FedExamples(replace(splits, validation=validation or splits.validation), values=values)
     # As over Flower: gradient priority scores layers by the training data of a data set of the server's own.
     train = load_splits(task, **data_set).train if config.train_mode == "fedGradFocus" else []
     return FedExamples(Splits(train, validation or published_validation(task, **data_set), []), brought)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -25,6 +26,7 @@ from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.bank import Row
 from fedloom.model.base import BaseModel, BeforeWeights, load_base
+from fedloom.model.class_order import name_classes
 from fedloom.model.files import check_model_name
 from fedloom.model.fit import check_fit
 from fedloom.model.hardware import check_quantize, resolve_device
@@ -35,8 +37,9 @@ from fedloom.options.check_fed import check
 from fedloom.options.fed import FedConfig
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
-from fedloom.training.adapter_folder import AdapterFolder, of_prompts
+from fedloom.training.adapter_folder import AdapterFolder, of_classes, of_prompts
 from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_with_server, client_ranks
+from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
 from fedloom.training.loop import Intervals
@@ -53,7 +56,8 @@ class Parts:
     gradient priority; `focus` is None without it. `per_round` clients are sampled for a round; `central` is
     the baseline that trains on all data as one client. `patience`: validations without a gain after which the
     run stops; 0: none. `val_limit`: how many validation examples are looked at; None: all. `beside` is
-    written beside every saved adapter. `group` are the processes that the clients are dealt over.
+    written beside every saved adapter. `classes` are those of a classifier's head, in order. `group` are the
+    processes that the clients are dealt over.
     """
 
     model: StackedModel
@@ -72,6 +76,7 @@ class Parts:
     patience: int
     val_limit: int | None
     beside: AdapterFolder
+    classes: tuple[str, ...] = ()
     group: Group = ALONE
 
 
@@ -112,12 +117,22 @@ def build(
     check_comparable([*held.train, splits.validation])
     inputs.note("training data", digest_of_examples(held.train))
     inputs.note("validation data", digest_of_examples([splits.validation]))
+    classes = classes_of_head(
+        task,
+        config.model_name,
+        token=config.token,
+        trust_remote_code=config.trust_remote_code,
+        own_by_head=False,
+    )
+    check_written(classes, config.eval_generate_every)
     if held.own is None:
-        holdings.deal(config, [example.label for example in splits.train])  # too many clients: say so now
+        holdings.deal(
+            config, held.values or [example.label for example in splits.train]
+        )  # too many clients: say so now
     ready: list[tuple[Encoded, PeftConfig]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
-        data = fitting_data(config, task, held, holdings, tokenizer, structure)
+        data = fitting_data(config, task, held, holdings, tokenizer, structure, classes)
         inputs.note("tokens of the data", digest_of_tokens([data.train, data.validation]))
         inputs.check()
         adapter = _adapter(config, structure)
@@ -125,7 +140,9 @@ def build(
         ready.append((data, adapter))
 
     with base_noted(inputs, config.model_name):
-        base = _load(config, before_weights)
+        base = _load(config, before_weights, classes)
+    if classes:
+        name_classes(base.model, classes)
     ((data, adapter),) = ready
     model = _stack(config, base, adapter, data)
     algorithm = replace(algorithm, ranks=client_ranks(config, adapter))
@@ -137,7 +154,7 @@ def build(
         wave_tokens=auto_wave_tokens(base.model, group.sharing)
         if config.wave_tokens == "auto"
         else config.wave_tokens,
-        system_prompt=data.instruction or "none",
+        system_prompt=config.system_prompt if data.form is None else data.instruction or "none",
     )
     return resolved, Parts(
         model=model,
@@ -160,7 +177,10 @@ def build(
         central=config.train_mode == "local",
         patience=config.patience,
         val_limit=config.val_limit,
-        beside=of_prompts(config, task.name, base.name, base.tokenizer, data.form, data.instruction),
+        beside=of_classes(task.name, base.name, base.tokenizer, classes)
+        if data.form is None
+        else of_prompts(config, task.name, base.name, base.tokenizer, data.form, data.instruction),
+        classes=classes,
         group=group,
     )
 
@@ -186,13 +206,23 @@ def fitting_data(
     holdings: ClientData,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
+    classes: Sequence[str],
 ) -> Encoded:
     """Examples as token ids that a model can read; its weights are not looked at.
+
+    Args:
+        config: What the user wants.
+        task: The data set.
+        held: The examples that this process has.
+        holdings: Whose they are.
+        tokenizer: The model's.
+        model: As its configuration has it.
+        classes: From `classes_of_head`.
 
     Raises:
         UserError: They do not fit the model, or nothing is left of them.
     """
-    data = encode_data(config, task, held, holdings.deal, tokenizer)
+    data = encode_data(config, task, held, holdings.deal, tokenizer, classes)
     virtual = 0 if config.peft == "lora" else config.virtual_tokens
     texts = [side.ids for tokens in (*data.train, *data.validation) for side in tokens.sides]
     check_fit(model, tokenizer, texts, max_length=config.max_length, virtual=virtual)
@@ -201,7 +231,7 @@ def fitting_data(
     return data
 
 
-def _load(config: FedConfig, before_weights: BeforeWeights) -> BaseModel:
+def _load(config: FedConfig, before_weights: BeforeWeights, classes: Sequence[str]) -> BaseModel:
     return load_base(
         config.model_name,
         device=config.device,
@@ -209,6 +239,7 @@ def _load(config: FedConfig, before_weights: BeforeWeights) -> BaseModel:
         quantize=config.quantize,
         token=config.token,
         trust_remote_code=config.trust_remote_code,
+        num_labels=len(classes) or None,
         before_weights=before_weights,
     )
 
@@ -227,10 +258,12 @@ def _adapter(config: FedConfig, model: PreTrainedModel) -> PeftConfig:
 
 
 def _stack(config: FedConfig, base: BaseModel, adapter: PeftConfig, data: Encoded) -> StackedModel:
+    adapter = choice.with_drawn(adapter, base.drawn)
     adapter.base_model_name_or_path = base.name
     # PEFT draws from torch's generator, which takes 64 bits; ours have a purpose.
     model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
-    model.share_prefix(data.prefix)
+    if data.form is not None:
+        model.share_prefix(data.prefix)
     model.beta = config.dpo_beta
     return model
 

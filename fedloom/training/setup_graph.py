@@ -28,8 +28,8 @@ from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.supported import check_adapter
-from fedloom.model.base import BaseModel, configuration, is_encoder, load_base
-from fedloom.model.class_order import class_order, name_classes
+from fedloom.model.base import BaseModel, load_base
+from fedloom.model.class_order import name_classes
 from fedloom.model.files import check_model_name
 from fedloom.model.fit import check_fit
 from fedloom.model.hardware import check_quantize, resolve_device
@@ -44,6 +44,7 @@ from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, di
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import of_classes, of_prompts
 from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_on_graph, personal_names
+from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable, check_sizes, of_client
 from fedloom.training.graph_data import PeerExamples, Setting, hold, open_data
 from fedloom.training.graph_rounds import Mixing, PeerParts
@@ -145,21 +146,14 @@ def _build(
     check_comparable([*held.train, *held.validation])
     inputs.note("training data", digest_of_examples(held.train))
     inputs.note("validation data", digest_of_examples(held.validation))
-    classify = task.num_labels > 0 and (
-        task.embedded is None
-        or is_encoder(config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code)
+    classes = classes_of_head(
+        task,
+        config.model_checkpoint,
+        token=config.token,
+        trust_remote_code=config.trust_remote_code,
+        own_by_head=True,
     )
-    if classify and config.eval_generate_every:
-        raise UserError(
-            f"eval_generate_every: {config.eval_generate_every}, but this model classifies and writes no "
-            "answers; leave it out, or choose a causal language model and a task that is answered in words"
-        )
-    classes: tuple[str, ...] = ()
-    if classify:
-        own = configuration(
-            config.model_checkpoint, token=config.token, trust_remote_code=config.trust_remote_code
-        )
-        classes = class_order(own, task.label_names, config.model_checkpoint)
+    check_written(classes, config.eval_generate_every)
     encoded: list[_Encoded] = []
 
     adapters: list[PeftConfig] = []
@@ -184,10 +178,10 @@ def _build(
             quantize=config.quantize,
             token=config.token,
             trust_remote_code=config.trust_remote_code,
-            num_labels=task.num_labels if classify else None,
+            num_labels=len(classes) or None,
             before_weights=before_weights,
         )
-    if classify:
+    if classes:
         name_classes(base.model, classes)
     data: _Encoded = encoded[0]
     model = _stack(config, base, adapters[0], [*data.train, *data.validation])

@@ -316,7 +316,6 @@ def test_any_name_on_the_hub(tmp_path, monkeypatch):
             "data_name: gsm8kk is no known data set, and no path here; choose one of ",
         ),
         ("fed --data_name gsm8kk", "did you mean gsm8k?"),
-        ("fed --data_name sst2", "data_name: sst2 is classified, which `fedloom dfl` does"),
         ("dfl --dataset_type sst", "dataset_type: sst is no known data set"),
         ("split --data_name nowhere.jsonl", "data_name 'nowhere.jsonl' does not exist"),
         ("split --data_name nobody/nothing", "'nobody/nothing' could not be loaded from the hub"),

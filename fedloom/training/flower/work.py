@@ -82,7 +82,8 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
     frozen = {name: t for name, t in whole.items() if name not in chosen}
     beside = unpack(request.content_.tensors, _with_rule(like), model.device, all_of_it=False)
     data = standing.data[path]
-    model.share_prefix(data.prefix)
+    if data.form is not None:
+        model.share_prefix(data.prefix)
     indices = data.clients[client] if path is None else np.arange(len(data.train))
     train = _compared(parts, data, indices)
     model.fold(part_of(row, BASE))
@@ -164,7 +165,9 @@ def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
         holdings = ALL_CLIENTS if path is None else _own(path)
         task = holdings.open(fed)
         held, parts = holdings.load(fed, task), _loaded_model.parts
-        _loaded_model.data[path] = fitting_data(fed, task, held, holdings, parts.tokenizer, parts.model.model)
+        _loaded_model.data[path] = fitting_data(
+            fed, task, held, holdings, parts.tokenizer, parts.model.model, parts.classes
+        )
     return _loaded_model
 
 
