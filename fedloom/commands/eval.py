@@ -21,8 +21,9 @@ from fedloom.evaluation.adapter_tensors import read_fitting
 from fedloom.evaluation.answering import Questions, answer
 from fedloom.evaluation.evaluate import Validation, predict_rows, validate_rows
 from fedloom.evaluation.plan import Plan, make_plan
+from fedloom.evaluation.preferred import preference_scores
 from fedloom.evaluation.saved_adapters import CONFIG_FILE, SavedAdapter, same_function
-from fedloom.evaluation.scores import class_scores, wilson_interval
+from fedloom.evaluation.scores import accuracy_of, class_scores
 from fedloom.evaluation.unseen import unseen
 from fedloom.evaluation.verdict import Verdict, results_table, write_results
 from fedloom.model.adapters.prompts import as_saved
@@ -91,9 +92,13 @@ def _judged(config: EvalConfig, plan: Plan, examples: list[Example]) -> tuple[di
     for group in _groups(plan) or [[]]:
         asked: list[Asked] = []
         base = _load(config, plan, examples, asked)
-        verdicts += _judge(config, plan, base, group, asked[0])
+        verdicts += [
+            verdict
+            for verdict in _judge(config, plan, base, group, asked[0])
+            if verdict.name not in {other.name for other in verdicts}  # the base is judged with each group
+        ]
     order = [adapter.name for adapter, _ in plan.adapters]
-    verdicts.sort(key=lambda verdict: order.index(verdict.name) if order else 0)
+    verdicts.sort(key=lambda verdict: order.index(verdict.name) if verdict.name in order else -1)
     facts = {
         "task": plan.task.name,
         "split": config.split,
@@ -145,7 +150,7 @@ def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[A
         virtual = max((getattr(peft, "num_virtual_tokens", 0) for _, peft in plan.adapters), default=0)
         room = positions_of(structure)
         made = _encode(plan, examples, tokenizer, None if room is None else room - virtual)
-        texts = [*made.prompts, *(tokens.ids for tokens in made.sequences)]
+        texts = [*made.prompts, *(side.ids for tokens in made.sequences for side in tokens.sides)]
         if made.prompts:
             _check_room(config, texts, virtual, room)
         check_fit(structure, tokenizer, texts, max_length=plan.max_length, virtual=virtual)
@@ -184,6 +189,8 @@ def _encode(
     return Asked(examples, texts, encode_prompts(texts, tokenizer), form, [])
 
 
+BASE = ("base", None)
+"""Name and folder of a verdict on the model without an adapter."""
 Group = Sequence[tuple[SavedAdapter, PeftConfig]]
 
 
@@ -203,20 +210,25 @@ def _judge(config: EvalConfig, plan: Plan, base: BaseModel, group: Group, asked:
     bank = _bank(model, adapters)
     _say_of_drawn(base, model, adapters)
     count = max(1, len(group))
+    names: list[tuple[str, str | None]] = [(adapter.name, str(adapter.folder)) for adapter, _ in group]
     tokens = auto_wave_tokens(base.model) if config.wave_tokens == "auto" else config.wave_tokens
-    if asked.sequences and not plan.classify:
+    if asked.sequences and asked.sequences[0].rejected is not None:
+        model.beta = plan.dpo_beta
+        # Adapters are judged against the base, and so it is looked at in any case.
+        judged: list[Judged] = [
+            (scores, []) for scores in preference_scores(model, bank, len(group), asked.sequences, tokens)
+        ]
+        names = [BASE, *names]
+    elif asked.sequences and not plan.classify:
         judged = _losses(validate_rows(model, bank, [asked.sequences] * count, tokens), len(asked.sequences))
     elif plan.classify:
         judged = _classes(plan, asked, predict_rows(model, bank, [asked.sequences] * count, tokens))
     else:
         judged = _answers(config, model, bank, base.tokenizer, asked, count)
     seconds = (time.perf_counter() - began) / count
-    names: list[tuple[str, str | None]] = [(adapter.name, str(adapter.folder)) for adapter, _ in group] or [
-        ("base", None)
-    ]
     return [
         Verdict(name, folder, scores | {"seconds": seconds}, predictions)
-        for (name, folder), (scores, predictions) in zip(names, judged, strict=True)
+        for (name, folder), (scores, predictions) in zip(names or [BASE], judged, strict=True)
     ]
 
 
@@ -258,7 +270,7 @@ def _answers(
     every = answer(model, bank, tokenizer, [questions] * count, batch_size=config.batch_size)
     return [
         (
-            _accuracy(answers.right) | {"without_number": answers.numbers.count(None)},
+            accuracy_of(answers.right) | {"without_number": answers.numbers.count(None)},
             _predictions(asked.texts, answers.texts, answers.numbers, expected, answers.right),
         )
         for answers in every
@@ -289,14 +301,9 @@ def _classes(plan: Plan, asked: Asked, every: Sequence[Sequence[int]]) -> list[J
         right = [a == b for a, b in zip(predicted, expected, strict=True)]
         f1, matthews = class_scores(expected, predicted, len(names))
         words, wanted = ([names[number] for number in numbers] for numbers in (predicted, expected))
-        scores = _accuracy(right) | {"f1": f1, "matthews": matthews}
+        scores = accuracy_of(right) | {"f1": f1, "matthews": matthews}
         judged.append((scores, _predictions(asked.texts, words, words, wanted, right)))
     return judged
-
-
-def _accuracy(right: Sequence[bool]) -> dict[str, Any]:
-    low, high = wilson_interval(sum(right), len(right))
-    return {"accuracy": sum(right) / len(right), "low": low, "high": high, "n": len(right)}
 
 
 def _predictions(

@@ -115,5 +115,5 @@ def _load(paths: list[Path], split: str, task: Task, option: str) -> list[list[E
     loaded = []
     for path in paths:
         rows = read_part(path, split, option=option, names=task.split_names)
-        loaded.append([made.learned for made in read_examples(task, rows)])
+        loaded.append([made.example for made in read_examples(task, rows)])
     return loaded

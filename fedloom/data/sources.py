@@ -32,23 +32,8 @@ class Sourced(NamedTuple):
     """A row as the data set has it, what it makes, and where it stands."""
 
     row: Mapping[str, Any]
-    example: Example | Preference
+    example: Example
     where: str
-
-    @property
-    def learned(self) -> Example:
-        """The example, where the command learns from such.
-
-        Raises:
-            UserError: If it is a preference, and the command does not compare answers.
-        """
-        if isinstance(self.example, Preference):
-            raise UserError(
-                f"{self.where}: is a preference (chosen and rejected), which trains with DPO, by `fedloom "
-                "fed`, `dfl` and `peer`, and which this command does not read; for the chosen answers alone, "
-                "add --data_format prompt_completion --columns completion=chosen"
-            )
-        return self.example
 
 
 def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: str | None) -> Splits:
@@ -64,12 +49,12 @@ def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: st
         token: Hub token for gated data sets; None: the one of ``HF_TOKEN`` or of a login, if there is one.
 
     Raises:
-        UserError: If the data cannot be had, a row is not what the task needs, or they are preferences.
+        UserError: If the data cannot be had, or a row is not what the task needs.
     """
     if data_dir is None and task.embedded is not None:
         return task.embedded(seed)
     rows = load_whole(task, data_dir=data_dir, seed=seed, token=token)
-    return Splits(**{split: [made.learned for made in part] for split, part in rows.items()})
+    return Splits(**{split: [made.example for made in part] for split, part in rows.items()})
 
 
 def load_whole(
@@ -162,7 +147,7 @@ def read_examples(task: Task, rows: Sequence[Located]) -> list[Sourced]:
         try:
             if task.keep(mapped):
                 example = task.to_example(mapped)
-                if task.compares and isinstance(example, Preference):
+                if isinstance(example, Preference):
                     example = example.compared()
                 made.append(Sourced(row, example, where))
         except NotLearnable as error:

@@ -43,7 +43,6 @@ class Task:
         data_format: The format that they are said to have, "auto" for any.
         columns: For each field the column that has it, where the column's name is another.
         given: Rows that have been read already, by split.
-        compares: Whether preferences are learned from; else whoever would learn them is told that they are.
     """
 
     name: str
@@ -60,7 +59,6 @@ class Task:
     data_format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, list[Located]] | None = field(default=None, compare=False, repr=False)
-    compares: bool = False
 
     def mapped(self, row: Row) -> Row:
         """Returns a row with its columns under the names of the fields."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -105,15 +106,45 @@ def predict_rows(
         sequences: For each adapter what to classify.
         wave_tokens: Tokens per pass in training.
     """
-    by_length: list[list[int]] = [[] for _ in sequences]
+    return _of_each(model, bank, sequences, wave_tokens, lambda out: out.predicted)
+
+
+@torch.no_grad()
+def margins_of_rows(
+    model: StackedModel, bank: AdapterBank, sequences: Sequence[Sequence[Tokens]], wave_tokens: int
+) -> list[list[float]]:
+    """By how much more each adapter prefers the chosen answer of each preference than the reference does.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        bank: The adapters; with no tensors, the base itself.
+        sequences: For each adapter preferences that have a reference.
+        wave_tokens: Tokens per pass in training.
+
+    Returns:
+        For each adapter its margins, in nats; see `Losses.margins`.
+    """
+    return _of_each(model, bank, sequences, wave_tokens, lambda out: out.margins)
+
+
+def _of_each(
+    model: StackedModel,
+    bank: AdapterBank,
+    sequences: Sequence[Sequence[Tokens]],
+    wave_tokens: int,
+    read: Callable[[Losses], torch.Tensor | None],
+) -> list[list[Any]]:
+    """What passes say of each sequence, in the order of the sequences."""
+    by_length: list[list[Any]] = [[] for _ in sequences]
     for rows, out in _passes(model, bank, sequences, wave_tokens, None):
-        assert out.predicted is not None, "a language model predicts no classes"
-        pieces = out.predicted.cpu().split(out.labels.tolist())
+        every = read(out)
+        assert every is not None, "a language model predicts no classes, and only preferences have margins"
+        pieces = every.cpu().split(out.labels.tolist())
         for own, piece in zip(by_length[rows], pieces, strict=True):
             own += piece.tolist()
     return [
-        [found for _, found in sorted(zip(_by_length(own), classes, strict=True))]
-        for own, classes in zip(sequences, by_length, strict=True)
+        [found for _, found in sorted(zip(_by_length(own), each, strict=True))]
+        for own, each in zip(sequences, by_length, strict=True)
     ]
 
 

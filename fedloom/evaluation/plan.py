@@ -27,7 +27,7 @@ from fedloom.model.source import locate
 from fedloom.options.check_fed import check_prompts
 from fedloom.options.evaluation import EvalConfig
 from fedloom.options.fed import DATA_SEED, PROMPT_DATE, FormatName
-from fedloom.options.own_data import column_names
+from fedloom.options.own_data import DPO_BETA, column_names
 from fedloom.runs.record import EVAL_FOLDER
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Plan:
         data_seed: Decides what is held out, where something must be.
         instruction: What a model is told in front of every question; "" for nothing.
         prompt_format, prompt_date: How questions are put to the model; see `fedloom.data.templates`.
+        dpo_beta: Of the rewards of preferences.
         max_length: To which a text to classify is cut, in tokens.
         output: Folder for the results.
         taken: What was taken from a run, for people; "" where nothing was.
@@ -67,6 +68,7 @@ class Plan:
     instruction: str
     prompt_format: FormatName
     prompt_date: str
+    dpo_beta: float
     max_length: int
     output: Path
     taken: str
@@ -110,6 +112,7 @@ def make_plan(config: EvalConfig) -> Plan:
     data_seed = choose("data_seed", config.data_seed, of_runs)
     prompt_format: Any = choose("prompt_format", config.prompt_format, of_runs) or "auto"
     prompt_date = str(choose("prompt_date", config.prompt_date, of_runs) or PROMPT_DATE)
+    dpo_beta = choose("dpo_beta", config.dpo_beta, same_task) or DPO_BETA
     check_prompts(prompt_format, prompt_date)
     given = config.system_prompt if config.system_prompt != "auto" else None
     told = [run for run in of_runs if run["data_name"] == data_name or _has_prompt_of_its_own(run)]
@@ -139,6 +142,7 @@ def make_plan(config: EvalConfig) -> Plan:
         instruction=instruction_of(task.instruction, system_prompt),
         prompt_format=prompt_format,
         prompt_date=prompt_date,
+        dpo_beta=dpo_beta,
         max_length=max((run["max_length"] or 0 for run in same_task), default=0) or DEFAULT_MAX_LENGTH,
         output=_output(config, None if others else run),
         taken=", ".join(f"{name} {value}" for name, value in taken.items()),

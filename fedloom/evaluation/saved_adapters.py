@@ -35,6 +35,7 @@ _OF_RUNS = (
     "prompt_format",
     "prompt_date",
     "system_prompt",
+    "dpo_beta",
     "quantize",
     "train_mode",
     "dataset_path_template",

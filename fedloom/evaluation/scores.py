@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
@@ -16,6 +17,12 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
 
     interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def accuracy_of(right: Sequence[bool]) -> dict[str, Any]:
+    """The share that is right, with its 95 % interval, and of how many."""
+    low, high = wilson_interval(sum(right), len(right))
+    return {"accuracy": sum(right) / len(right), "low": low, "high": high, "n": len(right)}
 
 
 def class_scores(expected: Sequence[int], predicted: Sequence[int], classes: int) -> tuple[float, float]:

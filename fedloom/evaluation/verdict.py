@@ -22,7 +22,8 @@ class Verdict:
     Attributes:
         name: The adapter's; "base" for the model without one.
         folder: Where it lies.
-        scores: accuracy, low, high, n, seconds; without_number of answers; f1 and matthews of classes. Of
+        scores: accuracy, low, high, n, seconds; without_number of answers; f1 and matthews of classes; of
+            preferences logp_accuracy, margin, logp_margin and loss, see `preference_scores`. Of
             answers that are judged by their loss: loss, in nats per token, and accuracy, of tokens, without
             an interval, since those of one answer depend on each other.
         predictions: For each example prompt, output, extracted, expected, right.
@@ -61,6 +62,9 @@ def write_results(folder: Path, facts: Mapping[str, Any], verdicts: Sequence[Ver
 
 
 _EXTRA = {
+    "logp_accuracy": ("likelier", ".1%"),
+    "margin": ("margin", ".3f"),
+    "logp_margin": ("in nats", ".3f"),
     "loss": ("loss", ".4f"),
     "f1": ("F1", ".3f"),
     "matthews": ("Matthews", ".3f"),
@@ -73,18 +77,21 @@ def results_table(facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> Tabl
     """The verdicts as a table for the terminal, with their mean where there are several."""
     first = verdicts[0].scores
     columns = {name: heading for name, heading in _EXTRA.items() if name in first}
-    table = Table(title=f"{facts['task']}, {facts['examples']} examples of {facts['split']}")
+    about = ", chosen against rejected answer" if "margin" in first else ""
+    table = Table(title=f"{facts['task']}, {facts['examples']} examples of {facts['split']}{about}")
     table.add_column("adapter", overflow="fold")
-    shares = ("tokens right",) if "loss" in first else ("right", "95 % interval")
+    right = "more reward" if "margin" in first else "right"
+    shares = [right, "95 % interval"] if "low" in first else ["tokens right"]
     for column in (*shares, *(heading for heading, _ in columns.values())):
         table.add_column(column, justify="right")
     for verdict in verdicts:
         scores = verdict.scores
-        interval = [] if "loss" in scores else [f"{scores['low']:.1%} – {scores['high']:.1%}"]
+        interval = [] if "low" not in scores else [f"{scores['low']:.1%} – {scores['high']:.1%}"]
         extra = [format(scores[name], form) for name, (_, form) in columns.items()]
         table.add_row(verdict.name, f"{scores['accuracy']:.1%}", *interval, *extra)
-    if len(verdicts) > 1:
-        mean = statistics.mean(verdict.scores["accuracy"] for verdict in verdicts)
+    adapters = [verdict for verdict in verdicts if verdict.folder is not None]
+    if len(adapters) > 1:
+        mean = statistics.mean(verdict.scores["accuracy"] for verdict in adapters)
         table.add_section()
         table.add_row("mean", f"{mean:.1%}")
     return table

@@ -22,7 +22,7 @@ class Losses:
         labels: Labels in the pass, or preferences.
         predicted: The likeliest class per label, client by client; None in language modelling.
         margins: For each preference, client by client, log π(chosen) − log π(rejected) less the reference's,
-            in nats; None where there are none.
+            in nats, 0 where it is no more than what sums are rounded by; None where there are none.
     """
 
     loss: Float[Tensor, " clients"]
@@ -72,10 +72,11 @@ def by_client_compared(
     rounding = 8 * torch.finfo(per_label.dtype).eps * zeros.index_add(0, pairs.labels, per_label.detach())
     weighted = F.softplus(-beta * margins) * pairs.weights.to(per_label.dtype)
     counts = torch.zeros(clients, dtype=torch.long, device=per_label.device)
+    told = margins.detach() * (margins.detach().abs() > rounding)
     return Losses(
         loss=per_label.new_zeros(clients).index_add(0, pairs.clients, weighted),
-        correct=counts.index_add(0, pairs.clients, (margins.detach() > rounding).long()),
+        correct=counts.index_add(0, pairs.clients, (told > 0).long()),
         labels=counts.index_add(0, pairs.clients, torch.ones_like(pairs.clients)),
         predicted=None,
-        margins=margins,
+        margins=told,
     )

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fedloom.options.declare import option
 from fedloom.options.fed import AnyTask, FormatName, Hardware
-from fedloom.options.own_data import COLUMNS_HELP, FORMAT_HELP, DataFormat
+from fedloom.options.own_data import BETA_HELP, COLUMNS_HELP, DPO_BETA, FORMAT_HELP, DataFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,12 @@ class EvalData:
         None,
         "day, YYYY-MM-DD, that a chat template with a clock is shown; none: that of the adapter's run, or "
         "the default of `fedloom fed`",
+    )
+    dpo_beta: float | None = option(
+        None,
+        f"of preferences, {BETA_HELP}; none: that of the adapter's run, or {DPO_BETA}",
+        above=0,
+        maximum=1000,
     )
     split: Literal["test", "validation", "train"] = option("test", "which part of the data")
     limit: int | None = option(None, "only the first so many examples", minimum=1, maximum=10**9)

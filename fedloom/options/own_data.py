@@ -39,13 +39,18 @@ class OwnData:
     columns: str | None = option(None, COLUMNS_HELP)
 
 
+DPO_BETA = 0.1
+"""Of `dpo_beta`, where nobody gives one: that of TRL."""
+BETA_HELP = "beta of DPO's loss: the larger, the closer it holds the model to its base"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preferences:
     """Preferences (chosen and rejected answers)."""
 
     dpo_beta: float = option(
-        0.1,
-        "beta of DPO's loss: the larger, the closer it holds the model to its base",
+        DPO_BETA,
+        BETA_HELP,
         above=0,
         maximum=1000,
     )

@@ -8,10 +8,11 @@ from rich.filesize import decimal
 
 from fedloom.report.curves import cumulative, mean, over_runs, values
 from fedloom.report.groups import Group
-from fedloom.report.results import METRICS, NOT_EVALUATED, Metric, results
+from fedloom.report.results import LIKELIER, METRICS, NOT_EVALUATED, Metric, results
 from fedloom.runs.record import RunRecord
 
 _BEFORE = {
+    LIKELIER: ("of the chosen answers likelier", None),
     "Right, fedloom eval": ("right", None),
     "Answers right": ("of the validation answers right", "val_answer_accuracy"),
     "Accuracy, final": ("of the validation tokens or classes right", "val_accuracy"),
@@ -54,8 +55,9 @@ def _before(group: Group, metric: Metric, column: str | None) -> float | None:
 
 def _base(run: RunRecord) -> float | None:
     """What `fedloom eval` found for the model without an adapter, where it was judged beside the run's."""
-    named = {adapter["name"]: adapter["accuracy"] for adapter in run.judged.get("adapters", [])}
-    return named.get("base")
+    named = {adapter["name"]: adapter for adapter in run.judged.get("adapters", [])}
+    found = named.get("base", {})
+    return found.get("logp_accuracy", found.get("accuracy"))
 
 
 def _of_round_0(run: RunRecord, column: str) -> float | None:

@@ -65,6 +65,9 @@ def _numbers(run: RunRecord) -> Markup:
 _SCORES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "Right": ("accuracy", lambda scores: f"{scores['accuracy']:.1%}"),
     "95 % interval": ("low", lambda scores: f"{scores['low']:.1%} to {scores['high']:.1%}"),
+    "Chosen is likelier": ("logp_accuracy", lambda scores: f"{scores['logp_accuracy']:.1%}"),
+    "Margin of rewards": ("margin", lambda scores: f"{scores['margin']:.4f}"),
+    "Margin of log-probabilities": ("logp_margin", lambda scores: f"{scores['logp_margin']:.4f}"),
     "Loss": ("loss", lambda scores: f"{scores['loss']:.4f}"),
     "No number": ("without_number", lambda scores: f"{scores['without_number']:,}"),
     "F1": ("f1", lambda scores: f"{scores['f1']:.3f}"),

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.filesize import decimal
@@ -17,6 +18,8 @@ from fedloom.runs.record import RunRecord
 OfRun = Callable[[RunRecord], float | None]
 Interval = tuple[float, float]
 
+LIKELIER = "Chosen is likelier, fedloom eval"
+"""Of preferences; a base can be compared by it, which has no rewards."""
 NOT_EVALUATED = "not evaluated"
 
 
@@ -88,9 +91,9 @@ def _of_last_round(run: RunRecord) -> list[dict[str, Any]]:
     return by_round[max(by_round)] if by_round else []
 
 
-def _judged(run: RunRecord) -> float | None:
-    """The accuracy that `fedloom eval` found for the last round judged, the mean over its peers."""
-    found = [float(adapter["accuracy"]) for adapter in _of_last_round(run)]
+def _judged(run: RunRecord, score: str = "accuracy") -> float | None:
+    """What `fedloom eval` found for the last round judged, the mean over its peers."""
+    found = [float(adapter[score]) for adapter in _of_last_round(run) if score in adapter]
     return mean(found) if found else None
 
 
@@ -142,10 +145,12 @@ def _count(value: float) -> str:
 
 
 METRICS = (
+    Metric(LIKELIER, partial(_judged, score="logp_accuracy"), _share, 1),
     Metric("Right, fedloom eval", _judged, _share, 1, _judged_interval),
     Metric("Answers right", _last("val_answer_accuracy"), _share, 1),
     Metric("Accuracy, final", _last("val_accuracy"), _share, 1),
     Metric("Validation loss, final", _last("val_loss"), _number, -1),
+    Metric("Margin of rewards, fedloom eval", partial(_judged, score="margin"), _number, 1),
     Metric("Bytes sent", _sum("bytes_up", "bytes_down"), _bytes, -1, exactly(_sum("bytes_up", "bytes_down"))),
     Metric("Training time", _sum("seconds"), duration, -1),
 )

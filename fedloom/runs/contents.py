@@ -92,8 +92,9 @@ SCORES: Mapping[str, Check] = {
     "loss": is_number,
     "f1": is_number,
     "matthews": is_number,
+    **dict.fromkeys(("logp_accuracy", "margin", "logp_margin"), is_number),
 }
-"""What `fedloom eval` may find of an adapter: without_number of answers, f1 and matthews of classes."""
+"""What `fedloom eval` may find of an adapter; see `fedloom.evaluation.verdict.Verdict`."""
 
 
 def check_known(path: Path, content: Mapping[str, Any], known: Mapping[str, Check], where: str = "") -> None:

@@ -39,7 +39,7 @@ def splits_and_values(
         return load_splits(task, data_dir=data_dir, seed=seed, token=token), None
     rows = load_whole(task, data_dir=data_dir, seed=seed, token=token)
     values = field_values(rows["train"], field)
-    return Splits(**{split: [made.learned for made in part] for split, part in rows.items()}), values
+    return Splits(**{split: [made.example for made in part] for split, part in rows.items()}), values
 
 
 def published_validation(task: Task, *, data_dir: str | None, seed: int, token: str | None) -> list[Example]:
@@ -56,7 +56,7 @@ def published_validation(task: Task, *, data_dir: str | None, seed: int, token: 
             f"val_dataset_path_template: is needed beside dataset_path_template, because {task.name} has no "
             "validation split of its own"
         )
-    return [made.learned for made in rows["validation"]]
+    return [made.example for made in rows["validation"]]
 
 
 def divided(

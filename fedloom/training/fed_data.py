@@ -191,7 +191,7 @@ def _tell(
 
 def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = True) -> Task:
     """What the options say of the data; see `fedloom.data.own.open_task`."""
-    task = open_task(
+    return open_task(
         config.data_name,
         data_dir=config.data_dir,
         data_format=config.data_format,
@@ -200,7 +200,6 @@ def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = 
         read_data=read_data,
         token=config.token,
     )
-    return replace(task, compares=True)
 
 
 def _open(config: FedConfig) -> Task:

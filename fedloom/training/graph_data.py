@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fedloom.data.clients import load_clients, load_validation, path_of, paths_of
@@ -35,7 +35,7 @@ def open_data(config: Setting, only: int | None = None) -> Task:
     template, peers = config.dataset_path_template, config.num_clients
     if only is not None and template is not None:
         template, peers = path_of(template, only + 1), 1
-    task = open_task(
+    return open_task(
         config.dataset_type,
         data_dir=config.data_dir,
         data_format=config.data_format,
@@ -43,7 +43,6 @@ def open_data(config: Setting, only: int | None = None) -> Task:
         client_paths=paths_of(template, peers),
         token=config.token,
     )
-    return replace(task, compares=True)
 
 
 def hold(config: Setting, task: Task, only: int | None = None) -> PeerExamples:

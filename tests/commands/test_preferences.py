@@ -70,6 +70,21 @@ def test_a_federation_learns_preferences_and_goes_on_where_it_stopped(model, tmp
     whole = read_run(tmp_path / "test")
     assert learns(whole)
     assert sum(json.loads((tmp_path / "test/clients.json").read_text())["examples"]) < 41 * 0.6
+    judge = f"eval --adapter {tmp_path}/test --all_checkpoints true --split validation --dtype float32"
+    assert main(judge.split()) == 0
+    shown = capsys.readouterr().out
+    assert "chosen against rejected answer" in shown and "likelier" in shown
+    base, *others = json.loads((tmp_path / "test/eval/eval.json").read_text())["adapters"]
+    for scores, row in zip((base, *others[-1:]), (whole.rows[0], whole.rows[-1]), strict=True):
+        assert scores["accuracy"] == row["val_accuracy"]
+        assert scores["loss"] == pytest.approx(row["val_loss"], abs=1e-5)
+    assert base["name"] == "base" and others[-1]["logp_margin"] > base["logp_margin"]
+    assert others[-1]["margin"] > 0 == base["margin"]
+    assert main(["report", str(tmp_path / "test"), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    said = f"{others[-1]['logp_accuracy']:.1%} of the chosen answers likelier, {base['logp_accuracy']:.1%}"
+    assert f"{said} before" in page
+    assert "Margin of rewards, fedloom eval" in page
     assert fed(model, mine, tmp_path, "--exp_name", "parts", "--max_steps", "2") == 0
     assert fed(model, mine, tmp_path, "--exp_name", "parts", "--resume", "--max_steps", "3") == 0
     assert read_run(tmp_path / "parts").rows[-1]["val_loss"] == whole.rows[-1]["val_loss"]

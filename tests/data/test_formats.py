@@ -99,7 +99,8 @@ def talk(*turns, label=""):
 def test_formats_are_recognised_by_their_columns(tmp_path, capsys, row, name, example):
     found, made = read(tmp_path, row)
     assert found == name
-    assert made == (example or Preference((USER,), (REPLY,), (Turn("assistant", "Rome"),), texts=True))
+    pair = Preference((USER,), (REPLY,), (Turn("assistant", "Rome"),), texts=True)
+    assert made == (example or pair.compared())
     assert f"mine.jsonl: format {name}, from the columns " in capsys.readouterr().out
 
 
@@ -138,14 +139,12 @@ def test_only_the_completion_of_a_prompt_with_answers_is_learned(tmp_path):
 )
 def test_preferences_as_messages(tmp_path, row, prompt):
     _, made = read(tmp_path, row)
-    assert made == Preference(prompt, (REPLY,), (Turn("assistant", "Rome"),))
+    assert made == Preference(prompt, (REPLY,), (Turn("assistant", "Rome"),)).compared()
 
 
-def test_preferences_are_not_trained_as_answers(tmp_path):
+def test_of_preferences_the_chosen_answers_alone_may_be_learned(tmp_path):
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     mine = jsonl(tmp_path / "mine.jsonl", [row] * 9)
-    with pytest.raises(UserError, match=r"line \d: is a preference .* trains with DPO.*completion=chosen"):
-        load_splits(opened(mine), data_dir=None, seed=1, token=None)
     task = opened(mine, data_format="prompt_completion", columns={"completion": "chosen"})
     assert load_splits(task, data_dir=None, seed=1, token=None).train[0] == Example("a", "b", "b")
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,7 +38,7 @@ def parquet(*rows):
 def learned(path, columns=""):
     """Of the first row the prompts and what is learned behind each; and how many rows there are."""
     given = dict(pair.split("=") for pair in columns.split(",") if pair)
-    task = replace(open_task(str(path), columns=given), compares=True)
+    task = open_task(str(path), columns=given)
     rows = load_rows(task, data_dir=None, seed=1, token=None)["train"]
     form = prompt_format(TOKENIZER, instruction_of(task.instruction, "none"))
     ((first, *_), _) = encode([rows[0].example], TOKENIZER, form, 500)

@@ -14,6 +14,7 @@ from fedloom.client.local import LocalRules, mean_step, train_locally
 from fedloom.client.optimisers import sgd
 from fedloom.data.encode import Tokens
 from fedloom.evaluation.evaluate import validate_rows
+from fedloom.evaluation.preferred import preference_scores
 from fedloom.evaluation.reference import with_references
 from fedloom.model.adapters.supported import saved_name
 from fedloom.model.bank import AdapterBank
@@ -141,6 +142,19 @@ def test_the_loss_is_that_of_trl(packed):
     assert judged[0].loss == pytest.approx(float(losses.mean()), abs=1e-5)
     assert judged[0].accuracy == int((margins > 0).sum()) / len(pairs)
     assert judged[1].loss == pytest.approx(float(losses[:4].mean()), abs=1e-5)
+
+    of_base, scores = preference_scores(model, AdapterBank.repeat(row, 1), 1, pairs, 40)
+    assert scores["accuracy"] == judged[0].accuracy and scores["low"] < scores["accuracy"] < scores["high"]
+    assert scores["loss"] == pytest.approx(judged[0].loss, abs=1e-5)
+    assert scores["margin"] == pytest.approx(BETA * float(margins.mean()), abs=1e-4)
+    with torch.no_grad():
+        ratios = log_probability(alone, pairs) - log_probability(alone, [pair.rejected for pair in pairs])
+    assert scores["logp_margin"] == pytest.approx(float(ratios.mean()), abs=1e-4)
+    assert scores["logp_accuracy"] == int((ratios > 0).sum()) / len(pairs)
+    base_ratios = ratios - margins
+    assert of_base["logp_margin"] == pytest.approx(float(base_ratios.mean()), abs=1e-4)
+    assert of_base["logp_accuracy"] == int((base_ratios > 0).sum()) / len(pairs)
+    assert (of_base["accuracy"], of_base["margin"]) == (0, 0)
 
 
 def test_neither_neighbours_nor_the_size_of_a_pass_change_anything():

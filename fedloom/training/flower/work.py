@@ -174,7 +174,7 @@ def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
 def _own(path: Path) -> ClientData:
     def load(config: FedConfig, task: Task) -> FedExamples:
         rows = read_part(path, "train", option="client_data", names=task.split_names)
-        return FedExamples(Splits([made.learned for made in read_examples(task, rows)], [], []))
+        return FedExamples(Splits([made.example for made in read_examples(task, rows)], [], []))
 
     def open_own(config: FedConfig) -> Task:
         return open_data(config, [str(path)], read_data=False)
