@@ -8,10 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any
 
+from fedloom.commands.examples import EXAMPLES, example
 from fedloom.commands.table import COMMANDS, Command
 from fedloom.errors import UserError, one_line, shown, without_secrets
 from fedloom.options.declare import did_you_mean
-from fedloom.options.parsing import help_text, parse
+from fedloom.options.parsing import given_options, help_text
 from fedloom.process import place, prepare_process, tells
 from fedloom.runtimes.signals import Terminated, ended_by_sigterm
 
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(words[0], words[1:])
     except UserError as error:
         if tells(error):
+            if len(words) == 1 and words[0] in EXAMPLES:
+                print(_how_to(words[0]), file=sys.stderr)
             _say(f"error: {error}", words)
         return EXIT_USER_ERROR
     except BrokenPipeError:
@@ -89,7 +92,7 @@ def _dispatch(name: str, words: Sequence[str]) -> int:
         )
     prog = f"fedloom {name}"
     if "--help" in words or "-h" in words:
-        print(help_text(command.config_class, prog=prog, description=command.summary))
+        print(help_text(command.config_class, prog=prog, description=command.summary, example=example(name)))
         return 0
     config = read_config(command, words, prog)
     if _tokens(words) and place().leads:
@@ -111,9 +114,19 @@ def read_config(command: Command, words: Sequence[str], prog: str) -> Any:
     if command.first and words and not words[0].startswith("-"):
         words = [f"--{command.first}", *words]
     words = [command.short.get(word, word) for word in words]
-    config = parse(command.config_class, words, prog=prog)
+    given = given_options(command.config_class, words, prog=prog)
+    config = command.config_class(**given)
     command.check(config)
+    command.check_named(given, config)
     return config
+
+
+def _how_to(name: str) -> str:
+    """What a command does and a way to try it, for somebody who has typed its name alone."""
+    return (
+        f"fedloom {name}: {COMMANDS[name].summary}\n\nTo try it:\n\n{example(name)}\n"
+        f"`fedloom {name} --help` lists all options.\n"
+    )
 
 
 def _version() -> str:

@@ -11,11 +11,12 @@ from typing import Any
 from rich.filesize import decimal
 from rich.table import Table
 
+from fedloom.commands.cli import read_config
 from fedloom.commands.report import run_report
 from fedloom.commands.table import COMMANDS
 from fedloom.errors import UserError, plain_console
 from fedloom.options.compare import Plan, Planned, read_plan
-from fedloom.options.parsing import RUN_CONFIG, parse
+from fedloom.options.parsing import RUN_CONFIG
 from fedloom.report.comparison import (
     LEVEL,
     Held,
@@ -72,8 +73,7 @@ def _config(command: str, run: Planned, out_dir: Path, file: Path, **more: Any) 
     given = {**run.options, "seed": run.seed, "exp_name": run.name, "out_dir": out_dir, **more}
     words = [f"--{name}={_word(value)}" for name, value in given.items()]
     try:
-        config = parse(COMMANDS[command].config_class, words, prog=f"fedloom {command}")
-        COMMANDS[command].check(config)
+        config = read_config(COMMANDS[command], words, prog=f"fedloom {command}")
     except UserError as error:
         raise UserError(f"{file}, {run.label}: {error}") from None
     return config

@@ -4,11 +4,13 @@ A command is a dataclass of options, a check and a function that does the work; 
 it is asked for, so that `--help` and a mistyped flag answer without loading torch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedloom.commands.examples import check_divided, check_trained_on
 from fedloom.options.check_evaluation import check as check_eval
 from fedloom.options.check_export import check_chat, check_merge
 from fedloom.options.check_fed import check, check_rules, check_values
@@ -38,6 +40,7 @@ class Command:
     `run` returns the exit status; None is 0.
     `first` is the option that a first word without dashes gives, where there is one; an option of several
     words takes all that follow. `short` are the flags of one letter, with the options that they stand for.
+    `check_named` judges, by the names of the options that are given, whether what must be named is.
     """
 
     summary: str
@@ -46,6 +49,7 @@ class Command:
     run: Callable[[Any], int | None]
     first: str | None = None
     short: Mapping[str, str] = field(default_factory=dict)
+    check_named: Callable[[Collection[str], Any], None] = lambda given, config: None
 
 
 def _fed(config: FedConfig) -> None:
@@ -158,7 +162,13 @@ def _demo(config: DemoConfig) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "fed": Command("Fine-tune one model across many clients, with a server.", FedConfig, check, _fed),
+    "fed": Command(
+        "Fine-tune one model across many clients, with a server.",
+        FedConfig,
+        check,
+        _fed,
+        check_named=partial(check_trained_on, "fed"),
+    ),
     "dfl": Command("Fine-tune across peers on a graph, without a server.", DflConfig, check_dfl, _dfl),
     "flower": Command(
         "Write an app that runs a federation over Flower: fedloom flower CONFIG.yaml --output_path FOLDER",
@@ -166,6 +176,7 @@ COMMANDS: dict[str, Command] = {
         check_flower,
         _flower,
         "config",
+        check_named=partial(check_trained_on, "flower"),
     ),
     "peer": Command(
         "Be one peer of a federation without a server, on a real network (libp2p).",
@@ -193,7 +204,13 @@ COMMANDS: dict[str, Command] = {
         check_rules,
         _methods,
     ),
-    "split": Command("Divide a data set into clients' folders.", SplitConfig, check_split, _split),
+    "split": Command(
+        "Divide a data set into clients' folders.",
+        SplitConfig,
+        check_split,
+        _split,
+        check_named=check_divided,
+    ),
     "view": Command("Show who has how many of which label.", ViewConfig, check_rules, _view, "folder"),
     "topology": Command(
         "Show a graph of peers, its mixing matrix and its spectral gap.",

@@ -19,6 +19,7 @@ SAME = (
     ("client_epoch", "local_epochs"),
     ("client_lr", "lr"),
     ("system_prompt", "instruction"),
+    ("method", "preset"),
 )
 """Names of one thing; where a command has both, they are two (`lr` of `fedloom fed` is the server's)."""
 

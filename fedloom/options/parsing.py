@@ -23,20 +23,31 @@ RUN_RECORD = "run"
 C = TypeVar("C")
 
 
-def help_text(config_class: type, *, prog: str, description: str) -> str:
+def help_text(config_class: type, *, prog: str, description: str, example: str = "") -> str:
     """Return what `--help` prints for a command: every option under its heading, with its default.
 
     Args:
         config_class: A dataclass whose fields are declared with `fedloom.options.declare.option`.
         prog: The command as the user types it.
         description: What the command does, in a line.
+        example: Commands to copy.
     """
     by_name = {option.name: option for option in options(config_class)}
-    return _build_parser(by_name, prog, description).format_help()
+    text = _build_parser(by_name, prog, description).format_help()
+    return f"{text}\nExample:\n{example}" if example else text
 
 
 def parse(config_class: type[C], argv: Sequence[str], *, prog: str) -> C:
     """Return the options that a command line means; what they mean together is not judged yet.
+
+    Arguments and errors are those of `given_options`.
+    """
+    # Only what is given: a default must not win over what a method sets.
+    return config_class(**given_options(config_class, argv, prog=prog))
+
+
+def given_options(config_class: type, argv: Sequence[str], *, prog: str) -> dict[str, Any]:
+    """Return the options that a command line gives, by their own names.
 
     The first of these that gives an option decides: a flag, the file of `--config` (wherever that flag
     stands), with `--resume` the config.yaml of the run, the default.
@@ -65,8 +76,7 @@ def parse(config_class: type[C], argv: Sequence[str], *, prog: str) -> C:
         given["token"] = given.get("token") or os.environ.get("HF_TOKEN") or None
     if "plugin" in by_name:
         load_plugins(given.get("plugin"))
-    # Only what is given: a default must not win over what a method sets.
-    return config_class(**given)
+    return given
 
 
 def read_options(path: Path, config_class: type) -> dict[str, Any]:

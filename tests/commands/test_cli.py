@@ -1,15 +1,19 @@
 """The command line: what reaches the engine, and what a user's mistakes get."""
 
+import re
+import shlex
 import subprocess
 import sys
 import types
 
 import pytest
 
-from fedloom.commands.cli import COMMANDS, main
+from fedloom.commands.cli import COMMANDS, main, read_config
+from fedloom.commands.examples import EXAMPLES, example
 from fedloom.errors import UserError
 from fedloom.options.declare import options
 from fedloom.options.fed import FedConfig
+from fedloom.options.methods import chosen
 
 
 @pytest.fixture
@@ -31,7 +35,17 @@ def test_fed_hands_the_parsed_options_to_the_engine_and_says_where_the_adapter_l
     received, tmp_path, capsys
 ):
     (tmp_path / "my.yaml").write_text("client_num: 12\nbatch_size: 3\n")
-    argv = ["fed", "--train-mode", "fed", "--config", str(tmp_path / "my.yaml"), "--client-num", "8"]
+    argv = [
+        "fed",
+        "--train-mode",
+        "fed",
+        "--data-name",
+        "arithmetic",
+        "--config",
+        str(tmp_path / "my.yaml"),
+        "--client-num",
+        "8",
+    ]
     assert main(argv) == 0
     [config] = received
     assert (config.train_mode, config.client_num, config.batch_size) == ("fed", 8, 3)
@@ -65,12 +79,53 @@ def test_a_mistake_ends_with_status_2_and_one_message(received, capsys, argv, pa
     assert received == []
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_command_alone_says_what_it_does_and_gives_one_to_copy(received, capsys, name):
+    assert main([name]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"fedloom {name}: {COMMANDS[name].summary}\n")
+    assert example(name) in err and err.splitlines()[-1].startswith("fedloom: error: ")
+    assert received == []
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_is_there_to_copy_parses_and_fits_80_columns(name):
+    assert max(map(len, example(name).splitlines())) < 80
+    commands = re.findall(r"^ *fedloom (\w+)\b((?:.*\\\n)*.*)$", example(name), re.MULTILINE)
+    assert name in [command for command, _ in commands]
+    for command, words in commands:
+        words = words.replace("\\\n", " ").replace("$i", "1").removesuffix("&")
+        read_config(COMMANDS[command], shlex.split(words, comments=True), prog=f"fedloom {command}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "--client_num 8", "--method FedAvg", "--train_mode local --max_steps 2"],
+)
+def test_the_originals_7b_model_is_not_what_saying_nothing_means(received, capsys, words):
+    assert main(["fed", *words.split()]) == 2
+    assert "neither a model nor data are named" in capsys.readouterr().err
+    assert received == []
+
+
+@pytest.mark.parametrize(
+    "words", ["--preset fedgpl", "--method FedGPL", "--model_name gpt2", "--dataset_type gsm8k"]
+)
+def test_the_originals_defaults_stay_where_a_model_data_or_the_original_is_named(received, words):
+    assert main(["fed", *words.split()]) == 0
+    [config] = received
+    if "gpt2" not in words:
+        assert config.model_name == "meta-llama/Llama-2-7b-chat-hf"
+    assert (config.data_name, config.train_mode, config.client_num) == ("gsm8k", "fedGradFocus", 50)
+    assert (config.max_steps, config.lr, chosen(config)["server_optimizer"]) == (6000, 5e-4, "adam")
+
+
 def test_a_users_mistake_inside_the_engine_ends_the_same_way(monkeypatch, capsys):
     def fail(config):
         raise UserError("data_dir: no file train.*")
 
     monkeypatch.setitem(sys.modules, "fedloom.commands.fed", types.SimpleNamespace(run_fed=fail))
-    assert main(["fed", "--train_mode", "fed"]) == 2
+    assert main(["fed", "--data_name", "arithmetic"]) == 2
     assert capsys.readouterr().err == "fedloom: error: data_dir: no file train.*\n"
 
 
@@ -81,12 +136,12 @@ def test_what_the_machine_refuses_is_told_and_what_is_a_bug_is_not(monkeypatch, 
         raise next(errors)
 
     monkeypatch.setitem(sys.modules, "fedloom.commands.fed", types.SimpleNamespace(run_fed=fail))
-    assert main(["fed", "--train_mode", "fed"]) == 2
+    assert main(["fed", "--data_name", "arithmetic"]) == 2
     assert capsys.readouterr().err == (
         "fedloom: error: runs/a: No space left on device; free some space, or choose another place\n"
     )
     with pytest.raises(OSError, match="Bad file"):
-        main(["fed", "--train_mode", "fed"])
+        main(["fed", "--data_name", "arithmetic"])
 
 
 @pytest.mark.parametrize("flag", [["--token", "my-own-secret"], ["--token=my-own-secret"]])
@@ -95,7 +150,7 @@ def test_a_token_on_the_command_line_is_warned_of_once_and_never_told(monkeypatc
         raise UserError(f"the hub says:\n{config.token} is not good")
 
     monkeypatch.setitem(sys.modules, "fedloom.commands.fed", types.SimpleNamespace(run_fed=fail))
-    assert main(["fed", "--train_mode", "fed", *flag]) == 2
+    assert main(["fed", "--data_name", "arithmetic", *flag]) == 2
     warned, failed = capsys.readouterr().err.splitlines()
     assert warned.startswith("fedloom: warning: other users of this machine can see --token")
     assert "HF_TOKEN" in warned
@@ -107,7 +162,7 @@ def test_an_interrupt_ends_with_status_130(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(sys.modules, "fedloom.commands.fed", types.SimpleNamespace(run_fed=interrupt))
-    assert main(["fed", "--train_mode", "fed"]) == 130
+    assert main(["fed", "--data_name", "arithmetic"]) == 130
     assert capsys.readouterr().err == "fedloom: interrupted\n"
 
 
@@ -140,6 +195,7 @@ def test_help_of_a_command(received, capsys, name):
     assert main([name, f"--{first.name}", "1", "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: fedloom {name} ") and f"--{first.name}" in out and "(default: " in out
+    assert out.rstrip().endswith(example(name).rstrip())
     assert received == []
 
 
