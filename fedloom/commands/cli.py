@@ -2,7 +2,9 @@
 
 import errno
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -12,6 +14,7 @@ from fedloom.commands.examples import EXAMPLES, example
 from fedloom.commands.table import COMMANDS, Command
 from fedloom.errors import UserError, one_line, shown, without_secrets
 from fedloom.options.declare import did_you_mean
+from fedloom.options.help import coloured
 from fedloom.options.parsing import given_options, help_text
 from fedloom.process import place, prepare_process, tells
 from fedloom.runtimes.signals import Terminated, ended_by_sigterm
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+        print(coloured(_overview()))
         return 0
     if words[0] == "--version":
         print(f"fedloom {_version()}")
@@ -92,7 +95,11 @@ def _dispatch(name: str, words: Sequence[str]) -> int:
         )
     prog = f"fedloom {name}"
     if "--help" in words or "-h" in words:
-        print(help_text(command.config_class, prog=prog, description=command.summary, example=example(name)))
+        print(
+            coloured(
+                help_text(command.config_class, prog=prog, description=command.summary, example=example(name))
+            )
+        )
         return 0
     config = read_config(command, words, prog)
     if _tokens(words) and place().leads:
@@ -137,16 +144,19 @@ def _version() -> str:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: fedloom COMMAND [--option value ...]",
-            "",
-            "Federated fine-tuning of language models.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "`fedloom COMMAND --help` lists a command's options, `fedloom --version` prints the version.",
-        ]
-    )
+    width = max(shutil.get_terminal_size().columns - 1, 30)
+    last = "`fedloom COMMAND --help` lists a command's options, `fedloom --version` prints the version."
+    lines = [
+        "usage: fedloom COMMAND [--option value ...]",
+        "",
+        "Federated fine-tuning of language models.",
+        "",
+        "Commands:",
+        *(
+            textwrap.fill(f"  {name:<12}{command.summary}", width, subsequent_indent=" " * 14)
+            for name, command in COMMANDS.items()
+        ),
+        "",
+        textwrap.fill(last, width),
+    ]
+    return "\n".join(lines)

@@ -25,6 +25,7 @@ from fedloom.options.export import ChatConfig, MergeConfig
 from fedloom.options.fed import DemoConfig, FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.options.graph import DflConfig, SplitConfig, TopologyConfig, ViewConfig
+from fedloom.options.help import CompletionConfig
 from fedloom.options.method import MethodsConfig
 from fedloom.options.peer import AuditConfig, IdentityConfig, PeerConfig
 from fedloom.options.report import ReportConfig
@@ -151,6 +152,12 @@ def _methods(config: MethodsConfig) -> None:
     run_methods(as_json=config.json, plugin=config.plugin)
 
 
+def _completion(config: CompletionConfig) -> None:
+    from fedloom.commands.completion import run_completion
+
+    run_completion(config.shell)
+
+
 def _demo(config: DemoConfig) -> None:
     # Before the libraries, which take seconds.
     within = ", in two to four minutes" if config.rounds is None else ""
@@ -250,6 +257,13 @@ COMMANDS: dict[str, Command] = {
         check_compare,
         _compare,
         "file",
+    ),
+    "completion": Command(
+        'Let a shell complete all this: eval "$(fedloom completion bash)"',
+        CompletionConfig,
+        check_rules,
+        _completion,
+        "shell",
     ),
     "demo": Command(
         "Watch a small model learn arithmetic in minutes, offline.", DemoConfig, check_values, _demo

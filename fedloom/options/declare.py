@@ -25,6 +25,8 @@ LONGEST_PATH = 4095
 """Bytes of a path, as Linux has it."""
 LONGEST_NUMBER = 400
 """Characters of a number; the largest float has 309 digits."""
+LONGEST_METAVAR = 36
+"""Characters of what stands for a value in `--help`."""
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", WORDS: "words"}
 
@@ -130,6 +132,16 @@ class Option:
             return "one of " + ", ".join(words)
         within = f"{kinds} {' and '.join(bounds)}".rstrip()
         return f"{within}, or {' or '.join(words)}" if words else within
+
+    @property
+    def metavar(self) -> str:
+        """What stands for its value in `--help`: its kinds and choices; its name where these are many."""
+        if self.annotation is bool:
+            return "true|false"
+        text = "PATH" if self.path and "name" not in self.name else "NAME" if self.path else "TEXT"
+        kinds = {int: "INT", float: "FLOAT", str: "TOKEN" if self.secret else text, WORDS: text}
+        words = "|".join([*(kinds[kind] for kind in self.plain_types), *self.choices])
+        return words if len(words) <= LONGEST_METAVAR else text if self.plain_types else self.name.upper()
 
     @property
     def default_text(self) -> str:

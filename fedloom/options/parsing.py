@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from fedloom.errors import UserError, shown
 from fedloom.options.aliases import aliases, by_own_names
 from fedloom.options.declare import WORDS, Option, did_you_mean, options
+from fedloom.options.help import HelpFormatter
 from fedloom.options.meant import of_others
 from fedloom.options.parts import load_plugins
 from fedloom.options.yaml_file import read_yaml
@@ -33,7 +34,7 @@ def help_text(config_class: type, *, prog: str, description: str, example: str =
         example: Commands to copy.
     """
     by_name = {option.name: option for option in options(config_class)}
-    text = _build_parser(by_name, prog, description).format_help()
+    text = build_parser(by_name, prog, description).format_help()
     return f"{text}\nExample:\n{example}" if example else text
 
 
@@ -115,13 +116,6 @@ def read_options(path: Path, config_class: type) -> dict[str, Any]:
     return found
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    """Names in one column, meanings in the other."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=110)
-
-
 class _Parser(argparse.ArgumentParser):
     """argparse takes the words apart; what a value means, and whether it will do, is the option's."""
 
@@ -129,19 +123,24 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", description: str = "") -> _Parser:
+def build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", description: str = "") -> _Parser:
+    """A parser of options as words; without a description it has no `--help`."""
     parser = _Parser(
         prog=prog,
         usage=f"{prog} [--option value ...]",
         description=description,
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
         add_help=bool(description),
         allow_abbrev=False,
     )
+    parser.color = False  # of Python 3.14 on; `options.help` has the colours
     groups = {option.group: parser.add_argument_group(option.group) for option in by_name.values()}
     also = aliases(by_name)
     for option in by_name.values():
-        choices = f" {{{', '.join(option.choices)}}}" if option.choices and not option.plain_types else ""
+        metavar = option.metavar
+        choices = (
+            f" {{{', '.join(option.choices)}}}" if not set(option.choices) <= {*metavar.split("|")} else ""
+        )
         words: dict[str, Any] = {}
         if option.annotation is bool:
             words = {"nargs": "?", "const": "true"}
@@ -153,7 +152,7 @@ def _build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", descript
             dest=option.name,
             default=argparse.SUPPRESS,
             help=f"{option.help}{choices} (default: {option.default_text})".replace("%", "%%"),
-            metavar="true|false" if option.annotation is bool else "VALUE",
+            metavar=metavar,
             **words,
         )
     return parser
@@ -170,7 +169,7 @@ def _read_flags(by_name: Mapping[str, Option], argv: Sequence[str], prog: str) -
             nearest = _meant(name, by_name).replace("mean ", "mean --")
             raise UserError(f"unknown flag {dashes}{shown(name)}{nearest} (`{prog} --help` lists all)")
     try:
-        given = vars(_build_parser(by_name).parse_args(words))
+        given = vars(build_parser(by_name).parse_args(words))
     except UserError as error:
         raise _explained(error, by_name) from None
     values = {}

@@ -1,10 +1,11 @@
 """Options: the documented names and defaults, how sources combine, and what bad values get."""
 
 import dataclasses
+import re
 
 import pytest
 
-from fedloom.commands.cli import COMMANDS
+from fedloom.commands.cli import COMMANDS, main
 from fedloom.errors import UserError
 from fedloom.options.check_fed import check
 from fedloom.options.declare import options
@@ -93,7 +94,10 @@ DEFAULTS = {
 CHOICES = {
     "fed_alg": ("FedAdam", "FedAVG", "FedAvg", "FedProx"),
     "peft": ("lora", "p-tuning", "prompt-tuning"),
-    "data_name": ("gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"),
+    "data_name": (
+        *("gsm8k", "camel-ai/math", "ChilleD/SVAMP", "ChilleD/MultiArith", "arithmetic", "qa"),
+        *("sst2", "qnli", "mnli"),
+    ),
     "data_format": (
         "auto",
         "language_modeling",
@@ -145,12 +149,65 @@ def test_every_default_keeps_its_own_rule():
 def test_help_shows_every_flag_once_with_its_group_and_default():
     text = help_text(FedConfig, prog="fedloom fed", description="Fine-tune.")
     for option in options(FedConfig):
-        assert text.count(f"  --{option.name} ") == 1
+        assert len(re.findall(rf"^  --{option.name}[, ]", text, re.MULTILINE)) == 1
         assert option.help
         assert f"\n{option.group}:\n" in text
     words = " ".join(text.split())
     assert "(default: meta-llama/Llama-2-7b-chat-hf)" in words
     assert "FedAVG with lr = client_lr is the textbook's plain averaging" in words
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+@pytest.mark.parametrize("name", ["fed", "eval", "audit"])
+def test_help_is_as_wide_as_the_terminal(monkeypatch, columns, name):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = help_text(COMMANDS[name].config_class, prog=f"fedloom {name}", description="What it does.")
+    lines = [line for line in text.splitlines() if not line.strip().startswith("-")]
+    assert max(map(len, lines)) < columns
+    if name != "audit":
+        assert max(map(len, lines)) > columns - 12
+
+
+@pytest.mark.parametrize(
+    ("config_class", "said"),
+    [
+        (FedConfig, "--lr FLOAT"),
+        (FedConfig, "--dtype auto|float32|bfloat16|float16"),
+        (FedConfig, "--resume [true|false]"),
+        (FedConfig, "--wave_tokens INT|auto"),
+        (FedConfig, "--out_dir PATH"),
+        (FedConfig, "--exp_name NAME"),
+        (FedConfig, "--token TOKEN"),
+        (FedConfig, "--max_steps, --num_rounds INT"),
+        (FedConfig, "--grad_eval GRAD_EVAL"),
+        (COMMANDS["report"].config_class, "--runs PATH [PATH ...]"),
+    ],
+)
+def test_help_shows_what_a_value_is(config_class, said):
+    text = help_text(config_class, prog="fedloom", description="What it does.")
+    assert re.search(rf"^  {re.escape(said)}(  |$)", text, re.MULTILINE)
+    if "GRAD_EVAL" in said:
+        assert "{l1, l2, lora_l1, lora_l2, lora_per_l1, lora_per_l2}" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "expected"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"TERM": "dumb"}, False),
+    ],
+)
+def test_colour_is_for_terminals(monkeypatch, capsys, terminal, environment, expected):
+    for name, value in {"TERM": "xterm", "NO_COLOR": "", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert main(["fed", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert ("\x1b[1mHardware:\x1b[0m" in text and "  \x1b[36m--device TEXT\x1b[0m  " in text) is expected
+    assert ("\x1b" in text) is expected
 
 
 @pytest.mark.parametrize(
@@ -433,9 +490,7 @@ def test_both_commands_take_the_names_of_both_original_systems(tmp_path):
     (tmp_path / "dfl.yaml").write_text("model_name: m\ndata_name: qnli\nclient_lr: 0.25\n")
     dfl = parse(DflConfig, ["--config", str(tmp_path / "dfl.yaml"), "--client_num", "3"], prog="fedloom dfl")
     assert (dfl.model_checkpoint, dfl.dataset_type, dfl.lr, dfl.num_clients) == ("m", "qnli", 0.25, 3)
-    assert "--client_num VALUE, --num_clients VALUE" in help_text(
-        FedConfig, prog="fedloom fed", description="F."
-    )
+    assert "--client_num, --num_clients INT" in help_text(FedConfig, prog="fedloom fed", description="F.")
 
 
 def test_one_thing_has_one_value_whatever_its_names(tmp_path):
