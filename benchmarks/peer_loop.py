@@ -11,7 +11,7 @@ from peft import get_peft_model
 
 from fedloom.data.draws import draw_batches
 from fedloom.model.base import load_base
-from fedloom.training.graph_rounds import PeerParts
+from fedloom.training.graph_parts import PeerParts
 
 
 class PeerLoop:

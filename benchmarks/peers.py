@@ -31,7 +31,8 @@ from peer_loop import PeerLoop  # noqa: E402
 
 from fedloom.federation.peers import mix  # noqa: E402
 from fedloom.options.graph import DflConfig  # noqa: E402
-from fedloom.training.graph_rounds import PeerParts, PeerProgress, play_round, start  # noqa: E402
+from fedloom.training.graph_parts import PeerParts, PeerProgress, start  # noqa: E402
+from fedloom.training.graph_rounds import play_round  # noqa: E402
 from fedloom.training.setup_graph import build  # noqa: E402
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fedloom.federation.aggregate import Reduce
 from fedloom.federation.algorithm import Algorithm
-from fedloom.federation.priority import Projection, layer_scores, select_layers
+from fedloom.federation.priority import Projection, layer_scores, names_in, select_layers
 from fedloom.federation.server import Diverged, RoundReport, ServerState, federated_round
 from fedloom.federation.transport import Train
 from fedloom.model.bank import Row
@@ -70,8 +70,7 @@ class Focus:
 
     def unselected_names(self, selected: Sequence[int]) -> set[str]:
         """The parameters in layers that are not selected."""
-        rest = (projections for layer, projections in self.layers.items() if layer not in selected)
-        return {name for projections in rest for p in projections for name in (p.a, p.b)}
+        return names_in(own for layer, own in self.layers.items() if layer not in selected)
 
 
 @dataclass(frozen=True)

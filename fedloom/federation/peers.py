@@ -25,7 +25,7 @@ size. With W the identity every peer is alone.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -122,6 +122,7 @@ def peer_round(
     *,
     seed: int = 0,
     transport: PeerTransport = ALL_HERE,
+    narrower: Sequence[tuple[RoundMixing, Collection[str]]] = (),
 ) -> tuple[PeerState, PeerReport]:
     """One round of decentralised training.
 
@@ -134,11 +135,14 @@ def peer_round(
         algorithm: Its aggregator and its codec.
         seed: Of the run; random choices of the codec depend on it, the round and the edge.
         transport: Which peers those of ``state`` are, and how they reach others.
+        narrower: Parameters that cross a part of the links only, with the matrix of these; for the mean
+            alone. The others have the round's.
 
     Raises:
-        ValueError: The matrix is not symmetric and doubly stochastic.
+        ValueError: A matrix is not symmetric and doubly stochastic.
     """
-    check_mixing(mixing)
+    for matrix in (mixing, *(own for own, _ in narrower)):
+        check_mixing(matrix)
     here = range(mixing.peers) if transport.peers is None else transport.peers
     active = torch.tensor(mixing.active)
     trained, left_out = _finite_only(state, train(state, active[here.start : here.stop]))
@@ -152,20 +156,43 @@ def peer_round(
         sent = sum(map(bytes_of, payloads.values()))
         estimates = estimates.advanced(transport.deliver(payloads, mixing), algorithm.codec)
         own, lost = combine(own, algorithm.aggregator, mixing, here, estimates.differences)
+    elif algorithm.aggregator is weighted_mean:
+        sent = 0
+        for matrix, names in _by_matrix(mixing, narrower, own.tensors):
+            part = AdapterBank({name: own.tensors[name] for name in names})
+            sent += _bytes_sent(algorithm, part, matrix, here)
+            own = mix(own, matrix.rows(here), names, heard_over(transport, matrix))
     else:
-        links = int(mixing.degrees[here.start : here.stop].sum())
-        sent = bytes_per_round(bytes_of(algorithm.codec.encode(own.row(0), 0)), links)
-        if algorithm.aggregator is weighted_mean:
-            own = mix(own, mixing.rows(here), mixed, lambda rows: transport.fetch(rows, mixing))
-        else:
-            heard = partial(_differences, transport.fetch(own, mixing), mixing.heard_by(here).tolist())
-            own, lost = combine(own, algorithm.aggregator, mixing, here, heard)
+        sent = _bytes_sent(algorithm, own, mixing, here)
+        heard = partial(_differences, transport.fetch(own, mixing), mixing.heard_by(here).tolist())
+        own, lost = combine(own, algorithm.aggregator, mixing, here, heard)
     left_out = sorted({*lost, *(here.start + peer for peer in left_out)})
     report = PeerReport(trained, active, left_out, sent)
     everything |= own.tensors
     bank = AdapterBank({name: everything[name] for name in bank.tensors})
     memory = {name: everything[name] for name in trained.memory}
     return PeerState(state.round + 1, bank, trained.optimiser, estimates, memory), report
+
+
+def _by_matrix(
+    mixing: RoundMixing, narrower: Sequence[tuple[RoundMixing, Collection[str]]], sent: Collection[str]
+) -> list[tuple[RoundMixing, list[str]]]:
+    """Which matrix averages which of the parameters that are sent."""
+    apart = {name for _, names in narrower for name in names}
+    groups = [(mixing, [name for name in sent if name not in apart])]
+    groups += [(matrix, [name for name in sent if name in names]) for matrix, names in narrower]
+    return [(matrix, names) for matrix, names in groups if names]
+
+
+def heard_over(transport: PeerTransport, mixing: RoundMixing) -> Callable[[AdapterBank], AdapterBank]:
+    """What makes of the rows of the peers that are here those of all whom they hear."""
+    return lambda rows: transport.fetch(rows, mixing)
+
+
+def _bytes_sent(algorithm: Algorithm, bank: AdapterBank, mixing: RoundMixing, here: range) -> int:
+    """Bytes of the rows of a bank that peers send over a round's links."""
+    links = int(mixing.degrees[here.start : here.stop].sum())
+    return bytes_per_round(bytes_of(algorithm.codec.encode(bank.row(0), 0)), links)
 
 
 def combine(

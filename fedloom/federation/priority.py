@@ -13,7 +13,7 @@ What "norm of the gradient" means is the choice of `grad_eval`, see `layer_score
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,11 @@ class Projection:
     b: str
     scale: float
     weight: Callable[[], Tensor]
+
+
+def names_in(layers: Iterable[Sequence[Projection]]) -> set[str]:
+    """The parameters of some layers' adapted projections."""
+    return {name for projections in layers for p in projections for name in (p.a, p.b)}
 
 
 @torch.no_grad()

@@ -16,6 +16,11 @@ def check(config: DflConfig) -> None:
     check_values(config)
     check_model(config)
     check_method(config, server=False)
+    if config.layer_votes != "none" and config.max_layer_num == 0 == config.min_layer_num:
+        raise UserError(
+            f"layer_votes: {config.layer_votes} selects no layer with max_layer_num 0 and min_layer_num 0; "
+            "raise one of them"
+        )
 
 
 def check_split(config: SplitConfig) -> None:

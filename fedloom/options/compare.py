@@ -91,6 +91,8 @@ def read_plan(path: Path) -> Plan:
         seeds: [1, 2, 3]
         metric: val_accuracy
 
+    ``grid`` may also be a list of settings, ``[{method: DFL-LoRA}, {method: DFL-GPL, grad_eval: random}]``.
+
     Raises:
         UserError: It cannot be read, or is of another form.
     """
@@ -112,27 +114,31 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(metric, str):
         raise wrong("metric", f"metric: {shown(str(metric))} is no name of a column, such as val_accuracy")
     fixed, grid = content.get("options") or {}, content.get("grid") or {}
-    for key, given in (("options", fixed), ("grid", grid)):
+    listed = grid if isinstance(grid, list) else [grid]
+    for key, given in (("options", fixed), *(("grid", own) for own in listed)):
         if not isinstance(given, dict):
             raise wrong(key, f"{key}: write lines of the form `option: value`")
-    for name, values in grid.items():
+    for name, values in grid.items() if isinstance(grid, dict) else ():
         if not isinstance(values, list) or not values:
             raise wrong("grid", f"grid: {shown(str(name))} must have a list of values, such as [0.01, 0.1]")
-        if name in fixed:
-            raise wrong(
-                "grid", f"grid: {shown(str(name))} stands among the options too; leave one of the two out"
-            )
         if len({str(value) for value in values}) < len(values):
             raise wrong("grid", f"grid: {shown(str(name))} has a value twice")
+    settings = listed
+    if isinstance(grid, dict):
+        settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    varied = {name for setting in settings for name in setting}
+    for name in sorted(varied & fixed.keys()):
+        raise wrong(
+            "grid", f"grid: {shown(str(name))} stands among the options too; leave one of the two out"
+        )
     seeds = content.get("seeds", [1, 2, 3])
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
         raise wrong("seeds", "seeds: must be a list of whole numbers, such as [1, 2, 3]")
     if len(set(seeds)) < len(seeds):
         raise wrong("seeds", "seeds: one stands there twice; the same run is no second sample")
     for name in ("seed", "exp_name", "out_dir", "config", "resume"):
-        if name in fixed or name in grid:
+        if name in fixed or name in varied:
             raise wrong("options", f"options: {name} is for compare to give; leave it out")
-    settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if len(settings) * len(seeds) > MOST_RUNS:
         raise wrong("grid", f"grid: {len(settings) * len(seeds):,} runs are more than {MOST_RUNS:,}")
     runs = [Planned(setting, seed, {**fixed, **setting}) for setting in settings for seed in seeds]

@@ -86,6 +86,35 @@ class PeerNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerPriority:
+    """Gradient priority (layer_votes)."""
+
+    layer_votes: Literal["none", "either", "both"] = option(
+        "none",
+        "peers vote on layers with their neighbours, train those that they select, and send a neighbour "
+        "those that either of the two has selected, or both have; none: all layers, and no votes",
+    )
+    max_layer_num: int | None = option(
+        None,
+        "how many of the layers with the highest votes a peer selects; none: a quarter of all, rounded up",
+        minimum=0,
+        maximum=10_000,
+    )
+    min_layer_num: int = option(
+        0,
+        "how many of the layers with the lowest votes it selects beside them",
+        minimum=0,
+        maximum=10_000,
+    )
+    grad_eval: Literal["l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2", "random"] = option(
+        "lora_per_l1",
+        "what a peer votes by, a layer's score on its own data: norm (l1 or l2) of the gradients of A and B, "
+        "of the change of BA that they make (lora), or of that change relative to the weights (lora_per); "
+        "random: no votes, as many layers at random, the same for all peers",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PeerTraining:
     """Training."""
 
@@ -157,6 +186,7 @@ class DflConfig(
     PeerNetwork,
     AnyMethod,
     GraphMethod,
+    LayerPriority,
     PeerTraining,
     PeerReports,
 ):

@@ -160,6 +160,12 @@ METHODS: list[Method] = [
         graph={"client_optimizer": "sgd", **_GOSSIP},
     ),
     Method("DFL-LoRA", "freezes LoRA's A on a graph", server=None, graph={"training_type": "DFL-LoRA"}),
+    Method(
+        "DFL-GPL",
+        "FedGPL's gradient priority without a server: neighbours vote",
+        server=None,
+        graph={"training_type": "DFL-LoRA", "layer_votes": "either"},
+    ),
 ]
 """Every method by the name that the literature has for it."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
 
@@ -107,30 +107,32 @@ def train_peers(
     rules: LocalRules,
     frozen: Row,
     first: int = 0,
-    trains: Collection[str] | None = None,
+    trains: Mapping[int, Collection[str]] | None = None,
 ) -> Trained:
     """Train peers, each from its own row, wave by wave.
 
     Args:
         model: The frozen base with stacked adapters.
         state: Where the peers are; one without work stays there.
-        work: What each peer that trains does.
+        work: What each peer that trains does. Those that follow each other and train the same share waves.
         rules: How peers train.
         frozen: Adapter parameters that nobody trains, the same for all.
         first: The number of the peer in the first row.
-        trains: The parameters that train in this round; the others rest, with their optimiser's state. None:
-            all of the bank.
+        trains: The parameters that each peer trains in this round, by its number; the others rest, with their
+            optimiser's state. None: all of the bank.
     """
     bank = state.bank.map(torch.clone)
     optimiser = {key: t.clone() for key, t in state.optimiser.items()}
     memory = {key: t.clone() for key, t in state.memory.items()}
     loss = torch.full((bank.clients,), torch.nan, dtype=torch.float64)
     correct, labels, tokens = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(3))
-    for wave in waves(work, model.layout, rules.wave_tokens):
+    own_names = {} if trains is None else trains
+    for wave in waves(work, model.layout, rules.wave_tokens, alike=lambda peer: own_names.get(peer.client)):
+        names = own_names.get(wave[0].client, bank.tensors.keys())
         rows = torch.tensor([peer.client - first for peer in wave])
         here = rows.to(bank.device)
         rows_here = bank.rows(rows.tolist()).tensors
-        moving = AdapterBank({n: t for n, t in rows_here.items() if trains is None or n in trains})
+        moving = AdapterBank({n: t for n, t in rows_here.items() if n in names})
         resting = {name: t for name, t in rows_here.items() if name not in moving.tensors}
         own = {
             key: t.index_select(0, here)
@@ -162,16 +164,27 @@ def train_peers(
     return Trained(bank, optimiser, loss, correct, labels, tokens, memory)
 
 
-def waves(work: Iterable[ClientWork], layout: Layout, wave_tokens: int) -> Iterator[list[ClientWork]]:
+def waves(
+    work: Iterable[ClientWork],
+    layout: Layout,
+    wave_tokens: int,
+    alike: Callable[[ClientWork], object] = lambda client: None,
+) -> Iterator[list[ClientWork]]:
     """Group clients, in order, so that no optimiser step of a wave has more than ``wave_tokens`` tokens.
 
     A client whose own step is larger is a wave of its own; its steps take several passes.
+
+    Args:
+        work: What each client does.
+        layout: The model's.
+        wave_tokens: The most tokens of a pass.
+        alike: What the clients of a wave have in common.
     """
     wave: list[ClientWork] = []
     filled = 0
     for client in work:
         cost = max(sum(batch_tokens(batch, layout) for batch in step) for step in client.steps)
-        if wave and filled + cost > wave_tokens:
+        if wave and (filled + cost > wave_tokens or alike(client) != alike(wave[0])):
             yield wave
             wave, filled = [], 0
         wave.append(client)

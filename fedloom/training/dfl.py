@@ -20,7 +20,8 @@ from fedloom.runs.checkpoint import (
 )
 from fedloom.training import loop
 from fedloom.training.graph_evaluation import answered, averaged, evaluated
-from fedloom.training.graph_rounds import PeerParts, PeerProgress, compared, play_round, start
+from fedloom.training.graph_parts import PeerParts, PeerProgress, compared, start
+from fedloom.training.graph_rounds import play_round
 from fedloom.training.loop import Intervals, RunSteps
 
 

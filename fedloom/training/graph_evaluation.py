@@ -11,7 +11,8 @@ from typing import Any
 from fedloom.evaluation.answering import answer
 from fedloom.evaluation.evaluate import Validation, validate_rows
 from fedloom.model.bank import AdapterBank
-from fedloom.training.graph_rounds import PeerParts, PeerProgress, judged
+from fedloom.training.graph_parts import PeerParts, PeerProgress
+from fedloom.training.graph_rounds import judged
 
 log = logging.getLogger(__name__)
 

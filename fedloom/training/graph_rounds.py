@@ -5,156 +5,30 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from fedloom.client.local import LocalRules
-from fedloom.client.optimisers import Optimiser
-from fedloom.client.work import Schedule, plan_work
-from fedloom.data.encode import Tokens
-from fedloom.evaluation.answering import Questions
-from fedloom.evaluation.reference import with_references
-from fedloom.federation.algorithm import SENT, Algorithm, first_peer_memory, payload_like
-from fedloom.federation.choco import Estimates
+from fedloom.client.local import step_gradients
+from fedloom.client.work import ClientWork, plan_work
+from fedloom.federation.algorithm import payload_like
 from fedloom.federation.consensus import consensus
-from fedloom.federation.matrix import RoundMixing
+from fedloom.federation.layer_votes import VoteReport, voted_round
 from fedloom.federation.peers import PeerReport, PeerState, Trained, peer_round
 from fedloom.federation.server import Diverged
 from fedloom.federation.transport import PeerTransport
-from fedloom.model.bank import AdapterBank, Row
-from fedloom.model.stacked import StackedModel
-from fedloom.runtimes.dealing import blocks
+from fedloom.model.bank import AdapterBank
 from fedloom.runtimes.gathering import payloads_heard, rows_heard
-from fedloom.runtimes.group import ALONE, Group, moved_since
+from fedloom.runtimes.group import Group, moved_since
 from fedloom.runtimes.in_process import train_peers
-from fedloom.training.adapter_folder import AdapterFolder
+from fedloom.training.graph_parts import PeerParts, PeerProgress
 
 log = logging.getLogger(__name__)
-
-Mixing = Callable[[int], RoundMixing]
-"""``round -> its mixing matrix, and who takes part``."""
-
-
-@dataclass(frozen=True)
-class PeerParts:
-    """What a run without a server is made of.
-
-    Attributes:
-        model: The frozen base with stacked adapters.
-        tokenizer: The model's.
-        train: All training sequences.
-        peers: For each peer the indices of its own.
-        validation: For each peer what it is judged by; one list for all may stand there many times.
-        questions: For each peer the problems that it answers itself; none where nobody is asked.
-        schedules: How much each peer does in a round.
-        algorithm: What of its parts is neighbours': the aggregator, and how rows are encoded.
-        rules: How peers train.
-        optimiser: The same as in the rules; its state lasts across rounds.
-        frozen: Adapter parameters that nobody trains: A, with DFL-LoRA.
-        own: Names of parameters that are not sent: the head, where it stays with its peer, and what the
-            algorithm does not share.
-        modules: PEFT's names of the modules with LoRA.
-        mixing: The graph, round by round.
-        judged: Which adapters of a round are evaluated: those after mixing, or those before it.
-        seed: The run's.
-        group: The processes that the peers are dealt over.
-        first: Number of the first peer in these lists, from 0: of a real peer, which knows no other, its own.
-        reading: A short name of how texts become token ids and classes, the same for all who train together.
-        beside: What is written beside every saved adapter.
-    """
-
-    model: StackedModel
-    tokenizer: PreTrainedTokenizerBase
-    train: Sequence[Tokens]
-    peers: Sequence[np.ndarray]
-    validation: Sequence[Sequence[Tokens]]
-    questions: Sequence[Questions]
-    schedules: Sequence[Schedule]
-    algorithm: Algorithm
-    rules: LocalRules
-    optimiser: Optimiser
-    frozen: Row
-    own: frozenset[str]
-    modules: Sequence[str]
-    mixing: Mixing
-    judged: Literal["after", "before"]
-    seed: int
-    group: Group = ALONE
-    first: int = 0
-    reading: str = ""
-    beside: AdapterFolder | None = None
-
-    @cached_property
-    def first_memory(self) -> Row:
-        """What a peer keeps for its rule before the first round."""
-        return first_peer_memory(self.algorithm, self._shared)
-
-    @property
-    def sent(self) -> Row:
-        """What a peer sends of the first adapter, which all begin with, and of its first memory."""
-        return self._shared | {name: t for name, t in self.first_memory.items() if name.startswith(SENT)}
-
-    @property
-    def _shared(self) -> Row:
-        names = self.model.initial.keys() - self.frozen.keys() - self.own
-        return {name: t for name, t in self.model.initial.items() if name in names}
-
-    @cached_property
-    def blocks(self) -> list[range]:
-        """The peers of each process, by the tokens of a round."""
-        return blocks([self._tokens(peer) for peer in range(len(self.peers))], self.group.size)
-
-    @property
-    def here(self) -> range:
-        """The peers of this process."""
-        return self.blocks[self.group.rank]
-
-    def _tokens(self, peer: int) -> int:
-        schedule, own = self.schedules[peer], self.peers[peer]
-        of_a_pass = sum(len(side.ids) for i in own for side in self.train[i].sides)
-        return of_a_pass * schedule.batches * schedule.batch_size // max(len(own), 1)
-
-
-@dataclass(frozen=True)
-class PeerProgress:
-    """Where a run stands between two rounds; the peers' state and the counts go into a checkpoint.
-
-    A process has the rows of its own peers; the counts are those of all.
-
-    Attributes:
-        peers: The peers' state.
-        drawn: Batches that each peer has drawn so far.
-        before_mixing: The bank of the last round before it was mixed, where that is what is judged.
-        fruitless: Rounds in a row in which nothing finite came of a real peer's training.
-    """
-
-    peers: PeerState
-    drawn: list[int]
-    before_mixing: AdapterBank | None = None
-    fruitless: int = 0
-
-
-def compared(parts: PeerParts) -> PeerParts:
-    """The same with the base's word on all preferences; nothing else where there are none."""
-    lists = [parts.train, *parts.validation]
-    train, *validation = with_references(parts.model, lists, parts.rules.wave_tokens, parts.group)
-    return replace(parts, train=train, validation=validation)
-
-
-def start(parts: PeerParts) -> PeerProgress:
-    """Everybody's first adapter: the same A, B and head."""
-    row = {name: t for name, t in parts.model.initial.items() if name not in parts.frozen}
-    bank = AdapterBank.repeat(row, len(parts.here))
-    memory = {name: t.expand(len(parts.here), *t.shape).clone() for name, t in parts.first_memory.items()}
-    peers = PeerState(0, bank, parts.optimiser.init(bank), Estimates(parts.sent), memory)
-    return PeerProgress(peers, [0] * len(parts.peers))
 
 
 def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[str, Any]]:
@@ -172,15 +46,14 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
         fetch=partial(rows_heard, parts.group, parts.blocks),
         deliver=partial(payloads_heard, parts.group, parts.blocks, like=like),
     )
-    peers, report = peer_round(
-        now.peers,
-        partial(train, parts, now.drawn),
-        parts.mixing(now.peers.round),
-        parts.sent.keys(),
-        parts.algorithm,
-        seed=parts.seed,
-        transport=transport,
-    )
+    matrix, names = parts.mixing(now.peers.round), parts.sent.keys()
+    how: dict[str, Any] = {"algorithm": parts.algorithm, "seed": parts.seed, "transport": transport}
+    learn, voted = partial(train, parts, now.drawn), None
+    if parts.votes is None:
+        peers, report = peer_round(now.peers, learn, matrix, names, **how)
+    else:
+        look = partial(first_gradients, parts, now.drawn)
+        peers, report, voted = voted_round(now.peers, learn, look, matrix, names, parts.votes, **how)
     moved = moved_since(parts.group, sent)
     told = _told(parts.group, report)
     for peer in told["peers_left_out"]:
@@ -197,12 +70,19 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
             now.drawn, parts.schedules, report.active.tolist(), strict=True
         )
     ]
-    row = _row(peers.round, report, told) | moved | {"seconds": time.perf_counter() - began}
+    row = _row(peers.round, report, told) | moved | _voted(parts, voted)
+    row |= {"seconds": time.perf_counter() - began}
     after = PeerProgress(peers, drawn, report.trained.bank if parts.judged == "before" else None)
     return after, row | _apart(parts, after)
 
 
-def train(parts: PeerParts, drawn: Sequence[int], state: PeerState, who: Bool[Tensor, " peers"]) -> Trained:
+def train(
+    parts: PeerParts,
+    drawn: Sequence[int],
+    state: PeerState,
+    who: Bool[Tensor, " peers"],
+    chosen: Bool[Tensor, "peers layers"] | None = None,
+) -> Trained:
     """Train those of the peers of this process who take part.
 
     Args:
@@ -210,25 +90,57 @@ def train(parts: PeerParts, drawn: Sequence[int], state: PeerState, who: Bool[Te
         drawn: Batches that each peer has drawn so far.
         state: Where the peers are.
         who: Whether a peer takes part.
+        chosen: The layers that each peer trains; None: all.
     """
-    rows = parts.here.start + who.nonzero()[:, 0]
-    work = (
-        plan_work(
+    bank, rows = state.bank.tensors.keys(), who.nonzero()[:, 0].tolist()
+    all_of_it = parts.algorithm.trains(bank, state.round) | (parts.own & bank)
+    by_row = [()] * len(who) if parts.votes is None or chosen is None else list(map(tuple, chosen.tolist()))
+    # Each choice once, so that peers of one choice are seen to be that, and next to each other.
+    names = {on: all_of_it - (parts.votes.resting(on) if parts.votes and on else set()) for on in set(by_row)}
+    first = parts.first + parts.here.start
+    work = _work(parts, drawn, state, sorted(rows, key=lambda row: by_row[row]))
+    trains = {first + row: names[by_row[row]] for row in rows}
+    return train_peers(parts.model, state, work, parts.rules, parts.frozen, first, trains)
+
+
+def first_gradients(
+    parts: PeerParts, drawn: Sequence[int], state: PeerState, who: Bool[Tensor, " peers"]
+) -> AdapterBank:
+    """The gradients of some peers on the first batch of their round, without dropout; a row for each.
+
+    Args:
+        parts: What the run is made of.
+        drawn: Batches that each peer has drawn so far.
+        state: Where the peers are.
+        who: Whether a peer takes part.
+    """
+    rows = who.nonzero()[:, 0].tolist()
+    steps = [work.steps[0] for work in _work(parts, drawn, state, rows, batches=1)]
+    rules = replace(parts.rules, dropout_seed=None)
+    gradients, _ = step_gradients(parts.model, state.bank.rows(rows), steps, rules, parts.frozen)
+    return gradients
+
+
+def _work(
+    parts: PeerParts,
+    drawn: Sequence[int],
+    state: PeerState,
+    rows: Iterable[int],
+    batches: int | None = None,
+) -> Iterator[ClientWork]:
+    """What the peers in some rows do in a round; of their batches perhaps the first ones only."""
+    for peer in (parts.here.start + row for row in rows):
+        schedule = parts.schedules[peer]
+        yield plan_work(
             parts.train,
             parts.peers[peer],
-            parts.schedules[peer],
+            schedule if batches is None else replace(schedule, batches=batches),
             parts.model.layout,
             seed=parts.seed,
             client=parts.first + peer,
             round_=state.round,
             drawn=drawn[peer],
         )
-        for peer in rows.tolist()
-    )
-    first = parts.first + parts.here.start
-    bank = state.bank.tensors.keys()
-    trains = parts.algorithm.trains(bank, state.round) | (parts.own & bank)
-    return train_peers(parts.model, state, work, parts.rules, parts.frozen, first, trains)
 
 
 def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:
@@ -261,6 +173,27 @@ def _row(round_: int, report: PeerReport, told: dict[str, list[Any]]) -> dict[st
         "bytes_down": sum(told["bytes_sent"]),
         "tokens": sum(told["tokens"]),
     }
+
+
+def _voted(parts: PeerParts, report: VoteReport | None) -> dict[str, Any]:
+    """Who has selected which layers, and the peers' mean vote."""
+    if report is None or parts.votes is None:
+        return {}
+    everyone = parts.group.gather(
+        {
+            "chosen": report.chosen.tolist(),
+            "votes": [] if report.votes is None else report.votes.tolist(),
+        }
+    )
+    chosen = [own for rank in everyone for own in rank["chosen"]]
+    row: dict[str, Any] = {
+        "peer_selected_layers": [
+            [n for n, on in zip(parts.votes.numbers, own, strict=True) if on] for own in chosen
+        ]
+    }
+    # A vote has a sum of 1; who sat out has none.
+    votes = [own for rank in everyone for own in rank["votes"] if any(own)]
+    return row | {"layer_votes": np.mean(votes, axis=0).tolist()} if votes else row
 
 
 def _apart(parts: PeerParts, now: PeerProgress) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from fedloom.runtimes.libp2p.node import Node, joined, listening
 from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.training import loop
-from fedloom.training.graph_rounds import PeerParts, PeerProgress, compared, start
+from fedloom.training.graph_parts import PeerParts, PeerProgress, compared, start
 from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.peer_rounds import answered, evaluated, play_round, restore
 from fedloom.training.provenance import device_name, versions

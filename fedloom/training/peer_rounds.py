@@ -17,7 +17,8 @@ from fedloom.federation.server import Diverged
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.runtimes.libp2p.mixes import Mix
 from fedloom.runtimes.libp2p.node import Node
-from fedloom.training.graph_rounds import PeerParts, PeerProgress, judged, train
+from fedloom.training.graph_parts import PeerParts, PeerProgress
+from fedloom.training.graph_rounds import judged, train
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 from peft import PeftConfig
@@ -20,9 +19,7 @@ from fedloom.errors import UserError
 from fedloom.evaluation.answering import within_room
 from fedloom.federation.algorithm import Algorithm, first_memory
 from fedloom.federation.focus import Focus
-from fedloom.federation.priority import Projection
 from fedloom.model.adapters import choice
-from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.bank import Row
 from fedloom.model.base import BaseModel, BeforeWeights, load_base
@@ -38,7 +35,7 @@ from fedloom.options.fed import FedConfig
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import AdapterFolder, of_classes, of_prompts
-from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_with_server, client_ranks
+from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_with_server, client_ranks, scored_layers
 from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
@@ -294,15 +291,7 @@ def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:
 
 def _focus(config: FedConfig, model: StackedModel) -> Focus:
     return Focus(
-        layers={
-            layer: [
-                Projection(
-                    f"{name}.lora_A.weight", f"{name}.lora_B.weight", scale, partial(frozen_weight, base)
-                )
-                for name, scale, base in projections
-            ]
-            for layer, projections in model.adapted.items()
-        },
+        layers=scored_layers(model),
         highest=config.max_layer_num,
         lowest=config.min_layer_num,
         policy=config.layer_policy,

@@ -43,11 +43,11 @@ from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import of_classes, of_prompts
-from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_on_graph, personal_names
+from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_on_graph, layer_votes, personal_names
 from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable, check_sizes, of_client
 from fedloom.training.graph_data import PeerExamples, Setting, hold, open_data
-from fedloom.training.graph_rounds import Mixing, PeerParts
+from fedloom.training.graph_parts import Mixing, PeerParts
 from fedloom.training.loop import Intervals
 from fedloom.training.provenance import base_noted
 
@@ -194,6 +194,7 @@ def _build(
         wave_tokens = auto_wave_tokens(base.model, group.sharing)
     dtype = cast(Any, str(base.model.dtype).removeprefix("torch."))
     optimiser = _optimiser(config)
+    frozen = {n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n}
     ends = np.cumsum([len(own) for own in train])
     instruction = instruction_of(task.instruction, config.system_prompt)
     if data.form is None:
@@ -223,10 +224,11 @@ def _build(
             dropout_seed=config.seed,
         ),
         optimiser=optimiser,
-        frozen={n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n},
+        frozen=frozen,
         own=personal_names(config, algorithm, model.initial.keys()),
         modules=[projection.name for layer in model.adapted.values() for projection in layer],
         mixing=mixing,
+        votes=layer_votes(config, model, frozen) if isinstance(config, DflConfig) else None,
         judged=config.eval_point,
         seed=config.seed,
         group=group,

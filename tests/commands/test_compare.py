@@ -60,13 +60,14 @@ def test_a_grid_is_run_once_and_compared_and_goes_on_with_what_is_missing(inputs
 
 
 def test_a_run_that_fails_ends_no_other(inputs, tmp_path, capsys):
+    """The settings stand in a list, where not every combination is wanted."""
     file = tmp_path / "plan.yaml"
-    given = plan(inputs, grid={"client_num": [2, 500]}, seeds=[1])
+    given = plan(inputs, grid=[{"client_num": 2, "lora_alpha": 4}, {"client_num": 500}], seeds=[1])
     del given["options"]["client_num"]
     file.write_text(json.dumps(given))
     assert main(["compare", str(file), "--out_dir", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().out
-    assert "failed: " in said and "500" in said
+    assert "failed: " in said and "500" in said and "run 1/2: client_num=2 lora_alpha=4" in said
     assert (tmp_path / "out" / "compare.csv").read_text().splitlines()[2].endswith(",1")
 
 
@@ -77,6 +78,9 @@ def test_a_run_that_fails_ends_no_other(inputs, tmp_path, capsys):
         ({"grids": {}}, "unknown key grids; did you mean grid"),
         ({"grid": {"method": "FedAvg"}}, "grid: method must have a list of values"),
         ({"grid": {"lora_r": [2]}}, "lora_r stands among the options too"),
+        ({"grid": [{"method": "FedAvg"}, {"lora_r": 2}]}, "lora_r stands among the options too"),
+        ({"grid": ["FedAvg"]}, "grid: write lines of the form `option: value`"),
+        ({"grid": [{"seed": 1}]}, "seed is for compare to give"),
         ({"grid": {"method": ["FedAvg", "FedAvgg"]}}, "FedAvgg: method: FedAvgg is not one of"),
         ({"grid": {"methd": ["FedAvg"]}}, "unknown flag --methd; did you mean --method"),
         ({"seeds": [1, 1]}, "seeds: one stands there twice"),

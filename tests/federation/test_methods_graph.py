@@ -45,7 +45,7 @@ FAULTS = (
 def words(tmp_path_factory):
     """The words of `fedloom dfl` on a tiny model and a few sentences."""
     folder = tmp_path_factory.mktemp("inputs")
-    save_tiny_bert(folder / "bert", num_hidden_layers=1)
+    save_tiny_bert(folder / "bert", num_hidden_layers=2)  # so that there is something to select
     for part, content in (("train", TRAIN), ("validation", TRAIN[:4])):
         write_rows(folder / f"{part}.jsonl", content)
     inputs = f"--model_checkpoint {folder}/bert --data_dir {folder}"
@@ -75,9 +75,10 @@ def test_every_method_runs_counts_its_bytes_and_goes_on_as_if_never_stopped(runs
     assert main(words(tmp_path, "parts", "--resume", rounds=4)) == 0
     for key, t in state(whole).items():
         assert torch.equal(state(tmp_path / "parts")[key], t), key
-    assert [row["bytes_up"] for row in rows(tmp_path / "parts")[1:]] == [
-        row["bytes_up"] for row in rows(whole)[1:]
-    ]
+    for column in ("bytes_up", "peer_selected_layers"):
+        assert [row.get(column) for row in rows(tmp_path / "parts")] == [
+            row.get(column) for row in rows(whole)
+        ]
     assert GRAPH[name].items() <= yaml.safe_load((whole / "config.yaml").read_text()).items()
 
 
@@ -101,9 +102,10 @@ def test_every_method_on_two_ranks_is_that_of_one_process(runs, words, tmp_path)
         alone, ranks = state(runs / name), state(tmp_path / name)
         for key, t in alone.items():
             torch.testing.assert_close(ranks[key], t, rtol=1e-5, atol=1e-5)
-        assert [row["bytes_up"] for row in rows(tmp_path / name)[1:]] == [
-            row["bytes_up"] for row in rows(runs / name)[1:]
-        ]
+        for column in ("bytes_up", "peer_selected_layers"):
+            assert [row.get(column) for row in rows(tmp_path / name)] == [
+                row.get(column) for row in rows(runs / name)
+            ]
 
 
 def test_the_methods_send_what_they_say(runs):
