@@ -94,8 +94,8 @@ class Model:
 
     model_name: str = option(
         "meta-llama/Llama-2-7b-chat-hf",
-        "causal language model, or one that classifies: a name on the hub, a local folder, a GGUF file, "
-        "smollm2-135m or minilm",
+        "causal language model or classifier: a name on the hub, a local folder, a GGUF file, smollm2-135m, "
+        "or minilm",
         path=True,
     )
     token: str | None = option(
