@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from fedloom.options.declare import option
@@ -43,8 +44,12 @@ def coloured(text: str) -> str:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
         return text
     for pattern, style in _COLOURS:
-        text = pattern.sub(lambda found, style=style: style.format(found[0]), text)
+        text = pattern.sub(partial(_in_style, style), text)
     return text
+
+
+def _in_style(style: str, found: re.Match[str]) -> str:
+    return style.format(found[0])
 
 
 @dataclass(frozen=True, kw_only=True)
