@@ -54,6 +54,8 @@ _AGREED = (
 """What must be the same, so that rows can be combined and rounds counted; training is each peer's own, its
 client_rule included."""
 
+_LOOKED_AT = 256
+"""Rows of the embeddings, by which a base is known: quantising leaves them as they are."""
 _AGREED_PARTS = ("aggregator", "lora_aggregation", "share", "train_factors", "compress")
 
 
@@ -147,17 +149,31 @@ def agreed_options(config: PeerConfig) -> dict[str, Any]:
     return agreed | ({"dataset_type": "qa"} if is_own_files(config.dataset_type) else {})
 
 
-def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
-    """What all messages of this run have in common; a digest of it tells a peer with other options apart."""
-    agreed = agreed_options(config) | {"reading": parts.reading, "sent": sorted(parts.sent)}
+def agreement(config: PeerConfig, parts: PeerParts) -> str:
+    """A digest of what must be the same for all peers of a run: options, the model, what is learned from it.
+
+    Those who train by another loss, or adapt another model, would move each other's rows to where they are of
+    no use. Beta is a matter of those alone who learn preferences.
+    """
+    compares = any(tokens.rejected is not None for tokens in parts.train)
+    agreed = agreed_options(config) | {
+        "reading": parts.reading,
+        "sent": sorted(parts.sent),
+        "loss": ["DPO", config.dpo_beta] if compares else ["cross entropy"],
+    }
     digest = hashlib.sha256(json.dumps(agreed).encode())
-    for name, t in sorted(parts.model.initial.items()):
+    embeddings = parts.model.model.get_input_embeddings().weight[:_LOOKED_AT]
+    for name, t in [*sorted(parts.model.initial.items()), ("embeddings", embeddings)]:
         digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
+    """What all messages of this run have in common; the digest tells a peer with other options apart."""
     payload = payload_like(parts.algorithm, config.client - 1, parts.sent, {})
     compressed = chosen(config)["compress"] != "none"
-    return Expected(
-        digest.hexdigest()[:32], Schema.of(payload), config.num_rounds, config.num_clients, compressed
-    )
+    run = agreement(config, parts)
+    return Expected(run, Schema.of(payload), config.num_rounds, config.num_clients, compressed)
 
 
 def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:

@@ -132,7 +132,7 @@ def test_what_was_sent_was_received(ring):
 
 
 METHOD = {
-    "llama": "--client_rule gradient_tracking",
+    "llama-preferences": "--client_rule gradient_tracking --dpo_beta 0.5",
     "bert": "--aggregator median --share a --client_rule proximal:0.1",
     "bert-compressed": "--compress int8 --mixing_step 0.5",
 }
@@ -143,8 +143,15 @@ def three(request, tmp_path_factory):
     """Three peers, all neighbours, without faults; and the same in one process."""
     folder, method = tmp_path_factory.mktemp(request.param), METHOD[request.param]
     {"llama": save_tiny_llama, "bert": save_tiny_bert}[request.param.partition("-")[0]](folder / "model")
+    words = THREE
+    if request.param == "llama-preferences":
+        rows = [
+            {"prompt": f"{i}?", "chosen": f"It is {i}.", "rejected": "I will not say."} for i in range(30)
+        ]
+        (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        words = words.replace("arithmetic", f"{folder}/pairs.jsonl")
     peers = Federation(
-        folder, {1: [2, 3], 2: [1, 3], 3: [1, 2]}, f"--model_checkpoint {folder}/model {THREE} {method}"
+        folder, {1: [2, 3], 2: [1, 3], 3: [1, 2]}, f"--model_checkpoint {folder}/model {words} {method}"
     )
     try:
         for number in (1, 2, 3):
