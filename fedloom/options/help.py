@@ -9,7 +9,6 @@ import shutil
 import sys
 import textwrap
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from fedloom.options.declare import option
@@ -19,8 +18,8 @@ _NARROW = 72
 
 _COLOURS = (
     # A heading at the left edge; flags where they are declared, and what their value is.
-    (re.compile(r"^(?!usage)\S.*:$", re.MULTILINE), "\x1b[1m{}\x1b[0m"),
-    (re.compile(r"(?<=^  )-.*?(?=  |$)", re.MULTILINE), "\x1b[36m{}\x1b[0m"),
+    (re.compile(r"^(?!usage)\S.*:$", re.MULTILINE), "\x1b[1m\\g<0>\x1b[0m"),
+    (re.compile(r"(?<=^  )-.*?(?=  |$)", re.MULTILINE), "\x1b[36m\\g<0>\x1b[0m"),
 )
 
 
@@ -44,12 +43,8 @@ def coloured(text: str) -> str:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
         return text
     for pattern, style in _COLOURS:
-        text = pattern.sub(partial(_in_style, style), text)
+        text = pattern.sub(style, text)
     return text
-
-
-def _in_style(style: str, found: re.Match[str]) -> str:
-    return style.format(found[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,7 @@ def build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", descripti
         add_help=bool(description),
         allow_abbrev=False,
     )
-    parser.color = False  # type: ignore[attr-defined]  # of Python 3.14 on; `options.help` has the colours
+    vars(parser)["color"] = False  # of Python 3.14 on; `fedloom.options.help` has the colours
     groups = {option.group: parser.add_argument_group(option.group) for option in by_name.values()}
     also = aliases(by_name)
     for option in by_name.values():
