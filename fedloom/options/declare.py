@@ -171,10 +171,7 @@ class Option:
         return text
 
     def from_file(self, value: object) -> object:
-        """The value that a YAML file's value means; the value itself where it means none.
-
-        To YAML 1.1 the number 1e-3 is text, since it has no dot.
-        """
+        """The value that a YAML file's value means; the value itself where it means none."""
         if isinstance(value, str):
             return self.from_text(value)
         if isinstance(value, list) and WORDS in self.plain_types:

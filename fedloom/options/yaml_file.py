@@ -6,6 +6,7 @@ for it, costs more than a moment: nested a thousand times, or a few aliases that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +149,11 @@ class _Loader(yaml.SafeLoader):
         if tag is None or tag.removeprefix(_TAG) in _TYPES
     }
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _TAG + "timestamp"]
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag.removeprefix(_TAG) not in ("timestamp", "int", "float")
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -186,6 +191,9 @@ class _Loader(yaml.SafeLoader):
             )
         return node
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node))
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
@@ -196,3 +204,16 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(
                 problem=f"a value that cannot be of the type {kind}", problem_mark=node.start_mark
             ) from None
+
+
+# Numbers as a flag has them. YAML 1.1 has more: there 1_3 is 13, 010 is 8, 1:30 is 90, and 1e-3 is none.
+_Loader.add_implicit_resolver(_TAG + "int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _TAG + "float",
+    re.compile(
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\Z|[-+]?[0-9]+[eE][-+]?[0-9]+\Z"
+        r"|[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z"
+    ),
+    list("-+0123456789."),
+)
+_Loader.add_constructor(_TAG + "int", _Loader.construct_yaml_int)

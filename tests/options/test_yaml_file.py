@@ -31,6 +31,25 @@ def test_what_is_read(tmp_path):
     assert read(tmp_path, "") == (None, {})
 
 
+def test_numbers_are_those_of_flags(tmp_path):
+    """YAML 1.1 reads 1_3 as 13, 010 as 8, 1:30 as 90 and 1e-3 as text."""
+    content, _ = read(tmp_path, "[-7, 1e-3, .5, 2.E+3, -.inf, 1_3, 010, 1:30, 0x10, 0b11, 1_0.5, 1:30.5]")
+    assert content == [
+        -7,
+        1e-3,
+        0.5,
+        2e3,
+        float("-inf"),
+        "1_3",
+        "010",
+        "1:30",
+        "0x10",
+        "0b11",
+        "1_0.5",
+        "1:30.5",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "line", "reason"),
     [
