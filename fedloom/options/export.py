@@ -65,6 +65,12 @@ class MergeConfig(SavedModel, Merged):
 class Answers:
     """Answers."""
 
+    system_prompt: Literal["auto", "none"] | str = option(
+        "auto",
+        "what the model is told in front of the conversation; auto: what the adapter was trained with; none: "
+        "nothing",
+        lines=True,
+    )
     temperature: float = option(
         0.0, "how freely answers are drawn; 0: always the likeliest token", minimum=0, maximum=100
     )

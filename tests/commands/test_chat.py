@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 import signal
 import sys
 
@@ -57,6 +59,29 @@ def test_it_answers_as_eval_does_adapter_by_adapter(chat, saved_runs, tmp_path, 
     status, out, err = chat(saved_runs / run, *LOADED, lines=lines)
     assert (status, err) == (0, "")
     assert " ".join(answers(out).split()) == " ".join(expected.split())
+
+
+def test_it_is_told_what_the_run_was_told_unless_another_prompt_is_given(chat, saved_runs, tmp_path, capsys):
+    """As `fedloom eval` tells it: a run's own prompt, one that is given, none."""
+    copy = shutil.copytree(saved_runs / "plain", tmp_path / "told")
+    config = copy / "config.yaml"
+    own = "Say it in words."
+    config.write_text(re.sub("(?m)^system_prompt: .*$", f"system_prompt: {own}", config.read_text()))
+    said = []
+    for words in ([], ["--system_prompt", own], ["--system_prompt", "No."], ["--system_prompt", "none"]):
+        judge = (
+            f"eval --adapter {copy} --limit 1 --dtype float32 --max_new_tokens 12 --output_path {tmp_path}"
+        )
+        assert main([*judge.split(), *words]) == 0
+        capsys.readouterr()
+        (row,) = predicted(tmp_path)
+        assert (words[1] if words else own) in row["prompt"] or words == ["--system_prompt", "none"]
+        question = row["prompt"].rpartition("user\n")[2].partition("<|im_end|>")[0]
+        status, out, _ = chat(copy, *LOADED, *words, lines=[question])
+        expected = "".join(c for c in row["output"] if c.isprintable() or c in "\n\t")
+        assert status == 0 and answers(out).split() == expected.split()
+        said.append(expected)
+    assert said[0] == said[1] and len(set(said)) == 3
 
 
 def test_the_base_answers_without_an_adapter_and_the_adapter_again_after_it(chat, saved_runs):
