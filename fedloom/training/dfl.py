@@ -36,7 +36,7 @@ def drive(
         folder: The run's folder.
         checkpoint: Where to go on from; None starts from the beginning.
     """
-    parts = compared(parts)
+    parts = compared(parts, folder)
     run_steps = RunSteps(
         start=partial(start, parts),
         restore=partial(_restore, parts),

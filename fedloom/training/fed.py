@@ -11,7 +11,7 @@ from typing import Any
 
 from fedloom.evaluation.answering import answer_accuracy
 from fedloom.evaluation.evaluate import validate, validate_rows
-from fedloom.evaluation.reference import with_references
+from fedloom.evaluation.reference import kept_in, with_references
 from fedloom.federation.algorithm import PERSONAL, part_of, with_prefix
 from fedloom.federation.server import ServerState, initial_state
 from fedloom.model.bank import AdapterBank, Row
@@ -57,7 +57,7 @@ def drive(
     """
     looked_at = parts.data.validation[: parts.val_limit]
     train, looked_at = with_references(
-        parts.model, [parts.data.train, looked_at], parts.rules.wave_tokens, parts.group
+        parts.model, [parts.data.train, looked_at], parts.rules.wave_tokens, parts.group, kept_in(folder)
     )
     parts = replace(parts, data=replace(parts.data, train=train, validation=looked_at))
     run_steps = RunSteps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from fedloom.client.optimisers import Optimiser
 from fedloom.client.work import Schedule
 from fedloom.data.encode import Tokens
 from fedloom.evaluation.answering import Questions
-from fedloom.evaluation.reference import with_references
+from fedloom.evaluation.reference import kept_in, with_references
 from fedloom.federation.algorithm import SENT, Algorithm, first_peer_memory
 from fedloom.federation.choco import Estimates
 from fedloom.federation.layer_votes import LayerVotes
@@ -132,10 +133,12 @@ class PeerProgress:
     fruitless: int = 0
 
 
-def compared(parts: PeerParts) -> PeerParts:
-    """The same with the base's word on all preferences; nothing else where there are none."""
+def compared(parts: PeerParts, folder: Path) -> PeerParts:
+    """The same with the base's word on all preferences, which the run's folder keeps; else nothing."""
     lists = [parts.train, *parts.validation]
-    train, *validation = with_references(parts.model, lists, parts.rules.wave_tokens, parts.group)
+    train, *validation = with_references(
+        parts.model, lists, parts.rules.wave_tokens, parts.group, kept_in(folder)
+    )
     return replace(parts, train=train, validation=validation)
 
 

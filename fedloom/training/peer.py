@@ -97,7 +97,7 @@ def drive(parts: PeerParts, intervals: Intervals, node: Node, folder: Path) -> P
         node: This peer among its neighbours.
         folder: The run's folder.
     """
-    parts = compared(parts)
+    parts = compared(parts, folder)
     run_steps = RunSteps(
         start=partial(start, parts),
         restore=lambda _: restore(parts, node),

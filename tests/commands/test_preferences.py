@@ -62,7 +62,8 @@ def learns(run):
     return last["val_loss"] < first["val_loss"] - 0.01 and last["val_accuracy"] > 0.5
 
 
-def test_a_federation_learns_preferences_and_goes_on_where_it_stopped(model, tmp_path, capsys):
+def test_a_federation_learns_preferences_and_goes_on_where_it_stopped(model, tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "fedloom.evaluation.reference")
     long = {"prompt": "Why?", "chosen": "Because.", "rejected": "no " * 60}
     mine = parquet(tmp_path / "p.parquet", [*rows(40), long])
     assert fed(model, mine, tmp_path) == 0
@@ -86,8 +87,17 @@ def test_a_federation_learns_preferences_and_goes_on_where_it_stopped(model, tmp
     assert f"{said} before" in page
     assert "Margin of rewards, fedloom eval" in page
     assert fed(model, mine, tmp_path, "--exp_name", "parts", "--max_steps", "2") == 0
+    asked = "log-probabilities of 32 preferences under the base"
+    assert caplog.text.count(asked) == 2
     assert fed(model, mine, tmp_path, "--exp_name", "parts", "--resume", "--max_steps", "3") == 0
+    assert caplog.text.count(asked) == 2, "what the base thinks of them is kept"
     assert read_run(tmp_path / "parts").rows[-1]["val_loss"] == whole.rows[-1]["val_loss"]
+    kept = tmp_path / "parts" / "references.json"
+    whole_file = kept.read_text()
+    for damage in ("{", whole_file.replace('"base": "', '"base": "of another ')):
+        kept.write_text(damage)
+        assert fed(model, mine, tmp_path, "--exp_name", "parts", "--resume", "--max_steps", "3") == 0
+        assert kept.read_text() == whole_file, "computed again"
     # A loose hold on the base and a firm one.
     assert fed(model, mine, tmp_path, "--exp_name", "beta", "--dpo_beta", "2", "--max_steps", "1") == 0
     assert read_run(tmp_path / "beta").rows[1]["val_loss"] < whole.rows[1]["val_loss"]
