@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fedloom.client.optimisers import Optimiser, State, clip
+from fedloom.client.optimisers import Optimiser, State, clip, scaled
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
 from fedloom.model.adapters.ranks import within_ranks
@@ -34,6 +34,8 @@ class LocalRules:
         optimiser: SGD or Adam.
         rule: What clients do to their gradients first, such as FedProx's proximal term; see `client.rules`.
         clip_norm: Largest norm of a client's gradient; 0 turns clipping off.
+        accumulate: "mean": a step's gradient is that of its loss; "sum": it is as many times that as the step
+            has batches. Losses are reported as means in either case.
         wave_tokens: Tokens per pass; results do not depend on it beyond rounding.
         dropout_seed: The run's seed; None turns dropout off.
     """
@@ -41,6 +43,7 @@ class LocalRules:
     optimiser: Optimiser
     rule: ClientRule = field(default_factory=no_rule)
     clip_norm: float = 0.0
+    accumulate: Literal["mean", "sum"] = "mean"
     wave_tokens: int = 4096
     dropout_seed: int | None = None
 
@@ -107,12 +110,15 @@ def train_locally(
         steps = [client[index] if index < len(client) else [] for client in work]
         active = torch.tensor([bool(step) for step in steps])
         gradients, report = step_gradients(model, bank, steps, rules, frozen, ranks, resting)
+        batches_now = torch.tensor([len(step) for step in steps])
+        if rules.accumulate == "sum":
+            gradients = scaled(gradients, batches_now)
         gradients = rules.rule.correct(gradients, bank, start, memory, received)
         if ranks is not None:  # a rule may know what lies beyond a client's rank
             gradients = AdapterBank(within_ranks(gradients.tensors, ranks))
         gradients = clip(gradients, rules.clip_norm)
         bank, state = rules.optimiser.step(bank, gradients, state, active.to(bank.device))
-        losses += report.loss * torch.tensor([len(step) for step in steps])
+        losses += report.loss * batches_now
         correct += report.correct
         labels += report.labels
         tokens += report.tokens

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from fedloom.model.bank import AdapterBank, Row
@@ -105,7 +105,12 @@ def clip(gradients: AdapterBank, max_norm: float) -> AdapterBank:
     if max_norm == 0.0:
         return gradients
     factor = (max_norm / (gradients.norms() + 1e-6)).clamp(max=1.0)
-    return gradients.map(lambda g: g * _like(factor, g))
+    return scaled(gradients, factor)
+
+
+def scaled(gradients: AdapterBank, factors: Shaped[Tensor, " clients"]) -> AdapterBank:
+    """Each client's gradient times its own factor."""
+    return gradients.map(lambda g: g * _like(factors.to(g), g))
 
 
 def _like(per_client: Float[Tensor, " clients"] | Bool[Tensor, " clients"], t: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -147,8 +147,13 @@ def metropolis(edges: Edges, peers: int) -> Float64[np.ndarray, " edges"]:
     On the complete graph every weight is 1 / N. Source: Xiao, Boyd and Lall, 2005, "A scheme for robust
     distributed sensor fusion based on average consensus".
     """
-    degrees = np.bincount(edges.ravel(), minlength=peers)
-    return 1.0 / (1.0 + degrees[edges].max(axis=1))
+    low, high = np.bincount(edges.ravel(), minlength=peers)[edges].T
+    return edge_weight(low, high)
+
+
+def edge_weight(degree: Any, other_degree: Any) -> Any:
+    """The Metropolis weight of an edge, or of several, from the degrees of its ends."""
+    return 1.0 / (1.0 + np.maximum(degree, other_degree))
 
 
 def check_mixing(mixing: RoundMixing) -> None:

@@ -23,11 +23,6 @@ from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row
 
 
-def edge_weight(degree: int, other_degree: int) -> float:
-    """The Metropolis weight of an edge, from the degrees of its ends; see `federation.matrix.metropolis`."""
-    return 1.0 / (1.0 + max(degree, other_degree))
-
-
 def bounded_weight(own: Row, other: Row, weight: float, most: float) -> float:
     """W_ij, lowered where its difference would move a row by more than a bound.
 

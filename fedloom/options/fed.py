@@ -226,6 +226,11 @@ class ClientTraining:
         "the loss of a step of several batches: tokens: mean over all its answer tokens, as of one larger "
         "batch; batches: mean over the batches' own means, as in the original FedGPL",
     )
+    accumulate: Literal["mean", "sum"] = option(
+        "mean",
+        "gradient of a step of several batches: mean: as grad_accum_mean says; sum: that times the number of "
+        "batches, as in the original FedGPL's clients",
+    )
     client_lr: float = option(1e-4, "client learning rate (SGD)", above=0, maximum=1000)
     clip_norm: float = option(
         0.0, "largest gradient norm of a client's step; 0 is off", minimum=0, maximum=1e9

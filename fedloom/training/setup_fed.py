@@ -284,6 +284,7 @@ def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:
         optimiser=adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY) if local else sgd(config.client_lr),
         rule=algorithm.rule,
         clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
         wave_tokens=config.wave_tokens,
         dropout_seed=config.seed,
     )

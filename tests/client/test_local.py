@@ -130,9 +130,9 @@ def test_a_step_over_several_batches(model):
     rng, start = random.Random(4), start_bank(model, 1)
     short, long = (Tokens([*BEGINNING, *(rng.randrange(10, 90) for _ in range(n))], 4, 0) for n in (4, 20))
 
-    def step(batches, mean_over="tokens"):
+    def step(batches, mean_over="tokens", **rules):
         work = [[mean_step(batches, model.layout, [(0, 0, i) for i in range(len(batches))], mean_over)]]
-        done = train_locally(model, start, work, LocalRules(sgd(0.2)))
+        done = train_locally(model, start, work, LocalRules(sgd(0.2), **rules))
         return done.bank.row(0), float(done.loss[0])
 
     accumulated, loss = step([[short], [long]])
@@ -143,6 +143,10 @@ def test_a_step_over_several_batches(model):
     assert apart(mean, {name: (first[name] + second[name]) / 2 for name in first}) <= 1e-12
     assert of_means == pytest.approx((loss_a + loss_b) / 2, rel=1e-12)
     assert apart(mean, wide) > 1e-4
+    total, of_total = step([[short], [long]], "batches", accumulate="sum")
+    origin = start.row(0)
+    assert apart(total, {name: first[name] + second[name] - origin[name] for name in first}) <= 1e-12
+    assert of_total == of_means
 
 
 # A part of the adapter

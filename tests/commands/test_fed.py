@@ -119,6 +119,16 @@ def test_fedprox_without_its_term_is_fedavg(fed):
     assert any((adapter(pulled)[n] - t).abs().max() > 1e-6 for n, t in adapter(avg).items())
 
 
+def test_sums_over_batches_are_means_at_larger_rates(fed):
+    """The original FedGPL's clients add up four batches: as docs/differences.md has it, with B = 4."""
+    words = ("--fed_alg", "FedAVG", "--grad_accum_mean", "batches", "--lora_dropout", "0")
+    _, sums = fed("sums", *words, "--accumulate", "sum", "--client_lr", "0.01", "--lr", "0.02")
+    _, means = fed("means", *words, "--client_lr", "0.04", "--lr", "0.08")
+    for one, other in zip(rows(sums)[1:], rows(means)[1:], strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+    assert rows(sums)[-1]["val_loss"] < rows(sums)[0]["val_loss"]
+
+
 def test_local_mode_learns_without_sending_a_byte(fed):
     status, folder = fed("local", "--train_mode", "local", "--lr", "0.01", "--client_num", "10000")
     assert status == 0

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 
-from fedloom.federation.neighbours import edge_weight
+from fedloom.federation.matrix import edge_weight
 from fedloom.runs.files import CannotWrite
 from fedloom.runtimes.libp2p.attempts import Attempts
 from fedloom.runtimes.libp2p.journal import Journal, Key
@@ -241,7 +241,7 @@ class Edges:
 
     def _weight(self, message: Message) -> float:
         """W_ij of an edge, of which a message has come from the other end."""
-        return self.step * edge_weight(self.wire.degree, message.degree)
+        return self.step * float(edge_weight(self.wire.degree, message.degree))
 
     def _before(self, round_: int) -> bool:
         """Whether the rows of a round are still to be exchanged."""
