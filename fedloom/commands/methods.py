@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from fedloom.errors import plain_console
-from fedloom.options.methods import METHODS, PARTS, Method
+from fedloom.options.methods import ATTACK, METHODS, PARTS, Method
 from fedloom.options.parts import choices, load_plugins
 
 
@@ -35,7 +35,7 @@ def run_methods(*, as_json: bool, plugin: str | None) -> None:
         )
     console = plain_console()
     console.print(table)
-    for part in PARTS:
+    for part in (*PARTS, ATTACK):
         console.print(f"{part.option}: {', '.join(choices(part))} (default: {part.default})", soft_wrap=True)
 
 

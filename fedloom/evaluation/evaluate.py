@@ -94,6 +94,41 @@ def _share(sequences: Sequence[Tokens], group: Group) -> Sequence[Tokens]:
     return [sequences[i] for i in _by_length(sequences)[group.rank :: group.size]]
 
 
+def success_rates(
+    model: StackedModel,
+    bank: AdapterBank,
+    triggered: Sequence[Tokens],
+    wave_tokens: int,
+    frozen: Row | None = None,
+    group: Group = ALONE,
+) -> list[float]:
+    """The share of sequences that each adapter answers to the last token as they want it.
+
+    Every token that is right, given the true ones before it, is what the model itself would write, from the
+    first to the last.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        bank: The adapters.
+        triggered: Sequences with the answers that an attacker wants; at least one.
+        wave_tokens: Tokens per pass in training.
+        frozen: Adapter parameters that are the same for all and not in the bank.
+        group: As in `validate_rows`.
+    """
+    rates = []
+    for row in (bank.rows([k]) for k in range(bank.clients)):
+        if all(one.label >= 0 for one in triggered):
+            rates.append(validate_rows(model, row, [triggered], wave_tokens, frozen, group)[0].accuracy)
+            continue
+        # Each sequence as if it had an adapter of its own: so it is judged apart from the others.
+        own = [[one] for one in triggered[group.rank :: group.size]]
+        alone = AdapterBank({name: t.expand(len(own), *t.shape[1:]) for name, t in row.tensors.items()})
+        judged = validate_rows(model, alone, own, wave_tokens, frozen) if own else []
+        right = torch.tensor([sum(one.accuracy == 1 for one in judged)], dtype=torch.float64)
+        rates.append(float(group.sum({"right": right})["right"]) / len(triggered))
+    return rates
+
+
 @torch.no_grad()
 def predict_rows(
     model: StackedModel, bank: AdapterBank, sequences: Sequence[Sequence[Tokens]], wave_tokens: int

@@ -15,10 +15,16 @@ from typing import Any
 from fedloom.client.optimisers import Optimiser
 from fedloom.client.rules import ClientRule
 from fedloom.errors import UserError, shown
+from fedloom.federation.attacks import Attack
 from fedloom.federation.codecs import Codec
 from fedloom.model.bank import AdapterBank
 
-_MANY: dict[str, type] = {"server_optimizer": Optimiser, "client_rule": ClientRule, "compress": Codec}
+_MANY: dict[str, type] = {
+    "server_optimizer": Optimiser,
+    "client_rule": ClientRule,
+    "compress": Codec,
+    "attack": Attack,
+}
 """Parts of several functions, with what holds them; the others are one function."""
 
 _LIKE: dict[tuple[str, str], Callable[..., Any]] = {
@@ -28,6 +34,7 @@ _LIKE: dict[tuple[str, str], Callable[..., Any]] = {
     ("client_rule", "correct"): lambda gradients, *others: gradients,
     ("client_rule", "absorb"): lambda kept, *others: kept,
     ("client_rule", "amend"): lambda change, *others: change,
+    ("attack", "craft"): lambda delta, sight: delta,
     ("server_optimizer", "step"): lambda bank, *others: bank,
 }
 """Whose names and shapes the result of a function has, by option and function."""

@@ -5,6 +5,7 @@ from datetime import date
 from typing import Any, get_args
 
 from fedloom.errors import UserError, shown
+from fedloom.options.attack import check_attack
 from fedloom.options.check_method import check_method
 from fedloom.options.declare import did_you_mean, names_or_pattern, options
 from fedloom.options.fed import PROMPT_DATE, FedConfig, FormatName, Prompts, Run
@@ -42,6 +43,7 @@ def check(config: FedConfig) -> None:
     check_target_modules(config.target_modules)
     _check_ranks(config)
     check_method(config, server=True)
+    check_attack(config, config.client_num)
     if config.train_mode == "fedGradFocus" and config.peft != "lora":
         raise UserError(
             f"peft: {config.peft} trains virtual tokens, so there are no layers for fedGradFocus to choose; "

@@ -23,6 +23,11 @@ def check(config: FlowerConfig) -> None:
             "train_mode: local has no clients, so there is nothing for Flower to do; "
             "choose fed or fedGradFocus, or run `fedloom fed`"
         )
+    if config.attack != "none":
+        raise UserError(
+            f"attack: {config.attack} is simulated in `fedloom fed`; clients over Flower are real ones, so "
+            "leave attack out"
+        )
     if config.min_clients is not None and config.min_clients > config.client_num:
         raise UserError(
             f"min_clients: {config.min_clients} is more than client_num {config.client_num}; "

@@ -1,6 +1,7 @@
 """Judge the options of `fedloom dfl`, before anything heavy is loaded; see `fedloom.options.check_fed`."""
 
 from fedloom.errors import UserError
+from fedloom.options.attack import check_attack
 from fedloom.options.check_fed import check_rules, check_target_modules, check_values
 from fedloom.options.check_method import check_method
 from fedloom.options.graph import DflConfig, PeerModel, SplitConfig
@@ -16,6 +17,7 @@ def check(config: DflConfig) -> None:
     check_values(config)
     check_model(config)
     check_method(config, server=False)
+    check_attack(config, config.num_clients)
     if config.layer_votes != "none" and config.max_layer_num == 0 == config.min_layer_num:
         raise UserError(
             f"layer_votes: {config.layer_votes} selects no layer with max_layer_num 0 and min_layer_num 0; "

@@ -8,6 +8,7 @@ values. None of this needs torch, so that `--help` and a bad value answer at onc
 from dataclasses import dataclass
 from typing import Literal
 
+from fedloom.options.attack import Attackers
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.method import AnyMethod, ServerMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
@@ -331,6 +332,7 @@ class FedConfig(
     ServerMethod,
     ClientTraining,
     GradientPriority,
+    Attackers,
     Validation,
 ):
     """All options of `fedloom fed`, by their flat names."""

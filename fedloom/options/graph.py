@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from fedloom.options.attack import Attackers
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.fed import DATA_SEED, AnyTask, Hardware, Prompts, Run
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
@@ -188,6 +189,7 @@ class DflConfig(
     GraphMethod,
     LayerPriority,
     PeerTraining,
+    Attackers,
     PeerReports,
 ):
     """All options of `fedloom dfl`, by their flat names."""

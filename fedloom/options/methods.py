@@ -40,6 +40,9 @@ PARTS = (
     Part("compress", "fedloom.federation.codecs", "none"),
 )
 
+ATTACK = Part("attack", "fedloom.federation.attacks", "none")
+"""What attackers do in a simulation: no part of an algorithm, but found, made and plugged in as parts are."""
+
 
 @dataclass(frozen=True)
 class Method:

@@ -22,10 +22,12 @@ from typing import Any
 
 from fedloom.errors import UserError, shown
 from fedloom.options.declare import did_you_mean
-from fedloom.options.methods import METHODS, PARTS, Method, Part
+from fedloom.options.methods import ATTACK, METHODS, PARTS, Method, Part
 
 ENTRY_POINTS = "fedloom.plugins"
 """Group of the entry points whose modules are plugins without being named."""
+
+_ALL = (*PARTS, ATTACK)
 
 _plugged: dict[tuple[str, str], Callable[..., Any]] = {}
 _loaded: set[str] = set()
@@ -41,9 +43,9 @@ def plug_in(option: str, name: str | None = None) -> Callable[[Callable[..., Any
     Raises:
         ValueError: There is no such part, or the package has a choice of this name.
     """
-    part = next((part for part in PARTS if part.option == option), None)
+    part = next((part for part in _ALL if part.option == option), None)
     if part is None:
-        raise ValueError(f"{option} is no part; one of {', '.join(part.option for part in PARTS)} is")
+        raise ValueError(f"{option} is no part; one of {', '.join(part.option for part in _ALL)} is")
 
     def remember(make: Callable[..., Any]) -> Callable[..., Any]:
         called = name or make.__name__
@@ -112,7 +114,7 @@ def listed(option: str) -> str:
 
     Files are read, not imported: they load torch.
     """
-    (part,) = (part for part in PARTS if part.option == option)
+    (part,) = (part for part in _ALL if part.option == option)
     spec = importlib.util.find_spec(part.folder)
     assert spec is not None and spec.submodule_search_locations is not None
     (folder,) = spec.submodule_search_locations

@@ -39,6 +39,7 @@ def run_clients(
     first: Row | None = None,
     seed: int = 0,
     round_: int = 0,
+    change: Callable[[int, Row], Row] = lambda client, delta: delta,
 ) -> Iterator[Update]:
     """Train clients from one shared adapter, wave by wave, and hand over what each one sends.
 
@@ -57,6 +58,7 @@ def run_clients(
         first: What one remembers that is not there: see `first_memory`.
         seed: The run's; the codec's random choices depend on it, the round and the client.
         round_: Which round.
+        change: ``(client, its change) -> what it sends as that``: an attacker's may be another.
     """
     memories, first = memories or {}, first or {}
     personal = part_of(first, PERSONAL)
@@ -82,7 +84,7 @@ def run_clients(
             payload, memory = encode_update(
                 algorithm,
                 client.client,
-                {name: row[name] - t for name, t in starts[k].items()},
+                change(client.client, {name: row[name] - t for name, t in starts[k].items()}),
                 {name: t[k] for name, t in result.sent.items()},
                 memory,
                 derive_seed(seed, "codec", round_, client.client),

@@ -19,6 +19,7 @@ from fedloom.runs.checkpoint import (
     save_checkpoint,
 )
 from fedloom.training import loop
+from fedloom.training.attackers import attackers_of
 from fedloom.training.graph_evaluation import answered, averaged, evaluated
 from fedloom.training.graph_parts import PeerParts, PeerProgress, compared, start
 from fedloom.training.graph_rounds import play_round
@@ -47,7 +48,7 @@ def drive(
         stops=lambda now: None,
         save=partial(_save, parts),
         saves_alone=False,
-        at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))},
+        at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))} | attackers_of(parts.attackers),
         advice="Lower lr (or mixing_step, where compress is set), or set clip_norm, under another exp_name",
     )
     return loop.drive(run_steps, intervals, folder, checkpoint, parts.group)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.evaluation.answering import answer_accuracy
-from fedloom.evaluation.evaluate import validate, validate_rows
+from fedloom.evaluation.evaluate import success_rates, validate, validate_rows
 from fedloom.evaluation.reference import kept_in, with_references
 from fedloom.federation.algorithm import PERSONAL, part_of, with_prefix
 from fedloom.federation.server import ServerState, initial_state
@@ -24,6 +24,7 @@ from fedloom.runs.checkpoint import (
 )
 from fedloom.runs.clients import write_clients
 from fedloom.training import loop
+from fedloom.training.attackers import attackers_of
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.setup_fed import Parts
@@ -70,7 +71,7 @@ def drive(
         stops=partial(_reason_to_stop, parts.patience),
         save=partial(_save, parts),
         saves_alone=True,
-        at_end=lambda now: {},
+        at_end=lambda now: attackers_of(parts.attackers),
         advice="Lower client_lr or lr, or set clip_norm, under another exp_name",
     )
     return loop.drive(run_steps, intervals, folder, checkpoint, parts.group)
@@ -105,6 +106,11 @@ def _validated(
     if personal := _personal_rows(now):
         found |= _personal_validation(parts, now, personal)
         accuracy = found["personal_val_accuracy"]
+    if parts.data.triggered:
+        bank = AdapterBank.repeat(now.server.adapter, 1)
+        (found["backdoor_success"],) = success_rates(
+            parts.model, bank, parts.data.triggered, parts.rules.wave_tokens, group=parts.group
+        )
     rose = now.accuracy is None or accuracy > now.accuracy
     now = replace(
         now, accuracy=accuracy, validations_without_gain=0 if rose else now.validations_without_gain + 1

@@ -20,6 +20,7 @@ from fedloom.data.sources import load_splits
 from fedloom.data.tasks import Task
 from fedloom.data.templates import PromptFormat, instruction_of, prompt_format
 from fedloom.evaluation.answering import Questions, questions_of
+from fedloom.federation.attacks import Attackers, told_apart
 from fedloom.model.layout import shared_prefix
 from fedloom.options.fed import FedConfig
 from fedloom.options.own_data import column_names
@@ -70,6 +71,7 @@ class Encoded:
         instruction: What it is told in front of each; "" for nothing.
         reading: A short name of how problems become token ids, the same for all who train together.
         questions: The validation problems that the model answers itself; None where it is never asked.
+        triggered: Validation problems with the answers that an attacker wants.
     """
 
     train: list[Tokens]
@@ -80,6 +82,7 @@ class Encoded:
     instruction: str
     reading: str
     questions: Questions | None
+    triggered: Sequence[Tokens] = ()
 
     @property
     def prefix(self) -> int:
@@ -109,6 +112,7 @@ def encode_data(
     deal: Deal,
     tokenizer: PreTrainedTokenizerBase,
     classes: Sequence[str] = (),
+    attackers: Attackers | None = None,
 ) -> Encoded:
     """Make token ids of examples; what is too long is left out, or cut where it is classified.
 
@@ -119,9 +123,11 @@ def encode_data(
         deal: Who has which of those that no client brings.
         tokenizer: The model's.
         classes: In the order of the outputs of the model's head; none where it writes answers.
+        attackers: Who alters what it trains on, and how.
 
     Raises:
-        UserError: Nothing is left, of all or of a client's own; or the clients are more than the examples.
+        UserError: Nothing is left, of all or of a client's own; the clients are more than the examples; or
+            there is no such attack on them.
     """
     instruction, form = "", None
     if not classes:
@@ -161,13 +167,43 @@ def encode_data(
     if config.train_mode != "local" and any(map(len, clients)):
         check_sizes(config, [len(own) for own in clients])
     questions = None
-    if form is None:
-        return Encoded(
-            train, validation, clients, server, None, "", class_reading(tokenizer, classes), questions
-        )
-    if config.eval_generate_every:
+    if form is not None and config.eval_generate_every:
         questions = questions_of(validation, config.eval_generate_limit, form.end)
-    return Encoded(train, validation, clients, server, form, instruction, reading(tokenizer, form), questions)
+    word = class_reading(tokenizer, classes) if form is None else reading(tokenizer, form)
+    data = Encoded(train, validation, clients, server, form, instruction, word, questions)
+    return data if attackers is None else _attacked(config, task, held, data, attackers, read)
+
+
+def _attacked(
+    config: FedConfig,
+    task: Task,
+    held: FedExamples,
+    data: Encoded,
+    attackers: Attackers,
+    read: Callable[..., list[Tokens]],
+) -> Encoded:
+    """The data with what attackers made of theirs; who has what is divided as without them."""
+    if attackers.attack.poison is attackers.attack.probe is None:
+        return data
+    dealt = held.splits.train
+    classes = task.label_names
+    if data.form is not None:
+        classes = told_apart(classes, [one for part in held.train for one in part])
+    # Encoding may have left some out: the places of those that are there stand where their class would.
+    numbers = [str(i) for i in range(len(dealt))]
+    place = [int(tokens.kind) for tokens in read(dealt, numbers)] if held.own is None else []
+    train, clients = list(data.train), list(data.clients)
+    for client in sorted(attackers.clients):
+        own = held.own[client] if held.own is not None else [dealt[place[i]] for i in clients[client]]
+        if (poisoned := attackers.poisoned(client, own, classes)) is not own:
+            tokens = read(poisoned)
+            clients[client] = np.arange(len(train), len(train) + len(tokens))
+            train += tokens
+    triggered: list[Tokens] = []
+    if attackers.attack.probe is not None:
+        judged = held.splits.validation[: config.val_limit]
+        triggered = read(attackers.attack.probe(judged, classes))
+    return replace(data, train=train, clients=clients, triggered=triggered)
 
 
 def _tell(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from fedloom.federation.focus import FocusReport, focused_round
 from fedloom.federation.server import RoundReport, ServerState, federated_round, sample_clients
 from fedloom.federation.transport import ClientTransport
 from fedloom.model.bank import AdapterBank, Row
+from fedloom.runtimes.attacked import attacked_updates
 from fedloom.runtimes.dealing import share_of, share_of_step
 from fedloom.runtimes.gathering import collect_over_ranks, sum_of_gradients
 from fedloom.runtimes.group import moved_since
@@ -82,6 +83,8 @@ def play_round(
             client + 1,
         )
     row = _row(server.round, report) | _focus_row(focus) | moved_since(parts.group, sent)
+    if parts.attackers is not None:
+        row |= {"attackers": len(parts.attackers.clients.intersection(report.clients))}
     row |= {"seconds": time.perf_counter() - began}
     memories = now.memories | report.memories
     return replace(now, server=server, drawn=drawn, memories=memories), row
@@ -123,19 +126,27 @@ class _ClientTraining:
     ) -> Iterable[Update]:
         work = [_work(self.parts, self.now, client) for client in clients]
         parts, group = self.parts, self.parts.group
-        return run_clients(
-            parts.model,
-            trained,
-            share_of(work, parts.model.layout, group.rank, group.size),
-            parts.rules,
-            parts.algorithm,
-            frozen=frozen,
-            received=received,
-            memories=self.now.memories,
-            first=parts.first_memory,
-            seed=parts.seed,
-            round_=round_,
-        )
+        share = share_of(work, parts.model.layout, group.rank, group.size)
+
+        def run(work: Sequence[ClientWork], change: Callable[[int, Row], Row]) -> Iterator[Update]:
+            return run_clients(
+                parts.model,
+                trained,
+                work,
+                parts.rules,
+                parts.algorithm,
+                frozen=frozen,
+                received=received,
+                memories=self.now.memories,
+                first=parts.first_memory,
+                seed=parts.seed,
+                round_=round_,
+                change=change,
+            )
+
+        if parts.attackers is None:
+            return run(share, lambda client, delta: delta)
+        return attacked_updates(run, share, clients, parts.attackers, trained, round_, group.sum)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedloom.evaluation.answering import answer
-from fedloom.evaluation.evaluate import Validation, validate_rows
+from fedloom.evaluation.evaluate import Validation, success_rates, validate_rows
 from fedloom.model.bank import AdapterBank
 from fedloom.training.graph_parts import PeerParts, PeerProgress
 from fedloom.training.graph_rounds import judged
@@ -20,19 +20,21 @@ log = logging.getLogger(__name__)
 def evaluated(
     parts: PeerParts, now: PeerProgress, row: dict[str, Any]
 ) -> tuple[PeerProgress, dict[str, Any]]:
-    """Every peer's loss and accuracy."""
+    """Every peer's loss and accuracy; means are over those that do not attack."""
     began = time.perf_counter()
     results = _first(parts, now) if now.peers.round == 0 else _all(parts, now)
-    accuracies = [result.accuracy for result in results]
+    accuracies = [results[peer].accuracy for peer in parts.honest]
     found = {
-        "val_loss": _mean(result.loss for result in results),
+        "val_loss": _mean(results[peer].loss for peer in parts.honest),
         "val_accuracy": _mean(accuracies),
         "val_accuracy_min": min(accuracies),
         "val_accuracy_max": max(accuracies),
-        "peer_val_accuracy": accuracies,
+        "peer_val_accuracy": [result.accuracy for result in results],
         "peer_val_loss": [result.loss for result in results],
-        "eval_seconds": row.get("eval_seconds", 0.0) + time.perf_counter() - began,
     }
+    if parts.triggered:
+        found["backdoor_success"] = _backdoor(parts, now)
+    found["eval_seconds"] = row.get("eval_seconds", 0.0) + time.perf_counter() - began
     log.info(
         "round %d: train loss %.4f, validation accuracy %.4f (%.4f to %.4f), consensus error %.4g",
         row["round"],
@@ -43,6 +45,14 @@ def evaluated(
         row.get("consensus_error", 0.0),
     )
     return now, row | found
+
+
+def _backdoor(parts: PeerParts, now: PeerProgress) -> float:
+    """How often an attack succeeds: the mean over honest peers."""
+    bank = judged(parts, now)
+    own = bank.rows([peer - parts.here.start for peer in parts.honest if peer in parts.here])
+    found = success_rates(parts.model, own, parts.triggered, parts.rules.wave_tokens, parts.frozen)
+    return _mean(rate for process in parts.group.gather(found) for rate in process)
 
 
 def _all(parts: PeerParts, now: PeerProgress) -> list[Validation]:
@@ -70,16 +80,17 @@ def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[s
     everyone = parts.group.gather([result.accuracy for result in results])
     accuracies = [accuracy for process in everyone for accuracy in process]
     return row | {
-        "val_answer_accuracy": _mean(accuracies),
+        "val_answer_accuracy": _mean(accuracies[peer] for peer in parts.honest),
         "peer_val_answer_accuracy": accuracies,
         "eval_seconds": row.get("eval_seconds", 0.0) + time.perf_counter() - began,
     }
 
 
 def averaged(parts: PeerParts, now: PeerProgress) -> Validation:
-    """How good the mean of all peers' adapters is, on the validation data of all."""
-    peers = len(parts.peers)
-    mean = parts.group.sum({name: t.sum(0) / peers for name, t in now.peers.bank.tensors.items()})
+    """How good the mean of the honest peers' adapters is, on the validation data of all."""
+    honest = parts.honest
+    own = now.peers.bank.rows([peer - parts.here.start for peer in honest if peer in parts.here])
+    mean = parts.group.sum({name: t.sum(0) / len(honest) for name, t in own.tensors.items()})
     distinct = list({id(own): own for own in parts.validation}.values())
     sequences = [tokens for own in distinct for tokens in own]
     bank, wave_tokens = AdapterBank.repeat(mean, 1), parts.rules.wave_tokens

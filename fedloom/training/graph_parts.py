@@ -18,6 +18,7 @@ from fedloom.data.encode import Tokens
 from fedloom.evaluation.answering import Questions
 from fedloom.evaluation.reference import kept_in, with_references
 from fedloom.federation.algorithm import SENT, Algorithm, first_peer_memory
+from fedloom.federation.attacks import Attackers
 from fedloom.federation.choco import Estimates
 from fedloom.federation.layer_votes import LayerVotes
 from fedloom.federation.matrix import RoundMixing
@@ -59,6 +60,8 @@ class PeerParts:
         first: Number of the first peer in these lists, from 0: of a real peer, which knows no other, its own.
         reading: A short name of how texts become token ids and classes, the same for all who train together.
         beside: What is written beside every saved adapter.
+        attackers: Who attacks in a simulation, and how.
+        triggered: Validation examples as an attacker wants them answered.
     """
 
     model: StackedModel
@@ -82,6 +85,14 @@ class PeerParts:
     first: int = 0
     reading: str = ""
     beside: AdapterFolder | None = None
+    attackers: Attackers | None = None
+    triggered: Sequence[Tokens] = ()
+
+    @property
+    def honest(self) -> list[int]:
+        """The peers that do not attack."""
+        attack = self.attackers.clients if self.attackers else frozenset()
+        return [peer for peer in range(len(self.peers)) if peer not in attack]
 
     @cached_property
     def first_memory(self) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from fedloom.federation.peers import PeerReport, PeerState, Trained, peer_round
 from fedloom.federation.server import Diverged
 from fedloom.federation.transport import PeerTransport
 from fedloom.model.bank import AdapterBank
+from fedloom.runtimes.attacked import attacked_peers
 from fedloom.runtimes.gathering import payloads_heard, rows_heard
 from fedloom.runtimes.group import Group, moved_since
 from fedloom.runtimes.in_process import train_peers
@@ -48,7 +49,10 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
     )
     matrix, names = parts.mixing(now.peers.round), parts.sent.keys()
     how: dict[str, Any] = {"algorithm": parts.algorithm, "seed": parts.seed, "transport": transport}
-    learn, voted = partial(train, parts, now.drawn), None
+    learn: Callable[..., Trained] = partial(train, parts, now.drawn)
+    voted = None
+    if parts.attackers is not None:
+        learn = attacked_peers(learn, parts.attackers, matrix.active, names, parts.here, parts.group.sum)
     if parts.votes is None:
         peers, report = peer_round(now.peers, learn, matrix, names, **how)
     else:
@@ -71,6 +75,8 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
         )
     ]
     row = _row(peers.round, report, told) | moved | _voted(parts, voted)
+    if parts.attackers is not None:
+        row |= {"attackers": int(sum(bool(report.active[peer]) for peer in parts.attackers.clients))}
     row |= {"seconds": time.perf_counter() - began}
     after = PeerProgress(peers, drawn, report.trained.bank if parts.judged == "before" else None)
     return after, row | _apart(parts, after)

@@ -18,6 +18,7 @@ from fedloom.data.tasks import Task
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import within_room
 from fedloom.federation.algorithm import Algorithm, first_memory
+from fedloom.federation.attacks import Attackers
 from fedloom.federation.focus import Focus
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.supported import check_adapter
@@ -36,6 +37,7 @@ from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import AdapterFolder, of_classes, of_prompts
 from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_with_server, client_ranks, scored_layers
+from fedloom.training.attackers import simulated_attackers
 from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
@@ -54,7 +56,7 @@ class Parts:
     the baseline that trains on all data as one client. `patience`: validations without a gain after which the
     run stops; 0: none. `val_limit`: how many validation examples are looked at; None: all. `beside` is
     written beside every saved adapter. `classes` are those of a classifier's head, in order. `group` are the
-    processes that the clients are dealt over.
+    processes that the clients are dealt over, `attackers` those of the clients that attack.
     """
 
     model: StackedModel
@@ -75,6 +77,7 @@ class Parts:
     beside: AdapterFolder
     classes: tuple[str, ...] = ()
     group: Group = ALONE
+    attackers: Attackers | None = None
 
 
 def build(
@@ -105,6 +108,7 @@ def build(
             "leave torchrun out, or choose fed or fedGradFocus"
         )
     algorithm = algorithm_with_server(config)
+    attackers = simulated_attackers(config, config.client_num)
     quieten()
     check_quantize(config.quantize, resolve_device(config.device))
     check_model_name(config.model_name, config.token)
@@ -129,7 +133,7 @@ def build(
     ready: list[tuple[Encoded, PeftConfig]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
-        data = fitting_data(config, task, held, holdings, tokenizer, structure, classes)
+        data = fitting_data(config, task, held, holdings, tokenizer, structure, classes, attackers)
         inputs.note("tokens of the data", digest_of_tokens([data.train, data.validation]))
         inputs.check()
         adapter = _adapter(config, structure)
@@ -179,6 +183,7 @@ def build(
         else of_prompts(config, task.name, base.name, base.tokenizer, data.form, data.instruction),
         classes=classes,
         group=group,
+        attackers=attackers,
     )
 
 
@@ -204,6 +209,7 @@ def fitting_data(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     classes: Sequence[str],
+    attackers: Attackers | None = None,
 ) -> Encoded:
     """Examples as token ids that a model can read; its weights are not looked at.
 
@@ -215,13 +221,14 @@ def fitting_data(
         tokenizer: The model's.
         model: As its configuration has it.
         classes: From `classes_of_head`.
+        attackers: Who alters what it trains on, and how.
 
     Raises:
         UserError: They do not fit the model, or nothing is left of them.
     """
-    data = encode_data(config, task, held, holdings.deal, tokenizer, classes)
+    data = encode_data(config, task, held, holdings.deal, tokenizer, classes, attackers)
     virtual = 0 if config.peft == "lora" else config.virtual_tokens
-    texts = [side.ids for tokens in (*data.train, *data.validation) for side in tokens.sides]
+    texts = [side.ids for tokens in (*data.train, *data.validation, *data.triggered) for side in tokens.sides]
     check_fit(model, tokenizer, texts, max_length=config.max_length, virtual=virtual)
     if data.questions:
         data = replace(data, questions=within_room(data.questions, model, virtual))

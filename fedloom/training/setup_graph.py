@@ -24,6 +24,7 @@ from fedloom.data.tasks import Task
 from fedloom.data.templates import PromptFormat, instruction_of, prompt_format
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import Questions, questions_of, within_room
+from fedloom.federation.attacks import Attackers, told_apart
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.topology import build_topology, mixing
 from fedloom.model.adapters import choice
@@ -44,6 +45,7 @@ from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, di
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import of_classes, of_prompts
 from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_on_graph, layer_votes, personal_names
+from fedloom.training.attackers import simulated_attackers
 from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable, check_sizes, of_client
 from fedloom.training.graph_data import PeerExamples, Setting, hold, open_data
@@ -66,6 +68,7 @@ class _Encoded:
     questions: list[Questions]
     reading: str
     form: PromptFormat | None
+    triggered: list[Tokens]
 
 
 def build(
@@ -103,7 +106,7 @@ def build(
         drop_link=config.drop_link,
         step=config.mixing_step,
     )
-    return _build(config, drawn, group, inputs)
+    return _build(config, drawn, group, inputs, attackers=simulated_attackers(config, config.num_clients))
 
 
 def build_one(config: PeerConfig, inputs: Inputs | None = None) -> tuple[PeerConfig, PeerParts]:
@@ -134,7 +137,12 @@ def intervals(config: Setting) -> Intervals:
 
 
 def _build(
-    config: S, mixing: Mixing, group: Group, inputs: Inputs, only: int | None = None
+    config: S,
+    mixing: Mixing,
+    group: Group,
+    inputs: Inputs,
+    only: int | None = None,
+    attackers: Attackers | None = None,
 ) -> tuple[S, PeerParts]:
     quieten()
     assert config.model_checkpoint is not None
@@ -154,12 +162,12 @@ def _build(
         own_by_head=True,
     )
     check_written(classes, config.eval_generate_every)
+    held, triggered = _attacked(config, held, attackers, task.label_names, bool(classes))
     encoded: list[_Encoded] = []
-
     adapters: list[PeftConfig] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
-        read: _Encoded = _encode(config, task, held, tokenizer, classes)
+        read: _Encoded = _encode(config, task, held, triggered, tokenizer, classes)
         inputs.note("tokens of the data", digest_of_tokens([*read.train, *read.validation]))
         inputs.check()
         texts = [
@@ -235,7 +243,31 @@ def _build(
         first=only or 0,
         reading=data.reading,
         beside=beside,
+        attackers=attackers,
+        triggered=data.triggered,
     )
+
+
+def _attacked(
+    config: Setting, held: PeerExamples, attackers: Attackers | None, names: Sequence[str], classify: bool
+) -> tuple[PeerExamples, list[Example]]:
+    """What peers hold once attackers have altered theirs, and validation examples that they want answered.
+
+    Args:
+        config: What the user wants.
+        held: What they hold.
+        attackers: Who alters what.
+        names: The data set's classes.
+        classify: Whether the model tells them apart itself; else their names must be the answers.
+    """
+    if attackers is None:
+        return held, []
+    examples = [example for own in held.train for example in own]
+    classes = tuple(names) if classify else told_apart(names, examples)
+    train = [attackers.poisoned(peer, own, classes) for peer, own in enumerate(held.train)]
+    judged = [example for own in held.validation for example in own[: config.val_limit]]
+    probe = attackers.attack.probe
+    return PeerExamples(train, held.validation), probe(judged, classes) if probe else []
 
 
 def _own(part: list[T], only: int | None) -> list[T]:
@@ -247,6 +279,7 @@ def _encode(
     config: Setting,
     task: Task,
     held: PeerExamples,
+    triggered: list[Example],
     tokenizer: PreTrainedTokenizerBase,
     classes: Sequence[str],
 ) -> _Encoded:
@@ -271,14 +304,15 @@ def _encode(
             log.warning("%d %s examples are %s %d", sum(counts), what, fate, config.max_length)
         done.append(list(sequences))
     train, validation = done
+    wanted = read(triggered)[0] if triggered else []
     check_sizes(config, [len(own) for own in train])
     if classes:
-        return _Encoded(train, validation, [], class_reading(tokenizer, classes), None)
+        return _Encoded(train, validation, [], class_reading(tokenizer, classes), None, wanted)
     limit = config.eval_generate_limit
     questions = [
         questions_of(own, limit, form.end) for own in (validation if config.eval_generate_every else ())
     ]
-    return _Encoded(train, validation, questions, reading(tokenizer, form), form)
+    return _Encoded(train, validation, questions, reading(tokenizer, form), form, wanted)
 
 
 def _adapter(config: Setting, model: PreTrainedModel) -> PeftConfig:

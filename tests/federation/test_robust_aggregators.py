@@ -9,10 +9,12 @@ from fedloom.federation.aggregators.centered_clipping import centered_clipping
 from fedloom.federation.aggregators.geometric_median import geometric_median
 from fedloom.federation.aggregators.krum import krum
 from fedloom.federation.aggregators.mean import weighted_mean
+from fedloom.federation.aggregators.median import median
 from fedloom.federation.aggregators.multi_krum import multi_krum
 from fedloom.federation.aggregators.norm_bound import norm_bound
+from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
 from fedloom.federation.algorithm import Algorithm
-from fedloom.federation.inner_products import inner_products
+from fedloom.federation.inner_products import inner_products, lengths
 from fedloom.federation.peers import mix, peer_round
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank
@@ -65,6 +67,25 @@ def close(found, wanted, atol=1e-10):
 def test_inner_products_are_those_of_dense_products_and_parameters():
     dense = points(arrived())
     torch.testing.assert_close(inner_products(arrived()), dense @ dense.T, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(lengths(arrived()), dense.norm(dim=1), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("c", [1e-3, 30.0])
+def test_the_products_part_does_not_depend_on_the_gauge(c):
+    """(c A, B / c) of everybody is the same model, and the same distances of products."""
+    changes = arrived()
+    gauge = {A: c, B: 1 / c, HEAD: 1.0}
+    other = Changes(
+        {name: gauge[name] * t for name, t in changes.before.items()},
+        AdapterBank({name: gauge[name] * t for name, t in changes.deltas.tensors.items()}),
+        changes.weights,
+        changes.pairs,
+    )
+    found = []
+    for each in (changes, other):
+        flat = torch.cat([t.flatten(1) for t in each.deltas.tensors.values()], 1)
+        found.append(inner_products(each) - flat @ flat.T)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
 
 
 def scores(dense, left_out):
@@ -147,18 +168,23 @@ def flipped(own, before):
         t.mul_(-1e4)
 
 
-def regauged(own, before):
+def regauged(own, before, c=1e4):
     """The same product as before the round, in factors that ruin a mean of factors."""
-    own[A].copy_(1e4 * before[A] - before[A])
-    own[B].copy_(1e-4 * before[B] - before[B])
+    own[A].copy_(c * before[A] - before[A])
+    own[B].copy_(before[B] / c - before[B])
 
 
-@pytest.mark.parametrize("attack", [far, flipped, regauged])
-@pytest.mark.parametrize("name", ALL)
+def regauged_back(own, before):
+    regauged(own, before, 1e-4)
+
+
+@pytest.mark.parametrize("attack", [far, flipped, regauged, regauged_back])
+@pytest.mark.parametrize("name", [*ALL, "median", "trimmed_mean"])
 def test_one_of_seven_far_away_carries_it_nowhere(name, attack):
     spoilt = arrived(spoil=attack)
     honest = AdapterBank({n: t[:-1] for n, t in spoilt.deltas.tensors.items()})
-    found = ALL[name](spoilt)
+    # These two look at each number alone, whatever its product.
+    found = {**ALL, "median": median(), "trimmed_mean": trimmed_mean()}[name](spoilt)
     for n, t in honest.tensors.items():
         centre = t.mean(0)
         spread = (t - centre).flatten(1).norm(dim=1).max()
@@ -210,3 +236,27 @@ def test_krum_says_when_there_are_too_few(caplog):
     changes = arrived(senders=5)
     krum(0.4)(changes)
     assert "krum does not withstand 2 attackers among 5 senders: it takes at least 7 senders" in caplog.text
+
+
+def in_a_line(*sizes):
+    """Changes of these sizes in one direction, all of one weight."""
+    deltas = AdapterBank({"w": torch.tensor(sizes, dtype=torch.float64)[:, None]})
+    weights = torch.full((len(sizes),), 1 / len(sizes), dtype=torch.float64)
+    return Changes({"w": torch.zeros(1, dtype=torch.float64)}, deltas, weights)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ((5.0,), 5.0),  # alone, nothing bounds it
+        ((1.0, 100.0), (1 + 2) / 2),  # of two the smaller is the measure
+        ((1e-9, 100.0), (1e-9 + 2e-9) / 2),  # so that one may slow the other
+        ((0.0, 100.0), 50.0),  # who sends nothing is no measure
+        ((0.0, 0.0), 0.0),
+        ((1.0, 1.0, 1e6), 4 / 3),
+        ((0.0, 0.0, 1.0, 1.0, 1e6), 4 / 5),
+        ((1.0, 2.0, 3.0, 1e6), (1 + 2 + 3 + 4) / 4),
+    ],
+)
+def test_in_small_rounds_a_norm_bound_is_by_the_smaller_median_of_those_who_moved(sizes, wanted):
+    assert float(norm_bound()(in_a_line(*sizes))["w"]) == pytest.approx(wanted)

@@ -87,6 +87,8 @@ DEFAULTS = {
     "train_factors": "auto",
     "share": "auto",
     "compress": "auto",
+    "attack": "none",
+    "attackers": None,
     "report_to": "tensorboard",
     "wave_tokens": "auto",
     "trust_remote_code": False,

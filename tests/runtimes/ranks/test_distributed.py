@@ -50,6 +50,7 @@ RUNS = {
     "fedsa": ("fed", "--method FedSA-LoRA --lora_r 2,4 --compress topk:1"),
     "flexlora": ("fed", "--method FlexLoRA --server_optimizer yogi --lr 0.001"),
     "flora": ("fed", "--method FLoRA --lora_r 2,4"),
+    "alie": ("fed", "--method FedAvg --attack alie:1 --attackers 2"),
     "answers": ("fed", f"{FED} --eval_generate_every 4 --eval_generate_limit 5"),
     "dfl-lora": ("dfl", DFL),
     "lora": ("dfl", f"{DFL} --training_type LoRA --client_optimizer sgd --lr 0.1"),
@@ -58,6 +59,7 @@ RUNS = {
         "--num_clients 5 --name random_pairs --training_type LoRA --mix_head false --drop_peer 0.2 "
         "--drop_link 0.2 --eval_point before --client_optimizer sgd --lr 0.02",
     ),
+    "ipm": ("dfl", f"{DFL} --attack ipm --attackers 3, --client_optimizer sgd --lr 0.1"),
     "pair": ("dfl", "--num_clients 2 --name complete --lora_r 16"),
 }
 SPOILED = {"left-out": 1}
