@@ -48,6 +48,22 @@ def inner_products(changes: Changes) -> Float64[Tensor, "senders senders"]:
 _FAR = 1e300
 
 
+def lengths(changes: Changes) -> Float64[Tensor, " senders"]:
+    """‖Δ_k‖ of every sender: the roots of the diagonal of `inner_products`, without the rest of it."""
+    before, deltas = changes.before, changes.deltas.tensors
+    total = torch.stack([t.double().flatten(1).square().sum(1) for t in deltas.values()]).sum(0)
+    for name_a, name_b in changes.pairs:
+        A, B = before[name_a].double(), before[name_b].double()
+        dA, dB = deltas[name_a].double(), deltas[name_b].double()
+        # ‖δB (A + δA) + B δA‖² from Gram matrices of rank times rank.
+        after, across = A + dA, dB.mT @ B
+        total += ((dB.mT @ dB) * (after @ after.mT)).sum((1, 2))
+        total += 2 * (across * (after @ dA.mT)).sum((1, 2))
+        total += ((B.mT @ B) * (dA @ dA.mT)).sum((1, 2))
+    total = total.clamp(min=0).sqrt().cpu()
+    return torch.where(total.isfinite(), total, _FAR**0.5)
+
+
 def squared_distances(
     products: Float64[Tensor, "senders senders"], a: Float64[Tensor, " senders"]
 ) -> Float64[Tensor, " senders"]:

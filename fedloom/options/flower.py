@@ -57,7 +57,7 @@ class OverFlower:
     )
 
 
-@sets_method(server=True)
+@sets_method(server=True, deployed=True)
 @dataclass(frozen=True, kw_only=True)
 class FlowerConfig(FedConfig, OverFlower):
     """All options of `fedloom flower`, by their flat names."""

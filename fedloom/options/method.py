@@ -33,7 +33,9 @@ class AnyMethod:
     )
     aggregator: str = option(
         "auto",
-        f"how many changes become one: {listed('aggregator')}; auto: as method says, else mean",
+        f"how many changes become one: {listed('aggregator')}; auto: as method says, else mean; of real "
+        "clients and peers (flower, peer) norm_bound, where that has a meaning: no one's change counts for "
+        "more than twice the median one",
     )
     lora_aggregation: str = option(
         "auto",
@@ -93,11 +95,12 @@ _SIMULATED = ("layer_votes",)
 """Options of `fedloom dfl` that methods set and `fedloom peer` lacks."""
 
 
-def sets_method(*, server: bool) -> Any:
+def sets_method(*, server: bool, deployed: bool = False) -> Any:
     """Let a dataclass of options take other names of them, and what its `method` sets; a decorator.
 
     Args:
         server: Whether they are those of a run with a server.
+        deployed: Whether they are those of real clients or peers.
     """
 
     def decorate(config_class: C) -> C:
@@ -108,7 +111,7 @@ def sets_method(*, server: bool) -> Any:
             own = by_own_names(given, names)
             if isinstance(name := own.get("method"), str):
                 _know(name, own.get("plugin"), names, server=server)
-            made(self, **with_method(own, server=server))
+            made(self, **with_method(own, server=server, deployed=deployed))
 
         config_class.__init__ = init  # type: ignore[misc]
         return config_class

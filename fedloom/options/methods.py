@@ -188,18 +188,21 @@ def method(name: str) -> Method | None:
     return next((row for row in METHODS if row.name.lower() == name.lower()), None)
 
 
-def with_method(given: Mapping[str, Any], *, server: bool) -> dict[str, Any]:
+def with_method(given: Mapping[str, Any], *, server: bool, deployed: bool = False) -> dict[str, Any]:
     """Some given options, and beneath them what the method among them sets, if one is.
 
     Args:
         given: Options by name.
         server: Whether they are those of a run with a server.
+        deployed: Whether they are those of real clients or peers: an aggregator that nobody names stays auto.
     """
     row = method(str(given.get("method"))) if given.get("method") else None
     settings = row.settings(server=server) if row else None
     if settings is None:
         return dict(given)
     parts = {part.option: part.default for part in PARTS if server or part.option != "server_optimizer"}
+    if deployed:
+        parts["aggregator"] = AUTO
     # An explicit fed_alg is an option like any other: it wins.
     documented = DOCUMENTED.get(("fed_alg", str(given.get("fed_alg"))), {})
     # "auto" leaves the choice to the method.

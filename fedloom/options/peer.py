@@ -47,7 +47,7 @@ class PeerNode:
     )
 
 
-@sets_method(server=False)
+@sets_method(server=False, deployed=True)
 @dataclass(frozen=True, kw_only=True)
 class PeerConfig(
     Run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -31,11 +32,14 @@ from fedloom.runtimes.libp2p.node import Node, joined, listening
 from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.training import loop
+from fedloom.training.deployed import bounded
 from fedloom.training.graph_parts import PeerParts, PeerProgress, compared, start
 from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.peer_rounds import answered, evaluated, play_round, restore
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_graph import build_one, intervals
+
+log = logging.getLogger(__name__)
 
 _AGREED = (
     "dataset_type",
@@ -66,6 +70,7 @@ def run_peer(config: PeerConfig) -> RunRecord:
         UserError: A mistake of the user.
         KeyboardInterrupt: After a checkpoint was left.
     """
+    config, said = bounded(config)
     neighbors = _neighbors(config)
     folder = run_folder(config)
     with (
@@ -84,6 +89,8 @@ def run_peer(config: PeerConfig) -> RunRecord:
                 network, daemon, folder, number, neighbors, expected, timeout, signer, _rule(config, parts)
             ) as node,
         ):
+            if said:
+                log.info("%s", said)
             drive(parts, intervals(resolved), node, folder)
     return read_run(folder, judged=False)
 

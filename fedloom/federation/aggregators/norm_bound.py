@@ -4,7 +4,9 @@
 
 The paper has a constant τ; this one follows training, in which changes become smaller. Fewer than half of
 those who changed anything cannot raise the median beyond the largest of the others, so that one sender moves
-the mean by its weight times `factor` times that much at most. Where the factor is large it is the mean.
+the mean by its weight times `factor` times that much at most. Where the factor is large it is the mean. Of an
+even number of senders the median is the smaller one in the middle: of two, one can slow the other down by
+sending next to nothing, and cannot outweigh it. Of one it bounds nothing.
 
 On a graph the changes are neighbours' differences from a peer's own row, and it is self-centred clipping,
 ClippedGossip (He et al., 2022, arXiv:2202.01545):
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from fedloom.federation.aggregators import Aggregator, Changes
 from fedloom.federation.aggregators.centered_clipping import check_factor, clipped
-from fedloom.federation.inner_products import combination, inner_products, median_of
+from fedloom.federation.inner_products import combination, lengths, median_of
 from fedloom.model.bank import Row
 
 
@@ -35,7 +37,7 @@ def norm_bound(factor: float = 2.0) -> Aggregator:
     check_factor("norm_bound", factor)
 
     def combine(changes: Changes) -> Row:
-        norms = inner_products(changes).diagonal().sqrt()
+        norms = lengths(changes)
         weights = changes.weights.double().cpu()
         return combination(changes, weights * clipped(norms, factor * median_of(norms)))
 

@@ -31,6 +31,7 @@ from fedloom.runtimes.flower.messages import told
 from fedloom.runtimes.flower.messenger import Delivery, RoundMessenger
 from fedloom.runtimes.flower.post import Post
 from fedloom.runtimes.flower.rows import digest
+from fedloom.training.deployed import bounded
 from fedloom.training.fed import drive, write_held
 from fedloom.training.fed_data import ALL_CLIENTS, SERVER_ALONE
 from fedloom.training.fed_rounds import ServerProgress, play_round
@@ -46,7 +47,9 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
         UserError: A mistake of the user, too few clients, or a run whose numbers are no longer finite.
     """
     prepare_process()
-    wanted = from_run_config(run_config)
+    wanted, said = bounded(from_run_config(run_config))
+    if said:
+        print(said, flush=True)
     folder = run_folder(wanted)
     with opened(folder, wanted.of_the_run) as run:
         _run(grid, wanted, folder, run)

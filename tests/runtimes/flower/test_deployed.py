@@ -74,6 +74,7 @@ def config_of(inputs, out_dir, name, **options):
             "dtype": "float32",
             "wave_tokens": 2000,
             "report_to": "none",
+            "aggregator": "norm_bound",  # the default over Flower
             **options,
         }
     )

@@ -133,17 +133,27 @@ def preferences(model):
 @pytest.mark.parametrize(
     ("method", "data"),
     [
-        ("", "model"),
+        ("", "model"),  # what one client can do is bounded
+        ("--aggregator mean", "model"),
         ("--method FedEx-LoRA --server_optimizer none", "model"),
         # The reference of DPO is the base as it was loaded, not the one that a server has changed.
         ("--method FedEx-LoRA --server_optimizer none", "preferences"),
     ],
 )
-def test_an_algorithm_is_that_of_one_process_also_after_resume(request, tmp_path, method, data):
+def test_an_algorithm_is_that_of_one_process_also_after_resume(request, tmp_path, capsys, method, data):
     model, options = request.getfixturevalue(data), [*OPTIONS, *method.split()]
     run_config = written(tmp_path / "app", *model, *options, "--out_dir", str(tmp_path / "flower"))
-    assert main(["fed", *model, *RUN.split(), *method.split(), "--out_dir", str(tmp_path / "alone")]) == 0
+    alone = [
+        *RUN.split(),
+        *(method or "--aggregator norm_bound").split(),
+        "--out_dir",
+        str(tmp_path / "alone"),
+    ]
+    assert main(["fed", *model, *alone]) == 0
     serve(Hand(run_config, nodes()), {**run_config, "max_steps": 2})
+    said = capsys.readouterr().out
+    assert said.count("aggregator: norm_bound, so that no one's") == (not method)
+    assert said.count("aggregator: mean, with no bound on what one may do") == ("FedEx" in method)
     serve(Hand(run_config, nodes()), {**run_config, "resume": True})
     ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"
     assert_close(adapter(ours), adapter(theirs), 1e-6)
