@@ -4,11 +4,12 @@ A command is a dataclass of options, a check and a function that does the work; 
 it is asked for, so that `--help` and a mistyped flag answer without loading torch.
 """
 
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fedloom.commands.examples import check_divided, check_trained_on
 from fedloom.options.check_evaluation import check as check_eval
@@ -53,7 +54,17 @@ class Command:
     check_named: Callable[[Collection[str], Any], None] = lambda given, config: None
 
 
+def _begin(config: Any, words: str, file: TextIO | None = None) -> None:
+    """Tell mistyped paths, then say what is done, before the libraries are loaded, which takes seconds."""
+    from fedloom.commands.places import check_places
+
+    check_places(config)
+    if place().leads:
+        print(words, "…", file=file or sys.stderr, flush=True)
+
+
 def _fed(config: FedConfig) -> None:
+    _begin(config, f"fedloom fed: {config.model_name} on {config.data_name}, loading")
     from fedloom.commands.fed import run_fed
 
     run = run_fed(config)
@@ -62,6 +73,7 @@ def _fed(config: FedConfig) -> None:
 
 
 def _dfl(config: DflConfig) -> None:
+    _begin(config, f"fedloom dfl: {config.model_checkpoint} on {config.dataset_type}, loading")
     from fedloom.commands.dfl import run_dfl
 
     run = run_dfl(config)
@@ -77,6 +89,7 @@ def _flower(config: FlowerConfig) -> None:
 
 
 def _peer(config: PeerConfig) -> None:
+    _begin(config, f"fedloom peer: {config.model_checkpoint} on {config.dataset_type}, loading")
     from fedloom.training.peer import run_peer
 
     run = run_peer(config)
@@ -114,20 +127,21 @@ def _topology(config: TopologyConfig) -> None:
 
 
 def _eval(config: EvalConfig) -> None:
+    _begin(config, f"fedloom eval: {config.adapter or config.model}, loading")
     from fedloom.commands.eval import run_eval
 
     run_eval(config)
 
 
 def _chat(config: ChatConfig) -> None:
-    # Before the libraries and the model, which take seconds.
-    print(f"Loading the model of {config.adapter} …", flush=True)
+    _begin(config, f"Loading the model of {config.adapter}", file=sys.stdout)
     from fedloom.commands.chat import run_chat
 
     run_chat(config)
 
 
 def _merge(config: MergeConfig) -> None:
+    _begin(config, f"fedloom merge: {config.adapter}, loading")
     from fedloom.commands.merge import run_merge
 
     run_merge(config)

@@ -37,12 +37,12 @@ def load_clients(
         UserError: If a client has no data (found before anything is read), or a row is not what the task
             needs.
     """
-    if not _varies(template) and num_clients > 1:
+    if not varies(template) and num_clients > 1:
         raise UserError(
             f"{option} '{template}' is the same for all {num_clients} clients; write {{i}} where the "
             "client's number goes, such as data/client_{i}."
         )
-    return _load(_paths(template, num_clients, option, counted_by), "train", task, option)
+    return _load(all_paths(template, num_clients, option, counted_by), "train", task, option)
 
 
 def load_validation(
@@ -61,7 +61,7 @@ def load_validation(
     Raises:
         UserError: As `load_clients` does, except that the template may be the same for all.
     """
-    paths = _paths(template, num_clients if _varies(template) else 1, option, counted_by)
+    paths = all_paths(template, num_clients if varies(template) else 1, option, counted_by)
     return _load(paths, "validation", task, option)
 
 
@@ -77,21 +77,31 @@ def paths_of(template: str | None, num_clients: int) -> list[str]:
     return [path for path in dict.fromkeys(paths) if Path(path).exists()]
 
 
-def _varies(template: str) -> bool:
+def varies(template: str) -> bool:
+    """Whether a template has a place for the client's number."""
     return any(mark in template for mark in PLACEHOLDERS)
 
 
-def _paths(template: str, num_clients: int, option: str, counted_by: str) -> list[Path]:
-    """The clients' paths, all of which exist."""
+def all_paths(
+    template: str,
+    num_clients: int,
+    option: str = "dataset_path_template",
+    counted_by: str = "num_clients",
+) -> list[Path]:
+    """The clients' paths, all of which exist.
+
+    Raises:
+        UserError: One does not.
+    """
     if num_clients < 1:
         raise UserError(f"{counted_by} is {num_clients}; it must be at least 1.")
     paths = [Path(path_of(template, i)) for i in range(1, num_clients + 1)]
     missing = [path for path in paths if not path.exists()]
     if missing:
-        folder = Path(re.split(r"\{i?\}", template)[0] + "x").parent if _varies(template) else paths[0].parent
+        folder = Path(re.split(r"\{i?\}", template)[0] + "x").parent if varies(template) else paths[0].parent
         names = ", ".join(f"'{path}'" for path in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        clients = f" for {num_clients} clients, counted from 1," if _varies(template) else ""
+        clients = f" for {num_clients} clients, counted from 1," if varies(template) else ""
         raise UserError(
             f"{option} '{template}'{clients} needs {names}{more}, which cannot be found; {_content(folder)}. "
             f"Make clients' folders with `fedloom split`, or mend the template or {counted_by}."

@@ -15,6 +15,7 @@ from fedloom.data.json_rows import read_json, read_json_lines
 from fedloom.data.rows import Located, locate, reason
 from fedloom.data.text_files import read_text_lines
 from fedloom.errors import UserError, shown
+from fedloom.options.declare import path_meant
 
 log = logging.getLogger(__name__)
 
@@ -96,19 +97,9 @@ def read_part(path: Path, split: str, *, option: str, names: SplitNames = SPLIT_
 def _read(
     path: Path, option: str, names: SplitNames, needed: str
 ) -> dict[str, list[Located]] | list[Located]:
-    try:
-        exists, is_folder = path.exists(), path.is_dir()
-        if is_folder:
-            next(path.iterdir(), None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{option} '{path}' cannot be read ({reason(error)}).") from error
-    if not exists and any(sign in str(path) for sign in GLOB):
-        return _read_files(_matching(path, option), path, option, names, needed)
-    if not exists and not path.is_symlink():
-        raise UserError(
-            f"{option} '{path}' does not exist; give a folder with {needed}.jsonl, or a data file."
-        )
-    if not is_folder:
+    if matching := matches(path, option, needed):
+        return _read_files(matching, path, option, names, needed)
+    if not path.is_dir():
         return read_file(path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _read_saved(path, option, names, needed)
@@ -130,12 +121,32 @@ def _read_files(
     return {split: [row for file in found for row in read_file(file)] for split, found in files.items()}
 
 
-def _matching(pattern: Path, option: str) -> list[Path]:
-    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
-    if not found:
+def matches(path: Path, option: str, needed: str = "train") -> list[Path]:
+    """What a pattern stands for; empty for the path of a file or folder, which is there.
+
+    Args:
+        path: What a user gave.
+        option: The option that gave it, for messages.
+        needed: The split that a folder must have, for messages.
+
+    Raises:
+        UserError: There is nothing, or it cannot be read.
+    """
+    try:
+        if path.is_dir():
+            next(path.iterdir(), None)
+        if path.exists() or path.is_symlink():
+            return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} '{path}' cannot be read ({reason(error)}).") from error
+    if not any(sign in str(path) for sign in GLOB):
         raise UserError(
-            f"{option} '{pattern}' matches no file; mend the pattern, or give a folder or a file."
+            f"{option} '{path}' does not exist; give a folder with {needed}.jsonl, or a data "
+            f"file{path_meant(path)}"
         )
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    if not found:
+        raise UserError(f"{option} '{path}' matches no file; mend the pattern, or give a folder or a file.")
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.errors import UserError
-from fedloom.options.declare import did_you_mean, options
+from fedloom.options.declare import options, path_meant
 from fedloom.options.evaluation import EvalConfig
 from fedloom.options.fed import FedConfig
 from fedloom.options.parsing import RUN_CONFIG
@@ -73,8 +73,7 @@ def find_adapters(paths: Sequence[str], *, all_checkpoints: bool = False) -> lis
     for given in paths:
         path = Path(given).expanduser()
         if not path.is_dir():
-            beside = (entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else ()
-            raise UserError(f"adapter: there is no folder {given}{did_you_mean(path.name, beside)}")
+            raise UserError(f"adapter: there is no folder {given}{path_meant(path)}")
         if all_checkpoints and not (path / "checkpoints").is_dir():
             raise UserError(f"all_checkpoints: {given} is not a run's folder (it has no folder checkpoints)")
         run = _run_of(path.resolve())

@@ -4,18 +4,22 @@ A download that broke off is the commonest fault of a model folder. Every file t
 here: JSON is parsed, and of each file of weights the header is read, which tells a file that is too short.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
-import torch
 from safetensors import SafetensorError, safe_open
 
 from fedloom.errors import UserError
 from fedloom.model.source import WEIGHT_FILES, Source, explain_hub, locate, shards_of, unreachable
+
+if TYPE_CHECKING:
+    import torch
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -82,6 +86,8 @@ def tensors_in(source: Source) -> dict[str, list[int]]:
 
 def dtypes_in(source: Source) -> dict[str, torch.dtype]:
     """The tensors in a model's files and how their numbers are stored; {} where that cannot be seen."""
+    import torch  # not at the top: a folder that is no model is told before torch is loaded
+
     found: dict[str, torch.dtype] = {}
     for file in _weight_files(source) if source.local and not source.gguf_file else ():
         path = Path(source.location) / file
@@ -143,7 +149,7 @@ def _check_weights(source: Source, name: str) -> None:
         if head == _LFS_POINTER:
             raise _pointer(source, name)
         if name.endswith(".safetensors"):
-            with safe_open(path, "pt"):
+            with safe_open(path, "np"):  # which loads no torch
                 pass
         elif head.startswith(b"PK") and not zipfile.is_zipfile(path):
             raise _damaged(source, name, "it is shorter than it says")

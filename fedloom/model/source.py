@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from fedloom.errors import UserError
+from fedloom.options.declare import path_meant
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; beside each may be an index of several such files."""
@@ -87,7 +88,8 @@ def locate(name: str) -> Source:
     if path is not None and path.exists():
         return _source_at(name, path)
     if name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model {name!r}: there is no such file or folder. Check the path.")
+        near = path_meant(path) if path is not None else ""
+        raise UserError(f"model {name!r}: there is no such file or folder. Check the path{near or '.'}")
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -5,6 +5,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -268,6 +269,13 @@ def did_you_mean(
     by_lower = {**stands_for, **{name.lower(): name for name in reversed(list(names))}}
     near = difflib.get_close_matches(word, by_lower, 1, cutoff)
     return f"; did you mean {shown(by_lower[near[0]])}?" if near else ""
+
+
+def path_meant(path: Path) -> str:
+    """As `did_you_mean`, for a path where nothing is: what is called so beside it."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, 1)
+    return f"; did you mean {shown(near[0])}?" if near else ""
 
 
 def options(config_class: type) -> list[Option]:

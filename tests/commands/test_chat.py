@@ -122,7 +122,7 @@ def test_mistakes_are_told_before_weights_are_read(chat, saved_runs, tmp_path, m
     monkeypatch.setattr("fedloom.commands.chat.load_base", None)
     encoder = save_tiny_bert(tmp_path / "bert")
     for words, part in [
-        ((), "adapter: is required: fedloom chat RUN"),
+        (("--max_new_tokens", 3), "adapter: is required: fedloom chat RUN"),
         ((saved_runs / "plian",), "did you mean plain?"),
         ((saved_runs / "plain", "--round", 9), "no checkpoint of round 9"),
         ((saved_runs / "plain", "--temperature", -1), "temperature: -1 is not a number of at least 0"),

@@ -38,7 +38,23 @@ def read_identity(path: Path) -> str:
     Raises:
         UserError: There is no such file, others than its owner may read it, or it holds no key.
     """
-    peer_id = _hivemind().PeerID
+    content = read_key(path)
+    try:
+        return str(_hivemind().PeerID.from_identity(content))
+    except UserError:
+        raise
+    except Exception:  # the parsers of protobuf and of the key have errors of their own
+        raise UserError(
+            f"identity: {path} holds no key; make one with `fedloom identity` under another name"
+        ) from None
+
+
+def read_key(path: Path) -> bytes:
+    """What a key file holds; hivemind, which loads torch, is not needed.
+
+    Raises:
+        UserError: There is no such file, or others than its owner may read it.
+    """
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
@@ -46,16 +62,10 @@ def read_identity(path: Path) -> str:
                 f"identity: others may read or change {path} (its mode is {mode:03o}), and whoever has the "
                 f"key can speak as this peer; `chmod 600 {path}`, or make another if somebody has had it"
             )
-        return str(peer_id.from_identity(path.read_bytes()))
+        return path.read_bytes()
     except OSError as error:
         raise UserError(
             f"identity: cannot read {path} ({error.strerror}); make a key with `fedloom identity {path}`"
-        ) from None
-    except UserError:
-        raise
-    except Exception:  # the parsers of protobuf and of the key have errors of their own
-        raise UserError(
-            f"identity: {path} holds no key; make one with `fedloom identity` under another name"
         ) from None
 
 
