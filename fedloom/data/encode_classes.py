@@ -83,7 +83,9 @@ def _classifier_rows(
 ) -> list[tuple[list[int], int | None]]:
     """Token ids of texts, or of pairs of texts, and where each pair's second text begins."""
     columns = [list(column) for column in zip(*texts, strict=True)]
-    made = tokenizer(*columns, truncation=limit is not None, max_length=limit, verbose=False)
+    made = tokenizer(
+        *columns, truncation=limit is not None, max_length=limit, return_attention_mask=False, verbose=False
+    )
     types = made.get("token_type_ids") or [[]] * len(texts)
     return [(list(ids), _second_segment(row)) for ids, row in zip(made.input_ids, types, strict=True)]
 
