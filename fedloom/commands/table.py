@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from fedloom.commands.examples import check_divided, check_trained_on
 from fedloom.options.check_evaluation import check as check_eval
@@ -54,13 +54,13 @@ class Command:
     check_named: Callable[[Collection[str], Any], None] = lambda given, config: None
 
 
-def _begin(config: Any, words: str, file: TextIO | None = None) -> None:
-    """Tell mistyped paths, then say what is done, before the libraries are loaded, which takes seconds."""
+def _begin(config: Any, words: str) -> None:
+    """Tell mistyped paths, then on a terminal what is done, before the libraries, which take seconds."""
     from fedloom.commands.places import check_places
 
     check_places(config)
-    if place().leads:
-        print(words, "…", file=file or sys.stderr, flush=True)
+    if place().leads and sys.stderr.isatty():
+        print(words, "…", file=sys.stderr, flush=True)
 
 
 def _fed(config: FedConfig) -> None:
@@ -134,7 +134,7 @@ def _eval(config: EvalConfig) -> None:
 
 
 def _chat(config: ChatConfig) -> None:
-    _begin(config, f"Loading the model of {config.adapter}", file=sys.stdout)
+    _begin(config, f"fedloom chat: {config.adapter}, loading")
     from fedloom.commands.chat import run_chat
 
     run_chat(config)

@@ -59,7 +59,7 @@ MISTAKES = {
     "eval --model_name smollm2-135m --data_name qa --data_dir question.jsonl": ("'question.jsonl' does not",),
     "chat runs/mine": ("adapter: runs/mine holds no adapter_config.json",),
     "merge runs/mone --output_path m": ("did you mean mine?",),
-    "split --data_name question.jsonl": ("data_name 'question.jsonl' does not exist",),
+    "split --data_name question.jsonl --output_path out": ("data_name 'question.jsonl' does not exist",),
     "peer --model_checkpoint minilm --identity per.key --neighbors n.yaml": (
         "identity: cannot read per.key",
     ),
@@ -103,6 +103,7 @@ def test_a_command_says_what_it_does_before_it_loads_what_does_it(
     model = save_tiny_llama(tmp_path / "model")
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setitem(sys.modules, f"fedloom.commands.{module}", work)
     assert main(words.format(model=model).split()) == 2
     assert before == [f"fedloom {module}: {model}{'' if module == 'eval' else ' on arithmetic'}, loading …\n"]
