@@ -14,12 +14,19 @@ from rich.progress import Progress as LiveProgress
 _LATEST = 8
 """Rounds that the time left is judged by."""
 
+_NARROW = 90
+"""Columns of a terminal below which the bar is short."""
+
+_FIRST_TO_GO = ("speed", "sent", "loss")
+"""What a line leaves out where it would not fit, in this order."""
+
 
 class Progress:
     """Shows rounds, training loss, validation accuracy, tokens per second, bytes sent and time left.
 
-    Use it as a context manager. Where the console is no terminal, there is a line for the first and the last
-    round, for each validation, and otherwise one every few seconds.
+    Use it as a context manager. On a terminal there is a live line, above it one for each validation, as much
+    in them as there is room for. Elsewhere there is a line for the first and the last round, for each
+    validation, and otherwise one every few seconds.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class Progress:
         self._rounds: list[float] = []  # seconds of each round of this process, validation aside
         self._validations: list[float] = []
         self._live: LiveProgress | None = None
+        self._bar = 20 if self._console.width >= _NARROW else 10
 
     def __enter__(self) -> "Progress":
         self._began = time.monotonic()
@@ -61,7 +69,7 @@ class Progress:
             self._live = LiveProgress(
                 TextColumn("round"),
                 MofNCompleteColumn(),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width=self._bar),
                 TextColumn("{task.description}", markup=False),
                 console=self._console,
             )
@@ -86,32 +94,40 @@ class Progress:
         self._bytes += (row.get("bytes_up") or 0) + (row.get("bytes_down") or 0)
         if self._quiet:
             return
-        status = self._status(row)
+        done = f"round {row['round']}/{self._total}"
         if self._live is not None:
-            self._live.update(self._task, completed=row["round"], description=status)
+            width = self._console.width
+            room = width - len(f"round {self._total}/{self._total}  ") - self._bar
+            self._live.update(self._task, completed=row["round"], description=self._status(row, room))
+            if validated:
+                self.say(f"{done}  {self._status(row, width - len(done) - 2)}")
             return
         now = time.monotonic()
         is_edge = row["round"] in (self._before + 1, self._total)
         if validated or is_edge or now - self._spoke >= self._pause:
             self._spoke = now
-            self.say(f"round {row['round']}/{self._total}  {status}")
+            self.say(f"{done}  {self._status(row)}")
 
     def say(self, message: str) -> None:
         """Print a note, above the live line where there is one."""
         if not self._quiet:
             self._console.print(message, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def _status(self, row: Mapping[str, Any]) -> str:
-        parts = []
+    def _status(self, row: Mapping[str, Any], room: int | None = None) -> str:
+        """A round's numbers, as many of them as fit into so many columns."""
+        parts = {}
         if row.get("train_loss") is not None:
-            parts.append(f"loss {row['train_loss']:.4f}")
+            parts["loss"] = f"loss {row['train_loss']:.4f}"
         if self._val_accuracy is not None:
-            parts.append(f"val acc {self._val_accuracy:.1%}")
+            parts["accuracy"] = f"val acc {self._val_accuracy:.1%}"
         if row.get("tokens") and row.get("seconds"):
-            parts.append(f"{row['tokens'] / row['seconds']:,.0f} tokens/s")
-        parts.append(f"sent {decimal(self._bytes)}")
-        parts.append(f"{clock(self._seconds_left(row['round']))} left")
-        return "  ".join(parts)
+            parts["speed"] = f"{row['tokens'] / row['seconds']:,.0f} tokens/s"
+        parts["sent"] = f"sent {decimal(self._bytes)}"
+        parts["left"] = f"{clock(self._seconds_left(row['round']))} left"
+        for name in _FIRST_TO_GO:
+            if room is not None and len("  ".join(parts.values())) > room:
+                parts.pop(name, None)
+        return "  ".join(parts.values())
 
     def _keep_time(self, row: Mapping[str, Any]) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,8 +127,8 @@ def test_summary_of_a_run_that_stopped_before_its_first_round():
     assert content["rounds"] == 0 and content["final"]["val_accuracy"] is None
 
 
-def shown(*, terminal: bool, quiet: bool = False, rounds: int = 4) -> str:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+def shown(*, terminal: bool, quiet: bool = False, rounds: int = 4, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width)
     with Progress(rounds, quiet=quiet, console=console, seconds_between_lines=3600.0) as progress:
         for i in range(1, rounds + 1):
             accuracy = 0.5 if i == 2 else None
@@ -155,6 +156,39 @@ def test_plain_lines_for_first_validated_and_last_round():
 def test_a_live_line_on_a_terminal():
     text = shown(terminal=True)
     assert "4/4" in text and "loss 0.2500" in text and "saved in [here]" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "validation", "live"),
+    [
+        (
+            120,
+            "round 2/4  loss 0.5000  val acc 50.0%  600 tokens/s  sent 4.0 kB  0:00 left",
+            "round 4/4 ━━━━━━━━━━━━━━━━━━━━ loss 0.2500  val acc 50.0%  600 tokens/s  sent 8.0 kB  0:00 left",
+        ),
+        (
+            80,
+            "round 2/4  loss 0.5000  val acc 50.0%  600 tokens/s  sent 4.0 kB  0:00 left",
+            "round 4/4 ━━━━━━━━━━ loss 0.2500  val acc 50.0%  sent 8.0 kB  0:00 left",
+        ),
+        (
+            60,
+            "round 2/4  loss 0.5000  val acc 50.0%  0:00 left",
+            "round 4/4 ━━━━━━━━━━ loss 0.2500  val acc 50.0%  0:00 left",
+        ),
+        (
+            40,
+            "round 2/4  val acc 50.0%  0:00 left",
+            "round 4/4 ━━━━━ val acc 50.0%  0:00 left",
+        ),
+    ],
+)
+def test_lines_of_validations_stay_on_a_terminal_and_no_line_is_wider(width, validation, live):
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(terminal=True, width=width))
+    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines()]
+    assert lines.count(validation) == 1, lines
+    assert lines[-1] == live, lines
+    assert max(map(len, lines)) <= width
 
 
 def test_quiet_shows_nothing():
