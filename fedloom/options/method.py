@@ -54,8 +54,10 @@ class AnyMethod:
     )
     compress: str = option(
         "auto",
-        f"what is sent: {listed('compress')}; none: numbers as they are; topk: a share of them, the largest; "
-        "auto: as method says, else none",
+        f"what is sent: {listed('compress')}; none: numbers as they are; int8, int4, sign: fewer bits of "
+        "each; "
+        "topk, random_mask: a share of them, the largest or at random places; powersgd: matrices as products "
+        "of a low rank; auto: as method says, else none",
     )
 
 

@@ -128,6 +128,8 @@ METHODS: list[Method] = [
     Method("RoLoRA", "Chen et al., 2024, arXiv:2409.02346", {"train_factors": "alternate:1"}, _FED),
     Method("FedPAQ", "Reisizadeh et al., 2020, arXiv:1909.13014", {"compress": "int8"}, _FED, _GOSSIP),
     Method("MemSGD", "Stich et al., 2018, arXiv:1809.07599", {"compress": "topk:0.01"}, _FED),
+    Method("EF-SignSGD", "Karimireddy et al., 2019, arXiv:1901.09847", {"compress": "sign"}, _FED),
+    Method("PowerSGD", "Vogels et al., 2019, arXiv:1905.13727", {"compress": "powersgd:1"}, _FED),
     Method(
         "FedGPL",
         "ACM Transactions on Autonomous and Adaptive Systems, 2025, doi:10.1145/3717835",

@@ -21,17 +21,22 @@ from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import mean, weighted_mean
 from fedloom.federation.aggregators.median import median
 from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
-from fedloom.federation.codecs import feedback
+from fedloom.federation.codecs import feedback, flattened
+from fedloom.federation.codecs.int4 import int4
 from fedloom.federation.codecs.int8 import int8
+from fedloom.federation.codecs.powersgd import powersgd
+from fedloom.federation.codecs.random_mask import random_mask
+from fedloom.federation.codecs.sign import sign
 from fedloom.federation.codecs.topk import topk
 from fedloom.federation.lora_aggregations.flexlora import flexlora
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.server_optimizers.yogi import yogi
 from fedloom.model.adapters.products import aligned, lora_pairs, truncated_sum
-from fedloom.model.bank import AdapterBank
+from fedloom.model.bank import AdapterBank, bytes_of
 from fedloom.options.fed import FedConfig
 from fedloom.options.methods import METHODS, PARTS
 from fedloom.options.parts import choices
+from fedloom.runtimes.flower.rows import pack
 
 SERVER = [row.name for row in METHODS if row.server is not None]
 SMALL = "--data_name qa --client_num 4 --client_num_per_step 2 --client_batch_per_step 2 --grad_accum_steps 1"
@@ -297,17 +302,94 @@ def test_where_nobody_moves_flexlora_leaves_the_factors_as_they_are():
 ROW = {"a": torch.randn(40, 7), "b": torch.randn(3) * 1e-4, "c": torch.zeros(5)}
 
 
-def test_int8_is_unbiased_and_off_by_less_than_a_step():
-    codec, tries = int8(), 400
-    total = {name: torch.zeros_like(t) for name, t in ROW.items()}
+def within_blocks(t, block, levels):
+    """The step of each number: the largest of its block over the levels."""
+    flat = t.flatten()
+    return torch.cat([(piece.abs().amax() / levels).expand(len(piece)) for piece in flat.split(block)])
+
+
+@pytest.mark.parametrize(
+    ("codec", "block", "levels"), [(int8(), 10**6, 127), (int4(), 64, 7), (int4(6), 6, 7)], ids=str
+)
+def test_rounding_is_unbiased_and_off_by_less_than_a_step(codec, block, levels):
+    tries, row = 400, ROW if levels == 127 else {"all": flattened(ROW)}
+    total = {name: torch.zeros_like(t) for name, t in row.items()}
     for seed in range(tries):
-        row = codec.decode(codec.encode(ROW, seed), ROW)
-        for name, t in row.items():
-            assert (t - ROW[name]).abs().max() <= ROW[name].abs().max() / 127 * 1.001
+        for name, t in codec.decode(codec.encode(row, seed), row).items():
+            steps = within_blocks(row[name], block, levels).view_as(t)
+            assert ((t - row[name]).abs() <= steps * 1.001).all()
             total[name] += t / tries
-    for name, t in ROW.items():  # five standard errors of a rounding, whose variance is at most s² / 4
-        step = t.abs().max() / 127
-        assert (total[name] - t).abs().max() <= 5 * step / 2 / math.sqrt(tries) + 1e-12
+    for name, t in row.items():  # five standard errors of a rounding, whose variance is at most s² / 4
+        steps = within_blocks(t, block, levels).view_as(t)
+        assert ((total[name] - t).abs() <= 5 * steps / 2 / math.sqrt(tries) + 1e-9).all()
+
+
+def test_two_numbers_of_four_bits_are_a_byte_and_one_is_too():
+    for numbers in (1, 2, 63, 64, 65, 129):
+        row = {"w": torch.arange(numbers).remainder(15).float() - 7}  # what has no need to be rounded
+        row["w"][-1] = 7
+        payload = int4().encode(row, 3)
+        assert payload["pairs"].shape == (math.ceil(numbers / 2),)
+        assert payload["scales"].shape == (math.ceil(numbers / 64),)
+        torch.testing.assert_close(int4().decode(payload, row), row, rtol=0, atol=1e-5 if numbers > 14 else 1)
+
+
+def test_a_sign_is_a_bit_and_its_size_the_mean_of_the_tensor():
+    payload = sign().encode(ROW, 0)
+    assert payload["signs"].shape == (math.ceil(sum(t.numel() for t in ROW.values()) / 8),)
+    for name, t in sign().decode(payload, ROW).items():
+        torch.testing.assert_close(t, torch.where(ROW[name] >= 0, 1.0, -1.0) * ROW[name].abs().mean())
+
+
+def test_a_random_mask_sends_what_stands_at_places_that_the_seed_draws():
+    codec, flat = random_mask(0.1), flattened(ROW)
+    payload = codec.encode(ROW, 5)
+    assert {n: tuple(t.shape) for n, t in payload.items()} == {"seed": (), "values": (29,)}
+    found = flattened(codec.decode(payload, ROW))
+    sent = found != 0
+    assert torch.equal(found[sent], flat[sent]) and 20 < int(sent.sum()) <= 29
+    other = flattened(codec.decode(codec.encode(ROW, 6), ROW)) != 0
+    assert int((sent & other).sum()) < 15, "places are drawn anew for every payload"
+
+
+def test_powersgd_is_near_to_the_best_product_and_exact_where_there_is_one():
+    M = {"m.lora_B.weight": torch.randn(30, 2).double() @ torch.randn(2, 20).double(), "bias": torch.ones(7)}
+    M = {name: t.double() for name, t in M.items()}
+    exact = powersgd(2).decode(powersgd(2).encode(M, 1), M)
+    torch.testing.assert_close(exact, M, rtol=1e-9, atol=1e-9)
+    assert powersgd(2).encode(M, 1)["factors"].numel() == 2 * (30 + 20) + 7
+    noisy = {"w": M["m.lora_B.weight"] + 0.1 * torch.randn(30, 20).double()}
+    found = powersgd(2).decode(powersgd(2).encode(noisy, 1), noisy)["w"]
+    U, S, Vh = torch.linalg.svd(noisy["w"])
+    best = U[:, :2] * S[:2] @ Vh[:2]
+    assert (noisy["w"] - found).norm() <= 1.001 * (noisy["w"] - best).norm()
+
+
+@pytest.mark.parametrize(
+    "codec", [topk(1.0), random_mask(1.0), powersgd(9)], ids=["topk", "mask", "powersgd"]
+)
+def test_a_whole_share_or_a_full_rank_loses_nothing(codec):
+    row = {**ROW, "m": torch.randn(12, 8)}
+    for name, t in codec.decode(codec.encode(row, 4), row).items():
+        assert torch.equal(t, row[name]), name
+
+
+@pytest.mark.parametrize("codec", [int8(), int4(), sign(), topk(0.1), random_mask(0.1), powersgd(1)])
+def test_what_is_no_payload_is_refused_and_nothing_becomes_nothing(codec):
+    row = {**ROW, "m": torch.randn(12, 8)}
+    payload = codec.encode(row, 1)
+    assert len(payload) <= 2, "each tensor costs a header on the wire"
+    for name, t in payload.items():
+        wrong = [t.double() if t.dtype != torch.float64 else t.float()]
+        wrong += [torch.cat([t, t])] if t.ndim else [t[None]]
+        for other in wrong:
+            with pytest.raises((ValueError, KeyError)):
+                codec.decode({**payload, name: other}, row)
+        with pytest.raises(KeyError):
+            codec.decode({n: t for n, t in payload.items() if n != name}, row)
+    zeros = {name: torch.zeros_like(t) for name, t in row.items()}
+    for t in codec.decode(codec.encode(zeros, 1), zeros).values():
+        assert not t.any()
 
 
 def test_topk_sends_the_largest_numbers_and_with_a_share_of_1_all():
@@ -318,13 +400,10 @@ def test_topk_sends_the_largest_numbers_and_with_a_share_of_1_all():
     row = codec.decode(payload, ROW)
     left = torch.cat([(ROW[name] - t).flatten() for name, t in row.items()])
     assert left.abs().max() <= payload["values"].abs().min()
-    everything = topk(1.0)
-    assert not everything.lossy
-    for name, t in everything.decode(everything.encode(ROW, 0), ROW).items():
-        assert torch.equal(t, ROW[name])
+    assert not topk(1.0).lossy
 
 
-@pytest.mark.parametrize("codec", [int8(), topk(0.05)], ids=["int8", "topk"])
+@pytest.mark.parametrize("codec", [int8(), int4(), sign(), topk(0.05), random_mask(0.05), powersgd(1)])
 def test_what_a_round_loses_comes_with_the_next(codec):
     residual, arrived, wanted = {}, {}, {}
     for seed in range(6):
@@ -337,9 +416,28 @@ def test_what_a_round_loses_comes_with_the_next(codec):
         torch.testing.assert_close(arrived[name] + residual[name], t, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name, share", [("FedPAQ", 0.26), ("MemSGD", 0.03)])
-def test_fewer_bytes_are_sent_and_counted(fed, name, share):
-    plain, coded = rows(fed("plain", "--method FedAvg")), rows(fed("coded", f"--method {name}"))
+@pytest.mark.parametrize("codec", [int8(), int4(), sign(), topk(0.05), random_mask(0.1), powersgd(1)])
+def test_over_flower_a_payload_takes_the_bytes_that_are_counted(codec):
+    """LoRA of rank 4 on the queries and values of MiniLM's six layers."""
+    shapes = {"A": (4, 384), "B": (384, 4)}
+    row = {f"{i}.{name}": torch.randn(shape) for i in range(12) for name, shape in shapes.items()}
+    payload = codec.encode(row, 1)
+    assert bytes_of(payload) <= len(pack(payload)) <= 1.05 * bytes_of(payload)
+
+
+@pytest.mark.parametrize(
+    "words, share",
+    [
+        ("--method FedPAQ", 0.26),
+        ("--method MemSGD", 0.03),
+        ("--method EF-SignSGD", 1 / 32),
+        ("--method PowerSGD", 0.55),  # of rank 2
+        ("--method FedAvg --compress int4", 9 / 64),
+        ("--method FedAvg --compress random_mask:0.1", 0.1),
+    ],
+)
+def test_fewer_bytes_are_sent_and_counted(fed, words, share):
+    plain, coded = rows(fed("plain", "--method FedAvg")), rows(fed("coded", words))
     assert coded[1]["bytes_up"] < share * plain[1]["bytes_up"] + 200
     assert coded[1]["bytes_down"] == plain[1]["bytes_down"]
 
@@ -470,6 +568,9 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--aggregator trimmed_mean:x", ["x in trimmed_mean:x is no number"]),
         ("--compress topk:", ["nothing in topk: is no number"]),
         ("--compress topk:0", ["topk:0 sends nothing"]),
+        ("--compress random_mask:1.5", ["random_mask:1.5 sends nothing that can be", "at most 1"]),
+        ("--compress int4:7", ["int4:7 has no blocks of pairs", "must be even"]),
+        ("--compress powersgd:0", ["powersgd:0 is no rank", "powersgd:2"]),
         ("--client_rule proximal:nan", ["nan in proximal:nan is no number"]),
         ("--client_rule proximal:-1", ["proximal:-1 is negative"]),
         ("--method FedDyn --lora_aggregation fedex", ["client_rule feddyn would change the adapter"]),

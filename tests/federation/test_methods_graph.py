@@ -22,7 +22,11 @@ from fedloom.federation.aggregators.median import median
 from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
 from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.choco import Estimates
+from fedloom.federation.codecs.int4 import int4
 from fedloom.federation.codecs.int8 import int8
+from fedloom.federation.codecs.powersgd import powersgd
+from fedloom.federation.codecs.random_mask import random_mask
+from fedloom.federation.codecs.sign import sign
 from fedloom.federation.codecs.topk import topk
 from fedloom.federation.lora_aggregations.flexlora import flexlora
 from fedloom.federation.peers import PeerState, mix, peer_round
@@ -310,7 +314,10 @@ def apart(bank):
     return float((t - t.mean(0)).norm())
 
 
-@pytest.mark.parametrize("exact", [topk(1.0), topk(1.0)._replace(lossy=True)])
+@pytest.mark.parametrize(
+    "exact",
+    [topk(1.0), topk(1.0)._replace(lossy=True), random_mask(1.0)._replace(lossy=True), powersgd(1)],
+)
 def test_with_a_codec_that_loses_nothing_it_is_plain_gossip(exact):
     for ours, plain in zip(compressed(exact, 0.7, 5), compressed(Algorithm(1.0).codec, 0.7, 5), strict=True):
         torch.testing.assert_close(ours.tensors["w"], plain.tensors["w"], rtol=0, atol=1e-6)
@@ -318,7 +325,7 @@ def test_with_a_codec_that_loses_nothing_it_is_plain_gossip(exact):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    codec=st.sampled_from([int8(), topk(0.1), topk(0.01)]),
+    codec=st.sampled_from([int8(), int4(), sign(), topk(0.1), topk(0.01), random_mask(0.1), powersgd(1)]),
     aggregator=st.sampled_from([weighted_mean, trimmed_mean(0.0)]),
     step=st.sampled_from([1.0, 0.1]),
     drop=st.sampled_from([0.0, 0.3]),
@@ -329,11 +336,25 @@ def test_compressed_gossip_keeps_the_mean_whatever_fails(codec, aggregator, step
         torch.testing.assert_close(bank.tensors["w"].mean(0), begun.tensors["w"].mean(0), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("codec", "step", "rounds"), [(int8(), 1.0, 60), (topk(0.1), 0.3, 200)])
+@pytest.mark.parametrize(
+    ("codec", "step", "rounds"),
+    [
+        (int8(), 1.0, 60),
+        (int4(), 0.5, 60),
+        (topk(0.1), 0.3, 200),
+        (random_mask(0.3), 0.2, 200),
+    ],
+)
 def test_compressed_gossip_comes_to_agree(codec, step, rounds):
     banks = compressed(codec, step, rounds)
     halfway, end = apart(banks[rounds // 2]), apart(banks[-1])
     assert end < 0.1 * halfway < 0.01 * apart(banks[0])
+
+
+def test_with_signs_peers_come_near_each_other_slowly():
+    """A sign says as little of a difference that is all in a few numbers as of any other."""
+    banks = compressed(sign(), 0.2, 200)
+    assert apart(banks[-1]) < 0.6 * apart(banks[100]) < 0.04 * apart(banks[0])
 
 
 def test_an_edge_that_is_out_keeps_its_estimates():

@@ -6,13 +6,17 @@ sent:
     payload = codec.encode(row, seed)       # {name: tensor}, smaller
     row = codec.decode(payload, like)       # as near to the row as the codec can be
 
-What a lossy codec loses in one round is added to what the same sender sends in the next (`feedback`).
+What a lossy codec loses in one round is added to what the same sender sends in the next (`feedback`). A
+payload has few tensors, however many the row has: on the wire each costs a name and a shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from fedloom.model.bank import Row
 
@@ -52,3 +56,34 @@ def feedback(codec: Codec, row: Row, residual: Row, seed: int) -> tuple[Row, Row
     payload = codec.encode(wanted, seed)
     arrives = codec.decode(payload, wanted)
     return payload, residual | {name: t - arrives[name] for name, t in wanted.items()}
+
+
+def flattened(row: Row) -> Tensor:
+    """All numbers of a row, in the order of their names. ``[numbers]``"""
+    return torch.cat([row[name].flatten() for name in sorted(row)])
+
+
+def unflattened(flat: Tensor, like: Row) -> Row:
+    """The row that `flattened` was given, with names, shapes, dtypes and device of another."""
+    pieces = flat.split([like[name].numel() for name in sorted(like)])
+    return {
+        name: t.view(like[name].shape).to(like[name]) for name, t in zip(sorted(like), pieces, strict=True)
+    }
+
+
+def numbers_in(row: Row) -> int:
+    """How many numbers a row has."""
+    return sum(t.numel() for t in row.values())
+
+
+def received(payload: Row, name: str, shape: tuple[int, ...], dtype: torch.dtype, like: Row) -> Tensor:
+    """A tensor of a payload, on the device of ``like``.
+
+    Raises:
+        ValueError: It has another shape or dtype.
+        KeyError: It is not there.
+    """
+    t = payload[name]
+    if tuple(t.shape) != shape or t.dtype != dtype:
+        raise ValueError(f"{name} is {tuple(t.shape)}, {t.dtype}, and should be {shape}, {dtype}")
+    return t.to(next(iter(like.values())).device)

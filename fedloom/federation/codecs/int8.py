@@ -13,37 +13,43 @@ sender's next change, as of every codec (`codecs.feedback`).
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from fedloom.federation.codecs import Codec
+from fedloom.federation.codecs import Codec, flattened, numbers_in, received, unflattened
 from fedloom.model.bank import Row
 
-_SCALE = "scale of "
+_NUMBERS, _SCALES = "numbers", "scales"
+_MOST = 127
 
 
 def int8() -> Codec:
-    """An int8 tensor and a float32 scale for each tensor."""
+    """All numbers (int8), and a float32 scale for each tensor."""
     return Codec(_encode, _decode, lossy=True)
 
 
 def _encode(row: Row, seed: int) -> Row:
-    generator = torch.Generator().manual_seed(seed)
-    payload = {}
-    for name in sorted(row):
-        t = row[name]
-        scale = (t.abs().amax() / 127).float() if t.numel() else t.new_zeros((), dtype=torch.float32)
-        # Drawn on the CPU, so that all machines draw alike.
-        u = torch.rand(t.shape, generator=generator, dtype=torch.float64).to(t)
-        steps = t / scale.clamp(min=torch.finfo(torch.float32).tiny).to(t)
-        payload[name] = (steps + u).floor().clamp(-127, 127).to(torch.int8)
-        payload[_SCALE + name] = scale
-    return payload
+    largest = [
+        row[name].abs().amax() if row[name].numel() else row[name].new_zeros(()) for name in sorted(row)
+    ]
+    scales = (torch.stack(largest) / _MOST).float()
+    steps = flattened(row) / _of_each_number(scales, row).clamp(min=torch.finfo(torch.float32).tiny)
+    return {_NUMBERS: rounded(steps, seed).clamp(-_MOST, _MOST).to(torch.int8), _SCALES: scales}
 
 
 def _decode(payload: Row, like: Row) -> Row:
-    row = {}
-    for name, t in like.items():
-        q, scale = payload[name], payload[_SCALE + name]
-        if q.shape != t.shape or q.dtype != torch.int8 or scale.shape != () or scale.dtype != torch.float32:
-            raise ValueError(f"{name} is not a tensor of int8 of the shape {tuple(t.shape)} with a scale")
-        row[name] = q.to(t) * scale.to(t)
-    return row
+    numbers = received(payload, _NUMBERS, (numbers_in(like),), torch.int8, like)
+    scales = received(payload, _SCALES, (len(like),), torch.float32, like)
+    of_each = _of_each_number(scales, like)
+    return unflattened(numbers.to(of_each) * of_each, like)
+
+
+def _of_each_number(scales: Tensor, like: Row) -> Tensor:
+    counts = torch.tensor([like[name].numel() for name in sorted(like)], device=scales.device)
+    return scales.to(next(iter(like.values())).dtype).repeat_interleave(counts)
+
+
+def rounded(t: Tensor, seed: int) -> Tensor:
+    """Whole numbers whose mean over all seeds is t."""
+    # Drawn on the CPU, so that all machines draw alike.
+    generator = torch.Generator().manual_seed(seed)
+    return (t + torch.rand(t.shape, generator=generator, dtype=torch.float64).to(t)).floor()

@@ -11,7 +11,7 @@ import math
 import torch
 
 from fedloom.errors import UserError
-from fedloom.federation.codecs import Codec
+from fedloom.federation.codecs import Codec, flattened, numbers_in, unflattened
 from fedloom.model.bank import Row
 
 _PLACES, _VALUES = "places", "values"
@@ -32,14 +32,13 @@ def topk(share: float = 0.01) -> Codec:
         )
 
     def encode(row: Row, seed: int) -> Row:
-        flat = torch.cat([row[name].flatten() for name in sorted(row)])
+        flat = flattened(row)
         places = flat.abs().topk(math.ceil(share * len(flat)), sorted=False).indices.sort().values
         return {_PLACES: places.int(), _VALUES: flat[places]}
 
     def decode(payload: Row, like: Row) -> Row:
-        numbers = [like[name].numel() for name in sorted(like)]
         places, values = payload[_PLACES], payload[_VALUES]
-        total, any_of_it = sum(numbers), next(iter(like.values()))
+        total, any_of_it = numbers_in(like), next(iter(like.values()))
         if places.ndim != 1 or places.shape != values.shape or places.dtype != torch.int32:
             raise ValueError("places and values are not two lists of one length")
         if len(places) > math.ceil(share * total) or values.dtype != any_of_it.dtype:
@@ -50,7 +49,6 @@ def topk(share: float = 0.01) -> Codec:
             raise ValueError(f"a place outside of the {total} numbers")
         flat = torch.zeros(total, dtype=any_of_it.dtype, device=any_of_it.device)
         flat[places.long().to(flat.device)] = values.to(flat.device)
-        pieces = flat.split(numbers)
-        return {name: piece.view_as(like[name]) for name, piece in zip(sorted(like), pieces, strict=True)}
+        return unflattened(flat, like)
 
     return Codec(encode, decode, lossy=share < 1)
