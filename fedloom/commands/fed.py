@@ -12,6 +12,7 @@ from fedloom.training.attackers import simulated_attackers
 from fedloom.training.fed import drive, write_held
 from fedloom.training.launch import build_together, opened_together, processes, recall
 from fedloom.training.loop import Callback
+from fedloom.training.private import with_noise
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_fed import build, intervals
 
@@ -36,6 +37,7 @@ def run_fed(
     with processes(config.device) as group:
         folder = run_folder(config)
         with opened_together(folder, config, group) as run:
+            run = replace(run, config=with_noise(run.config))
             resolved, parts, inputs = build_together(build, run, group)
             if group.rank == 0:
                 write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)

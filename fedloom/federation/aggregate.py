@@ -12,6 +12,7 @@ from fedloom.data.randomness import derive_seed
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, Update, decode_update
+from fedloom.federation.privacy.user import clipped, is_within
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row, norm_of, usable
 
@@ -21,13 +22,14 @@ class Collected:
     """Some clients' answers.
 
     Attributes:
-        total: Σ_k n_k Δ_k, where the aggregator is the mean; else empty.
+        total: Σ_k n_k Δ_k, where the aggregator is the mean; else empty. Under privacy n_k is 1.
         deltas: Δ_k by client, where it is another; else empty.
         sent: Σ_k of what rules sent.
         memories: What clients remember, by client, where that is kept here.
         kept: Updates that count, without tensors.
         left_out: Clients whose loss or update was not finite, or too large.
         bytes_up: Of all that came.
+        unclipped: How many of them were within the clip before it was applied.
     """
 
     total: Row
@@ -37,6 +39,7 @@ class Collected:
     kept: list[Update] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)
     bytes_up: int = 0
+    unclipped: int = 0
 
 
 Reduce = Callable[[Collected], Collected]
@@ -54,12 +57,14 @@ class Aggregate:
         sent: The mean over clients of what their rules sent.
         collected: What came.
         fold: Factors of the base's change; empty where the aggregator does not change it.
+        clip: Of the next round; see `privacy.user`.
     """
 
     pseudo_gradient: Row | None
     sent: Row
     collected: Collected
     fold: Row = field(default_factory=dict)
+    clip: float = math.inf
 
 
 def aggregate(
@@ -68,6 +73,7 @@ def aggregate(
     algorithm: Algorithm,
     reduce: Reduce = lambda here: here,
     round_: int = 0,
+    clip: float = math.inf,
 ) -> Aggregate:
     """Combine the clients' changes.
 
@@ -82,8 +88,14 @@ def aggregate(
         algorithm: What combines them, and decodes what they sent.
         reduce: Adds what other processes have collected; by default there are none.
         round_: Which round; what is drawn at random depends on it.
+        clip: Largest norm of a change, where the algorithm is private.
     """
-    all_of_it = reduce(collect(before, updates, algorithm))
+    all_of_it = reduce(collect(before, updates, algorithm, clip))
+    if (privacy := algorithm.privacy) is not None:
+        scale = -1.0 / (privacy.per_round * algorithm.client_lr)
+        total = privacy.noised(all_of_it.total, clip, round_)
+        after = privacy.next_clip(clip, len(all_of_it.kept), all_of_it.unclipped, round_)
+        return Aggregate({name: t * scale for name, t in total.items()}, {}, all_of_it, clip=after)
     clients = len(all_of_it.kept)
     if not clients:
         return Aggregate(None, {}, all_of_it)
@@ -105,27 +117,31 @@ def aggregate(
     return Aggregate(gradient, sent, all_of_it, fold)
 
 
-def collect(before: Row, updates: Iterable[Update], algorithm: Algorithm) -> Collected:
+def collect(
+    before: Row, updates: Iterable[Update], algorithm: Algorithm, clip: float = math.inf
+) -> Collected:
     """Decode updates in the order in which they come, and add them up, or keep them."""
     streams = algorithm.aggregator is weighted_mean
     total = {name: torch.zeros_like(t) for name, t in before.items()} if streams else {}
     found = Collected(total)
-    bytes_up = 0
+    bytes_up = unclipped = 0
     for update in updates:
         bytes_up += update.bytes
         delta, sent = decode_update(algorithm, update.client, update.payload, before)
+        delta, _ = clipped(delta, clip)  # a sender may not have done so, and a codec may round up
         if not (
             math.isfinite(update.loss) and usable(delta, scale=1.0 / algorithm.client_lr) and usable(sent)
         ):
             found.left_out.append(update.client)
             continue
         for name, t in total.items():
-            t.add_(delta[name], alpha=update.examples)
+            t.add_(delta[name], alpha=1 if algorithm.privacy else update.examples)
         if not streams:
             found.deltas[update.client] = {name: t.clone() for name, t in delta.items()}
         for name, t in sent.items():
             found.sent[name] = found.sent[name] + t if name in found.sent else t.clone()
         if update.memory:
             found.memories[update.client] = update.memory
+        unclipped += is_within(update.payload)
         found.kept.append(replace(update, payload={}, memory={}, norm=norm_of(delta)))
-    return replace(found, bytes_up=bytes_up)
+    return replace(found, bytes_up=bytes_up, unclipped=unclipped)

@@ -36,6 +36,7 @@ from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.codecs import Codec, feedback
 from fedloom.federation.codecs.none import none as as_it_is
 from fedloom.federation.plugged import guarded
+from fedloom.federation.privacy.user import UNCLIPPED, UserPrivacy, clipped
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.sharing import Sharing
 from fedloom.federation.train_factors import TrainFactors
@@ -58,6 +59,7 @@ class Algorithm:
         rule, codec, aggregator, share, trains: See the module.
         ranks: The clients' LoRA ranks; None: all have the adapter's own.
         refactor: ``adapter -> adapter`` at the server, after its step; None leaves it as it is.
+        privacy: How a round hides its clients; None: not at all.
         seed: The run's.
     """
 
@@ -70,6 +72,7 @@ class Algorithm:
     trains: TrainFactors = everything
     ranks: Ranks | None = None
     refactor: Callable[[Row], Row] | None = None
+    privacy: UserPrivacy | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -229,7 +232,7 @@ def first_peer_memory(algorithm: Algorithm, shared: Row) -> Row:
 
 
 def encode_update(
-    algorithm: Algorithm, client: int, delta: Row, sent: Row, memory: Row, seed: int
+    algorithm: Algorithm, client: int, delta: Row, sent: Row, memory: Row, seed: int, clip: float = math.inf
 ) -> tuple[Row, Row]:
     """What a client sends, and what it remembers of it.
 
@@ -240,14 +243,22 @@ def encode_update(
         sent: What its rule sends.
         memory: What it remembers.
         seed: What the codec's random choices depend on.
+        clip: Largest norm of a change, where the algorithm is private; see `privacy.user`.
 
     Returns:
         The payload, and the memory.
     """
+    delta, within = clipped(delta, clip)
     lost = algorithm.sent(part_of(memory, RESIDUAL), client)
     payload, residual = feedback(algorithm.codec, algorithm.sent(delta, client), lost, seed)
-    payload = payload | with_prefix(SENT, algorithm.sent(sent, client))
+    payload = payload | with_prefix(SENT, algorithm.sent(sent, client)) | _whether_within(algorithm, within)
     return payload, memory | with_prefix(RESIDUAL, algorithm.padded(residual))
+
+
+def _whether_within(algorithm: Algorithm, within: bool) -> Row:
+    """What a payload says of the clip."""
+    adapts = algorithm.privacy is not None and algorithm.privacy.quantile is not None
+    return {UNCLIPPED: torch.tensor(within, dtype=torch.uint8)} if adapts else {}
 
 
 def payload_like(algorithm: Algorithm, client: int, like: Row, kept: Row) -> Row:
@@ -260,7 +271,8 @@ def payload_like(algorithm: Algorithm, client: int, like: Row, kept: Row) -> Row
         kept: What the server sends for the rule.
     """
     zeros = {name: torch.zeros_like(t) for name, t in algorithm.sent(like, client).items()}
-    return algorithm.codec.encode(zeros, 0) | with_prefix(SENT, algorithm.sent(kept, client))
+    beside = with_prefix(SENT, algorithm.sent(kept, client)) | _whether_within(algorithm, True)
+    return algorithm.codec.encode(zeros, 0) | beside
 
 
 def decode_update(algorithm: Algorithm, client: int, payload: Row, like: Row) -> tuple[Row, Row]:
@@ -276,7 +288,7 @@ def decode_update(algorithm: Algorithm, client: int, payload: Row, like: Row) ->
         ValueError: It is not what was asked for.
         KeyError: The same.
     """
-    coded = {name: t for name, t in payload.items() if not name.startswith(SENT)}
+    coded = {name: t for name, t in payload.items() if name != UNCLIPPED and not name.startswith(SENT)}
     delta = algorithm.codec.decode(coded, algorithm.sent(like, client))
     if algorithm.ranks is not None:
         delta = algorithm.ranks.change(like, delta, client)

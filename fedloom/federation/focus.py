@@ -137,7 +137,8 @@ def focused_round(
         elsewhere=elsewhere if focus.server_grad_scale else None,
         reduce=reduce,
     )
-    telling = focus.selection_bytes * len(report.clients)
+    told = len(report.clients) if algorithm.privacy is None else algorithm.privacy.per_round
+    telling = focus.selection_bytes * told
     report = replace(report, bytes_down=report.bytes_down + telling)
     by_number = {} if scores is None else dict(zip(numbers, scores.tolist(), strict=True))
     return after, report, FocusReport(selected, by_number, loss)

@@ -26,13 +26,14 @@ Clients may be held to a part of w; `federation.focus` chooses which.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from fedloom.client.optimisers import State, step_some
 from fedloom.data.randomness import numpy_rng
 from fedloom.federation.aggregate import Aggregate, Collected, Reduce, aggregate
-from fedloom.federation.algorithm import RULE, Algorithm, Update, with_prefix
+from fedloom.federation.algorithm import RULE, Algorithm, Update, payload_like, with_prefix
 from fedloom.federation.transport import Train
 from fedloom.model.adapters.folding import folded, unchanged
 from fedloom.model.adapters.products import lora_pairs
@@ -53,6 +54,7 @@ class ServerState:
         optimiser: The server optimiser's state, a bank state of one row.
         rule: What the server keeps for the clients' rule; see `client.rules`.
         base: How the base has changed, by module; see `model.adapters.folding`.
+        clip: Largest norm of a client's change in the next round; see `privacy.user`.
     """
 
     round: int
@@ -60,6 +62,7 @@ class ServerState:
     optimiser: State
     rule: Row = field(default_factory=dict)
     base: Row = field(default_factory=dict)
+    clip: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class RoundReport:
         clients: Who was sampled, and had something to train.
         updates: What came back and counted, without adapters.
         left_out: Clients whose loss or update was not finite, or too large.
-        bytes_up, bytes_down: As they would cross the wire, all clients together.
+        bytes_up, bytes_down: As they would cross the wire, all clients together; under privacy of as many as
+            a round has on average, since their number would tell who was there.
         memories: What clients remember after it, where that is kept here; others remember what they did.
     """
 
@@ -87,7 +91,9 @@ def initial_state(adapter: Row, algorithm: Algorithm) -> ServerState:
     shared = algorithm.share(adapter.keys())
     kept = algorithm.rule.kept({name: t for name, t in adapter.items() if name in shared})
     moments = algorithm.server_optimiser.init(AdapterBank.repeat(adapter, 1))
-    return ServerState(0, adapter, moments, kept, unchanged(adapter) if algorithm.folds else {})
+    base = unchanged(adapter) if algorithm.folds else {}
+    clip = math.inf if algorithm.privacy is None else algorithm.privacy.clip
+    return ServerState(0, adapter, moments, kept, base, clip)
 
 
 def sample_clients(seed: int, round_: int, clients: int, per_round: int) -> list[int]:
@@ -151,16 +157,20 @@ def federated_round(
     trained = {name: t for name, t in state.adapter.items() if name in names}
     rest = {name: t for name, t in state.adapter.items() if name not in names}
     kept = {name: t for name, t in state.rule.items() if name in names}
-    result = Aggregate({}, {}, Collected({}))
+    result = Aggregate({}, {}, Collected({}), clip=state.clip)
     if trained:
         updates = train(state.round, clients, trained, rest, kept)
-        result = aggregate(trained, updates, algorithm, reduce, state.round)
+        result = aggregate(trained, updates, algorithm, reduce, state.round, state.clip)
     if result.pseudo_gradient is None:
         raise Diverged(
             f"round {state.round + 1}: the loss or update of every client is not finite, or too large"
         )
     came = result.collected
-    share, kept_here, direction = len(came.kept) / (of or len(clients)), state.rule, result.pseudo_gradient
+    share, kept_here, direction = (
+        len(came.kept) / (of or len(clients) or 1),
+        state.rule,
+        result.pseudo_gradient,
+    )
     if algorithm.rule.amend is not None:
         change = {name: -algorithm.client_lr * g for name, g in direction.items()}
         change, kept_here = algorithm.rule.amend(change, kept_here, share)
@@ -181,6 +191,10 @@ def federated_round(
     bytes_down = sum(bytes_of(algorithm.sent(down, client)) for client in took_part)
     # Everybody needs the base, sooner or later.
     bytes_down += bytes_of(result.fold) * (of or len(clients))
-    report = RoundReport(took_part, came.kept, came.left_out, came.bytes_up, bytes_down, came.memories)
+    bytes_up = came.bytes_up
+    if algorithm.privacy is not None:
+        bytes_up = algorithm.privacy.per_round * bytes_of(payload_like(algorithm, 0, trained, kept))
+        bytes_down = algorithm.privacy.per_round * bytes_of(down)
+    report = RoundReport(took_part, came.kept, came.left_out, bytes_up, bytes_down, came.memories)
     base = folded(state.base, result.fold)
-    return ServerState(state.round + 1, adapter, moments, rule, base), report
+    return ServerState(state.round + 1, adapter, moments, rule, base, result.clip), report

@@ -13,6 +13,7 @@ from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.method import AnyMethod, ServerMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Partition
+from fedloom.options.privacy import Privacy
 
 AnyTask = Literal[
     "gsm8k",
@@ -333,6 +334,7 @@ class FedConfig(
     ClientTraining,
     GradientPriority,
     Attackers,
+    Privacy,
     Validation,
 ):
     """All options of `fedloom fed`, by their flat names."""

@@ -152,6 +152,7 @@ METRICS = (
     Metric("Validation loss, final", _last("val_loss"), _number, -1),
     Metric("Margin of rewards, fedloom eval", partial(_judged, score="margin"), _number, 1),
     Metric("Bytes sent", _sum("bytes_up", "bytes_down"), _bytes, -1, exactly(_sum("bytes_up", "bytes_down"))),
+    Metric("Epsilon", _last("epsilon"), _number, 0),
     Metric("Training time", _sum("seconds"), duration, -1),
 )
 """What the page begins with."""

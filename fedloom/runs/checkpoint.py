@@ -83,14 +83,14 @@ def save_checkpoint(
             remove(temporary)
             raise
     for older in _complete(folder)[1:]:
-        if _round_of(older) < round_:
+        if round_of(older) < round_:
             _drop_state(older)
     return final
 
 
 def drop_older_states(folder: Path, proven: int) -> None:
     """Let checkpoints keep their adapter alone that are older than the last one up to round ``proven``."""
-    good = [path for path in _complete(folder) if _round_of(path) <= proven]
+    good = [path for path in _complete(folder) if round_of(path) <= proven]
     for path in good[:-1]:
         _drop_state(path)
 
@@ -98,13 +98,13 @@ def drop_older_states(folder: Path, proven: int) -> None:
 def drop_unproven_states(folder: Path, proven: int) -> None:
     """Let a run go on from round ``proven`` or before: what came later has led to nothing finite."""
     for path in _complete(folder):
-        if _round_of(path) > proven:
+        if round_of(path) > proven:
             _drop_state(path)
 
 
 def oldest_state(folder: Path) -> int:
     """The round of the oldest checkpoint that has a state; 0 where none has."""
-    return min(map(_round_of, _complete(folder)), default=0)
+    return min(map(round_of, _complete(folder)), default=0)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -115,7 +115,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def checkpoints_of(folder: Path) -> list[Path]:
     """All checkpoints of a run's folder, the oldest first; those that have no state any more too."""
     found = (folder / "checkpoints").iterdir() if (folder / "checkpoints").is_dir() else ()
-    return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=_round_of)
+    return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=round_of)
 
 
 def intact_checkpoint(folder: Path) -> Path | None:
@@ -150,8 +150,8 @@ def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         for file in files:
             verify(file)
         tensors, state = read_tensors(files[0]), read_json(files[1])
-        if not isinstance(state, dict) or state.get("round") != _round_of(path):
-            raise Damaged(files[1], f"it is not of round {_round_of(path)}")
+        if not isinstance(state, dict) or state.get("round") != round_of(path):
+            raise Damaged(files[1], f"it is not of round {round_of(path)}")
     except Damaged as error:
         raise damaged_checkpoint(path, error.path.relative_to(path), error.why) from None
     return tensors, state
@@ -204,7 +204,8 @@ def _complete(folder: Path) -> list[Path]:
     return [path for path in checkpoints_of(folder) if (path / "state").is_dir()]
 
 
-def _round_of(checkpoint: Path) -> int:
+def round_of(checkpoint: Path) -> int:
+    """Rounds done at a checkpoint."""
     return int(checkpoint.name.removeprefix("round-"))
 
 

@@ -65,6 +65,7 @@ ROW: Mapping[str, Check] = {
     **dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy"), _NUMBER),
     **dict.fromkeys(("val_answer_accuracy", "consensus_error", "consensus_error_relative"), _NUMBER),
     **dict.fromkeys(("personal_val_loss", "personal_val_accuracy"), _NUMBER),
+    **dict.fromkeys(("epsilon", "clip"), _NUMBER),
     **dict.fromkeys(("seconds", "eval_seconds", "wall_seconds"), _NUMBER),
     **dict.fromkeys(("bytes_up", "bytes_down", "tokens"), perhaps(is_count)),
     **dict.fromkeys(("peer_val_accuracy", "layer_scores"), _NUMBERS),

@@ -97,12 +97,15 @@ def summary(rows: Sequence[Mapping[str, Any]], *, wall_seconds: float) -> dict[s
         wall_seconds: Wall clock time of the run, of all its parts where it was resumed.
     """
     answered = [name for name in (_ANSWERS, _PERSONAL) if any(name in row for row in rows)]
+    cost = [name for name in ("epsilon",) if any(name in row for row in rows)]
     last = max((row["round"] for row in rows), default=0)
     missing = missing_rounds(rows, last)
     return {
         "rounds": last,
         **({"rounds_without_metrics": missing} if missing else {}),
-        "final": {name: _last(rows, name) for name in ("train_loss", "val_accuracy", "val_loss", *answered)},
+        "final": {
+            name: _last(rows, name) for name in ("train_loss", "val_accuracy", "val_loss", *answered, *cost)
+        },
         "best": {
             **{name: _best(rows, name, 1) for name in ("val_accuracy", *answered)},
             "val_loss": _best(rows, "val_loss", -1),

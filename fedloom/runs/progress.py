@@ -122,6 +122,8 @@ class Progress:
             parts["accuracy"] = f"val acc {self._val_accuracy:.1%}"
         if row.get("tokens") and row.get("seconds"):
             parts["speed"] = f"{row['tokens'] / row['seconds']:,.0f} tokens/s"
+        if row.get("epsilon") is not None:
+            parts["epsilon"] = f"epsilon {row['epsilon']:.3g}"
         parts["sent"] = f"sent {decimal(self._bytes)}"
         parts["left"] = f"{clock(self._seconds_left(row['round']))} left"
         for name in _FIRST_TO_GO:

@@ -46,6 +46,7 @@ def collect_over_ranks(group: Group, here: Collected) -> Collected:
         sorted(kept, key=lambda update: update.client),
         sorted(left_out),
         sum(group.gather(here.bytes_up)),
+        sum(group.gather(here.unclipped)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
@@ -40,6 +41,7 @@ def run_clients(
     seed: int = 0,
     round_: int = 0,
     change: Callable[[int, Row], Row] = lambda client, delta: delta,
+    clip: float = math.inf,
 ) -> Iterator[Update]:
     """Train clients from one shared adapter, wave by wave, and hand over what each one sends.
 
@@ -59,6 +61,7 @@ def run_clients(
         seed: The run's; the codec's random choices depend on it, the round and the client.
         round_: Which round.
         change: ``(client, its change) -> what it sends as that``: an attacker's may be another.
+        clip: Largest norm of a change, where the algorithm is private.
     """
     memories, first = memories or {}, first or {}
     personal = part_of(first, PERSONAL)
@@ -88,6 +91,7 @@ def run_clients(
                 {name: t[k] for name, t in result.sent.items()},
                 memory,
                 derive_seed(seed, "codec", round_, client.client),
+                clip,
             )
             yield Update(
                 client=client.client,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,6 +17,7 @@ from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, compose
 from fedloom.federation.layer_votes import LayerVotes
 from fedloom.federation.priority import Projection
+from fedloom.federation.privacy.user import UserPrivacy
 from fedloom.federation.ranks import Ranks
 from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.adapters.ranks import rank_factor
@@ -23,6 +26,7 @@ from fedloom.model.stacked import StackedModel
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.methods import chosen
+from fedloom.options.privacy import clip_of
 from fedloom.training.graph_data import Setting
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,8 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
             f"lora_aggregation: {products} averages B beside one A for all, and lora_r {config.lora_r} gives "
             "clients factors of unequal rank; choose one rank, or --lora_aggregation flexlora"
         )
+    if config.privacy == "user":
+        return replace(algorithm, privacy=_user_privacy(config, algorithm))
     if not algorithm.folds:
         return algorithm
     if texts["server_optimizer"] != "none":
@@ -68,6 +74,23 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
             "unequal rank; choose one rank, or --lora_aggregation flora or flexlora"
         )
     return algorithm
+
+
+def _user_privacy(config: FedConfig, algorithm: Algorithm) -> UserPrivacy:
+    """How the options hide a client; without a number for the noise, as a client has it, there is none yet.
+
+    Raises:
+        UserError: The clients' rule tells more than their change.
+    """
+    any_row = {"": torch.zeros(1)}
+    if algorithm.rule.kept(any_row) or algorithm.rule.amend is not None:
+        raise UserError(
+            f"client_rule: {chosen(config)['client_rule']} lets the server keep what clients send beside "
+            "their change, or how many came, without noise; choose none or proximal, or --privacy none"
+        )
+    clip, quantile = clip_of(config.clip)
+    noise = math.nan if config.noise_multiplier == "auto" else config.noise_multiplier
+    return UserPrivacy(clip, quantile, noise, config.client_num, config.client_num_per_step)
 
 
 def client_ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,10 +24,12 @@ from fedloom.runs.checkpoint import (
     save_checkpoint,
 )
 from fedloom.runs.clients import write_clients
+from fedloom.runs.contents import is_number
 from fedloom.training import loop
 from fedloom.training.attackers import attackers_of
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.loop import Intervals, RunSteps
+from fedloom.training.private import lost_rounds, secret_key
 from fedloom.training.setup_fed import Parts
 
 
@@ -36,8 +39,8 @@ def write_held(folder: Path, parts: Parts) -> None:
     write_clients(folder, data.train, data.clients, [data.validation], server=len(data.server))
 
 
-Play = Callable[[ServerProgress], tuple[ServerProgress, dict[str, Any]]]
-"""A round: ``standing -> (new standing, its row of metrics)``."""
+Play = Callable[[Parts, ServerProgress], tuple[ServerProgress, dict[str, Any]]]
+"""A round: ``(parts, standing) -> (new standing, its row of metrics)``."""
 
 
 def drive(
@@ -61,14 +64,16 @@ def drive(
         parts.model, [parts.data.train, looked_at], parts.rules.wave_tokens, parts.group, kept_in(folder)
     )
     parts = replace(parts, data=replace(parts.data, train=train, validation=looked_at))
+    if parts.budget is not None:
+        parts = _in_secret(parts, folder, checkpoint)
     run_steps = RunSteps(
         start=partial(first_standing, parts),
         restore=partial(_restore, parts),
         rounds_done=lambda now: now.server.round,
-        play=play or partial(play_round, parts),
+        play=partial(_played, parts, play or play_round),
         validate=partial(_validated, parts),
         answer=partial(_answered, parts),
-        stops=partial(_reason_to_stop, parts.patience),
+        stops=partial(_reason_to_stop, parts, intervals.rounds),
         save=partial(_save, parts),
         saves_alone=True,
         at_end=lambda now: attackers_of(parts.attackers),
@@ -83,10 +88,30 @@ def first_standing(parts: Parts) -> ServerProgress:
     return ServerProgress(server, [0] * len(parts.data.clients))
 
 
-def _reason_to_stop(patience: int, now: ServerProgress) -> str | None:
-    if 0 < patience <= now.validations_without_gain:
-        return f"accuracy has not risen in {patience} validations"
-    return None
+def _in_secret(parts: Parts, folder: Path, checkpoint: Path | None) -> Parts:
+    """The parts with the key of this start and the rounds lost before it, the same on all ranks."""
+    budget, privacy, group = parts.budget, parts.algorithm.privacy, parts.group
+    assert budget is not None and privacy is not None
+    if budget.seed is None:
+        lost = group.together(lambda: lost_rounds(folder, checkpoint) if group.rank == 0 else 0)
+        budget = replace(budget, lost=group.share(lost))
+    key = group.share(secret_key()) if budget.seed is None else budget.seed
+    return replace(
+        parts, budget=budget, algorithm=replace(parts.algorithm, privacy=replace(privacy, key=key))
+    )
+
+
+def _played(parts: Parts, play: Play, now: ServerProgress) -> tuple[ServerProgress, dict[str, Any]]:
+    after, row = play(parts, now)
+    return after, row if parts.budget is None else parts.budget.row(row, now.server.clip)
+
+
+def _reason_to_stop(parts: Parts, rounds: int, now: ServerProgress) -> str | None:
+    if 0 < parts.patience <= now.validations_without_gain:
+        return f"accuracy has not risen in {parts.patience} validations"
+    if parts.budget is None or now.server.round >= rounds:
+        return None
+    return parts.budget.reason_to_stop(now.server.round)
 
 
 def _validated(
@@ -102,6 +127,8 @@ def _validated(
         parts.model, now.server.adapter, parts.data.validation, parts.rules.wave_tokens, parts.group
     )
     found = {"val_loss": result.loss, "val_accuracy": result.accuracy}
+    if parts.budget is not None and now.server.round == 0:
+        found["epsilon"] = parts.budget.epsilon(0)
     accuracy = result.accuracy
     if personal := _personal_rows(now):
         found |= _personal_validation(parts, now, personal)
@@ -180,6 +207,7 @@ def _save(parts: Parts, folder: Path, now: ServerProgress) -> None:
             "drawn": now.drawn,
             "remembering": sorted(now.memories),
             "taken": {str(client): word for client, word in now.taken.items()},
+            "clip": now.server.clip if math.isfinite(now.server.clip) else None,
             "accuracy": now.accuracy,
             "validations_without_gain": now.validations_without_gain,
         },
@@ -209,6 +237,7 @@ def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
         are_counts(state.get("drawn"), len(new.drawn))
         and are_counts([state.get("validations_without_gain")], 1)
         and isinstance(state.get("accuracy", ""), float | None)
+        and (state.get("clip") is None or (is_number(state["clip"]) and state["clip"] > 0))
         and isinstance(remembering, list)
         and all(type(client) is int and client in known for client in remembering)
         and isinstance(taken, dict)
@@ -224,6 +253,7 @@ def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
         part_of(here, "optimiser."),
         part_of(here, "rule."),
         part_of(here, "base."),
+        math.inf if state.get("clip") is None else float(state["clip"]),
     )
     memories = {client: part_of(here, f"client-{client + 1:04d}.") for client in remembering}
     words = {int(client): word for client, word in taken.items()}

@@ -102,8 +102,11 @@ def _round(
     if parts.central:
         return *central_round(now.server, _CentralTraining(parts, now)), None
     there, everybody = transport.clients, len(parts.data.clients)
-    wanted = min(parts.per_round, len(there))
-    clients = [there[i] for i in sample_clients(parts.seed, now.server.round, len(there), wanted)]
+    if (privacy := parts.algorithm.privacy) is not None:
+        clients = [client for client in privacy.sample(now.server.round) if client in there]
+    else:
+        wanted = min(parts.per_round, len(there))
+        clients = [there[i] for i in sample_clients(parts.seed, now.server.round, len(there), wanted)]
     train, reduce = transport.train, transport.reduce
     if parts.focus is None:
         done = federated_round(now.server, clients, train, parts.algorithm, of=everybody, reduce=reduce)
@@ -142,6 +145,7 @@ class _ClientTraining:
                 seed=parts.seed,
                 round_=round_,
                 change=change,
+                clip=self.now.server.clip,
             )
 
         if parts.attackers is None:

@@ -42,6 +42,7 @@ from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
 from fedloom.training.loop import Intervals
+from fedloom.training.private import Budget, budget_of
 from fedloom.training.provenance import base_noted
 
 
@@ -56,7 +57,8 @@ class Parts:
     the baseline that trains on all data as one client. `patience`: validations without a gain after which the
     run stops; 0: none. `val_limit`: how many validation examples are looked at; None: all. `beside` is
     written beside every saved adapter. `classes` are those of a classifier's head, in order. `group` are the
-    processes that the clients are dealt over, `attackers` those of the clients that attack.
+    processes that the clients are dealt over, `attackers` those of the clients that attack. `budget` is what
+    differential privacy may cost.
     """
 
     model: StackedModel
@@ -78,6 +80,7 @@ class Parts:
     classes: tuple[str, ...] = ()
     group: Group = ALONE
     attackers: Attackers | None = None
+    budget: Budget | None = None
 
 
 def build(
@@ -184,6 +187,7 @@ def build(
         classes=classes,
         group=group,
         attackers=attackers,
+        budget=budget_of(config),
     )
 
 

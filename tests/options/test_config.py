@@ -89,6 +89,13 @@ DEFAULTS = {
     "compress": "auto",
     "attack": "none",
     "attackers": None,
+    "privacy": "none",
+    "clip": "adaptive",
+    "noise_multiplier": "auto",
+    "target_epsilon": None,
+    "delta": "auto",
+    "accountant": "pld",
+    "privacy_seed": None,
     "report_to": "tensorboard",
     "wave_tokens": "auto",
     "trust_remote_code": False,
@@ -124,6 +131,10 @@ CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantize": ("none", "8bit", "4bit"),
     "wave_tokens": ("auto",),
+    "privacy": ("none", "user"),
+    "noise_multiplier": ("auto",),
+    "delta": ("auto",),
+    "accountant": ("pld", "rdp"),
 }
 
 

@@ -12,6 +12,7 @@ the run was resumed. So an answer that was lost on its way changes nothing at ei
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,7 @@ class RoundMessenger:
         rule: Row,
         drawn: Sequence[int],
         delivery: Delivery,
+        clip: float = math.inf,
     ) -> Iterator[Update]:
         """Let clients train, and hand over their updates in the order of the clients.
 
@@ -116,18 +118,19 @@ class RoundMessenger:
             drawn: Batches that each client of the federation has drawn so far.
             delivery: Is told what was sent, what came, and who did not answer; knows which answers were
                 taken.
+            clip: Largest norm of a change, where the algorithm is private; who answered is then told nobody.
 
         Raises:
             UserError: Nobody answered, or nobody what was asked for.
         """
         self._note_changes(round_, trained | frozen)
         until = time.monotonic() + self.round_timeout
-        contents = {k: self._content(round_, k, trained, rule, drawn[k], delivery) for k in clients}
+        contents = {k: self._content(round_, k, trained, rule, drawn[k], delivery, clip) for k in clients}
         replies = self.connected.ask(contents, self.round_timeout)
         if lacking := [k for k, reply in replies.contents.items() if reply.facts.get("lacks")]:
             for client in lacking:
                 self._held.pop(client, None)
-            again = {k: self._content(round_, k, trained, rule, drawn[k], delivery) for k in lacking}
+            again = {k: self._content(round_, k, trained, rule, drawn[k], delivery, clip) for k in lacking}
             second = self.connected.ask(again, max(until - time.monotonic(), 1.0))
             replies.contents.update(second.contents)
             replies.failures.update(second.failures)
@@ -158,7 +161,7 @@ class RoundMessenger:
             self._held[client] = _LastSent(word, dict(self._versions))
             answered = True
             yield update
-        if not answered:
+        if not answered and self.algorithm.privacy is None:
             listed = "; ".join(sorted(reasons))
             raise UserError(
                 f"round {round_ + 1}: no client answered ({listed}); go on later with resume=true"
@@ -175,7 +178,14 @@ class RoundMessenger:
         return f"{self._run}-{round_}"
 
     def _content(
-        self, round_: int, client: int, trained: Row, rule: Row, drawn: int, delivery: Delivery
+        self,
+        round_: int,
+        client: int,
+        trained: Row,
+        rule: Row,
+        drawn: int,
+        delivery: Delivery,
+        clip: float,
     ) -> Content:
         held = self._held.get(client)
         versions = held.versions if held else {}
@@ -196,6 +206,7 @@ class RoundMessenger:
             "word": self._word(round_),
             "remembers": delivery.taken.get(client),
             "kept_from": self.kept_from,
+            "clip": clip if math.isfinite(clip) else None,
         }
         return Content(facts, self._packed[shapes])
 

@@ -36,6 +36,7 @@ from fedloom.training.fed import drive, write_held
 from fedloom.training.fed_data import ALL_CLIENTS, SERVER_ALONE
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.flower.run_config import from_run_config
+from fedloom.training.private import with_noise
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_fed import Parts, build, intervals
 
@@ -60,7 +61,7 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
     inputs = Inputs(run.inputs)
     holdings = ALL_CLIENTS if wanted.client_data is None else SERVER_ALONE
     keys = _keys(wanted, folder)
-    config, parts = build(run.config, inputs=inputs, holdings=holdings)
+    config, parts = build(with_noise(run.config), inputs=inputs, holdings=holdings)
     admit = partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num)
     connected = ConnectedClients(Post(grid), Content(), admit, wanted.join_timeout, keys)
     connected.wait_for(wanted.client_num, wanted.clients_needed)
@@ -71,7 +72,7 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
     schedule = parts.schedule
     examples = schedule.batches * schedule.batch_size * schedule.epochs
     messenger = RoundMessenger(connected, wanted.round_timeout, examples, parts.algorithm)
-    federation = _Federation(parts, config.val_steps, folder, connected, messenger, wanted.clients_needed)
+    federation = _Federation(config.val_steps, folder, connected, messenger, wanted.clients_needed)
     drive(parts, intervals(config), folder, run.checkpoint, federation.play)
 
 
@@ -79,14 +80,13 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
 class _Federation:
     """A round with the clients that are there."""
 
-    parts: Parts
     checkpoint_every: int
     folder: Path
     connected: ConnectedClients
     messenger: RoundMessenger
     clients_needed: int
 
-    def play(self, now: ServerProgress) -> tuple[ServerProgress, dict[str, Any]]:
+    def play(self, parts: Parts, now: ServerProgress) -> tuple[ServerProgress, dict[str, Any]]:
         """`run.Play`."""
         traffic, delivery = replace(self.connected.post.traffic), Delivery(taken=dict(now.taken))
         # A run is resumed from its last checkpoint, or from the one before, where the last proves unsound.
@@ -100,24 +100,26 @@ class _Federation:
         def train(
             round_: int, clients: Sequence[int], trained: Row, rest: Row, rule: Row
         ) -> Iterable[Update]:
-            return self.messenger.train(round_, clients, trained, rest | base, rule, now.drawn, delivery)
+            return self.messenger.train(
+                round_, clients, trained, rest | base, rule, now.drawn, delivery, now.server.clip
+            )
 
-        after, row = play_round(self.parts, now, ClientTransport(self.connected.clients, train))
+        after, row = play_round(parts, now, ClientTransport(self.connected.clients, train))
         # An answer whose numbers did not count is none; its client remembers what it did before.
         counted = set(row["clients"]) - set(row["clients_left_out"])
         taken = now.taken | {k: word for k, word in delivery.taken.items() if k in counted}
-        after = replace(after, taken=taken if self.parts.first_memory else {})
+        after = replace(after, taken=taken if parts.first_memory else {})
         if delivery.forgot:
             row["clients_forgot"] = delivery.forgot
         row |= {
             "clients_left_out": sorted({*row["clients_left_out"], *delivery.lost, *delivery.refused}),
             "clients_lost": delivery.lost,
             "clients_refused": delivery.refused,
-            "bytes_up": delivery.bytes_up,
-            "bytes_down": delivery.bytes_down,
             "message_bytes_up": self.connected.post.traffic.up - traffic.up,
             "message_bytes_down": self.connected.post.traffic.down - traffic.down,
         }
+        if parts.algorithm.privacy is None:  # else their number would tell how many were there
+            row |= {"bytes_up": delivery.bytes_up, "bytes_down": delivery.bytes_down}
         return after, row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,6 +112,7 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         first=parts.first_memory,
         seed=standing.config.seed,
         round_=facts["round"],
+        clip=math.inf if facts["clip"] is None else facts["clip"],
     )
     said = {name: value for name, value in vars(update).items() if name not in ("payload", "memory")}
     if memory is not None:

@@ -138,6 +138,7 @@ def preferences(model):
         ("--method FedEx-LoRA --server_optimizer none", "model"),
         # The reference of DPO is the base as it was loaded, not the one that a server has changed.
         ("--method FedEx-LoRA --server_optimizer none", "preferences"),
+        ("--privacy user --noise_multiplier 0.5 --privacy_seed 2 --compress int8 --accountant rdp", "model"),
     ],
 )
 def test_an_algorithm_is_that_of_one_process_also_after_resume(request, tmp_path, capsys, method, data):
@@ -157,7 +158,8 @@ def test_an_algorithm_is_that_of_one_process_also_after_resume(request, tmp_path
     serve(Hand(run_config, nodes()), {**run_config, "resume": True})
     ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"
     assert_close(adapter(ours), adapter(theirs), 1e-6)
-    assert [row["clients"] for row in rows(ours)[1:]] == [row["clients"] for row in rows(theirs)[1:]]
+    for name in ("clients", "epsilon", "clip"):
+        assert [row.get(name) for row in rows(ours)] == [row.get(name) for row in rows(theirs)]
     assert (ours / "clients.json").read_text() == (theirs / "clients.json").read_text()
 
 
