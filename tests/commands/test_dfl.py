@@ -1,6 +1,5 @@
 """`fedloom dfl` from the command line to the folder it leaves, on a tiny encoder and a few sentences."""
 
-import dataclasses
 import json
 import math
 from itertools import combinations
@@ -11,12 +10,11 @@ import torch
 import yaml
 from peft import PeftModel
 from processes import start, wait_for_rows
-from run_files import adapter, assert_close, rows, write_rows
+from run_files import adapter, assert_close, rows, write_problems, write_rows
 from tiny import save_tiny_bert, save_tiny_llama
 from transformers import AutoModelForSequenceClassification
 
 from fedloom.commands.cli import main
-from fedloom.data.arithmetic import generate
 
 GOOD, BAD = (
     ["a fine film", "warm and wise", "great fun", "truly good"],
@@ -186,9 +184,7 @@ def test_pairs_of_texts_and_a_head_for_other_classes_is_replaced_aloud(model, tm
 
 def test_causal_models_write_answers_and_encoders_name_the_operation(model, tmp_path):
     llama = save_tiny_llama(tmp_path / "llama")
-    problems = [dataclasses.asdict(problem) for problem in generate(24, seed=1)]
-    write_rows(tmp_path / "train.jsonl", problems)
-    write_rows(tmp_path / "validation.jsonl", problems[:4])
+    write_problems(tmp_path)
     for name, checkpoint in (("writes", llama), ("names", model)):
         words = f"dfl --model_checkpoint {checkpoint} --dataset_type arithmetic --data_dir {tmp_path}"
         words += " --num_clients 3 --num_rounds 1 --name ring --local_steps 2 --batch_size 2 --dtype float32"

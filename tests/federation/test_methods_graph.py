@@ -1,10 +1,6 @@
 """The contract that every method keeps, and what is special of each: on a graph, without a server."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +8,7 @@ import yaml
 from graph_rounds import PEERS, SHAPES, alone, going, graph, random_bank, ring, state_of, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import HELPERS, ROOT
+from on_ranks import on_ranks
 from run_files import adapter, rows, state, write_rows
 from tiny import save_tiny_bert
 
@@ -88,20 +84,8 @@ def test_every_method_runs_counts_its_bytes_and_goes_on_as_if_never_stopped(runs
 
 @pytest.mark.deploy
 def test_every_method_on_two_ranks_is_that_of_one_process(runs, words, tmp_path):
-    todo = tmp_path / "todo.json"
-    todo.write_text(
-        json.dumps([{"words": words(tmp_path, name, f"--method {name}"), "spoiled": None} for name in GRAPH])
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, str(HELPERS / "on_ranks.py"), str(todo)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
+    found, said = on_ranks(tmp_path, [(words(tmp_path, name, f"--method {name}"), None) for name in GRAPH])
+    assert all(one["status"] == 0 for rank in found for one in rank), said
     for name in GRAPH:
         alone, ranks = state(runs / name), state(tmp_path / name)
         for key, t in alone.items():

@@ -1,9 +1,7 @@
-"""What tests start with torchrun: commands one after another, and a look at the sockets between ranks.
+"""Commands on ranks, one after another, with a look at the sockets between them.
 
-    torchrun --nproc-per-node 2 tests/helpers/on_ranks.py TODO.json
-
-TODO.json holds a list of {"words": [...], "spoiled": client or null}. Each rank leaves TODO.json.RANK with
-the exit statuses, and the bytes that its sockets received in each exchange of rows.
+The processes are forked of one that has loaded torch, and meet as those of torchrun do: at a store that the
+process which started them keeps.
 """
 
 import contextlib
@@ -13,9 +11,13 @@ import math
 import os
 import socket
 import struct
-import sys
+import time
 from pathlib import Path
 from unittest import mock
+
+import torch
+from processes import CONTEXT, redirect
+from torch.distributed import TCPStore
 
 TCP_BYTES_RECEIVED = 128  # where Linux's struct tcp_info has them
 
@@ -51,7 +53,50 @@ def received_so_far():
     return total
 
 
-def main(todo):
+def on_ranks(folder, todo, count=2, seconds=200):
+    """Run commands on ranks of this machine.
+
+    Args:
+        folder: Where the ranks leave what they found and said.
+        todo: For each command its words, and the client whose loss is to be not finite, or None.
+        count: How many ranks.
+        seconds: How long they may take altogether.
+
+    Returns:
+        For each rank what it found of each command: the exit status, and the bytes that its sockets received
+        in each exchange of rows; and what all of them said.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": store.port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+    }
+    ranks = [
+        CONTEXT.Process(target=_rank, args=({**place, "RANK": n, "LOCAL_RANK": n}, folder, todo), daemon=True)
+        for n in range(count)
+    ]
+    try:
+        for rank in ranks:
+            rank.start()
+        ends = time.monotonic() + seconds
+        for rank in ranks:
+            rank.join(max(0.1, ends - time.monotonic()))
+        said = (folder / "said.txt").read_text()
+        assert [rank.exitcode for rank in ranks] == [0] * count, said
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [json.loads((folder / f"found-{n}.json").read_text()) for n in range(count)], said
+
+
+def _rank(environment, folder, todo):
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    redirect(folder / "said.txt")
+    torch.set_num_threads(1)
+
     from fedloom.commands.cli import main as fedloom
     from fedloom.runtimes.distributed import Ranks
 
@@ -63,15 +108,11 @@ def main(todo):
         exchange(self, outgoing, incoming)
         received.append(received_so_far() - before)
 
-    statuses = []
+    found = []
     with mock.patch.object(Ranks, "exchange", watched):
-        for one in json.loads(todo.read_text()):
+        for words, client in todo:
             del received[:]
-            with spoiled(one["spoiled"]):
-                status = fedloom(one["words"])
-            statuses.append({"status": status, "received": list(received)})
-    Path(f"{todo}.{os.environ['RANK']}").write_text(json.dumps(statuses))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+            with spoiled(client):
+                status = fedloom(words)
+            found.append({"status": status, "received": list(received)})
+    (folder / f"found-{environment['RANK']}.json").write_text(json.dumps(found))

@@ -12,11 +12,16 @@ PRELOADED = ["fedloom.training.fed", "fedloom.training.dfl", "peft", "tiny"]
 CONTEXT.set_forkserver_preload(PRELOADED)
 
 
-def _fedloom(words, log):
-    """What a process does: the command, all that it says into a file."""
+def redirect(log: Path) -> None:
+    """All that this process says from now on goes into a file."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+
+
+def _fedloom(words, log):
+    """What a process does: the command."""
+    redirect(log)
     import torch
 
     from fedloom.commands.cli import main

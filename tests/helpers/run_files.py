@@ -1,5 +1,6 @@
 """Rows for a run to read, and what it leaves."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,11 +10,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fedloom.data.arithmetic import generate
+
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """A file of JSON lines, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_problems(folder: Path, train: int = 24, validation: int = 4, test: int = 4) -> Path:
+    """Some of the embedded problems: to tokenise all thousands takes longer than to train on them."""
+    problems = [dataclasses.asdict(problem) for problem in generate(train + validation + test, seed=1)]
+    write_rows(folder / "validation.jsonl", problems[:validation])
+    write_rows(folder / "test.jsonl", problems[validation : validation + test])
+    write_rows(folder / "train.jsonl", problems[validation + test :])
+    return folder
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """The benchmark runs on a tiny model, its contenders agree, and pages show what its files say."""
 
-import dataclasses
 import importlib
 import json
 import subprocess
@@ -8,10 +7,8 @@ import sys
 
 import pytest
 from places import ROOT
-from run_files import write_rows
+from run_files import write_problems
 from tiny import save_tiny_bert, save_tiny_llama
-
-from fedloom.data.arithmetic import generate
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -30,12 +27,7 @@ def module(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """As many problems as are needed: thousands would take longer to tokenise than to train on."""
-    folder = tmp_path_factory.mktemp("problems")
-    problems = [dataclasses.asdict(problem) for problem in generate(120, seed=1)]
-    for part, some in (("train", problems[20:]), ("validation", problems[:10]), ("test", problems[10:20])):
-        write_rows(folder / f"{part}.jsonl", some)
-    return folder
+    return write_problems(tmp_path_factory.mktemp("problems"), train=100, validation=10, test=10)
 
 
 def test_a_round_is_measured_and_shown(model, data, module, tmp_path, capsys):

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import psutil
 import pytest
 from places import ROOT
-from run_files import rows
+from run_files import rows, write_problems
 
 if find_spec("flwr") is None or find_spec("ray") is None:
     pytest.skip("flwr[simulation] is not installed", allow_module_level=True)
@@ -66,6 +66,8 @@ def test_the_simulation_does_what_one_process_does(flwr, tmp_path):
     words = [
         "--model_name",
         str(save_tiny_llama(tmp_path / "llama")),
+        "--data_dir",
+        str(write_problems(tmp_path / "problems", train=60)),
         *OPTIONS.split(),
         "--max_length",
         "250",

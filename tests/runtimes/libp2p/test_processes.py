@@ -6,10 +6,9 @@ import socket
 from importlib.util import find_spec
 
 import pytest
-import torch
 from peer_processes import Federation
 from processes import start
-from run_files import adapter, rows
+from run_files import adapter, rows, write_problems, write_rows
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom.commands.cli import main
@@ -26,7 +25,7 @@ FIVE = (
     f"--lr 0.01 --dtype float32 --report_to none --wave_tokens 4000 --eval_every {ROUNDS} --aggregator mean"
 )
 THREE = (
-    "--dataset_type arithmetic --num_clients 3 --num_rounds 3 --local_steps 3 --batch_size 4 --lr 0.05 "
+    "--num_clients 3 --num_rounds 3 --local_steps 3 --batch_size 4 --lr 0.05 "
     "--client_optimizer sgd --training_type LoRA --dtype float32 --report_to none --wave_tokens 600 "
     "--eval_every 3"
 )
@@ -38,10 +37,11 @@ def ring(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ring")
     save_tiny_llama(folder / "model")
     graph = {1: [2, 5], 2: [1, 3], 3: [2, 4], 4: [3, 5], 5: [4, 1]}
-    split = f"split --data_name arithmetic --num_clients 5 --alpha 0.3 --output_path {folder}/clients"
+    data = f"--data_dir {write_problems(folder / 'problems', train=400, validation=20)}"
+    split = f"split --data_name arithmetic {data} --num_clients 5 --alpha 0.3 --output_path {folder}/clients"
     assert main(split.split()) == 0
-    common = f"--model_checkpoint {folder}/model --dataset_path_template {folder}/clients/client_{{i}} {FIVE}"
-    peers = Federation(folder, graph, f"{common} --round_timeout 10")
+    common = f"--model_checkpoint {folder}/model --dataset_path_template {folder}/clients/client_{{i}} {data}"
+    peers = Federation(folder, graph, f"{common} {FIVE} --round_timeout 10")
     try:
         peers.identity("stranger")
         peers.write_neighbors("neighbors-stranger", [1, 2])
@@ -138,21 +138,29 @@ METHOD = {
 }
 
 
+def problems(folder):
+    return f"arithmetic --data_dir {write_problems(folder / 'problems', train=60)}"
+
+
+def preferences(folder):
+    rows = ({"prompt": f"{i}?", "chosen": f"It is {i}.", "rejected": "I will not say."} for i in range(30))
+    write_rows(folder / "pairs.jsonl", rows)
+    return f"{folder}/pairs.jsonl"
+
+
+def three_of(folder, save, data, method=""):
+    """Three peers, all neighbours, that nobody has started."""
+    common = f"--model_checkpoint {save(folder / 'model')} --dataset_type {data(folder)} {THREE} {method}"
+    return Federation(folder, {1: [2, 3], 2: [1, 3], 3: [1, 2]}, common)
+
+
 @pytest.fixture(scope="module", params=METHOD)
 def three(request, tmp_path_factory):
-    """Three peers, all neighbours, without faults; and the same in one process."""
-    folder, method = tmp_path_factory.mktemp(request.param), METHOD[request.param]
-    {"llama": save_tiny_llama, "bert": save_tiny_bert}[request.param.partition("-")[0]](folder / "model")
-    words = THREE
-    if request.param == "llama-preferences":
-        rows = [
-            {"prompt": f"{i}?", "chosen": f"It is {i}.", "rejected": "I will not say."} for i in range(30)
-        ]
-        (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        words = words.replace("arithmetic", f"{folder}/pairs.jsonl")
-    peers = Federation(
-        folder, {1: [2, 3], 2: [1, 3], 3: [1, 2]}, f"--model_checkpoint {folder}/model {words} {method}"
-    )
+    """Three peers without faults; and the same in one process."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save = save_tiny_bert if request.param.startswith("bert") else save_tiny_llama
+    data = preferences if request.param == "llama-preferences" else problems
+    peers = three_of(folder, save, data, METHOD[request.param])
     try:
         for number in (1, 2, 3):
             peers.start(number)
@@ -170,7 +178,10 @@ def test_peers_are_what_they_are_in_one_process(three):
         ours, theirs = adapter(three.run(number), 3), adapter(three.folder / "one", 3, number)
         assert ours.keys() == theirs.keys()
         for name in ours:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
+            apart = (ours[name] - theirs[name]).abs()
+            # Neighbours' differences are added in another order. A number for which that decides whether int8
+            # rounds it up or down is off by one step; any fault moves nearly all.
+            assert (apart > 1e-6).sum() <= (2 if "--compress" in three.common else 0) and apart.max() < 1e-4
         for mine, all_ in zip(three.rows(number)[1:], one[1:], strict=True):
             assert mine["train_loss"] == pytest.approx(all_["peer_train_loss"][number - 1], abs=1e-5)
             if "val_accuracy" in mine:
@@ -178,6 +189,11 @@ def test_peers_are_what_they_are_in_one_process(three):
             assert mine["bytes_up"] == mine["bytes_down"] == all_["bytes_up"] // 3
             assert mine["refused"] == {} and mine["rounds_missed"] == 0
     assert main(["audit", *(str(three.run(number)) for number in (1, 2, 3))]) == 0
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory):
+    return three_of(tmp_path_factory.mktemp("waiting"), save_tiny_llama, problems)
 
 
 @pytest.mark.parametrize(
@@ -189,20 +205,20 @@ def test_peers_are_what_they_are_in_one_process(three):
         (["--listen", "/ip4/203.0.113.7/tcp/4001"], ["203.0.113.7", "cannot be bound"]),
     ],
 )
-def test_a_mistake_is_told_in_one_message(three, change, said, capsys, tmp_path):
-    assert main([*three.words(1, *change), "--out_dir", str(tmp_path)]) == 2
+def test_a_mistake_is_told_in_one_message(waiting, change, said, capsys, tmp_path):
+    assert main([*waiting.words(1, *change), "--out_dir", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith("fedloom: error:") and all(word in told for word in said), told
     assert not list(tmp_path.glob("*/config.yaml"))
 
 
-def test_a_port_that_is_taken_and_a_neighbour_with_ones_own_id_are_told(three, capsys, tmp_path):
+def test_a_port_that_is_taken_and_a_neighbour_with_ones_own_id_are_told(waiting, capsys, tmp_path):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", three.ports[1]))
+        taken.bind(("127.0.0.1", waiting.ports[1]))
         taken.listen()
-        assert main([*three.words(1), "--out_dir", str(tmp_path)]) == 2
+        assert main([*waiting.words(1), "--out_dir", str(tmp_path)]) == 2
     assert "cannot be bound (Address already in use)" in capsys.readouterr().err
-    words = three.words(1, "--identity", f"{three.folder}/2.key", "--out_dir", str(tmp_path))
+    words = waiting.words(1, "--identity", f"{waiting.folder}/2.key", "--out_dir", str(tmp_path))
     assert main(words) == 2
     assert "client 2 the identity of this peer" in capsys.readouterr().err
 

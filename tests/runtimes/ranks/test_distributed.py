@@ -1,13 +1,11 @@
 """`torchrun -m fedloom`: as in one process, whatever the number of ranks, and after a rank has died."""
 
-import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from on_ranks import spoiled
-from places import HELPERS, ROOT
+from on_ranks import on_ranks, spoiled
+from places import ROOT
 from run_files import assert_close, rows, write_rows
 from safetensors.torch import load_file
 from tiny import save_tiny_bert, save_tiny_llama
@@ -100,21 +98,6 @@ def words(tmp_path_factory):
 def places(tmp_path_factory):
     """Folders of runs in one process, and on two ranks."""
     return tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("ranks")
-
-
-def on_ranks(folder, todo):
-    """Run commands on two ranks; returns what each rank found, and what was printed."""
-    file = folder / "todo.json"
-    file.write_text(json.dumps([{"words": words, "spoiled": client} for words, client in todo]))
-    done = subprocess.run(
-        [*TORCHRUN, str(HELPERS / "on_ranks.py"), str(file)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=ENVIRONMENT,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(Path(f"{file}.{rank}").read_text()) for rank in (0, 1)], done.stderr
 
 
 @pytest.fixture(scope="module")
