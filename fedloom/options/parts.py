@@ -17,6 +17,7 @@ import math
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,16 @@ def load_plugins(named: str | None) -> None:
     Raises:
         UserError: It cannot be imported.
     """
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        _load(entry.value)
+    for installed in _installed():
+        _load(installed)
     if named:
         _load(named)
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    # Looking for them reads the metadata of every installed package.
+    return tuple(entry.value for entry in importlib.metadata.entry_points(group=ENTRY_POINTS))
 
 
 def _load(named: str) -> None:

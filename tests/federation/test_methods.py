@@ -35,7 +35,7 @@ from fedloom.model.adapters.products import aligned, lora_pairs, truncated_sum
 from fedloom.model.bank import AdapterBank, bytes_of
 from fedloom.options.fed import FedConfig
 from fedloom.options.methods import METHODS, PARTS
-from fedloom.options.parts import choices
+from fedloom.options.parts import ENTRY_POINTS, _installed, choices
 from fedloom.runtimes.flower.rows import pack
 
 SERVER = [row.name for row in METHODS if row.server is not None]
@@ -486,6 +486,20 @@ from fedloom.options.parts import plug_in_method
 plug_in_method(Method("Mine", "here", {"aggregator": "median"}, server={"train_mode": "fed"}))
 plug_in_method(Method("Misspelt", "here", {"agregator": "median"}, server={"train_mode": "fed"}))
 """
+
+
+def test_the_plugin_of_an_installed_package_need_not_be_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "rows_of_a_package.py").write_text(PLUGIN)
+    metadata = tmp_path / "a_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\nmine = rows_of_a_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    _installed.cache_clear()
+    try:
+        assert main(["methods", "--json"]) == 0
+    finally:
+        _installed.cache_clear()
+    assert "Mine" in {row["name"] for row in json.loads(capsys.readouterr().out)}
 
 
 def test_from_python_a_plugins_method_sets_its_options_too(tmp_path):

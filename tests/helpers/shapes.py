@@ -1,0 +1,52 @@
+"""What jaxtyping checks at run time: the functions whose annotations have a shape, and no others.
+
+Its import hook wraps every function of a module, at a cost that is the same for those that take two numbers.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+import jaxtyping
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def check_shapes(modules: list[str]) -> None:
+    """Have the shapes of these modules checked, of functions as of fields; they are not imported yet."""
+    jaxtyping.jaxtyped = _where_there_are_shapes
+    jaxtyping.install_import_hook(modules, "beartype.beartype")
+
+
+def _where_there_are_shapes(*, typechecker: Any) -> Callable[[Any], Any]:
+    def decorate(thing: Any) -> Any:
+        function = thing
+        if isinstance(thing, classmethod | staticmethod):
+            function = thing.__func__
+        elif isinstance(thing, property):
+            function = thing.fget
+        elif dataclasses.is_dataclass(thing):
+            function = thing.__init__
+        elif not inspect.isfunction(thing):
+            return thing
+        return _jaxtyped(typechecker=typechecker)(thing) if _has_shapes(function) else thing
+
+    return decorate
+
+
+def _has_shapes(function: Any) -> bool:
+    try:
+        # A dataclass' own methods have the names of its module.
+        hints = get_type_hints(function)
+    except Exception:  # a name that only type checkers import
+        return True
+    return any(_is_shape(hint) for hint in hints.values())
+
+
+def _is_shape(hint: Any) -> bool:
+    if isinstance(hint, list):  # what a Callable takes
+        return any(map(_is_shape, hint))
+    if isinstance(hint, type) and not get_args(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(_is_shape, get_args(hint)))
