@@ -209,7 +209,9 @@ class Federation:
         "SGD at lr; FedAVG with lr = client_lr is the textbook's plain averaging of models",
     )
     client_num: int = option(50, "clients in the federation", minimum=1, maximum=1_000_000)
-    client_num_per_step: int = option(4, "clients sampled per round", minimum=1, maximum=100_000)
+    client_num_per_step: int = option(
+        4, "clients sampled per round; by default no more than there are", minimum=1, maximum=100_000
+    )
     max_steps: int = option(6000, "federated rounds", minimum=1, free=True, maximum=10**8)
     lr: float = option(5e-4, "server learning rate", above=0, maximum=1000)
     prox_mu: float = option(0.01, "weight of FedProx's proximal term; 0 is FedAVG", minimum=0, maximum=1e6)

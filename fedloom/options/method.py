@@ -1,7 +1,9 @@
 """The options that choose a method, or its parts; see `fedloom.options.methods`."""
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, TypeVar
 
 from fedloom.errors import UserError
@@ -9,6 +11,8 @@ from fedloom.options.aliases import by_own_names
 from fedloom.options.declare import did_you_mean, option
 from fedloom.options.methods import method, with_method
 from fedloom.options.parts import listed, load_plugins
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=type)
 
@@ -113,12 +117,28 @@ def sets_method(*, server: bool, deployed: bool = False) -> Any:
             own = by_own_names(given, names)
             if isinstance(name := own.get("method"), str):
                 _know(name, own.get("plugin"), names, server=server)
-            made(self, **with_method(own, server=server, deployed=deployed))
+            defaults = {field.name: field.default for field in fields(self)}
+            own = with_method(own, server=server, deployed=deployed)
+            made(self, **(_with_clients_enough(own, defaults) if server else own))
 
         config_class.__init__ = init  # type: ignore[misc]
         return config_class
 
     return decorate
+
+
+def _with_clients_enough(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Given options, and no more clients in a round by default than there are."""
+    clients, usual = given.get("client_num"), defaults["client_num_per_step"]
+    if "client_num_per_step" in given or not isinstance(clients, int) or not 1 <= clients < usual:
+        return dict(given)
+    _say_once(f"client_num_per_step: {clients}, all clients that there are; its default is {usual}")
+    return {**given, "client_num_per_step": clients}
+
+
+@cache
+def _say_once(words: str) -> None:
+    log.warning(words)
 
 
 def _know(name: str, plugin: object, known: Collection[str], *, server: bool) -> None:

@@ -63,7 +63,10 @@ def test_fed_hands_the_parsed_options_to_the_engine_and_says_where_the_adapter_l
         (["fed", "--lr"], ["--lr: needs a value: a number above 0"]),
         (["fed", "--resume", "maybe"], ["resume: maybe is not true or false"]),
         (["fed", "stray"], ["stray"]),
-        (["fed", "--train_mode", "fed", "--client_num", "2"], ["client_num_per_step: 4", "client_num 2"]),
+        (
+            ["fed", "--train_mode", "fed", "--client_num", "2", "--client_num_per_step", "4"],
+            ["client_num_per_step: 4", "client_num 2"],
+        ),
         (["fed", "--peft", "p-tuning"], ["p-tuning", "no layers for fedGradFocus", "--train_mode fed"]),
         (["fdd"], ["unknown command fdd", "did you mean fed?"]),
         (["demo", "--round", "3"], ["unknown flag --round", "did you mean --rounds?"]),

@@ -7,9 +7,11 @@ import pytest
 
 from fedloom.commands.cli import COMMANDS, main
 from fedloom.errors import UserError
+from fedloom.options import method
 from fedloom.options.check_fed import check
 from fedloom.options.declare import options
 from fedloom.options.fed import FedConfig
+from fedloom.options.flower import FlowerConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.meant import OPTIONS
 from fedloom.options.parsing import help_text, parse
@@ -464,7 +466,10 @@ def test_resume_takes_the_options_of_the_run_unless_given(tmp_path, monkeypatch)
             "wave_tokens: 0 is not a whole number of at least 1 and at most 1,000,000,000, or auto",
         ),
         ({"num_virtual_tokens": 0}, "num_virtual_tokens: 0 is not"),
-        ({"client_num": 3}, "client_num_per_step: 4 clients cannot be sampled from client_num 3"),
+        (
+            {"client_num": 3, "client_num_per_step": 4},
+            "client_num_per_step: 4 clients cannot be sampled from client_num 3",
+        ),
         ({"device": "gpu"}, "device: gpu is not auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:x"}, "did you mean cuda"),
         ({"exp_name": "../other"}, "not the name of one folder"),
@@ -494,6 +499,18 @@ def test_check_gives_value_rule_and_fix(options_, message):
 )
 def test_check_lets_good_values_pass(options_):
     check(FedConfig(**({"train_mode": "fed"} | options_)))
+
+
+def test_a_default_asks_for_no_more_clients_than_there_are(caplog, tmp_path):
+    method._say_once.cache_clear()
+    (tmp_path / "two.yaml").write_text("num_clients: 2\n")
+    assert parse_fed("--config", str(tmp_path / "two.yaml")).client_num_per_step == 2
+    assert FedConfig(client_num=2).client_num_per_step == 2
+    assert caplog.messages == ["client_num_per_step: 2, all clients that there are; its default is 4"]
+    assert FedConfig(client_num=4).client_num_per_step == FedConfig().client_num_per_step == 4
+    assert FlowerConfig(client_num=1, train_mode="fed").client_num_per_step == 1
+    with pytest.raises(UserError, match="4 clients cannot be sampled from client_num 2"):
+        check(FedConfig(client_num=2, client_num_per_step=4))
 
 
 def test_both_commands_take_the_names_of_both_original_systems(tmp_path):
