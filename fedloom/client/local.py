@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,6 +84,7 @@ def train_locally(
     received: Row | None = None,
     ranks: Sequence[int] | None = None,
     resting: State | None = None,
+    personal: Collection[str] = (),
 ) -> LocalResult:
     """Train every client of ``bank`` on its own steps, as if each were alone.
 
@@ -101,6 +102,7 @@ def train_locally(
         ranks: Each client's LoRA rank; ``bank`` holds zeros beyond it, and still does afterwards. None: all
             have the adapter's own.
         resting: Adapter parameters that rest in this round, each client's own, ``[clients, *shape]``.
+        personal: Names of those that are not sent, of which a rule may make a difference.
     """
     start, memory, received = bank, memory or {}, received or {}
     state = rules.optimiser.init(bank) if state is None else state
@@ -109,15 +111,21 @@ def train_locally(
     for index in range(max(map(len, work), default=0)):
         steps = [client[index] if index < len(client) else [] for client in work]
         active = torch.tensor([bool(step) for step in steps])
-        gradients, report = step_gradients(model, bank, steps, rules, frozen, ranks, resting)
+        moving, rests = bank, resting
+        if rules.rule.head_steps:  # of an optimiser what rests keeps its moments, too
+            moving, apart = bank.split(personal, first=index < rules.rule.head_steps)
+            rests = (resting or {}) | apart.tensors
+        gradients, report = step_gradients(model, moving, steps, rules, frozen, ranks, rests)
         batches_now = torch.tensor([len(step) for step in steps])
         if rules.accumulate == "sum":
             gradients = scaled(gradients, batches_now)
-        gradients = rules.rule.correct(gradients, bank, start, memory, received)
+        gradients = rules.rule.correct(gradients, moving, start, memory, received)
         if ranks is not None:  # a rule may know what lies beyond a client's rank
             gradients = AdapterBank(within_ranks(gradients.tensors, ranks))
         gradients = clip(gradients, rules.clip_norm)
-        bank, state = rules.optimiser.step(bank, gradients, state, active.to(bank.device))
+        own = {key: t for key, t in state.items() if key.partition(".")[2] in moving.tensors}
+        moved, new = rules.optimiser.step(moving, gradients, own, active.to(bank.device))
+        bank, state = AdapterBank(bank.tensors | moved.tensors), state | new
         losses += report.loss * batches_now
         correct += report.correct
         labels += report.labels

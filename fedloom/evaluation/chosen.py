@@ -72,7 +72,7 @@ def to_merge(
         return [peers[peer]]
     if clients:
         log.warning(
-            "clients have trained parameters of their own (%s), and the server's adapter is without them; "
+            "clients have adapters of their own (%s), and this is the server's, without what is personal; "
             "--client N takes a client's",
             _listed(clients),
         )

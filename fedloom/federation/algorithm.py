@@ -20,17 +20,16 @@ clients run, or of how they are reached. `federation.server` composes them to a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
-from fedloom.client.optimisers import Optimiser, sgd
+from fedloom.client.optimisers import Optimiser, State, sgd
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
-from fedloom.errors import UserError
 from fedloom.federation.aggregators import Aggregator, Folding, Refactoring
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.codecs import Codec, feedback
@@ -46,6 +45,7 @@ from fedloom.options.methods import PARTS
 from fedloom.options.parts import is_plugged, make
 
 SENT, RESIDUAL, PERSONAL, RULE, BASE = "sent by the rule: ", "residual: ", "personal: ", "rule: ", "base: "
+MOMENTS, OWN_MOMENTS = "moments: ", "personal moments: "
 """What stands before the names of a payload's and a memory's tensors, to tell them apart."""
 
 
@@ -83,6 +83,11 @@ class Algorithm:
     def folds(self) -> bool:
         """Whether a round changes the base."""
         return isinstance(self.aggregator, Folding)
+
+    @property
+    def ends_with_new_factors(self) -> bool:
+        """Whether what knew a round's factors one number at a time is of no use in the next."""
+        return self.refactor is not None or (isinstance(self.aggregator, Folding) and self.aggregator.anew)
 
     def rank(self, client: int) -> int | None:
         """A client's LoRA rank; None where it has the adapter's own."""
@@ -143,7 +148,7 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         client_lr: The clients' learning rate, by which a server optimiser undoes what made Δ of a gradient.
 
     Raises:
-        UserError: A part cannot be made of its text, or takes no other of these parts beside it.
+        UserError: A part cannot be made of its text.
     """
     part = {part.option: part for part in PARTS}
 
@@ -156,7 +161,7 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
     refactor = None
     if isinstance(aggregator, Refactoring):
         aggregator, refactor = aggregator.aggregator, aggregator.refactor
-    algorithm = Algorithm(
+    return Algorithm(
         client_lr=client_lr,
         server_optimiser=made("server_optimizer", client_lr=client_lr),
         rule=made("client_rule"),
@@ -167,30 +172,6 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         refactor=refactor,
         seed=settings["seed"],
     )
-    if refactor is not None or (isinstance(aggregator, Folding) and aggregator.anew):
-        _check_nothing_kept(texts, algorithm)
-    return algorithm
-
-
-def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm) -> None:
-    """Refuse what knows factors one number at a time, where each round ends with others.
-
-    Raises:
-        UserError: Clients or the server remember something of them.
-    """
-    any_row = {"": torch.zeros(1)}
-    if algorithm.codec.lossy or algorithm.rule.memory(any_row):
-        raise UserError(
-            f"lora_aggregation: {texts['lora_aggregation']} ends every round with new factors, and what "
-            "clients remember (compress, client_rule) is of the old ones; choose --compress none and "
-            "--client_rule none, or another lora_aggregation"
-        )
-    if algorithm.refactor is not None and algorithm.server_optimiser.init(AdapterBank.repeat(any_row, 1)):
-        raise UserError(
-            f"lora_aggregation: {texts['lora_aggregation']} ends every round with new factors, and the "
-            f"moments of server_optimizer {texts['server_optimizer']} are of the old ones; choose "
-            "--server_optimizer none, or another lora_aggregation"
-        )
 
 
 def with_prefix(prefix: str, row: Row) -> Row:
@@ -203,20 +184,44 @@ def part_of(row: Row, prefix: str) -> Row:
     return {name.removeprefix(prefix): t for name, t in row.items() if name.startswith(prefix)}
 
 
-def first_memory(algorithm: Algorithm, adapter: Row) -> Row:
+def first_memory(algorithm: Algorithm, adapter: Row, optimiser: Optimiser | None = None) -> Row:
     """What a client keeps before its first round; also the names and shapes of all that it ever keeps.
 
     Args:
         algorithm: Which.
         adapter: Where everybody begins.
+        optimiser: The clients', whose state lasts from round to round; None: it has none.
     """
-    shared = algorithm.share(adapter.keys())
+    shared, own_model = algorithm.share(adapter.keys()), algorithm.rule.own_model is not None
     sent = {name: t for name, t in adapter.items() if name in shared}
     memory = with_prefix(RULE, algorithm.rule.memory(sent))
-    memory |= with_prefix(PERSONAL, {name: t for name, t in adapter.items() if name not in shared})
+    memory |= with_prefix(PERSONAL, {n: t for n, t in adapter.items() if own_model or n not in shared})
+    if optimiser is not None:
+        state = as_remembered(optimiser.init(AdapterBank.repeat(adapter, 1)))
+        moments = {key: t[0] for key, t in state.items()}
+        memory |= with_prefix(MOMENTS, moments) | (with_prefix(OWN_MOMENTS, moments) if own_model else {})
     if algorithm.codec.lossy:
         memory |= with_prefix(RESIDUAL, {name: torch.zeros_like(t) for name, t in sent.items()})
     return memory
+
+
+def as_remembered(state: State) -> State:
+    """An optimiser's state as clients remember it: step counts in the moments' dtype, since rows have one."""
+    floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    return {key: t.to(floating) for key, t in state.items()}
+
+
+def moments_of(remembered: Sequence[Row], prefix: str, bank: AdapterBank) -> State | None:
+    """The optimiser's state that clients remember, of the parameters in a bank; None where there is none.
+
+    Args:
+        remembered: What each client remembers.
+        prefix: What stands before the names of the state.
+        bank: The clients' parameters that move.
+    """
+    rows = [part_of(row, prefix) for row in remembered]
+    state = {k: t for k, t in AdapterBank.stack(rows).tensors.items() if k.partition(".")[2] in bank.tensors}
+    return {k: t.long() if k.startswith("steps.") else t for k, t in state.items()} or None
 
 
 def first_peer_memory(algorithm: Algorithm, shared: Row) -> Row:

@@ -7,7 +7,7 @@ matrix product, FedProx is a distance to a row, and a client's adapter is a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,12 @@ class AdapterBank:
         """The bank of some clients, copied, in the order given."""
         index = torch.tensor(list(clients), dtype=torch.long)
         return AdapterBank({name: t.index_select(0, index.to(t.device)) for name, t in self.tensors.items()})
+
+    def split(self, names: Collection[str], *, first: bool = True) -> tuple[AdapterBank, AdapterBank]:
+        """The bank of these parameters and that of the others, or the other way round."""
+        inside = AdapterBank({name: t for name, t in self.tensors.items() if name in names})
+        outside = AdapterBank({name: t for name, t in self.tensors.items() if name not in names})
+        return (inside, outside) if first else (outside, inside)
 
     def map(self, function: Callable[..., Tensor], *others: AdapterBank) -> AdapterBank:
         """``function`` of this bank's tensors and those of ``others``, name by name."""

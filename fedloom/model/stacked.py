@@ -237,6 +237,8 @@ class StackedModel:
             check_ranks(config, [rank])
             config.r, row = rank, truncated(row, rank)
         if base:
+            if rank is not None:  # the base's change has the adapter's own scale, not the client's
+                base = {module: t / rank_factor(self.config, rank) for module, t in base.items()}
             own = config.r
             row, more = with_factors(dict(row), base)
             config.r = own + more

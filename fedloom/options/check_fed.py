@@ -41,6 +41,11 @@ def check(config: FedConfig) -> None:
             f"{config.batch_size} x client_epoch {config.client_epoch} are {drawn:,} examples in a round; "
             f"{MOST_EXAMPLES_PER_ROUND:,} is the most, so lower one of them"
         )
+    if not federated and config.client_optimizer != "sgd":
+        raise UserError(
+            f"client_optimizer: train_mode local trains by AdamW at lr, and {config.client_optimizer} would "
+            "not be used; leave it out, or choose --train_mode fed"
+        )
     check_target_modules(config.target_modules)
     _check_ranks(config)
     check_method(config, server=True)

@@ -38,7 +38,7 @@ def check_method(config: Any, *, server: bool) -> None:
         check_choice(_BY_NAME[option], text)
     names = {option: text.partition(":")[0] for option, text in texts.items()}
     products = names["lora_aggregation"]
-    if products != _BY_NAME["lora_aggregation"].default and names["share"] != _BY_NAME["share"].default:
+    if products != _BY_NAME["lora_aggregation"].default and names["share"] == "a":
         raise UserError(
             f"lora_aggregation: {products} needs both factors of every product, and share {names['share']} "
             "sends a part of the adapter; choose --share all, or --lora_aggregation factors"
@@ -54,6 +54,11 @@ def _check_factors(config: Any, names: dict[str, str]) -> None:
     trains = names["train_factors"]
     if trains == _BY_NAME["train_factors"].default:
         return
+    if names["share"] in ("body", "head"):
+        raise UserError(
+            f"train_factors: {trains} says which factors of the shared model train, and share "
+            f"{names['share']} leaves clients parameters of their own, which train whole; choose one of them"
+        )
     for option in ("lora_aggregation", "share"):
         if names[option] not in (_BY_NAME[option].default, "fedsvd"):
             raise UserError(
@@ -98,6 +103,16 @@ def _check_with_server(config: Any, names: dict[str, str]) -> None:
                     f"combined, so {shown(given)} has no meaning; leave it out, or choose --train_mode fed"
                 )
         return
+    if names["client_rule"] in ("quasi_global", "gradient_tracking"):
+        raise UserError(
+            f"client_rule: {names['client_rule']} is about what neighbours send each other, and has no "
+            "meaning with a server; choose scaffold, feddyn, proximal or none"
+        )
+    if names["client_rule"] == "ditto" and names["share"] != _BY_NAME["share"].default:
+        raise UserError(
+            f"client_rule: ditto gives every client a whole model of its own, and share {names['share']} a "
+            "part of one; choose one of the two"
+        )
     if names["lora_aggregation"] == "fedsvd" and names["train_factors"] != "b":
         raise UserError(
             "lora_aggregation: fedsvd averages B beside one A for all, and train_factors "

@@ -235,7 +235,10 @@ class ClientTraining:
         "gradient of a step of several batches: mean: as grad_accum_mean says; sum: that times the number of "
         "batches, as in the original FedGPL's clients",
     )
-    client_lr: float = option(1e-4, "client learning rate (SGD)", above=0, maximum=1000)
+    client_lr: float = option(1e-4, "client learning rate", above=0, maximum=1000)
+    client_optimizer: Literal["sgd", "adam", "adamw"] = option(
+        "sgd", "a client's optimiser; the moments of adam and adamw are its own and last across rounds"
+    )
     clip_norm: float = option(
         0.0, "largest gradient norm of a client's step; 0 is off", minimum=0, maximum=1e9
     )

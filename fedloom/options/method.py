@@ -49,7 +49,8 @@ class AnyMethod:
     share: str = option(
         "auto",
         f"what is shared: {listed('share')}; all: the whole adapter; a: LoRA's A, while every client keeps "
-        "its own B; auto: as method says, else all",
+        "its own B; body: all but the last LAYERS and the head; head: those alone; auto: as method says, "
+        "else all",
     )
     train_factors: str = option(
         "auto",

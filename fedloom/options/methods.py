@@ -85,6 +85,12 @@ METHODS: list[Method] = [
         {"server_optimizer": "momentum"},
         {"lr": 1.0, **_FED},
     ),
+    Method(
+        "DiLoCo",
+        "Douillard et al., 2023, arXiv:2311.08105",
+        {"server_optimizer": "nesterov"},
+        {"lr": 0.7, "client_optimizer": "adamw", **_FED},
+    ),
     Method("Median", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "median"}, _FED, _GOSSIP),
     Method(
         "TrimmedMean", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "trimmed_mean"}, _FED, _GOSSIP
@@ -117,6 +123,27 @@ METHODS: list[Method] = [
     Method("HetLoRA", "Cho et al., 2024, arXiv:2401.06432", {"lora_aggregation": "hetlora"}, _FED),
     Method("FedEx-LoRA", "Singhal et al., 2025, arXiv:2410.09432", {"lora_aggregation": "fedex"}, _FED),
     Method("FLoRA", "Wang et al., 2024, arXiv:2409.05976", {"lora_aggregation": "flora"}, _FED),
+    Method("Ditto", "Li et al., 2021, arXiv:2012.04221", {"client_rule": "ditto"}, _FED),
+    # A language model has no head that trains: its last layer stands for one.
+    Method(
+        "FedPer",
+        "Arivazhagan et al., 2019, arXiv:1912.00818",
+        server={"share": "body:1", **_FED},
+        graph={"share": "body:0", **_GOSSIP},
+    ),
+    Method(
+        "FedRep",
+        "Collins et al., 2021, arXiv:2102.07623",
+        {"client_rule": "fedrep"},
+        {"share": "body:1", **_FED},
+        {"share": "body:0", **_GOSSIP},
+    ),
+    Method(
+        "LG-FedAvg",
+        "Liang et al., 2020, arXiv:2001.01523",
+        server={"share": "head:1", **_FED},
+        graph={"share": "head:0", **_GOSSIP},
+    ),
     Method("FedSA-LoRA", "Guo et al., 2025, arXiv:2410.01463", {"share": "a"}, _FED, _GOSSIP),
     Method("FFA-LoRA", "Sun et al., 2024, arXiv:2403.12313", {"train_factors": "b"}, _FED),
     Method(

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from fedloom.client.local import LocalRules, batch_tokens, train_locally
+from fedloom.client.local import LocalRules, Step, batch_tokens, train_locally
+from fedloom.client.optimisers import State
 from fedloom.client.work import ClientWork
 from fedloom.data.randomness import derive_seed
 from fedloom.federation.algorithm import (
+    MOMENTS,
+    OWN_MOMENTS,
     PERSONAL,
     RULE,
     SENT,
     Algorithm,
     Update,
+    as_remembered,
     encode_update,
+    moments_of,
     part_of,
     with_prefix,
 )
 from fedloom.federation.peers import PeerState, Trained
 from fedloom.model.adapters.ranks import within_ranks
-from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.bank import AdapterBank, Row, usable
 from fedloom.model.layout import Layout
 from fedloom.model.stacked import StackedModel
 
@@ -64,7 +72,9 @@ def run_clients(
         clip: Largest norm of a change, where the algorithm is private.
     """
     memories, first = memories or {}, first or {}
-    personal = part_of(first, PERSONAL)
+    own_model = rules.rule.own_model
+    # A whole model of its own is none of the parameters of the shared one.
+    personal = part_of(first, PERSONAL) if own_model is None else {}
     frozen = {name: t for name, t in (frozen or {}).items() if name not in personal}
     for wave in waves(work, model.layout, rules.wave_tokens):
         remembered = [memories.get(client.client, first) for client in wave]
@@ -73,23 +83,35 @@ def run_clients(
         bank = AdapterBank.repeat(adapter, len(wave)) if ranks is None else AdapterBank.stack(starts)
         if personal:
             bank.tensors.update(AdapterBank.stack([part_of(row, PERSONAL) for row in remembered]).tensors)
-        own = AdapterBank.stack([part_of(row, RULE) for row in remembered]).tensors
-        steps = [client.steps for client in wave]
         if ranks is not None:
             bank = AdapterBank(within_ranks(bank.tensors, ranks))
+        steps = [client.steps for client in wave]
         result = train_locally(
-            model, bank, steps, rules, frozen=frozen, memory=own, received=received, ranks=ranks
+            model,
+            bank,
+            steps,
+            rules,
+            moments_of(remembered, MOMENTS, bank),
+            frozen,
+            memory=AdapterBank.stack([part_of(row, RULE) for row in remembered]).tensors,
+            received=received,
+            ranks=ranks,
+            personal=personal,
         )
+        kept = with_prefix(RULE, result.memory) | with_prefix(MOMENTS, as_remembered(result.state))
+        kept |= with_prefix(PERSONAL, {name: result.bank.tensors[name] for name in personal})
+        tokens = result.tokens
+        if own_model is not None:
+            more, own_tokens = _train_own_models(model, bank, steps, rules, remembered, ranks)
+            kept, tokens = kept | more, tokens + own_tokens
         for k, client in enumerate(wave):
             row = result.bank.row(k)
-            memory = remembered[k] | with_prefix(RULE, {name: t[k] for name, t in result.memory.items()})
-            memory |= with_prefix(PERSONAL, {name: row[name] for name in personal})
             payload, memory = encode_update(
                 algorithm,
                 client.client,
                 change(client.client, {name: row[name] - t for name, t in starts[k].items()}),
                 {name: t[k] for name, t in result.sent.items()},
-                memory,
+                remembered[k] | {name: t[k] for name, t in kept.items()},
                 derive_seed(seed, "codec", round_, client.client),
                 clip,
             )
@@ -100,10 +122,59 @@ def run_clients(
                 loss=float(result.loss[k]),
                 correct=int(result.correct[k]),
                 labels=int(result.labels[k]),
-                tokens=int(result.tokens[k]),
+                tokens=int(tokens[k]),
                 # The wave's bank need not outlive the wave.
                 memory={name: t.clone() for name, t in memory.items()},
             )
+
+
+def _train_own_models(
+    model: StackedModel,
+    shared: AdapterBank,
+    steps: Sequence[Sequence[Step]],
+    rules: LocalRules,
+    remembered: Sequence[Row],
+    ranks: Sequence[int] | None,
+) -> tuple[State, Int[Tensor, " clients"]]:
+    """Train each client's own model beside the shared one; see `ClientRule.own_model`.
+
+    What of the shared model moves in this round moves of it. A client whose own model would no longer be
+    finite goes on with the one that it has: the server never sees it, and cannot leave it out.
+
+    Args:
+        model: The frozen base with stacked adapters.
+        shared: Where the shared model began.
+        steps: Each client's optimiser steps.
+        rules: How clients train the shared model.
+        remembered: What each client remembers.
+        ranks: Each client's LoRA rank; None: all have the adapter's own.
+
+    Returns:
+        What the clients remember of it, and the tokens that went through the model.
+    """
+    assert rules.rule.own_model is not None
+    before = AdapterBank.stack([part_of(row, PERSONAL) for row in remembered])
+    if ranks is not None:
+        before = AdapterBank(within_ranks(before.tensors, ranks))
+    moving, resting = before.split(shared.tensors)
+    state = moments_of(remembered, OWN_MOMENTS, moving)
+    result = train_locally(
+        model,
+        moving,
+        steps,
+        replace(rules, rule=rules.rule.own_model),
+        state,
+        received=shared.tensors,
+        ranks=ranks,
+        resting=resting.tensors,
+    )
+    new = with_prefix(PERSONAL, result.bank.tensors) | with_prefix(OWN_MOMENTS, as_remembered(result.state))
+    old = with_prefix(PERSONAL, moving.tensors) | with_prefix(OWN_MOMENTS, as_remembered(state or {}))
+    for k in range(len(steps)):
+        if not usable({name: t[k] for name, t in new.items()}):
+            for name, t in old.items():
+                new[name][k] = t[k]
+    return new, result.tokens
 
 
 def train_peers(
@@ -114,6 +185,7 @@ def train_peers(
     frozen: Row,
     first: int = 0,
     trains: Mapping[int, Collection[str]] | None = None,
+    personal: Collection[str] = (),
 ) -> Trained:
     """Train peers, each from its own row, wave by wave.
 
@@ -126,6 +198,7 @@ def train_peers(
         first: The number of the peer in the first row.
         trains: The parameters that each peer trains in this round, by its number; the others rest, with their
             optimiser's state. None: all of the bank.
+        personal: Those that are not sent.
     """
     bank = state.bank.map(torch.clone)
     optimiser = {key: t.clone() for key, t in state.optimiser.items()}
@@ -157,6 +230,7 @@ def train_peers(
             memory=part_of(remembered, RULE),
             received=part_of(remembered, SENT),
             resting=resting,
+            personal=personal,
         )
         new = with_prefix(RULE, result.memory) | with_prefix(SENT, result.sent)
         for name, t in result.bank.tensors.items():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
 import torch
 from peft import PeftConfig
 
-from fedloom.client.optimisers import adam
+from fedloom.client.optimisers import Optimiser, adam, sgd
 from fedloom.errors import UserError
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, compose
@@ -21,7 +21,7 @@ from fedloom.federation.privacy.user import UserPrivacy
 from fedloom.federation.ranks import Ranks
 from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.adapters.ranks import rank_factor
-from fedloom.model.bank import Row
+from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
@@ -42,6 +42,8 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
     texts = chosen(config)
     algorithm = compose(texts, vars(config), config.client_lr)
     products = texts["lora_aggregation"]
+    if algorithm.ends_with_new_factors:
+        _check_nothing_kept(texts, algorithm, config.client_optimizer)
     if algorithm.refactor is not None and len(set(config.ranks)) > 1:
         raise UserError(
             f"lora_aggregation: {products} averages B beside one A for all, and lora_r {config.lora_r} gives "
@@ -56,6 +58,12 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
             f"lora_aggregation: {products} changes the base by what clients trained, and server_optimizer "
             f"{texts['server_optimizer']} would change the adapter by something else; choose "
             "--server_optimizer none, or --lora_aggregation flexlora"
+        )
+    if algorithm.rule.own_model is not None:
+        raise UserError(
+            f"lora_aggregation: {products} changes the base, and with it the model that client_rule "
+            f"{texts['client_rule']} lets clients keep for themselves; choose another client_rule, or "
+            "--lora_aggregation flexlora"
         )
     if algorithm.rule.amend is not None:
         raise UserError(
@@ -93,6 +101,70 @@ def _user_privacy(config: FedConfig, algorithm: Algorithm) -> UserPrivacy:
     return UserPrivacy(clip, quantile, noise, config.client_num, config.client_num_per_step)
 
 
+def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm, client_optimizer: str) -> None:
+    """Refuse what knows factors one number at a time, where each round ends with others.
+
+    Raises:
+        UserError: Clients or the server remember something of them.
+    """
+    any_row, products = {"": torch.zeros(1)}, texts["lora_aggregation"]
+    rule = algorithm.rule
+    if (
+        algorithm.codec.lossy
+        or rule.memory(any_row)
+        or rule.own_model is not None
+        or client_optimizer != "sgd"
+    ):
+        raise UserError(
+            f"lora_aggregation: {products} ends every round with new factors, and what clients remember "
+            "(compress, client_rule, client_optimizer) is of the old ones; choose --compress none, "
+            "--client_rule none and --client_optimizer sgd, or another lora_aggregation"
+        )
+    if algorithm.refactor is not None and algorithm.server_optimiser.init(AdapterBank.repeat(any_row, 1)):
+        raise UserError(
+            f"lora_aggregation: {products} ends every round with new factors, and the moments of "
+            f"server_optimizer {texts['server_optimizer']} are of the old ones; choose --server_optimizer "
+            "none, or another lora_aggregation"
+        )
+
+
+def client_optimiser(name: str, lr: float) -> Optimiser:
+    """What clients, or peers, descend by.
+
+    Args:
+        name: sgd, adam or adamw.
+        lr: Their learning rate.
+    """
+    if name == "sgd":
+        return sgd(lr)
+    return adam(lr, weight_decay=ADAMW_WEIGHT_DECAY if name == "adamw" else 0.0)
+
+
+def check_personal(algorithm: Algorithm, personal: Collection[str], steps: int) -> None:
+    """Make sure that in a round both what is personal and what is shared trains.
+
+    Args:
+        algorithm: Which.
+        personal: Names of the personal parameters.
+        steps: Optimiser steps of a round, the fewest that a client takes.
+
+    Raises:
+        UserError: A rule that trains one after the other leaves nothing for one of them.
+    """
+    first = algorithm.rule.head_steps
+    if first and not personal:
+        raise UserError(
+            f"client_rule: fedrep:{first} trains personal parameters before shared ones, and there are none; "
+            "choose --share body:1, or --client_rule none"
+        )
+    if first >= steps > 0:
+        raise UserError(
+            f"client_rule: fedrep:{first} is all that a client does in a round of {steps} "
+            f"step{'s' * (steps > 1)}, so that what is shared would never train; choose fewer, or let "
+            "clients take more steps"
+        )
+
+
 def client_ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:
     """The clients' LoRA ranks, which they get in turn; None where all have the same."""
     given = config.ranks
@@ -120,6 +192,12 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
         raise UserError(
             f"lora_aggregation: {chosen(config)['lora_aggregation']} changes the base that all clients "
             "share, and peers without a server share none; choose factors, flexlora or lora_fair"
+        )
+    if algorithm.rule.own_model is not None:
+        raise UserError(
+            f"client_rule: {chosen(config)['client_rule']} holds a personal model near the server's, and "
+            "there is no server; a peer's model is its own already, so choose proximal, or keep a part of it "
+            "from neighbours by --share"
         )
     any_row = {"": torch.zeros(1)}
     if algorithm.rule.kept(any_row) or algorithm.rule.amend is not None:

@@ -194,7 +194,7 @@ def _save(parts: Parts, folder: Path, now: ServerProgress) -> None:
         for client, row in _personal_rows(now).items():
             rank = parts.algorithm.rank(client)
             own = path / f"client-{client + 1:04d}"
-            parts.model.save(row, own, rank=rank)
+            parts.model.save(row, own, rank=rank, base=now.server.base)
             parts.beside.write(own, like=path)
 
     save_checkpoint(

@@ -106,7 +106,7 @@ def train(
     first = parts.first + parts.here.start
     work = _work(parts, drawn, state, sorted(rows, key=lambda row: by_row[row]))
     trains = {first + row: names[by_row[row]] for row in rows}
-    return train_peers(parts.model, state, work, parts.rules, parts.frozen, first, trains)
+    return train_peers(parts.model, state, work, parts.rules, parts.frozen, first, trains, parts.own)
 
 
 def first_gradients(

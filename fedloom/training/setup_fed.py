@@ -10,7 +10,6 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.client.local import LocalRules
-from fedloom.client.optimisers import adam, sgd
 from fedloom.client.work import Schedule
 from fedloom.data.example import Splits
 from fedloom.data.randomness import derive_seed
@@ -36,7 +35,13 @@ from fedloom.options.fed import FedConfig
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import AdapterFolder, of_classes, of_prompts
-from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_with_server, client_ranks, scored_layers
+from fedloom.training.algorithms import (
+    algorithm_with_server,
+    check_personal,
+    client_optimiser,
+    client_ranks,
+    scored_layers,
+)
 from fedloom.training.attackers import simulated_attackers
 from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable
@@ -140,7 +145,10 @@ def build(
         inputs.note("tokens of the data", digest_of_tokens([data.train, data.validation]))
         inputs.check()
         adapter = _adapter(config, structure)
-        check_adapter(structure, adapter)
+        names = check_adapter(structure, adapter).keys()
+        schedule = _schedule(config)
+        steps = -(-schedule.batches * schedule.epochs // schedule.accumulate)
+        check_personal(algorithm, names - algorithm.share(names), steps)
         ready.append((data, adapter))
 
     with base_noted(inputs, config.model_name):
@@ -160,15 +168,16 @@ def build(
         else config.wave_tokens,
         system_prompt=config.system_prompt if data.form is None else data.instruction or "none",
     )
+    rules = _rules(resolved, algorithm)
     return resolved, Parts(
         model=model,
         tokenizer=base.tokenizer,
         splits=splits,
         data=data,
         schedule=_schedule(config),
-        rules=_rules(resolved, algorithm),
+        rules=rules,
         algorithm=algorithm,
-        first_memory=first_memory(algorithm, model.initial),
+        first_memory=first_memory(algorithm, model.initial, rules.optimiser),
         server_schedule=Schedule(
             config.server_batches,
             config.batch_size,
@@ -292,7 +301,9 @@ def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:
     local = config.train_mode == "local"
     assert isinstance(config.wave_tokens, int)
     return LocalRules(
-        optimiser=adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY) if local else sgd(config.client_lr),
+        optimiser=client_optimiser("adamw", config.lr)
+        if local
+        else client_optimiser(config.client_optimizer, config.client_lr),
         rule=algorithm.rule,
         clip_norm=config.clip_norm,
         accumulate=config.accumulate,

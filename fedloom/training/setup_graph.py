@@ -14,7 +14,6 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.client.local import LocalRules
-from fedloom.client.optimisers import Optimiser, adam, sgd
 from fedloom.client.work import Schedule
 from fedloom.data.encode import Tokens, encode, reading
 from fedloom.data.encode_classes import class_reading, encode_classes
@@ -44,7 +43,13 @@ from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import of_classes, of_prompts
-from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, algorithm_on_graph, layer_votes, personal_names
+from fedloom.training.algorithms import (
+    algorithm_on_graph,
+    check_personal,
+    client_optimiser,
+    layer_votes,
+    personal_names,
+)
 from fedloom.training.attackers import simulated_attackers
 from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable, check_sizes, of_client
@@ -176,7 +181,8 @@ def _build(
         check_fit(structure, tokenizer, texts, max_length=config.max_length)
         encoded.append(replace(read, questions=[within_room(own, structure) for own in read.questions]))
         adapters.append(_adapter(config, structure))
-        check_adapter(structure, adapters[0])
+        personal = personal_names(config, algorithm, check_adapter(structure, adapters[0]))
+        check_personal(algorithm, personal, min(_schedule(config, len(own)).batches for own in read.train))
 
     with base_noted(inputs, config.model_checkpoint):
         base = load_base(
@@ -201,7 +207,7 @@ def _build(
     if wave_tokens == "auto":
         wave_tokens = auto_wave_tokens(base.model, group.sharing)
     dtype = cast(Any, str(base.model.dtype).removeprefix("torch."))
-    optimiser = _optimiser(config)
+    optimiser = client_optimiser(config.client_optimizer, config.lr)
     frozen = {n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n}
     ends = np.cumsum([len(own) for own in train])
     instruction = instruction_of(task.instruction, config.system_prompt)
@@ -345,12 +351,6 @@ def _stack(
 def _for_each(own: Sequence[T], peers: int) -> Sequence[T]:
     """One for each peer, where one is for all."""
     return own if len(own) > 1 else [*own] * peers
-
-
-def _optimiser(config: Setting) -> Optimiser:
-    if config.client_optimizer == "sgd":
-        return sgd(config.lr)
-    return adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY if config.client_optimizer == "adamw" else 0.0)
 
 
 def _schedule(config: Setting, examples: int) -> Schedule:

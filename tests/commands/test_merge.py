@@ -78,7 +78,7 @@ def test_the_merged_model_answers_as_base_and_adapter(
     # What makes a difference stays with the clients there: the server has A, and B is as it began.
     of_the_server = adapter.startswith("personal") and "--client" not in words
     assert torch.allclose(logits(base), expected, atol=1e-2) == of_the_server
-    assert ("parameters of their own" in caplog.text) == of_the_server
+    assert ("adapters of their own" in caplog.text) == of_the_server
     said = adapter.format(client=client).replace("/checkpoints", "")
     assert f"Merging into {chat_llama}: {said} …" in capsys.readouterr().out
 

@@ -589,7 +589,16 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--client_rule proximal:-1", ["proximal:-1 is negative"]),
         ("--method FedDyn --lora_aggregation fedex", ["client_rule feddyn would change the adapter"]),
         ("--client_rule feddyn:0", ["feddyn:0 divides by 0"]),
-        ("--client_rule quasi_global", ["client_rule: quasi_global has no meaning here"]),
+        ("--client_rule quasi_global", ["quasi_global is about what neighbours send"]),
+        ("--client_rule ditto:-1", ["ditto:-1 is negative"]),
+        ("--method Ditto --share a", ["a whole model of its own, and share a a part of one"]),
+        ("--method Ditto --lora_aggregation fedex", ["changes the base, and with it the model"]),
+        ("--client_rule fedrep:0.5", ["fedrep:0.5 is no number of steps"]),
+        ("--share body:1.5", ["body:1.5 is no number of layers"]),
+        ("--method FedPer --train_factors b", ["parameters of their own, which train whole"]),
+        ("--method DiLoCo --client_rule scaffold", ["scaffold reads gradients off the steps of SGD"]),
+        ("--method DiLoCo --train_mode local", ["client_optimizer: train_mode local trains by AdamW at lr"]),
+        ("--method FLoRA --client_optimizer adam", ["ends every round with new factors"]),
         ("--server_optimizer yogi:0", ["yogi:0 divides by 0"]),
         ("--server_optimizer adagrad:0", ["adagrad:0 divides by 0"]),
         ("--server_optimizer momentum:1", ["momentum:1 is no momentum", "below 1"]),
@@ -645,7 +654,15 @@ def test_clients_of_unequal_rank_send_what_they_have_and_equal_ranks_change_noth
 
 
 @pytest.mark.parametrize(
-    "words", ["--compress int8", "--method SCAFFOLD", "--method FlexLoRA", "--method HetLoRA", "--share a"]
+    "words",
+    [
+        "--compress int8",
+        "--method SCAFFOLD",
+        "--method FlexLoRA",
+        "--method HetLoRA",
+        "--share a",
+        "--client_rule ditto --client_optimizer adamw --client_lr 0.001",
+    ],
 )
 def test_unequal_ranks_go_with_the_other_parts(fed, words):
     method = words if "method" in words else f"--method FedAvg {words}"

@@ -99,6 +99,7 @@ def test_every_method_on_two_ranks_is_that_of_one_process(runs, words, tmp_path)
 def test_the_methods_send_what_they_say(runs):
     shapes = {name: t.numel() for name, t in adapter(runs / "D-PSGD", peer=1).items()}
     numbers, of_a = sum(shapes.values()), sum(n for name, n in shapes.items() if "lora_A" in name)
+    of_head = sum(n for name, n in shapes.items() if "lora_" not in name)
     per_edge = {
         "D-PSGD": 4 * numbers,
         "QG-DSGDm": 4 * numbers,
@@ -107,6 +108,9 @@ def test_the_methods_send_what_they_say(runs):
         "FlexLoRA": 4 * numbers,
         "FedSA-LoRA": 4 * of_a,
         "DFL-LoRA": 4 * (numbers - of_a),
+        "FedPer": 4 * (numbers - of_head),
+        "FedRep": 4 * (numbers - of_head),
+        "LG-FedAvg": 4 * of_head,
         "FedPAQ": numbers + 4 * len(shapes),
         "CHOCO-SGD": 8 * math.ceil(0.01 * numbers),
     }
@@ -139,6 +143,13 @@ def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
     [
         ("--share a", ["share: a", "DFL-LoRA", "nothing would be sent", "--training_type LoRA"]),
         ("--client_rule scaffold", ["client_rule: scaffold", "there is no client_lr", "none, proximal"]),
+        ("--client_rule ditto", ["client_rule: ditto", "there is no server", "choose proximal"]),
+        (
+            "--client_rule fedrep",
+            ["fedrep:1 trains personal parameters before shared ones", "--share body:1"],
+        ),
+        ("--method FedRep --client_rule fedrep:2", ["fedrep:2 is all that a client does", "2 steps"]),
+        ("--share body:1", ["body:1 leaves clients all that trains"]),
         ("--client_rule feddyn", ["client_rule: feddyn", "there is no client_lr"]),
         ("--client_rule quasi_global --client_optimizer adam", ["adam", "--client_optimizer sgd"]),
         ("--method K-GT --aggregator median", ["gradient_tracking", "the mean of what neighbours send"]),

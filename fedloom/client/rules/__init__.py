@@ -10,9 +10,9 @@ nothing, `none`:
     memory, sent = rule.finish(start, bank, steps, memory={}, received={})  # after the last one: {}, {}
 
 `scaffold.py` is one that remembers on both sides, `feddyn.py` one that has a part in the server's step,
-`proximal.py` one that has no memory. Among peers on a graph there is no server to keep anything; what a rule
-sends is mixed there by the same matrix as the adapters (`gradient_tracking.py`), or it has a memory alone
-(`quasi_global.py`).
+`proximal.py` one that has no memory; `fedrep.py` and `ditto.py` are about personal parameters. Among peers on
+a graph there is no server to keep anything; what a rule sends is mixed there by the same matrix as the
+adapters (`gradient_tracking.py`), or it has a memory alone (`quasi_global.py`).
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ class ClientRule(NamedTuple):
             `absorb` and the server's optimiser; None takes the change as it is.
         mixed: ``adapter -> row``: among peers, what mixing has made of what was sent before anything was;
             None: nothing is sent there.
+        head_steps: In so many steps, the first of a round, personal parameters move alone, in the others
+            shared ones; 0: all move in all steps.
+        own_model: The rule by which every client trains a model of its own beside the shared one, from round
+            to round; its ``received`` is where the shared one began, ``[clients, *shape]``. None: there is
+            no such model.
     """
 
     memory: Callable[[Row], Row]
@@ -53,3 +58,5 @@ class ClientRule(NamedTuple):
     absorb: Callable[[Row, Row, float], Row]
     amend: Callable[[Row, Row, float], tuple[Row, Row]] | None = None
     mixed: Callable[[Row], Row] | None = None
+    head_steps: int = 0
+    own_model: ClientRule | None = None

@@ -21,15 +21,21 @@ from torch import Tensor
 
 from fedloom.client.optimisers import State
 from fedloom.client.rules import ClientRule
+from fedloom.client.rules.quasi_global import check_descends_by_sgd
 from fedloom.model.bank import AdapterBank, Row
 
 
-def scaffold(*, client_lr: float) -> ClientRule:
+def scaffold(*, client_lr: float, client_optimizer: str = "sgd") -> ClientRule:
     """Correct each client's drift.
 
     Args:
         client_lr: η, the clients' learning rate.
+        client_optimizer: How clients descend.
+
+    Raises:
+        UserError: They do not descend by SGD.
     """
+    check_descends_by_sgd("scaffold", client_optimizer)
 
     def zeros(adapter: Row) -> Row:
         return {name: torch.zeros_like(t) for name, t in adapter.items()}

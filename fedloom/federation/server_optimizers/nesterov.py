@@ -6,8 +6,8 @@ With Δ the clients' combined change:
     w ← w + lr · (Δ + β v)
 
 which is torch's SGD with ``nesterov=True`` along −Δ. v begins at 0. With β = 0 and lr = 1 it is FedAvg. The
-paper takes β = 0.9 and lr = 0.7 (`--lr 0.7`); its workers descend by AdamW, whose moments they keep from
-round to round.
+paper takes β = 0.9 and lr = 0.7; its workers descend by AdamW (`--client_optimizer adamw`), whose moments
+they keep from round to round.
 """
 
 from __future__ import annotations

@@ -118,8 +118,9 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
     if memory is not None:
         memory.keep(facts["word"], update.memory, facts["kept_from"], facts["remembers"])
         if personal := part_of(update.memory, PERSONAL):
-            model.save(whole | personal, memory.folder / "adapter", rank=algorithm.rank(client))
-            parts.beside.write(memory.folder / "adapter")
+            own, base = memory.folder / "adapter", part_of(row, BASE)
+            model.save(whole | personal, own, rank=algorithm.rank(client), base=base)
+            parts.beside.write(own)
         said["forgot"] = facts["remembers"] is not None and remembered is None
     return Answer(
         Content({"round": facts["round"], **said}, pack(update.payload)),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from places import HELPERS, ROOT
-from run_files import adapter, assert_close, rows, write_rows
+from run_files import adapter, assert_close, checkpoint, rows, write_rows
 
 if find_spec("flwr") is None:
     pytest.skip("flwr is not installed", allow_module_level=True)
@@ -26,7 +26,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from tiny import save_tiny_llama
 
 from fedloom.commands.cli import main
@@ -136,12 +136,16 @@ def preferences(model):
         ("", "model"),  # what one client can do is bounded
         ("--aggregator mean", "model"),
         ("--method FedEx-LoRA --server_optimizer none", "model"),
+        ("--client_rule ditto --client_optimizer adamw --client_lr 0.002", "model"),
         # The reference of DPO is the base as it was loaded, not the one that a server has changed.
         ("--method FedEx-LoRA --server_optimizer none", "preferences"),
         ("--privacy user --noise_multiplier 0.5 --privacy_seed 2 --compress int8 --accountant rdp", "model"),
     ],
 )
-def test_an_algorithm_is_that_of_one_process_also_after_resume(request, tmp_path, capsys, method, data):
+def test_an_algorithm_is_that_of_one_process_also_after_resume(
+    request, tmp_path, capsys, monkeypatch, method, data
+):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
     model, options = request.getfixturevalue(data), [*OPTIONS, *method.split()]
     run_config = written(tmp_path / "app", *model, *options, "--out_dir", str(tmp_path / "flower"))
     alone = [
@@ -160,6 +164,9 @@ def test_an_algorithm_is_that_of_one_process_also_after_resume(request, tmp_path
     serve(Hand(run_config, nodes()), {**run_config, "resume": True})
     ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"
     assert_close(adapter(ours), adapter(theirs), 1e-6)
+    for own in checkpoint(theirs).glob("client-*/adapter_model.safetensors"):
+        kept = tmp_path / "flwr" / "fedloom" / "test" / own.parent.name / "adapter" / own.name
+        assert_close(load_file(kept), load_file(own), 1e-6)
     for name in ("clients", "epsilon", "clip"):
         assert [row.get(name) for row in rows(ours)] == [row.get(name) for row in rows(theirs)]
     assert (ours / "clients.json").read_text() == (theirs / "clients.json").read_text()
