@@ -149,7 +149,7 @@ def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
             ["fedrep:1 trains personal parameters before shared ones", "--share body:1"],
         ),
         ("--method FedRep --client_rule fedrep:2", ["fedrep:2 is all that a client does", "2 steps"]),
-        ("--share body:1", ["body:1 leaves clients all that trains"]),
+        ("--share body:9", ["body:9 leaves clients all that trains"]),
         ("--client_rule feddyn", ["client_rule: feddyn", "there is no client_lr"]),
         ("--client_rule quasi_global --client_optimizer adam", ["adam", "--client_optimizer sgd"]),
         ("--method K-GT --aggregator median", ["gradient_tracking", "the mean of what neighbours send"]),
