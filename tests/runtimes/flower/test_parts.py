@@ -136,7 +136,7 @@ def preferences(model):
         ("", "model"),  # what one client can do is bounded
         ("--aggregator mean", "model"),
         ("--method FedEx-LoRA --server_optimizer none", "model"),
-        ("--client_rule ditto --client_optimizer adamw --client_lr 0.002", "model"),
+        ("--aggregator mean --client_rule ditto --client_optimizer adamw --client_lr 0.002", "model"),
         # The reference of DPO is the base as it was loaded, not the one that a server has changed.
         ("--method FedEx-LoRA --server_optimizer none", "preferences"),
         ("--privacy user --noise_multiplier 0.5 --privacy_seed 2 --compress int8 --accountant rdp", "model"),
