@@ -27,6 +27,7 @@ def run_split(
     data_dir: str | None,
     data_format: str = "auto",
     columns: str | None = None,
+    train_limit: int | None = None,
     num_clients: int,
     partition: Kind,
     alpha: float,
@@ -49,6 +50,7 @@ def run_split(
         data_dir: Local data, as for `load_splits`; None: from the hub or embedded.
         data_format: Of the user's own data, as for `fedloom.data.own.open_task`.
         columns: Which column is which, as ``question=instr,answer=out``.
+        train_limit: How many training rows are read and divided, from the first on; None: all.
         num_clients: How many clients there are.
         partition: As for `fedloom.data.partition.partition`, like the next three.
         alpha: Of "dirichlet" and "quantity".
@@ -67,7 +69,12 @@ def run_split(
     _check_output(output)
     check_field(partition, field)
     task = open_task(
-        data_name, data_dir=data_dir, data_format=data_format, columns=column_names(columns), token=token
+        data_name,
+        data_dir=data_dir,
+        data_format=data_format,
+        columns=column_names(columns),
+        limits={"train": train_limit} if train_limit is not None else {},
+        token=token,
     )
     parts = load_whole(task, data_dir=data_dir, seed=data_seed, token=token)
     train = parts.pop("train")

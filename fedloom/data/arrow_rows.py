@@ -15,18 +15,24 @@ _BYTES_OF_A_ROW = 64  # an empty dict
 _WAY_OUT = "write it as jsonl"
 
 
-def read_parquet(path: Path) -> Iterator[tuple[str, object]]:
+def read_parquet(path: Path, whole: bool = True) -> Iterator[tuple[str, object]]:
     """Yields each row with its place.
+
+    Args:
+        path: The file.
+        whole: Whether all rows may be kept; else the file may be of any size, and a part of it is looked at
+            at a time.
 
     Raises:
         UserError: If it is not parquet, would fill the memory, or a value cannot be read.
     """
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    size = check_file(path)
+    size = check_file(path, whole)
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        _check_size(path, file.metadata, size)
+        if whole:
+            _check_size(path, file.metadata, size)
         names = file.schema_arrow.names
         batches = file.iter_batches(ROWS_AT_ONCE)
         yield from rows_of_tables(batches, f"{path}, row", names)
@@ -37,37 +43,47 @@ def read_parquet(path: Path) -> Iterator[tuple[str, object]]:
         raise UserError(f"'{path}' is not a readable parquet file ({reason(error)}).") from error
 
 
-def read_arrow(path: Path) -> Iterator[tuple[str, object]]:
+def read_arrow(path: Path, whole: bool = True) -> Iterator[tuple[str, object]]:
     """Yields each row of a file in Arrow's own format, as a stream or for random access, with its place.
+
+    Arguments are those of `read_parquet`.
 
     Raises:
         UserError: If it is not such a file, or a value cannot be read.
     """
     import pyarrow
 
-    check_file(path)
+    check_file(path, whole)
     try:
         source = pyarrow.OSFile(str(path))
         try:
-            table = pyarrow.ipc.open_stream(source).read_all()
+            batches: Any = pyarrow.ipc.open_stream(source)
         except pyarrow.ArrowInvalid:
             source.seek(0)
-            table = pyarrow.ipc.open_file(source).read_all()
-        table.validate(full=True)  # a damaged file's offsets would lead anywhere in the process's memory
-        yield from rows_of_tables(table.to_batches(ROWS_AT_ONCE), f"{path}, row", table.column_names)
+            stored = pyarrow.ipc.open_file(source)
+            batches = map(stored.get_batch, range(stored.num_record_batches))
+        done = 0
+        for batch in batches:
+            batch.validate(full=True)  # a damaged file's offsets would lead anywhere in the process's memory
+            pieces = pyarrow.Table.from_batches([batch]).to_batches(ROWS_AT_ONCE)
+            yield from rows_of_tables(pieces, f"{path}, row", batch.schema.names, done)
+            done += len(batch)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"'{path}' is not a readable arrow file ({reason(error)}).") from error
 
 
-def rows_of_tables(tables: Iterable[Any], where: str, names: list[str]) -> Iterator[tuple[str, object]]:
+def rows_of_tables(
+    tables: Iterable[Any], where: str, names: list[str], done: int = 0
+) -> Iterator[tuple[str, object]]:
     """Yields each row of tables, or record batches, with its place.
 
     Args:
         tables: One after the other.
         where: What the place begins with; the number of the row follows, from 1.
         names: Of their columns.
+        done: Rows before these.
 
     Raises:
         UserError: If a name stands twice, or a value has no counterpart in Python, such as a date in the year
@@ -76,7 +92,6 @@ def rows_of_tables(tables: Iterable[Any], where: str, names: list[str]) -> Itera
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         raise UserError(f"{where} 1: the table has '{shown(twice)}' twice; rename one of the columns.")
-    done = 0
     for table in tables:
         try:
             rows = table.to_pylist()

@@ -124,6 +124,7 @@ def _content(folder: Path) -> str:
 def _load(paths: list[Path], split: str, task: Task, option: str) -> list[list[Example]]:
     loaded = []
     for path in paths:
-        rows = read_part(path, split, option=option, names=task.split_names)
+        limit = task.limits.get("train") if split == "train" else None
+        rows = read_part(path, split, option=option, names=task.split_names, limit=limit)
         loaded.append([made.example for made in read_examples(task, rows)])
     return loaded

@@ -16,25 +16,26 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Cells = Iterable[tuple[int, list[str]]]
 
 
-def read_csv(path: Path) -> Iterator[tuple[str, object]]:
+def read_csv(path: Path, whole: bool = True) -> Iterator[tuple[str, object]]:
     """Yields each row with its place, the line in which it ends.
 
     Raises:
         UserError: If it is not CSV, or a name stands twice in its header.
     """
-    lines = read_lines(path)
+    lines = read_lines(path, whole)
     header = next(lines, "")
     # Spreadsheets write semicolons where a comma stands in numbers.
     between = ";" if ";" in header and "," not in header else ","
     return _rows(path, _cells(path, chain([header], lines), between))
 
 
-def read_tsv(path: Path) -> Iterator[tuple[str, object]]:
+def read_tsv(path: Path, whole: bool = True) -> Iterator[tuple[str, object]]:
     """Yields each row with its place.
 
     Tables with tabs come in two kinds. GLUE's have no quoting, a quotation mark there is text; what pandas
     and spreadsheets write has the quoting of CSV. A file is of the second kind if that is the only way in
-    which its lines have as many cells as the header, or if every cell with a quotation mark in it is quoted.
+    which its lines have as many cells as the header, or if every cell with a quotation mark in it is quoted:
+    all are read in any case.
 
     Raises:
         UserError: As for `read_csv`.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedloom.data.arrow_rows import ROWS_AT_ONCE, read_arrow, read_parquet, rows_of_tables
@@ -27,7 +29,7 @@ SPLIT_NAMES: SplitNames = {
     "test": ("test",),
 }
 _ALL_NAMES = tuple(name for names in SPLIT_NAMES.values() for name in names)
-_READERS: dict[str, Callable[[Path], Iterator[tuple[str, object]]]] = {
+_READERS: dict[str, Callable[[Path, bool], Iterator[tuple[str, object]]]] = {
     ".jsonl": read_json_lines,
     ".json": read_json,
     ".csv": read_csv,
@@ -57,8 +59,15 @@ def data_name(path: Path) -> tuple[str, str] | None:
     return inner.stem, extension + packed.lower()
 
 
+Limits = Mapping[str, int]
+"""Of a split no more than so many rows are read, from the first on; of one that has no limit all are."""
+
+
 def read_local(
-    data_dir: Path, names: SplitNames = SPLIT_NAMES, option: str = "data_dir"
+    data_dir: Path,
+    names: SplitNames = SPLIT_NAMES,
+    option: str = "data_dir",
+    limits: Limits = MappingProxyType({}),
 ) -> dict[str, list[Located]]:
     """Reads what a user gave: a folder of files, a saved data set, a single file, or a pattern for several.
 
@@ -66,6 +75,7 @@ def read_local(
         data_dir: The folder, the file or the pattern.
         names: The names that each split may have, in order of preference.
         option: The option that gave it, for messages.
+        limits: How much of a split is read.
 
     Returns:
         Rows by split: "train" always, "validation" and "test" where there are such. A single file, files of
@@ -74,11 +84,13 @@ def read_local(
     Raises:
         UserError: If there is nothing to read or it cannot be read.
     """
-    found = _read(data_dir, option, names, "train")
+    found = _read(data_dir, option, names, "train", limits)
     return found if isinstance(found, dict) else {"train": found}
 
 
-def read_part(path: Path, split: str, *, option: str, names: SplitNames = SPLIT_NAMES) -> list[Located]:
+def read_part(
+    path: Path, split: str, *, option: str, names: SplitNames = SPLIT_NAMES, limit: int | None = None
+) -> list[Located]:
     """Reads all of a single file or of a data set saved without splits, or one split where there are splits.
 
     Args:
@@ -86,28 +98,30 @@ def read_part(path: Path, split: str, *, option: str, names: SplitNames = SPLIT_
         split: "train", "validation" or "test".
         option: The option that gave the path, for messages.
         names: The names that each split may have, in order of preference.
+        limit: The most rows that are read, from the first on; None: all.
 
     Raises:
         UserError: If there is nothing to read or it cannot be read.
     """
-    found = _read(path, option, {split: names[split]}, split)
+    limits = {} if limit is None else {split: limit}
+    found = _read(path, option, {split: names[split]}, split, limits)
     return found[split] if isinstance(found, dict) else found
 
 
 def _read(
-    path: Path, option: str, names: SplitNames, needed: str
+    path: Path, option: str, names: SplitNames, needed: str, limits: Limits
 ) -> dict[str, list[Located]] | list[Located]:
     if matching := matches(path, option, needed):
-        return _read_files(matching, path, option, names, needed)
+        return _read_files(matching, path, option, names, needed, limits)
     if not path.is_dir():
-        return read_file(path)
+        return read_file(path, limits.get(needed))
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _read_saved(path, option, names, needed)
-    return _read_files(_entries(path), path, option, names, needed)
+        return _read_saved(path, option, names, needed, limits)
+    return _read_files(_entries(path), path, option, names, needed, limits)
 
 
 def _read_files(
-    entries: list[Path], path: Path, option: str, names: SplitNames, needed: str
+    entries: list[Path], path: Path, option: str, names: SplitNames, needed: str, limits: Limits
 ) -> dict[str, list[Located]] | list[Located]:
     """The rows of the files among `entries`, which lie in the folder `path` or match it."""
     files = _split_files(entries, path, option, names)
@@ -116,9 +130,19 @@ def _read_files(
         found = [entry for entry in entries if data_name(entry) and not entry.is_dir()]
         kinds = {name[1] for file in found if (name := data_name(file))}
         if len(kinds) == 1 and not any(file.name.startswith(_ALL_NAMES) for file in found):
-            return [row for file in found for row in read_file(file)]
+            return _first(found, limits.get(needed))
         files = _files_below(entries, path, option, names, needed)
-    return {split: [row for file in found for row in read_file(file)] for split, found in files.items()}
+    return {split: _first(found, limits.get(split)) for split, found in files.items()}
+
+
+def _first(files: Sequence[Path], limit: int | None) -> list[Located]:
+    """The rows of files one after the other; with a limit no more is read than that needs."""
+    rows: list[Located] = []
+    for file in files:
+        rows += read_file(file, None if limit is None else limit - len(rows))
+        if len(rows) == limit:
+            break
+    return rows
 
 
 def matches(path: Path, option: str, needed: str = "train") -> list[Path]:
@@ -150,8 +174,8 @@ def matches(path: Path, option: str, needed: str = "train") -> list[Path]:
     return found
 
 
-def read_file(path: Path) -> list[Located]:
-    """Reads the rows of one data file.
+def read_file(path: Path, limit: int | None = None) -> list[Located]:
+    """Reads the rows of one data file, or no more of them than a limit, from the first on.
 
     Raises:
         UserError: If the extension is unknown, the file is not what its extension says, or it has no rows.
@@ -159,7 +183,8 @@ def read_file(path: Path) -> list[Located]:
     found = data_name(path)
     if found is None:
         raise UserError(f"'{path}' has the extension '{shown(path.suffix)}'; data files are {FORMS}.")
-    rows = [locate(where, row) for where, row in _READERS[found[1].removesuffix(".gz")](path)]
+    every = _READERS[found[1].removesuffix(".gz")](path, limit is None)
+    rows = [locate(where, row) for where, row in islice(every, limit)]
     if not rows:
         raise UserError(f"'{path}' has no rows.")
     return rows
@@ -237,7 +262,7 @@ def _files_below(
 
 
 def _read_saved(
-    folder: Path, option: str, names: SplitNames, needed: str
+    folder: Path, option: str, names: SplitNames, needed: str, limits: Limits
 ) -> dict[str, list[Located]] | list[Located]:
     import datasets
 
@@ -249,13 +274,14 @@ def _read_saved(
             raise UserError(f"'{state.parent}' has no rows, since no .arrow file lies in it.")
     # The library believes what the folder's JSON files say, and raises whatever comes of it.
     try:
-        saved = datasets.load_from_disk(str(folder), keep_in_memory=True)
+        saved = datasets.load_from_disk(str(folder), keep_in_memory=not limits)
         # Arrow trusts a file's offsets; those of a damaged one would lead anywhere in the process's memory.
-        for dataset in saved.values() if isinstance(saved, dict) else (saved,):
-            dataset.data.table.validate(full=True)
+        for split, dataset in saved.items() if isinstance(saved, dict) else ((needed, saved),):
+            own = next((name for name, others in names.items() if split in others), split)
+            dataset.data.table.slice(0, limits.get(own)).validate(full=True)
         if isinstance(saved, dict):
-            return rows_of(saved, str(folder), names, needed)
-        return _rows_of_one(saved, str(folder))
+            return rows_of(saved, str(folder), names, needed, limits)
+        return _rows_of_one(saved, str(folder), limits.get(needed))
     except UserError:
         raise
     except Exception as error:
@@ -266,15 +292,20 @@ def _read_saved(
 
 
 def rows_of(
-    dataset: Mapping[str, Any], origin: str, names: SplitNames = SPLIT_NAMES, needed: str = "train"
+    dataset: Mapping[str, Any],
+    origin: str,
+    names: SplitNames = SPLIT_NAMES,
+    needed: str = "train",
+    limits: Limits = MappingProxyType({}),
 ) -> dict[str, list[Located]]:
     """Returns the rows by split of a data set of the `datasets` library.
 
     Args:
-        dataset: A ``DatasetDict``, or any mapping from splits to data sets.
+        dataset: A ``DatasetDict``, or any mapping from splits to data sets; they may be streamed.
         origin: Its folder or its name on the hub, for messages.
         names: The names that each split may have, in order of preference.
         needed: The split that must be there.
+        limits: How much of a split is read.
 
     Raises:
         UserError: If it has no such split, a split has no rows, or a value cannot be read.
@@ -283,7 +314,7 @@ def rows_of(
     for split, own_names in names.items():
         name = next((name for name in own_names if name in dataset), None)
         if name is not None:
-            rows[split] = _rows_of_one(dataset[name], f"{origin}, split {name}")
+            rows[split] = _rows_of_one(dataset[name], f"{origin}, split {name}", limits.get(split))
     if needed not in rows:
         raise UserError(
             f"'{origin}' has no split '{needed}'; it has {', '.join(map(str, dataset)) or 'none'}."
@@ -291,17 +322,18 @@ def rows_of(
     return rows
 
 
-def _rows_of_one(dataset: Any, origin: str) -> list[Located]:
+def _rows_of_one(dataset: Any, origin: str, limit: int | None = None) -> list[Located]:
     """The rows of a data set, with the names of classes in the place of its own numbers for them.
 
     The numbers mean nothing elsewhere: another data set may have the same classes in another order. -1, which
     stands for no class, stays.
     """
+    dataset = dataset if limit is None else dataset.take(limit)
     features = dataset.features or {}
     names = {column: getattr(feature, "names", None) for column, feature in features.items()}
     named = {column: own for column, own in names.items() if own and not all(map(str.isdecimal, own))}
     tables = dataset.with_format("arrow").iter(ROWS_AT_ONCE)
-    rows = [locate(*found) for found in rows_of_tables(tables, f"{origin}, row", dataset.column_names)]
+    rows = [locate(*found) for found in rows_of_tables(tables, f"{origin}, row", list(features))]
     if not rows:
         raise UserError(f"'{origin}' has no rows.")
     return [

@@ -16,13 +16,13 @@ MOST_DIGITS = 400
 """Digits of a whole number; the largest float has 309."""
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
+def read_json_lines(path: Path, whole: bool = True) -> Iterator[tuple[str, object]]:
     """Yields each row with its place.
 
     Raises:
         UserError: If a line is not JSON.
     """
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, whole), start=1):
         if line.strip():
             where = f"{path}, line {number}"
             row, end = _value(line, _skip(line, 0), where)
@@ -30,8 +30,10 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
             yield where, row
 
 
-def read_json(path: Path) -> Iterator[tuple[str, object]]:
+def read_json(path: Path, whole: bool = True) -> Iterator[tuple[str, object]]:
     """Yields each row with its place; objects one after the other are taken too, as in a file of lines.
+
+    The whole text is read in any case.
 
     Raises:
         UserError: If the file is not JSON, or of none of these forms.

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
-from fedloom.data.files import GLOB, SPLIT_NAMES, data_name, read_local, read_part
+from fedloom.data.files import GLOB, SPLIT_NAMES, Limits, data_name, read_local, read_part
 from fedloom.data.recognise import recognised
 from fedloom.data.rows import Located
 from fedloom.data.sources import read_hub
@@ -27,6 +29,7 @@ def open_task(
     columns: Mapping[str, str] | None = None,
     client_paths: Sequence[str | Path] = (),
     read_data: bool = True,
+    limits: Limits = MappingProxyType({}),
     token: str | None = None,
 ) -> Task:
     """Returns the task that a name means; own data are read, since their columns say what they are.
@@ -40,23 +43,25 @@ def open_task(
         client_paths: The data that clients hold already: looked at where there are no others, and for the
             classes of labelled texts.
         read_data: Whether the data set that the name means is there; else only `client_paths` are.
+        limits: How many rows of a split are read at most; "train" counts for each client's own too.
         token: Hub token.
 
     Raises:
         UserError: If there is no such data, or they have no format that is known.
     """
-    task = replace(_named(name), columns=dict(columns or {}))
+    task = replace(_named(name), columns=dict(columns or {}), limits=limits)
     if not task.own:
         return task
     task = replace(task, data_format=data_format)
     rows = _rows(task, data_dir, token) if read_data else None
-    clients = [read_part(Path(path), "train", option="client's data") for path in client_paths[:1]]
+    read = partial(read_part, split="train", option="client's data", limit=limits.get("train"))
+    clients = [read(Path(path)) for path in client_paths[:1]]
     if rows is None and not clients:
         return task
     first, *others = [*(rows or {}).values(), *clients]
     found = recognised(task, first, others)
     if found.data_format == "classification" and len(client_paths) > 1:
-        every = [read_part(Path(path), "train", option="client's data") for path in client_paths[1:]]
+        every = [read(Path(path)) for path in client_paths[1:]]
         found = recognised(replace(task, data_format="classification"), first, [*others, *every])
     return replace(found, given=rows)
 
@@ -82,7 +87,9 @@ def is_own_files(name: str) -> bool:
 
 def _rows(task: Task, data_dir: str | Path | None, token: str | None) -> dict[str, list[Located]] | None:
     if data_dir is not None:
-        return read_local(Path(data_dir))
+        return read_local(Path(data_dir), limits=task.limits)
     if task.hub:
         return read_hub(task, token)
-    return None if task.name in TASKS else read_local(Path(task.name).expanduser(), SPLIT_NAMES, "data_name")
+    if task.name in TASKS:
+        return None
+    return read_local(Path(task.name).expanduser(), SPLIT_NAMES, "data_name", task.limits)

@@ -76,10 +76,12 @@ def _classes(task: Task, groups: Sequence[Sequence[Located]]) -> tuple[str, ...]
             except ValueError as error:
                 raise UserError(f"{where}: {error}.") from error
     if not 1 < len(found) <= MOST_CLASSES:
+        limit = task.limits.get("train")
+        read = f" in the first {limit:,} rows (train_limit)" if limit else ""
         raise UserError(
-            f"{groups[0][0].where}: the column of labels has {len(found)} different values, and 2 to "
+            f"{groups[0][0].where}: the column of labels has {len(found)} different values{read}, and 2 to "
             f"{MOST_CLASSES} are classes; name another with --columns label=COLUMN, or the format with "
-            "--data_format"
+            f"--data_format{', or raise --train_limit' if read else ''}"
         )
     alike: dict[str, str] = {}
     for name in sorted(found):

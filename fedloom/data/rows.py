@@ -80,8 +80,8 @@ def _check(where: str, what: str, value: object, depth: int) -> None:
             _check(where, what, part, depth + 1)
 
 
-def check_file(path: Path) -> int:
-    """Judges whether a path is a file that can be read, and whether the memory could hold it.
+def check_file(path: Path, whole: bool = True) -> int:
+    """Judges whether a path is a file that can be read and, if `whole`, whether the memory could hold it.
 
     Returns:
         Its size in bytes.
@@ -96,7 +96,8 @@ def check_file(path: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
         raise UserError(f"'{path}' is {kind}, not a file; give a data file.")
-    check_memory(path, found.st_size)
+    if whole:
+        check_memory(path, found.st_size)
     return found.st_size
 
 
@@ -110,7 +111,7 @@ def check_memory(path: Path, size: int) -> None:
     if size > available:
         raise UserError(
             f"'{path}' holds {size:,} bytes, but this machine has only {available:,} of free memory, and all "
-            "rows are kept there; give a part of the data."
+            "rows are kept there; give a part of the data, or --train_limit N (not of .json and .tsv)."
         )
 
 

@@ -51,7 +51,7 @@ def load_splits(task: Task, *, data_dir: str | Path | None, seed: int, token: st
     Raises:
         UserError: If the data cannot be had, or a row is not what the task needs.
     """
-    if data_dir is None and task.embedded is not None:
+    if data_dir is None and task.embedded is not None and not task.limits:
         return task.embedded(seed)
     rows = load_whole(task, data_dir=data_dir, seed=seed, token=token)
     return Splits(**{split: [made.example for made in part] for split, part in rows.items()})
@@ -75,7 +75,7 @@ def load_rows(
     if task.given is not None:
         rows = dict(task.given)
     elif data_dir is not None:
-        rows = read_local(Path(data_dir), task.split_names)
+        rows = read_local(Path(data_dir), task.split_names, limits=task.limits)
         if task.own:
             task = recognised(task, rows["train"], [rows[split] for split in rows if split != "train"])
     elif task.brought:
@@ -86,9 +86,13 @@ def load_rows(
             "of another known format (docs/data.md)."
         )
     elif task.embedded is not None:
-        rows = _embedded_rows(task.name, task.embedded(seed))
+        every = _embedded_rows(task.name, task.embedded(seed))
+        rows = {split: located[: task.limits.get(split)] for split, located in every.items()}
     else:
         rows = read_hub(task, token)
+    if len(rows["train"]) == task.limits.get("train"):
+        taken = f"{len(rows['train']):,} training rows"
+        say(f"train_limit: of {task.name} the first {taken} are read, and no others")
     if task.label_names and "test" in rows and has_no_labels([task.mapped(row) for _, row in rows["test"]]):
         log.info("%s: the test split has no labels (all are -1) and is not used", task.name)
         del rows["test"]
@@ -109,7 +113,7 @@ def _embedded_rows(name: str, splits: Splits) -> dict[str, list[Located]]:
 
 
 def read_hub(task: Task, token: str | None) -> dict[str, list[Located]]:
-    """Reads the rows of a data set on the hub, by split.
+    """Reads the rows of a data set on the hub, by split; where not all are wanted, they are streamed.
 
     Raises:
         UserError: If it cannot be had.
@@ -117,7 +121,12 @@ def read_hub(task: Task, token: str | None) -> dict[str, list[Located]]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(task.hub, task.hub_config, token=token or None)
+        streamed = {"streaming": True} if task.limits else {}
+        loaded = datasets.load_dataset(task.hub, task.hub_config, token=token or None, **streamed)
+        if streamed:
+            return rows_of(loaded, task.hub, task.split_names, limits=task.limits)
+    except UserError:
+        raise
     # What a network, a hub or a builder of data sets raises is in nobody's list.
     except Exception as error:
         cause = without_secrets(str(error).strip().partition("\n")[0], token)

@@ -10,7 +10,7 @@ from fedloom.data import arithmetic, glue
 from fedloom.data.answers import extract_number, normal_number, stated_number
 from fedloom.data.example import Example, Preference, Splits
 from fedloom.data.fields import ABSENT, Row, class_name, inner, is_missing, label_of, number, text
-from fedloom.data.files import SPLIT_NAMES, SplitNames
+from fedloom.data.files import SPLIT_NAMES, Limits, SplitNames
 from fedloom.data.formats import FORMATS
 from fedloom.data.rows import Located
 
@@ -42,6 +42,7 @@ class Task:
         own: Whether rows may have any format that people's own data have; see `fedloom.data.recognise`.
         data_format: The format that they are said to have, "auto" for any.
         columns: For each field the column that has it, where the column's name is another.
+        limits: How many rows of a split are read at most, from the first on; without a limit all are.
         given: Rows that have been read already, by split.
     """
 
@@ -58,6 +59,7 @@ class Task:
     own: bool = False
     data_format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=dict)
     given: Mapping[str, list[Located]] | None = field(default=None, compare=False, repr=False)
 
     def mapped(self, row: Row) -> Row:

@@ -15,13 +15,17 @@ from fedloom.errors import UserError
 _PIECE = 1 << 20
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, whole: bool = True) -> Iterator[str]:
     r"""Yields the lines of a file, with their ends (`\n`), without a byte order mark.
+
+    Args:
+        path: The file.
+        whole: Whether all of them may be kept; else the file may be of any size, of which a line is kept.
 
     Raises:
         UserError: If it cannot be read, or a line is not UTF-8 text or is endless; the message has the line.
     """
-    with _open(path) as file:
+    with _open(path, whole) as file:
         number = 0
         while line := file.readline(LONGEST_ROW + 1):
             number += 1
@@ -32,13 +36,13 @@ def read_lines(path: Path) -> Iterator[str]:
             yield _decoded(line, path, number)
 
 
-def read_text_lines(path: Path) -> Iterator[tuple[str, object]]:
+def read_text_lines(path: Path, whole: bool = True) -> Iterator[tuple[str, object]]:
     """Yields each line of a plain text that is not blank, as a row with the field ``text``, with its place.
 
     Raises:
         UserError: As `read_lines`.
     """
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, whole), start=1):
         if line.strip():
             yield f"{path}, line {number}", {"text": line.strip()}
 
@@ -50,11 +54,11 @@ def read_text(path: Path) -> str:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path, whole: bool = True) -> Iterator[IO[bytes]]:
     packed = path.suffix.lower() == ".gz"
-    size = check_file(path)
+    size = check_file(path, whole)
     try:
-        if packed:
+        if packed and whole:
             _check_packed(path, size)
         with gzip.open(path) if packed else path.open("rb") as file:
             yield cast(IO[bytes], file)

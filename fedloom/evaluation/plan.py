@@ -109,6 +109,7 @@ def make_plan(config: EvalConfig) -> Plan:
     data_dir = choose("data_dir", config.data_dir, same_task)
     data_format = choose("data_format", config.data_format, same_task) or "auto"
     columns = choose("columns", config.columns, same_task)
+    train_limit = choose("train_limit", config.train_limit, same_task)
     data_seed = choose("data_seed", config.data_seed, of_runs)
     prompt_format: Any = choose("prompt_format", config.prompt_format, of_runs) or "auto"
     prompt_date = str(choose("prompt_date", config.prompt_date, of_runs) or PROMPT_DATE)
@@ -123,6 +124,7 @@ def make_plan(config: EvalConfig) -> Plan:
         data_dir=data_dir,
         data_format=data_format,
         columns=column_names(columns),
+        limits={"train": train_limit} if train_limit is not None else {},
         token=config.token,
     )
     classify = task.num_labels > 0 and _predicts(config, task, model_name, [peft for _, peft in adapters])

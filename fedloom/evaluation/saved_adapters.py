@@ -31,6 +31,7 @@ _OF_RUNS = (
     "data_dir",
     "data_format",
     "columns",
+    "train_limit",
     "max_length",
     "prompt_format",
     "prompt_date",

@@ -78,10 +78,12 @@ def _trained_on(plan: Plan, run: dict[str, Any], token: str | None) -> list[Exam
         return []  # two published data sets
     # With gradient priority the server's own data move the adapter beside those that clients bring.
     held = own is None or run["train_mode"] == "fedGradFocus"
-    held = held and (name, run["data_dir"], run["data_seed"]) != (
+    limits = {"train": run["train_limit"]} if run["train_limit"] is not None else {}
+    held = held and (name, run["data_dir"], run["data_seed"], limits) != (
         plan.task.name,
         plan.data_dir,
         plan.data_seed,
+        plan.task.limits,
     )
     if own is None and not held:
         return []
@@ -93,6 +95,7 @@ def _trained_on(plan: Plan, run: dict[str, Any], token: str | None) -> list[Exam
         columns=column_names(run["columns"]),
         client_paths=[path_of(own, client) for client in clients],
         read_data=held,
+        limits=limits,
         token=token,
     )
     examples = list(chain.from_iterable(load_clients(own, len(clients), task))) if clients else []

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fedloom.options.declare import option
 from fedloom.options.fed import AnyTask, FormatName, Hardware
-from fedloom.options.own_data import BETA_HELP, COLUMNS_HELP, DPO_BETA, FORMAT_HELP, DataFormat
+from fedloom.options.own_data import BETA_HELP, COLUMNS_HELP, DPO_BETA, FORMAT_HELP, LIMIT_HELP, DataFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,9 @@ class EvalData:
         f"of preferences, {BETA_HELP}; none: that of the adapter's run, or {DPO_BETA}",
         above=0,
         maximum=1000,
+    )
+    train_limit: int | None = option(
+        None, f"{LIMIT_HELP}; none: that of the adapter's run, or all", minimum=1, maximum=10**9
     )
     split: Literal["test", "validation", "train"] = option("test", "which part of the data")
     limit: int | None = option(None, "only the first so many examples", minimum=1, maximum=10**9)

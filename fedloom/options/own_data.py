@@ -30,6 +30,11 @@ COLUMNS_HELP = (
     "which column is which, where they have other names than the format's: question=instr,answer=out"
 )
 
+LIMIT_HELP = (
+    "training rows that are read, from the first on, of the data set or of each client's own data, which may "
+    "then be of any size; what is held out is among them"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnData:
@@ -37,6 +42,15 @@ class OwnData:
 
     data_format: DataFormat = option("auto", FORMAT_HELP)
     columns: str | None = option(None, COLUMNS_HELP)
+    train_limit: int | None = option(None, f"{LIMIT_HELP}; none: all", minimum=1, maximum=10**9)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """How many rows of a split are read at most; with train_limit, val_limit is of those to validate."""
+        if self.train_limit is None:
+            return {}
+        judged = getattr(self, "val_limit", None)
+        return {"train": self.train_limit} | ({"validation": judged} if judged else {})
 
 
 DPO_BETA = 0.1

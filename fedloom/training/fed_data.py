@@ -234,6 +234,7 @@ def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = 
         columns=column_names(config.columns),
         client_paths=client_paths,
         read_data=read_data,
+        limits=config.limits,
         token=config.token,
     )
 

@@ -41,6 +41,7 @@ def open_data(config: Setting, only: int | None = None) -> Task:
         data_format=config.data_format,
         columns=column_names(config.columns),
         client_paths=paths_of(template, peers),
+        limits=config.limits,
         token=config.token,
     )
 

@@ -68,6 +68,7 @@ def test_what_was_done_is_written_down(sst2, tmp_path):
         "data_dir": str(sst2),
         "data_format": "auto",
         "columns": None,
+        "train_limit": None,
         "num_clients": 3,
         "partition": "shards",
         "alpha": 0.5,

@@ -124,6 +124,20 @@ def test_of_a_run_of_before_the_seed_is_the_data_seed_too(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["fed", "dfl"])
+def test_a_run_on_the_first_rows_is_judged_by_what_was_held_out_of_them(train, tmp_path, caplog, command):
+    run = train(command, f"few-{command}", "--train_limit", 20)
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    assert content["train_limit"] == 20
+    assert content["run"]["inputs"]["training data"].startswith("12 examples")
+    own = set(judged(tmp_path / "own", "--adapter", run))
+    firsts = [row["question"] for row in ROWS[:20]]
+    assert len(own) == 4 and all(any(first in prompt for first in firsts) for prompt in own)
+    assert "left out" not in caplog.text
+    of_all = set(judged(tmp_path / "all", "--adapter", run, "--train_limit", 50))
+    assert f"few-{command} trained on" in caplog.text and len(of_all) < 10
+
+
+@pytest.mark.parametrize("command", ["fed", "dfl"])
 def test_validation_is_cut_to_a_limit(train, command):
     whole, cut = train(command, f"whole-{command}"), train(command, f"cut-{command}", "--val_limit", 2)
     first = [json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (whole, cut)]

@@ -30,6 +30,7 @@ DEFAULTS = {
     "data_name": "gsm8k",
     "data_format": "auto",
     "columns": None,
+    "train_limit": None,
     "dpo_beta": 0.1,
     "model_name": "meta-llama/Llama-2-7b-chat-hf",
     "client_epoch": 1,

@@ -176,7 +176,8 @@ def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
 
 def _own(path: Path) -> ClientData:
     def load(config: FedConfig, task: Task) -> FedExamples:
-        rows = read_part(path, "train", option="client_data", names=task.split_names)
+        limit = task.limits.get("train")
+        rows = read_part(path, "train", option="client_data", names=task.split_names, limit=limit)
         return FedExamples(Splits([made.example for made in read_examples(task, rows)], [], []))
 
     def open_own(config: FedConfig) -> Task:
