@@ -30,6 +30,7 @@ from fedloom.training.attackers import attackers_of
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.private import lost_rounds, secret_key
+from fedloom.training.reach import warn_of_standstill
 from fedloom.training.setup_fed import Parts
 
 
@@ -70,7 +71,7 @@ def drive(
         start=partial(first_standing, parts),
         restore=partial(_restore, parts),
         rounds_done=lambda now: now.server.round,
-        play=partial(_played, parts, play or play_round),
+        play=partial(_played, parts, play or play_round, intervals.rounds),
         validate=partial(_validated, parts),
         answer=partial(_answered, parts),
         stops=partial(_reason_to_stop, parts, intervals.rounds),
@@ -101,8 +102,14 @@ def _in_secret(parts: Parts, folder: Path, checkpoint: Path | None) -> Parts:
     )
 
 
-def _played(parts: Parts, play: Play, now: ServerProgress) -> tuple[ServerProgress, dict[str, Any]]:
+def _played(
+    parts: Parts, play: Play, rounds: int, now: ServerProgress
+) -> tuple[ServerProgress, dict[str, Any]]:
     after, row = play(parts, now)
+    if now.server.round == 0 and parts.server_sgd and parts.group.rank == 0:
+        warn_of_standstill(
+            parts, now.server.adapter, after.server.adapter, rounds, row.get("train_loss", 0.0)
+        )
     return after, row if parts.budget is None else parts.budget.row(row, now.server.clip)
 
 

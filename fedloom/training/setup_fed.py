@@ -32,6 +32,7 @@ from fedloom.model.quiet import quieten
 from fedloom.model.stacked import StackedModel
 from fedloom.options.check_fed import check
 from fedloom.options.fed import FedConfig
+from fedloom.options.methods import chosen
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import AdapterFolder, of_classes, of_prompts
@@ -63,7 +64,8 @@ class Parts:
     run stops; 0: none. `val_limit`: how many validation examples are looked at; None: all. `beside` is
     written beside every saved adapter. `classes` are those of a classifier's head, in order. `group` are the
     processes that the clients are dealt over, `attackers` those of the clients that attack. `budget` is what
-    differential privacy may cost.
+    differential privacy may cost. `server_sgd` is the option by whose rate a server of plain SGD goes, and
+    the rate; None where it does otherwise.
     """
 
     model: StackedModel
@@ -86,6 +88,7 @@ class Parts:
     group: Group = ALONE
     attackers: Attackers | None = None
     budget: Budget | None = None
+    server_sgd: tuple[str, float] | None = None
 
 
 def build(
@@ -197,6 +200,7 @@ def build(
         group=group,
         attackers=attackers,
         budget=budget_of(config),
+        server_sgd=_server_sgd(config),
     )
 
 
@@ -295,6 +299,13 @@ def _schedule(config: FedConfig) -> Schedule:
         accumulate=config.grad_accum_steps,
         mean_over=config.grad_accum_mean,
     )
+
+
+def _server_sgd(config: FedConfig) -> tuple[str, float] | None:
+    option = {"none": "client_lr", "sgd": "lr"}.get(chosen(config)["server_optimizer"])
+    if option is None or config.train_mode == "local":
+        return None
+    return option, getattr(config, option)
 
 
 def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:

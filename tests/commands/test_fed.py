@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,6 +118,31 @@ def test_fedprox_without_its_term_is_fedavg(fed):
     _, pulled = fed("pulled", "--fed_alg", "FedProx", "--prox_mu", "5", *flags)
     assert_close(adapter(prox), adapter(avg))
     assert any((adapter(pulled)[n] - t).abs().max() > 1e-6 for n, t in adapter(avg).items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "option"),
+    [
+        ("--fed_alg FedAVG --client_lr 1e-4 --lr 1e-4", "lr"),
+        ("--method FedProx --client_lr 1e-4", "client_lr"),
+        ("--fed_alg FedAVG --client_lr 1e-4 --lr 0.2", None),
+        ("--method FedAvg --client_lr 1e-4 --max_steps 10000 --patience 1", None),
+        ("--fed_alg FedAdam --client_lr 1e-4 --lr 1e-4", None),
+        ("--train_mode local --lr 1e-5", None),
+    ],
+)
+def test_plain_sgd_at_a_rate_of_adams_is_warned_of_where_no_round_can_show(fed, caplog, flags, option):
+    """The loss that it says is one that a run of as many rounds comes to: of all examples, in one batch."""
+    words = "--client_num 2 --client_num_per_step 2 --client_batch_per_step 1 --batch_size 30 --max_steps 3"
+    status, folder = fed("run", *words.split(), "--grad_accum_steps", "1", "--val_steps", "1", *flags.split())
+    assert status == 0
+    warned = [message for message in caplog.messages if "moves next to nothing" in message]
+    assert len(warned) == (option is not None)
+    if option is not None:
+        assert warned[0].startswith(f"{option}: 0.0001 moves next to nothing: by the first round's")
+        said = float(re.search(r"3 rounds lower the loss of [\d.]+ by about (\S+)\.", warned[0])[1])
+        losses = [row["train_loss"] for row in rows(folder)[1:]]
+        assert said == pytest.approx(1.5 * (losses[0] - losses[-1]), rel=0.5)
 
 
 def test_sums_over_batches_are_means_at_larger_rates(fed):
