@@ -40,6 +40,7 @@ from fedloom.federation.ranks import Ranks
 from fedloom.federation.sharing import Sharing
 from fedloom.federation.train_factors import TrainFactors
 from fedloom.federation.train_factors.both import everything
+from fedloom.model.adapters.folding import unchanged
 from fedloom.model.bank import AdapterBank, Row, bytes_of
 from fedloom.options.methods import PARTS
 from fedloom.options.parts import is_plugged, make
@@ -88,6 +89,10 @@ class Algorithm:
     def ends_with_new_factors(self) -> bool:
         """Whether what knew a round's factors one number at a time is of no use in the next."""
         return self.refactor is not None or (isinstance(self.aggregator, Folding) and self.aggregator.anew)
+
+    def first_base(self, adapter: Row) -> Row:
+        """How the base has changed before the first round; see `model.adapters.folding`."""
+        return unchanged(adapter, self.aggregator.rank) if isinstance(self.aggregator, Folding) else {}
 
     def rank(self, client: int) -> int | None:
         """A client's LoRA rank; None where it has the adapter's own."""

@@ -35,7 +35,7 @@ from fedloom.data.randomness import numpy_rng
 from fedloom.federation.aggregate import Aggregate, Collected, Reduce, aggregate
 from fedloom.federation.algorithm import RULE, Algorithm, Update, payload_like, with_prefix
 from fedloom.federation.transport import Train
-from fedloom.model.adapters.folding import folded, unchanged
+from fedloom.model.adapters.folding import bytes_of_fold, folded
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row, bytes_of, usable
 
@@ -91,7 +91,7 @@ def initial_state(adapter: Row, algorithm: Algorithm) -> ServerState:
     shared = algorithm.share(adapter.keys())
     kept = algorithm.rule.kept({name: t for name, t in adapter.items() if name in shared})
     moments = algorithm.server_optimiser.init(AdapterBank.repeat(adapter, 1))
-    base = unchanged(adapter) if algorithm.folds else {}
+    base = algorithm.first_base(adapter)
     clip = math.inf if algorithm.privacy is None else algorithm.privacy.clip
     return ServerState(0, adapter, moments, kept, base, clip)
 
@@ -189,12 +189,12 @@ def federated_round(
         changed |= {name for pair in lora_pairs(shared) for name in pair}
     down = trained | {name: state.adapter[name] for name in changed} | with_prefix(RULE, kept)
     bytes_down = sum(bytes_of(algorithm.sent(down, client)) for client in took_part)
+    base = folded(state.base, result.fold)
     # Everybody needs the base, sooner or later.
-    bytes_down += bytes_of(result.fold) * (of or len(clients))
+    bytes_down += bytes_of_fold(base, result.fold) * (of or len(clients))
     bytes_up = came.bytes_up
     if algorithm.privacy is not None:
         bytes_up = algorithm.privacy.per_round * bytes_of(payload_like(algorithm, 0, trained, kept))
         bytes_down = algorithm.privacy.per_round * bytes_of(down)
     report = RoundReport(took_part, came.kept, came.left_out, bytes_up, bytes_down, came.memories)
-    base = folded(state.base, result.fold)
     return ServerState(state.round + 1, adapter, moments, rule, base, result.clip), report

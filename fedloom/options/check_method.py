@@ -5,7 +5,7 @@ from typing import Any
 from fedloom.errors import UserError, shown
 from fedloom.options.declare import did_you_mean
 from fedloom.options.methods import AUTO, METHODS, PARTS, chosen, method
-from fedloom.options.parts import check_choice, load_plugins
+from fedloom.options.parts import check_choice, is_plugged, load_plugins
 
 _BY_NAME = {part.option: part for part in PARTS}
 
@@ -89,6 +89,15 @@ def _check_on_graph(config: Any, names: dict[str, str]) -> None:
 
 
 def _check_with_server(config: Any, names: dict[str, str]) -> None:
+    aggregation = names["lora_aggregation"]
+    # Only a plugin's own part may know more.
+    folds = aggregation in ("fedex", "flora") or is_plugged("lora_aggregation", aggregation)
+    if config.residual_rank is not None and not folds:
+        raise UserError(
+            f"residual_rank: {config.residual_rank} is of what fedex and flora change the base by, and "
+            f"lora_aggregation {aggregation} leaves it as it is; leave residual_rank out, or choose "
+            "--lora_aggregation fedex"
+        )
     if config.train_mode == "local":
         if config.method is not None:
             raise UserError(

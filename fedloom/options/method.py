@@ -75,6 +75,13 @@ class ServerMethod:
         f"what the server does with the combined change: {listed('server_optimizer')}; none takes it as it "
         "is, the others are at lr; auto: as method or fed_alg say",
     )
+    residual_rank: int | None = option(
+        None,
+        "most rank of what fedex and flora change the base by, which is then kept beside it as factors, the "
+        "nearest of that rank, quantised bases included; 0: fedex is FedAvg; none: any, in its weights",
+        minimum=0,
+        maximum=100_000,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

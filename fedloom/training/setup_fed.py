@@ -161,7 +161,7 @@ def build(
     ((data, adapter),) = ready
     model = _stack(config, base, adapter, data)
     algorithm = replace(algorithm, ranks=client_ranks(config, adapter))
-    if algorithm.folds:
+    if algorithm.folds and config.residual_rank is None:
         model.check_foldable()
     resolved = replace(
         config,

@@ -4,18 +4,21 @@ import json
 
 import pytest
 import torch
-from engine import make_stacked
+from engine import clients_data, make_stacked, start_bank, steps_of
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from tiny import save_tiny_llama, tiny_llama
 from transformers import AutoModelForCausalLM
 
+from fedloom.client.local import LocalRules, train_locally
+from fedloom.client.optimisers import sgd
 from fedloom.commands.cli import main
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.lora_aggregations.fedex import fedex
 from fedloom.federation.lora_aggregations.flora import flora
-from fedloom.model.adapters.folding import folded, unchanged, with_factors
+from fedloom.model.adapters.folding import DOWN, UP, bytes_of_fold, folded, unchanged, with_factors
+from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank
 from fedloom.runs.checkpoint import latest_checkpoint
@@ -24,9 +27,9 @@ A, B, HEAD = "m.lora_A.weight", "m.lora_B.weight", "head"
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 
 
-def changes(senders=3, same=False, one_a=False, scales=None):
+def changes(senders=3, same=False, one_a=False, scales=None, seed=1):
     """What clients send whose factors are drawn at random, of rank 2 in a module of 5 by 6."""
-    draws = torch.Generator().manual_seed(1)
+    draws = torch.Generator().manual_seed(seed)
     shapes = {A: (2, 6), B: (5, 2), HEAD: (3,)}
     before = {n: torch.randn(shape, generator=draws, dtype=torch.float64) for n, shape in shapes.items()}
     deltas = {
@@ -76,6 +79,41 @@ def test_flora_folds_the_products_and_begins_anew(scales):
     close(merged, products(alone))
 
 
+def summed(base):
+    return base["m"] if "m" in base else base["m" + UP] @ base["m" + DOWN]
+
+
+@pytest.mark.parametrize("aggregation", [fedex, flora])
+def test_a_cap_above_the_rank_of_the_whole_changes_nothing(aggregation):
+    """Three rounds; the change has at most the five directions of its module."""
+    exact, capped = unchanged(changes().before), unchanged(changes().before, 5)
+    for seed in range(3):
+        change = aggregation(aggregator=weighted_mean)(changes(seed=seed))
+        exact, capped = folded(exact, change), folded(capped, change)
+        close(summed(capped), summed(exact))
+    assert capped["m" + UP].shape == (5, 5) and torch.linalg.matrix_rank(exact["m"]) == 5
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_capped_change_is_the_nearest_of_its_rank(rank):
+    change = flora(aggregator=weighted_mean)(changes())
+    capped = folded(unchanged(changes().before, rank), change)
+    U, S, Vh = torch.linalg.svd(products(changes()), full_matrices=False)
+    close(summed(capped), U[:, :rank] * S[:rank] @ Vh[:rank])
+    assert capped["m" + DOWN].shape == (rank, 6)
+    assert bytes_of_fold(capped, change) == 8 * rank * (5 + 6) < bytes_of_fold({}, change)
+    again = folded(capped, flora(aggregator=weighted_mean)(changes(seed=2)))
+    U, S, Vh = torch.linalg.svd(summed(capped) + products(changes(seed=2)), full_matrices=False)
+    close(summed(again), U[:, :rank] * S[:rank] @ Vh[:rank])
+
+
+def test_with_a_cap_of_0_fedex_is_fedavg():
+    change = fedex(aggregator=weighted_mean, residual_rank=0)(changes())
+    for name, t in weighted_mean(changes()).items():
+        assert torch.equal(change.pop(name), t)
+    assert not change and not folded(unchanged(changes().before, 0), change)
+
+
 @pytest.mark.parametrize(
     "d_out, d_in, rank, more", [(90, 70, 3, 3), (70, 90, 20, 20), (90, 70, 60, 70), (9, 7, 2, 7)]
 )
@@ -122,22 +160,28 @@ def fed(base, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("method", ["FedEx-LoRA", "FLoRA"])
+@pytest.mark.parametrize("method", ["FedEx-LoRA", "FLoRA", "FedEx-LoRA --residual_rank 3"])
 def test_peft_loads_what_the_run_came_to(fed, base, method):
     """W_0 + s F + s B A, of the checkpoint's state, are the weights that PEFT makes of its adapter."""
     row, checkpoint = fed("run", f"--method {method}")
+    capped = "--residual_rank" in method
+    if capped:
+        assert json.loads((checkpoint / "adapter_config.json").read_text())["r"] == 2 + 3
     plain, wrapped = (AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32) for _ in range(2))
     merged = PeftModel.from_pretrained(wrapped, checkpoint).merge_and_unload()
     state, scale = load_file(checkpoint / "state" / "tensors.safetensors"), 32 / 2
-    modules = [name.removeprefix("base.") for name in state if name.startswith("base.")]
-    assert modules
-    for module in modules:
+    if capped:
+        products = {name: t @ state[name.replace(UP, DOWN)] for name, t in state.items() if name.endswith(UP)}
+        state |= {name.removesuffix(UP): t for name, t in products.items()}
+    names = [name for name in state if name.startswith("base.") and not name.endswith((UP, DOWN))]
+    assert names
+    for module in (name.removeprefix("base.") for name in names):
         inside = module.removeprefix("base_model.model.") + ".weight"
         a, b = (state[f"adapter.{module}.lora_{factor}.weight"] for factor in "AB")
         expected = plain.get_parameter(inside) + scale * (state[f"base.{module}"] + b @ a)
         torch.testing.assert_close(merged.get_parameter(inside), expected, rtol=1e-5, atol=1e-5)
         assert state[f"base.{module}"].abs().max() > 1e-7
-        assert method == "FedEx-LoRA" or not b.any()
+        assert method != "FLoRA" or not b.any()
     sent_plainly, _ = fed("plain", "--method FedAvg")
     assert row["bytes_up"] == sent_plainly["bytes_up"] < row["bytes_down"]
 
@@ -158,6 +202,48 @@ def test_a_clients_own_adapter_is_saved_with_the_change_of_the_base(tmp_path, ra
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_beside_the_base_or_in_its_weights_a_change_trains_the_same():
+    """In float64, with dropout, which is LoRA's alone: what stands beside the weights has none."""
+    data, trained = clients_data((2, 1)), []
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_dropout=0.3)
+    for beside in (False, True):
+        model, draws = make_stacked(tiny_llama().double(), config, data), torch.Generator().manual_seed(3)
+        base = {
+            name: torch.randn(t.shape, generator=draws, dtype=torch.float64) / 10
+            for name, t in unchanged(start_bank(model, 1).row(0), rank=3).items()
+        }
+        whole = {n.removesuffix(UP): t @ base[n.replace(UP, DOWN)] for n, t in base.items() if n.endswith(UP)}
+        model.fold(base if beside else whole)
+        work = [steps_of(k, client, model.layout) for k, client in enumerate(data)]
+        rules = LocalRules(sgd(0.1), dropout_seed=1)
+        trained.append(train_locally(model, start_bank(model, 2), work, rules))
+    for name, t in trained[0].bank.tensors.items():
+        close(trained[1].bank.tensors[name], t)
+    close(trained[1].loss, trained[0].loss)
+    model.fold({})
+    assert not any(module.beside for module in model.model.modules() if isinstance(module, StackedLora))
+
+
+def test_kept_beside_the_base_or_folded_into_it_the_model_is_the_same_and_goes_on(fed):
+    """The tiny model's layers are 32 wide: of rank 32 nothing is lost."""
+    words = "--val_steps 1 --method FedEx-LoRA --lora_dropout 0.2"
+    whole, _ = fed("whole", words)
+    beside, checkpoint = fed("beside", f"{words} --residual_rank 32")
+    for name in ("val_loss", "train_loss", "bytes_down"):  # a round adds rank 6, which is less than 32
+        assert beside[name] == pytest.approx(whole[name], rel=1e-5), name
+    fed("parts", f"{words} --residual_rank 32", rounds=1)
+    _, resumed = fed("parts", "--val_steps 1 --resume")
+    one, other = (load_file(folder / "state" / "tensors.safetensors") for folder in (checkpoint, resumed))
+    assert all(torch.equal(t, other[name]) for name, t in one.items())
+
+
+def test_a_cap_of_0_sends_and_learns_what_fedavg_does(fed):
+    plain, _ = fed("plain", "--method FedAvg")
+    none, _ = fed("none", "--method FedEx-LoRA --residual_rank 0")
+    assert none["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-6)
+    assert none["bytes_down"] == plain["bytes_down"]
+
+
 @pytest.mark.parametrize("method, rounds", [("FedEx-LoRA", 2), ("FLoRA", 1)])
 def test_with_one_client_the_model_is_that_of_fedavg(fed, method, rounds):
     """The mean of one is the one, however it is held: the same validation."""
@@ -176,6 +262,8 @@ def test_with_one_client_the_model_is_that_of_fedavg(fed, method, rounds):
         ("fed", "--method FedEx-LoRA --aggregator median", "no aggregator but mean"),
         ("fed", "--method FLoRA --compress int8", "ends every round with new factors"),
         ("fed", "--method FLoRA --client_rule scaffold", "ends every round with new factors"),
+        ("fed", "--method FLoRA --residual_rank 0", "leaves flora nothing"),
+        ("fed", "--method FlexLoRA --residual_rank 4", "lora_aggregation flexlora leaves it as it is"),
         ("dfl", "--training_type LoRA --lora_aggregation fedex", "peers without a server share none"),
     ],
 )

@@ -56,10 +56,12 @@ class Folding:
     Attributes:
         combine: ``changes -> change``, which has factors of the base's change beside the adapter's.
         anew: Whether factors begin anew, so that nothing that knew the old ones is of any use.
+        rank: The most rank that the base's change may have; None: any.
     """
 
     combine: Aggregator
     anew: bool = False
+    rank: int | None = None
 
     def __call__(self, changes: Changes) -> Row:
         """The change of the adapter, and of the base."""

@@ -6,7 +6,7 @@
 so that everybody's base and adapter together are the mean of the clients' exactly, with weights p_k that sum
 to 1 where the paper has 1 / K. The residual is zero for one client, for equal clients, and where all have one
 A. It is a covariance, which has no cancellation in it, of rank (K − 1) r at most; K r rows and columns are
-sent to everybody:
+sent to everybody. With a cap on its rank F is the nearest of that rank; with 0 this is FedAvg of the factors:
 
     Σ_k p_k B_k A_k − B̄ Ā = Σ_k p_k (B_k − B̄) (A_k − Ā) = [p_1 (B_1 − B̄), …] · [A_1 − Ā; …]
 """
@@ -20,11 +20,12 @@ from fedloom.model.adapters.folding import DOWN, UP
 from fedloom.model.bank import Row
 
 
-def fedex(*, aggregator: Aggregator) -> Aggregator:
+def fedex(*, aggregator: Aggregator, residual_rank: int | None = None) -> Aggregator:
     """Average factors, and fold the residual into the base.
 
     Args:
         aggregator: What combines the factors; only the mean has a meaning.
+        residual_rank: The most rank that the base's change may have; None: any.
 
     Raises:
         UserError: It is another.
@@ -41,4 +42,4 @@ def fedex(*, aggregator: Aggregator) -> Aggregator:
             change[module + DOWN] = A.flatten(0, 1)
         return change
 
-    return Folding(combine)
+    return Folding(weighted_mean if residual_rank == 0 else combine, rank=residual_rank)

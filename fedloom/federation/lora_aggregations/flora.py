@@ -4,7 +4,8 @@
 
 The server draws one A for all, where the paper leaves it to the clients. Stacking the factors, [p_1 B_1, …,
 p_K B_K] · [A_1; …; A_K], gives the sum exactly, and clients may have unequal ranks. Everybody must be sent K
-r rows and columns per module. One client's round is a merge of its adapter.
+r rows and columns per module. One client's round is a merge of its adapter. With a cap on its rank F is the
+nearest of that rank to all that clients ever learnt.
 """
 
 from __future__ import annotations
@@ -12,22 +13,29 @@ from __future__ import annotations
 import torch
 
 from fedloom.data.randomness import derive_seed
+from fedloom.errors import UserError
 from fedloom.federation.aggregators import Aggregator, Changes, Folding
 from fedloom.federation.lora_aggregations import check_mean, pair_by_pair, product_weights
 from fedloom.model.adapters.folding import DOWN, UP
 from fedloom.model.bank import Row
 
 
-def flora(*, aggregator: Aggregator) -> Aggregator:
+def flora(*, aggregator: Aggregator, residual_rank: int | None = None) -> Aggregator:
     """Fold the clients' products into the base.
 
     Args:
         aggregator: What combines all that is no pair of factors; only the mean has a meaning.
+        residual_rank: The most rank that the base's change may have; None: any.
 
     Raises:
-        UserError: It is another.
+        UserError: It is another, or the rank is 0.
     """
     check_mean("flora", "adds up products", aggregator)
+    if residual_rank == 0:
+        raise UserError(
+            "residual_rank: 0 leaves flora nothing: all that clients learn goes into the base's change; "
+            "choose 1 or more, or --lora_aggregation fedex"
+        )
 
     def of_a_pair(changes: Changes, name_a: str, name_b: str) -> Row:
         before, deltas = changes.before, changes.deltas.tensors
@@ -44,4 +52,4 @@ def flora(*, aggregator: Aggregator) -> Aggregator:
             name_b: -before[name_b],
         }
 
-    return Folding(pair_by_pair(of_a_pair), anew=True)
+    return Folding(pair_by_pair(of_a_pair), anew=True, rank=residual_rank)

@@ -7,6 +7,10 @@ With W_0 the weight that was loaded, s LoRA's scale and F the change, everybody 
 F is kept whole, so that rounds do not add up the rounding of the base's own dtype. To be sent it is a product
 of thin factors, F = P Q; to be saved it becomes further rows of the adapter's A and columns of its B, which
 PEFT loads as an adapter of a higher rank on the base as it was.
+
+With a cap R on its rank (`--residual_rank`), F is P and Q alone, after every round the best approximation of
+rank R of what they were and what the round adds; F itself is never built, and W_0 stays as it was, which may
+then be quantised. With R at least the rank of the whole that is the same; with R = 0 there is no F.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fedloom.errors import UserError
 from fedloom.model.adapters.lora import StackedLora
-from fedloom.model.adapters.products import lora_pairs
-from fedloom.model.bank import Row
+from fedloom.model.adapters.products import lora_pairs, truncated_product
+from fedloom.model.bank import Row, bytes_of
 
 UP, DOWN = ".fold_up", ".fold_down"
 """What follows a module's name in those of P ``[d_out, k]`` and Q ``[k, d_in]``."""
@@ -30,34 +34,72 @@ _SMALLEST = 1e-6
 """What of F is below this part of the whole is its rounding, in float32."""
 
 
-def unchanged(adapter: Row) -> Row:
-    """F before the first round: zero, for every module that has both factors in an adapter."""
-    return {
-        name_a.removesuffix(".lora_A.weight"): adapter[name_a].new_zeros(
-            len(adapter[name_b]), adapter[name_a].shape[1]
+def unchanged(adapter: Row, rank: int | None = None) -> Row:
+    """F before the first round: zero, for every module that has both factors in an adapter.
+
+    Args:
+        adapter: Any adapter of the run.
+        rank: The cap on the rank of F; None: there is none.
+
+    Returns:
+        ``{module: tensor[d_out, d_in]}``; with a cap P and Q of every module, of the rank R or that of the
+        module where it is narrower.
+    """
+    found: Row = {}
+    for name_a, name_b in lora_pairs(adapter.keys()):
+        module, d_out, d_in = (
+            name_a.removesuffix(".lora_A.weight"),
+            len(adapter[name_b]),
+            adapter[name_a].shape[1],
         )
-        for name_a, name_b in lora_pairs(adapter.keys())
-    }
+        if rank is None:
+            found[module] = adapter[name_a].new_zeros(d_out, d_in)
+        elif rank:
+            most = min(rank, d_out, d_in)
+            found[module + UP] = adapter[name_a].new_zeros(d_out, most)
+            found[module + DOWN] = adapter[name_a].new_zeros(most, d_in)
+    return found
 
 
 def folded(base: Row, factors: Row) -> Row:
     """F after a round.
 
     Args:
-        base: F before, ``{module: tensor[d_out, d_in]}``.
+        base: F before, as `unchanged` has it.
         factors: P and Q of the round, by module.
     """
-    modules = [name.removesuffix(UP) for name in factors if name.endswith(UP)]
-    return base | {module: base[module] + factors[module + UP] @ factors[module + DOWN] for module in modules}
+    after = dict(base)
+    for module in (name.removesuffix(UP) for name in factors if name.endswith(UP)):
+        up, down = factors[module + UP], factors[module + DOWN]
+        if module in base:
+            after[module] = base[module] + up @ down
+        elif (before := base.get(module + UP)) is not None:
+            left = torch.cat([before, up], 1).double()
+            right = torch.cat([base[module + DOWN], down]).double()
+            left, right = truncated_product(left, right, before.shape[1])
+            after[module + UP], after[module + DOWN] = left.to(before), right.to(before)
+    return after
+
+
+def bytes_of_fold(base: Row, factors: Row) -> int:
+    """Bytes that everybody is sent of a round's change: its factors, or those of all of F if they are less.
+
+    Args:
+        base: F after the round.
+        factors: P and Q of the round, by module.
+    """
+    whole = {name: t for name, t in base.items() if name.endswith((UP, DOWN))}
+    return min(bytes_of(factors), bytes_of(whole)) if whole else bytes_of(factors)
 
 
 class FoldedBase:
-    """The adapted layers' weights, with a change in them or as they were loaded."""
+    """The adapted layers' weights, with a change in them or as they were loaded; or with one beside them."""
 
     def __init__(self, model: nn.Module):
         """Take a model whose adapted layers are as they were loaded; weights are copied once they change."""
         self._model = model
-        self._layers = {m.name: (m.base, m.scale) for m in model.modules() if isinstance(m, StackedLora)}
+        self._stacked = {m.name: m for m in model.modules() if isinstance(m, StackedLora)}
+        self._layers = {name: (m.base, m.scale) for name, m in self._stacked.items()}
         self._loaded: dict[str, Tensor] = {}
         self._now: dict[str, Tensor] = {}
 
@@ -72,12 +114,14 @@ class FoldedBase:
             if not isinstance(layer, nn.Linear | Conv1D) or not layer.weight.is_floating_point():
                 raise UserError(
                     f"lora_aggregation: it changes the base's weights, and {name} has none that are "
-                    "floating-point numbers; leave quantize out, or choose --lora_aggregation flexlora"
+                    "floating-point numbers; leave quantize out, or keep the change beside them, as in "
+                    "--residual_rank 16"
                 )
             if held[layer.weight.data_ptr()] > 1:
                 raise UserError(
                     f"lora_aggregation: it changes the base's weights, and {name} shares its own with "
-                    "another layer; choose other target_modules, or --lora_aggregation flexlora"
+                    "another layer; choose other target_modules, or keep the change beside them, as in "
+                    "--residual_rank 16"
                 )
 
     @torch.no_grad()
@@ -86,7 +130,11 @@ class FoldedBase:
 
         Args:
             base: F, ``{module: tensor[d_out, d_in]}``; a module without one has the weight that was loaded.
+                Where there are P and Q instead, they stand beside it.
         """
+        for name, module in self._stacked.items():
+            module.beside = (base[name + UP], base[name + DOWN]) if name + UP in base else None
+        base = {name: t for name, t in base.items() if name in self._stacked}
         for name in base.keys() | self._now.keys():
             if base.get(name) is self._now.get(name):
                 continue
@@ -108,13 +156,17 @@ def with_factors(row: Row, base: Row) -> tuple[Row, int]:
 
     Args:
         row: The adapter.
-        base: F, ``{module: tensor[d_out, d_in]}``.
+        base: F, ``{module: tensor[d_out, d_in]}``, or P and Q.
 
     Returns:
         The adapter with the factors of F as further rows of A and columns of B, for a scale as it was; and
         how many there are, the same for all modules.
     """
-    factors = {module: _factored(change) for module, change in base.items()}
+    factors = {
+        name.removesuffix(UP): (t, base[name.removesuffix(UP) + DOWN]) if name.endswith(UP) else _factored(t)
+        for name, t in base.items()
+        if not name.endswith(DOWN)
+    }
     more = max((len(down) for _, down in factors.values()), default=0)
     found = dict(row)
     for name, t in row.items():

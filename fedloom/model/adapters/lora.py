@@ -108,9 +108,12 @@ class StackedLora(nn.Module):
         scale: ``alpha / r``.
         dropout: Probability with which an input of the low-rank term is dropped.
         behind_trunk: Whether it belongs to the head, and is its frozen base while the trunk runs.
+        beside: P ``[d_out, k]`` and Q ``[k, d_in]`` of a change of the frozen layer that is not in its
+            weight, ``scale * P Q``; see `model.adapters.folding`.
     """
 
     behind_trunk = False
+    beside: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, base: nn.Module, name: str, scale: float, dropout: float, wave: Wave):
         super().__init__()
@@ -142,14 +145,21 @@ class StackedLora(nn.Module):
         wave = self._wave
         A = wave.parameters.get(f"{self.name}.lora_A.weight")
         if A is None or (self.behind_trunk and not wave.in_head):
-            return self.base(x, *args, **kwargs)
+            return self._changed(self.base(x, *args, **kwargs), x)
         B = wave.parameters[f"{self.name}.lora_B.weight"]
         flat = x.reshape(-1, x.shape[-1])
         # Of flat tokens, so that what is added to in place is no view: autograd would copy a view's gradient.
-        y = self.base(flat, *args, **kwargs)
+        y = self._changed(self.base(flat, *args, **kwargs), flat)
         # One row that stands for all clients is one product for all tokens.
         shared = A.stride(0) == B.stride(0) == 0
         lengths = (flat.shape[0],) if shared else wave.lengths(x, self.name)
         keep = wave.keep(flat, self.dropout)
         y = add_low_rank(y, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep)
         return y.view(*x.shape[:-1], -1)
+
+    def _changed(self, y: Tensor, x: Tensor) -> Tensor:
+        """The frozen layer's output with what its change adds to it."""
+        if self.beside is None:
+            return y
+        up, down = (factor.to(x.dtype) for factor in self.beside)
+        return y + self.scale * (x @ down.T) @ up.T

@@ -43,18 +43,34 @@ def truncated_sum(
         A with orthonormal rows, and B. What the sum has no use for is zero in B. Both are of the dtype of
         ``A``; decompositions are computed in float64.
     """
-    dtype, wide = A.dtype, torch.float64
+    wide = torch.float64
     left = (B.to(wide) * weights.to(wide).view(-1, 1, 1)).movedim(0, 1).flatten(1)  # [d_out, senders · rank]
-    right = A.to(wide).flatten(0, 1)  # [senders · rank, d_in]
+    new_b, new_a = truncated_product(left, A.to(wide).flatten(0, 1), rank)
+    return new_a.to(A.dtype), new_b.to(A.dtype)
+
+
+def truncated_product(
+    left: Float[Tensor, "d_out many"], right: Float[Tensor, "many d_in"], rank: int
+) -> tuple[Float[Tensor, "d_out kept"], Float[Tensor, "kept d_in"]]:
+    """The best approximation of a product of factors by one of a rank, which is never built itself.
+
+    Args:
+        left: In float64, in which decompositions are computed.
+        right: Likewise.
+        rank: Columns of the new left factor, and rows of the new right one.
+
+    Returns:
+        The left factor, zero where the product has no use for it, and the right one with orthonormal rows.
+    """
     basis_out, triangle_out = torch.linalg.qr(left)
     basis_in, triangle_in = torch.linalg.qr(right.T)
     U, S, Vh = torch.linalg.svd(triangle_out @ triangle_in.T)
     # A layer may be narrower than the rank.
     products, rows = min(rank, len(S)), min(rank, len(Vh))
-    new_a, new_b = right.new_zeros(rank, right.shape[1]), left.new_zeros(len(left), rank)
-    new_a[:rows] = Vh[:rows] @ basis_in.T
-    new_b[:, :products] = basis_out @ (U[:, :products] * S[:products])
-    return new_a.to(dtype), new_b.to(dtype)
+    new_left, new_right = left.new_zeros(len(left), rank), right.new_zeros(rank, right.shape[1])
+    new_left[:, :products] = basis_out @ (U[:, :products] * S[:products])
+    new_right[:rows] = Vh[:rows] @ basis_in.T
+    return new_left, new_right
 
 
 def aligned(

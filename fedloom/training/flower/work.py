@@ -19,7 +19,6 @@ from fedloom.data.tasks import Task
 from fedloom.errors import UserError
 from fedloom.evaluation.reference import with_references
 from fedloom.federation.algorithm import BASE, PERSONAL, RULE, part_of, with_prefix
-from fedloom.model.adapters.folding import unchanged
 from fedloom.model.bank import Row
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
@@ -71,8 +70,7 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         raise Unfit(f"a message for client {facts['client'] + 1} came to client {client + 1}")
     algorithm = standing.parts.algorithm
     like = algorithm.sent(model.initial, client)
-    if algorithm.folds:
-        like = like | with_prefix(BASE, unchanged(model.initial))
+    like = like | with_prefix(BASE, algorithm.first_base(model.initial))
     row = _brought_up_to_date(request, like)
     if row.keys() != like.keys():
         return Answer(Content({"lacks": True}))
