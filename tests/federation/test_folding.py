@@ -267,8 +267,8 @@ def test_with_one_client_the_model_is_that_of_fedavg(fed, method, rounds):
         ("dfl", "--training_type LoRA --lora_aggregation fedex", "peers without a server share none"),
     ],
 )
-def test_what_has_no_meaning_is_refused(command, words, said, capsys):
-    model = {"fed": "--model_name ./nowhere", "dfl": "--model_checkpoint ./nowhere"}[command]
+def test_what_has_no_meaning_is_refused(base, command, words, said, capsys):
+    model = [{"fed": "--model_name", "dfl": "--model_checkpoint"}[command], str(base)]
     mode = "" if command == "dfl" or "--train_mode" in words else "--train_mode fed"
-    assert main([command, *model.split(), *mode.split(), *words.split()]) == 2
+    assert main([command, *model, *mode.split(), *words.split()]) == 2
     assert said in capsys.readouterr().err
