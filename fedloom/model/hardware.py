@@ -47,7 +47,7 @@ def check_quantize(quantize: str, device: torch.device) -> None:
     except Exception as error:  # a build that does not fit this machine fails in many ways
         raise UserError(
             f"quantize {quantize!r}: bitsandbytes is installed but does not start here ({error}). "
-            "Reinstall it: pip install -U 'fedloom[quantize]'; or use --quantize none."
+            "Reinstall it: pip install -U bitsandbytes; or use --quantize none."
         ) from error
     if device.type not in devices:
         raise UserError(

@@ -4,13 +4,16 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from places import ROOT
 from tiny import save_tiny_llama
 
+import fedloom
 from fedloom.commands.cli import COMMANDS, read_config
 from fedloom.commands.reference import reference
 from fedloom.options.compare import read_plan
@@ -112,10 +115,55 @@ def test_every_page_is_in_the_sites_navigation():
 
 @pytest.mark.skipif(find_spec("material") is None, reason="mkdocs-material is not installed")
 def test_the_site_builds_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    """With what `make` installs; without mkdocstrings the page of the API has names alone."""
+    config = ROOT / "mkdocs.yml"
+    if find_spec("mkdocstrings") is None:
+        config = tmp_path / "mkdocs.yml"
+        config.write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: {ROOT / 'docs'}\nplugins: [search]\n")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config)]
+    command += ["--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "concepts" / "index.html").is_file()
+    assert (tmp_path / "site" / "concepts" / "index.html").is_file()
+    assert "figures/regimes.svg" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert "pre-wrap" in (tmp_path / "site" / "stylesheets" / "site.css").read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_api_has_every_public_name():
+    names = re.findall(r"^::: fedloom\.(\w+)$", PAGES["api.md"], re.MULTILINE)
+    assert names == fedloom.__all__
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/figures/*.svg")), ids=lambda path: path.name)
+def test_every_picture_is_whole(path):
+    assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+EXTRAS = {"report": "report", "peer": "p2p", "identity": "p2p", "flower": "flower"}
+"""What the work of a command needs beside a plain install; commands that write pictures need `plots`."""
+
+
+def test_pages_name_the_extras_that_their_commands_need():
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for page, text in PAGES.items():
+        named = {extra for words in re.findall(r"'\.\[([\w,]+)\]'", text) for extra in words.split(",")}
+        assert named <= known.keys(), page
+        needed = {EXTRAS[command] for command, _ in command_lines(text) if command in EXTRAS}
+        needed |= {
+            "plots" for _, words in command_lines(text) if re.search(r"--output \S+\.(png|svg)", words)
+        }
+        assert needed <= named, page
+        assert "'fedloom[" not in text, f"{page} asks an index for fedloom"
+
+
+def test_commands_of_the_pages_fit_a_terminal():
+    wide = [
+        line
+        for command, words in COMMAND_LINES
+        for line in f"fedloom {command} {words}".splitlines()
+        if len(line.partition("  #")[0]) > 100
+    ]
+    assert wide == []
 
 
 @pytest.mark.parametrize("page", ["index.md", "extending.md"])
