@@ -20,7 +20,7 @@ clients run, or of how they are reached. `federation.server` composes them to a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -59,7 +59,7 @@ class Algorithm:
         server_optimiser: Of the server; None takes the change as it is.
         rule, codec, aggregator, share, trains: See the module.
         ranks: The clients' LoRA ranks; None: all have the adapter's own.
-        refactor: ``adapter -> adapter`` at the server, after its step; None leaves it as it is.
+        refactoring: Other factors of the same products, after the server's step; None: as they are.
         privacy: How a round hides its clients; None: not at all.
         seed: The run's.
     """
@@ -72,7 +72,7 @@ class Algorithm:
     share: Sharing = frozenset
     trains: TrainFactors = everything
     ranks: Ranks | None = None
-    refactor: Callable[[Row], Row] | None = None
+    refactoring: Refactoring | None = None
     privacy: UserPrivacy | None = None
     seed: int = 0
 
@@ -88,7 +88,9 @@ class Algorithm:
     @property
     def ends_with_new_factors(self) -> bool:
         """Whether what knew a round's factors one number at a time is of no use in the next."""
-        return self.refactor is not None or (isinstance(self.aggregator, Folding) and self.aggregator.anew)
+        if self.refactoring is not None:
+            return self.refactoring.rounds is None
+        return isinstance(self.aggregator, Folding) and self.aggregator.anew
 
     def first_base(self, adapter: Row) -> Row:
         """How the base has changed before the first round; see `model.adapters.folding`."""
@@ -163,9 +165,9 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         return guarded(option, text, make_it) if is_plugged(option, text) else make_it()
 
     aggregator: Any = made("lora_aggregation", aggregator=made("aggregator"))
-    refactor = None
+    refactoring = None
     if isinstance(aggregator, Refactoring):
-        aggregator, refactor = aggregator.aggregator, aggregator.refactor
+        aggregator, refactoring = aggregator.aggregator, aggregator
     return Algorithm(
         client_lr=client_lr,
         server_optimiser=made("server_optimizer", client_lr=client_lr),
@@ -174,7 +176,7 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         aggregator=aggregator,
         share=made("share"),
         trains=made("train_factors"),
-        refactor=refactor,
+        refactoring=refactoring,
         seed=settings["seed"],
     )
 

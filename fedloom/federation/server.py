@@ -178,14 +178,15 @@ def federated_round(
     gradient = direction | {n: g for n, g in (elsewhere or {}).items() if n in trains}
     adapter, moments = step_some(algorithm.server_optimiser, state.adapter, gradient, state.optimiser)
     check_step(state.round + 1, adapter | result.fold, moments, came.kept)
-    if algorithm.refactor is not None:
-        adapter = algorithm.refactor(adapter)
+    turned = algorithm.refactoring
+    if turned is not None and turned.after(state.round):
+        adapter = turned.refactor(adapter, state.round)
     rule = algorithm.rule.absorb(kept_here, result.sent, share)
     took_part = list(clients) if trained else []
     # What rests now, and trained in the round before, has changed since; counted as if every client had been
     # there. (Over Flower it is known who was.)
     changed = shared & algorithm.trains(shared, max(state.round - 1, 0)) - trains
-    if algorithm.refactor is not None and state.round:
+    if turned is not None and turned.after(state.round - 1):
         changed |= {name for pair in lora_pairs(shared) for name in pair}
     down = trained | {name: state.adapter[name] for name in changed} | with_prefix(RULE, kept)
     bytes_down = sum(bytes_of(algorithm.sent(down, client)) for client in took_part)

@@ -20,6 +20,7 @@ from fedloom.model.adapters.injection import adapted_by_layer, inject
 from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.adapters.ranks import at_ranks, check_ranks, rank_factor, truncated
+from fedloom.model.adapters.square import as_lora
 from fedloom.model.bank import Row
 from fedloom.model.dropout import Draws
 from fedloom.model.forward import Forward
@@ -154,6 +155,7 @@ class StackedModel:
             pack: The clients' batches, built with `layout`.
             dropout_seed: The run's seed; None turns dropout off.
         """
+        parameters = as_lora(parameters)
         if isinstance(pack, Pack):
             return self._one_pass(parameters, pack, dropout_seed)
         count = len(pack.client_tokens)
@@ -182,7 +184,7 @@ class StackedModel:
             parameters: ``{name: tensor[clients, *shape]}`` on the model's device; empty: the frozen base.
             units: Rows of each client, client by client.
         """
-        with self._forward.plainly(parameters, tuple(units)) as model:
+        with self._forward.plainly(as_lora(parameters), tuple(units)) as model:
             yield model
 
     def fold(self, base: Row) -> None:
@@ -231,6 +233,7 @@ class StackedModel:
             UserError: The adapter cannot have such a rank.
         """
         assert self.config is not None, "the base alone has no adapter to save"
+        row = as_lora(row)
         config = copy(self.config)
         config.inference_mode = True
         if rank is not None:

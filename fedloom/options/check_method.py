@@ -60,7 +60,7 @@ def _check_factors(config: Any, names: dict[str, str]) -> None:
             f"{names['share']} leaves clients parameters of their own, which train whole; choose one of them"
         )
     for option in ("lora_aggregation", "share"):
-        if names[option] not in (_BY_NAME[option].default, "fedsvd"):
+        if names[option] not in (_BY_NAME[option].default, "fedsvd", "fedsb"):
             raise UserError(
                 f"train_factors: {trains} leaves one of LoRA's factors as it is, and {option} "
                 f"{names[option]} needs both; choose one of the two"
@@ -72,6 +72,11 @@ def _check_on_graph(config: Any, names: dict[str, str]) -> None:
         raise UserError(
             f"train_factors: {names['train_factors']} beside training_type {config.training_type}, which "
             "freezes A for good; choose --training_type LoRA, or leave train_factors out"
+        )
+    if names["train_factors"] == "square":
+        raise UserError(
+            "train_factors: square needs factors that are one for all, which a server fixes (Fed-SB), and "
+            "there is none; choose --training_type DFL-LoRA, whose A is one for all"
         )
     if names["train_factors"] == "b" and not config.frozen_a:
         raise UserError("train_factors: b is DFL-LoRA on a graph; choose --training_type DFL-LoRA")
@@ -122,10 +127,16 @@ def _check_with_server(config: Any, names: dict[str, str]) -> None:
             f"client_rule: ditto gives every client a whole model of its own, and share {names['share']} a "
             "part of one; choose one of the two"
         )
-    if names["lora_aggregation"] == "fedsvd" and names["train_factors"] != "b":
+    needed = {"fedsvd": "b", "fedsb": "square"}.get(names["lora_aggregation"], names["train_factors"])
+    if names["train_factors"] != needed:
         raise UserError(
-            "lora_aggregation: fedsvd averages B beside one A for all, and train_factors "
-            f"{names['train_factors']} lets clients train A; choose --train_factors b, as FedSVD does"
+            f"lora_aggregation: {names['lora_aggregation']} needs a factor that is one for all, and "
+            f"train_factors {names['train_factors']} lets clients train it; choose --train_factors {needed}"
+        )
+    if names["train_factors"] == "square" and names["lora_aggregation"] != "fedsb":
+        raise UserError(
+            "train_factors: square trains a matrix between the factors that lora_aggregation fedsb fixes; "
+            "choose --method Fed-SB, or another train_factors"
         )
     lora_only = [
         option

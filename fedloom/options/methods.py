@@ -152,6 +152,12 @@ METHODS: list[Method] = [
         {"train_factors": "b", "lora_aggregation": "fedsvd"},
         _FED,
     ),
+    Method(
+        "Fed-SB",
+        "Singhal et al., 2025, arXiv:2502.15436",
+        {"train_factors": "square", "lora_aggregation": "fedsb"},
+        _FED,
+    ),
     Method("RoLoRA", "Chen et al., 2024, arXiv:2409.02346", {"train_factors": "alternate:1"}, _FED),
     Method("FedPAQ", "Reisizadeh et al., 2020, arXiv:1909.13014", {"compress": "int8"}, _FED, _GOSSIP),
     Method("MemSGD", "Stich et al., 2018, arXiv:1809.07599", {"compress": "topk:0.01"}, _FED),

@@ -147,8 +147,8 @@ def _check_beside(config: Any) -> None:
     }
     defaults = {part.option: part.default for part in PARTS}
     for name, text in chosen(config).items():
-        # FedSVD turns factors that were noised already.
-        if name in reasons and text not in (defaults[name], "fedsvd"):
+        # FedSVD and Fed-SB turn factors that were noised already.
+        if name in reasons and text not in (defaults[name], "fedsvd", "fedsb"):
             raise UserError(
                 f"{name}: {shown(text)} {reasons[name]}; choose --{name} {defaults[name]}, or --privacy none"
             )

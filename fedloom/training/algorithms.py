@@ -44,11 +44,8 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
     products = texts["lora_aggregation"]
     if algorithm.ends_with_new_factors:
         _check_nothing_kept(texts, algorithm, config.client_optimizer)
-    if algorithm.refactor is not None and len(set(config.ranks)) > 1:
-        raise UserError(
-            f"lora_aggregation: {products} averages B beside one A for all, and lora_r {config.lora_r} gives "
-            "clients factors of unequal rank; choose one rank, or --lora_aggregation flexlora"
-        )
+    if algorithm.refactoring is not None:
+        _check_one_for_all(config, texts, algorithm)
     if config.privacy == "user":
         return replace(algorithm, privacy=_user_privacy(config, algorithm))
     if not algorithm.folds:
@@ -96,6 +93,11 @@ def _user_privacy(config: FedConfig, algorithm: Algorithm) -> UserPrivacy:
             f"client_rule: {chosen(config)['client_rule']} lets the server keep what clients send beside "
             "their change, or how many came, without noise; choose none or proximal, or --privacy none"
         )
+    if algorithm.rule.own_model is not None:
+        raise UserError(
+            f"client_rule: {chosen(config)['client_rule']} gives clients models of their own, whose "
+            "validation would be told without protection; choose none or proximal, or --privacy none"
+        )
     clip, quantile = clip_of(config.clip)
     noise = math.nan if config.noise_multiplier == "auto" else config.noise_multiplier
     return UserPrivacy(clip, quantile, noise, config.client_num, config.client_num_per_step)
@@ -120,11 +122,38 @@ def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm, client_o
             "(compress, client_rule, client_optimizer) is of the old ones; choose --compress none, "
             "--client_rule none and --client_optimizer sgd, or another lora_aggregation"
         )
-    if algorithm.refactor is not None and algorithm.server_optimiser.init(AdapterBank.repeat(any_row, 1)):
+    moments = algorithm.server_optimiser.init(AdapterBank.repeat(any_row, 1))
+    if algorithm.refactoring is not None and moments:
         raise UserError(
             f"lora_aggregation: {products} ends every round with new factors, and the moments of "
             f"server_optimizer {texts['server_optimizer']} are of the old ones; choose --server_optimizer "
             "none, or another lora_aggregation"
+        )
+
+
+def _check_one_for_all(config: FedConfig, texts: Mapping[str, str], algorithm: Algorithm) -> None:
+    """Refuse what does not go with factors that are the same for all clients, and that the server turns.
+
+    Raises:
+        UserError: Clients have factors of other ranks or of their own, or the server scores them.
+    """
+    products = texts["lora_aggregation"]
+    if len(set(config.ranks)) > 1:
+        raise UserError(
+            f"lora_aggregation: {products} has one A for all, and lora_r {config.lora_r} gives clients "
+            "factors of unequal rank; choose one rank, or --lora_aggregation flexlora"
+        )
+    if algorithm.rule.own_model is not None:
+        raise UserError(
+            f"lora_aggregation: {products} turns the server's factors, and a personal model of client_rule "
+            f"{texts['client_rule']} would be held near others than its own; choose another client_rule, or "
+            "--lora_aggregation factors"
+        )
+    if algorithm.refactoring is not None and algorithm.refactoring.square and config.train_mode != "fed":
+        raise UserError(
+            f"lora_aggregation: {products} trains a matrix between LoRA's factors, by whose gradients "
+            f"train_mode {config.train_mode} scores layers; choose --train_mode fed, or another "
+            "lora_aggregation"
         )
 
 
@@ -182,7 +211,7 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
         UserError: One has no meaning without a server.
     """
     algorithm = compose(chosen(config), vars(config), client_lr=config.lr)
-    if algorithm.refactor is not None:
+    if algorithm.refactoring is not None:
         raise UserError(
             f"lora_aggregation: {chosen(config)['lora_aggregation']} needs one A for all, which a server "
             "turns; peers would each turn to an A of their own, and the mean of their B would mean nothing; "

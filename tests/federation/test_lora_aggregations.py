@@ -6,7 +6,7 @@ import torch
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, Update
-from fedloom.federation.lora_aggregations.fedsvd import by_svd
+from fedloom.federation.lora_aggregations.fedsvd import by_svd, fedsvd
 from fedloom.federation.lora_aggregations.hetlora import hetlora
 from fedloom.federation.lora_aggregations.lora_fair import lora_fair
 from fedloom.federation.server import federated_round, initial_state
@@ -104,7 +104,7 @@ def test_fedsvd_keeps_the_product_in_the_factors_of_its_svd(lost):
 
 def test_a_round_of_fedsvd_is_the_exact_mean_of_the_products_and_turns_a():
     adapter = arrived().before
-    algorithm = Algorithm(client_lr=0.1, trains=b(), refactor=by_svd)
+    algorithm = Algorithm(client_lr=0.1, trains=b(), refactoring=fedsvd(aggregator=weighted_mean))
     moves = {k: torch.randn(5, 2).double() for k in range(3)}
 
     def train(round_, clients, trained, rest, rule):

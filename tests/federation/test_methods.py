@@ -606,10 +606,16 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--lora_aggregation flexlora --aggregator median", ["flexlora averages products"]),
         ("--lora_aggregation hetlora --aggregator median", ["hetlora weighs clients by the norms"]),
         ("--lora_aggregation lora_fair:0", ["lora_fair:0 may divide by 0", "above 0"]),
-        ("--lora_aggregation fedsvd", ["fedsvd averages B beside one A", "--train_factors b"]),
+        ("--lora_aggregation fedsvd", ["fedsvd needs a factor that is one for all", "--train_factors b"]),
         ("--method FedSVD --compress int8", ["fedsvd ends every round with new factors", "--compress none"]),
         ("--method FedSVD --server_optimizer yogi", ["the moments of server_optimizer yogi"]),
         ("--method FedSVD --lora_r 2,4", ["lora_r 2,4 gives clients factors of unequal rank"]),
+        ("--lora_aggregation fedsb", ["both lets clients train it", "--train_factors square"]),
+        ("--train_factors square", ["the factors that lora_aggregation fedsb fixes", "--method Fed-SB"]),
+        ("--method Fed-SB --lora_r 2,4", ["lora_r 2,4 gives clients factors of unequal rank"]),
+        ("--method Fed-SB --client_rule ditto", ["a personal model of client_rule ditto"]),
+        ("--method Fed-SB --train_mode fedGradFocus", ["by whose gradients train_mode fedGradFocus"]),
+        ("--method Ditto --privacy user --noise_multiplier 1", ["models of their own, whose validation"]),
         ("--lora_aggregation flexlora --share a", ["needs both factors"]),
         ("--share a --peft p-tuning", ["share: a is about LoRA's factors"]),
         ("--share a --train_mode fedGradFocus", ["share: a leaves every client a part of its own"]),
@@ -620,8 +626,9 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--plugin nowhere.py", ["plugin: nowhere.py cannot be imported"]),
     ],
 )
-def test_what_has_no_meaning_is_refused_before_anything_is_loaded(words, said, capsys):
-    status = main(["fed", "--model_name", "./nowhere", "--train_mode", "fed", *words.split()])
+def test_what_has_no_meaning_is_refused_before_anything_is_loaded(model, words, said, capsys):
+    capsys.readouterr()
+    status = main(["fed", "--model_name", str(model), "--train_mode", "fed", *words.split()])
     told = capsys.readouterr().err
     assert status == 2 and told.count("\n") == 1 and "Traceback" not in told
     assert all(word in told for word in said), told

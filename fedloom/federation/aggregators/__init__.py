@@ -70,15 +70,24 @@ class Folding:
 
 @dataclass(frozen=True)
 class Refactoring:
-    """An aggregator of a server whose adapter gets other factors of the same products after every step.
+    """An aggregator of a server whose adapter gets other factors of the same products after its step.
 
     Attributes:
         aggregator: ``changes -> change``.
-        refactor: ``adapter -> adapter``; what knew the old factors one number at a time is of no use then.
+        refactor: ``(adapter, round) -> adapter``; what knew the old factors one number at a time is of no use
+            then.
+        rounds: After so many rounds, the first of a run; None: after all.
+        square: Whether there is a matrix between the factors; see `model.adapters.square`.
     """
 
     aggregator: Aggregator
-    refactor: Callable[[Row], Row]
+    refactor: Callable[[Row, int], Row]
+    rounds: int | None = None
+    square: bool = False
+
+    def after(self, round_: int) -> bool:
+        """Whether factors are others after a round, from 0."""
+        return round_ >= 0 and (self.rounds is None or round_ < self.rounds)
 
 
 def count_of(share: float, senders: int) -> int:

@@ -32,7 +32,7 @@ def fedsvd(*, aggregator: Aggregator) -> Refactoring:
     return Refactoring(aggregator, by_svd)
 
 
-def by_svd(adapter: Row) -> Row:
+def by_svd(adapter: Row, round_: int = 0) -> Row:
     """An adapter of the same products, in the factors of their SVD: A A^T = I."""
     turned = dict(adapter)
     for name_a, name_b in lora_pairs(adapter.keys()):

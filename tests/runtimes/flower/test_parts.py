@@ -136,6 +136,7 @@ def preferences(model):
         ("", "model"),  # what one client can do is bounded
         ("--aggregator mean", "model"),
         ("--method FedEx-LoRA --server_optimizer none --residual_rank 3", "model"),
+        ("--aggregator mean --train_factors square --lora_aggregation fedsb", "model"),
         ("--aggregator mean --client_rule ditto --client_optimizer adamw --client_lr 0.002", "model"),
         # The reference of DPO is the base as it was loaded, not the one that a server has changed.
         ("--method FedEx-LoRA --server_optimizer none", "preferences"),
