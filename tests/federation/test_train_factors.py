@@ -134,9 +134,7 @@ def far(before, after):
         ("dfl", "--train_factors alternate --training_type DFL-LoRA", "freezes A for good"),
     ],
 )
-def test_what_has_no_meaning_is_refused(command, words, said, capsys):
-    options = {"fed": "--model_name ./nowhere --train_mode fed", "dfl": "--model_checkpoint ./nowhere"}
-    if "--train_mode" in words:
-        options["fed"] = "--model_name ./nowhere"
-    assert main([command, *options[command].split(), *words.split()]) == 2
+def test_what_has_no_meaning_is_refused(model, command, words, said, capsys):
+    mode = "" if command == "dfl" or "--train_mode" in words else "--train_mode fed"
+    assert main([command, f"--model_name={model}", *mode.split(), *words.split()]) == 2
     assert said in capsys.readouterr().err
