@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -271,11 +271,20 @@ def prompt_of(example: Example, form: PromptFormat) -> str:
     return "".join(piece.text for piece in pieces[:last])
 
 
-def reading(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> str:
-    """Returns a short name of how problems are read: equal where a made-up one becomes the same token ids."""
+def reading(tokenizer: PreTrainedTokenizerBase, form: PromptFormat, read: Iterable[Tokens]) -> str:
+    """Returns a short name of how problems are read.
+
+    It is equal where a made-up one becomes the same token ids, and both learn answers, or preferences.
+
+    Args:
+        tokenizer: The model's.
+        form: How a question is put to it.
+        read: What is learned.
+    """
     problem = Example("What is 1 + 1?", "1 + 1 = 2", "2")
     (tokens,), _ = encode([problem], tokenizer, form, max_length=sys.maxsize)
-    return hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]
+    kind = "preferences" if any(each.rejected is not None for each in read) else ""
+    return hashlib.sha256((repr(tokens) + kind).encode()).hexdigest()[:16]
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

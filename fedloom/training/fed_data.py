@@ -169,7 +169,8 @@ def encode_data(
     questions = None
     if form is not None and config.eval_generate_every:
         questions = questions_of(validation, config.eval_generate_limit, form.end)
-    word = class_reading(tokenizer, classes) if form is None else reading(tokenizer, form)
+    every = [*train, *validation]
+    word = class_reading(tokenizer, classes) if form is None else reading(tokenizer, form, every)
     data = Encoded(train, validation, clients, server, form, instruction, word, questions)
     return data if attackers is None else _attacked(config, task, held, data, attackers, read)
 

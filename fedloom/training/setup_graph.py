@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -318,7 +319,8 @@ def _encode(
     questions = [
         questions_of(own, limit, form.end) for own in (validation if config.eval_generate_every else ())
     ]
-    return _Encoded(train, validation, questions, reading(tokenizer, form), form, wanted)
+    word = reading(tokenizer, form, chain.from_iterable(train))
+    return _Encoded(train, validation, questions, word, form, wanted)
 
 
 def _adapter(config: Setting, model: PreTrainedModel) -> PeftConfig:

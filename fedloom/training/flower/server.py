@@ -142,8 +142,9 @@ def _admit(adapter: str, reading: str, client_num: int, answer: Content) -> int:
         )
     if answer.facts.get("reading") != reading:
         raise UserError(
-            f"client {client + 1} puts questions to the model in another form than the server: its tokenizer "
-            "or chat template is another; give both the same model files"
+            f"client {client + 1} learns in another form than the server: its tokenizer or chat template is "
+            "another, or one has preferences (chosen, rejected) and the other answers; give both the same "
+            "model files, and data of one kind"
         )
     return client
 

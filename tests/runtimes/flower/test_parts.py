@@ -293,6 +293,17 @@ def load(content_):
     return safetensors.torch.load(content_.tensors)
 
 
+def test_a_client_with_preferences_where_others_have_answers_is_told(model, tmp_path):
+    pair = {"prompt": "Pears?", "chosen": "Two.", "rejected": "No."}
+    pairs, sums = tmp_path / "pairs.jsonl", tmp_path / "sums.jsonl"
+    pairs.write_text(f"{json.dumps(pair)}\n" * 8)
+    sums.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": f"{i}"}) + "\n" for i in range(9)))
+    run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path))
+    run_config |= {"client_data": "node", "min_clients": 1, "data_name": "qa", "data_dir": str(sums)}
+    with pytest.raises(UserError, match=r"client 1 learns in another form than the server: .* preferences"):
+        serve(Hand(run_config, [{"client": 1, "data-path": str(pairs)}]), run_config)
+
+
 @pytest.mark.parametrize(
     ("configs", "options", "mistake"),
     [
