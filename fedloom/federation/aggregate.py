@@ -13,6 +13,7 @@ from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, Update, decode_update
 from fedloom.federation.privacy.user import clipped, is_within
+from fedloom.federation.secure_sum import SecureSum
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row, norm_of, usable
 
@@ -91,6 +92,8 @@ def aggregate(
         clip: Largest norm of a change, where the algorithm is private.
     """
     all_of_it = reduce(collect(before, updates, algorithm, clip))
+    if algorithm.secure is not None:
+        all_of_it = replace(all_of_it, total=_decoded(all_of_it, before, algorithm, algorithm.secure))
     if (privacy := algorithm.privacy) is not None:
         scale = -1.0 / (privacy.per_round * algorithm.client_lr)
         total = privacy.noised(all_of_it.total, clip, round_)
@@ -123,10 +126,22 @@ def collect(
     """Decode updates in the order in which they come, and add them up, or keep them."""
     streams = algorithm.aggregator is weighted_mean
     total = {name: torch.zeros_like(t) for name, t in before.items()} if streams else {}
+    if algorithm.secure is not None:
+        total = algorithm.secure.like(before)
     found = Collected(total)
     bytes_up = unclipped = 0
     for update in updates:
         bytes_up += update.bytes
+        if algorithm.secure is not None:
+            if not math.isfinite(update.loss):
+                found.left_out.append(update.client)
+                continue
+            for name, t in total.items():
+                t.add_(update.payload[name].to(t.device))
+            if update.memory:
+                found.memories[update.client] = update.memory
+            found.kept.append(replace(update, payload={}, memory={}))
+            continue
         delta, sent = decode_update(algorithm, update.client, update.payload, before)
         delta, _ = clipped(delta, clip)  # a sender may not have done so, and a codec may round up
         if not (
@@ -145,3 +160,11 @@ def collect(
         unclipped += is_within(update.payload)
         found.kept.append(replace(update, payload={}, memory={}, norm=norm_of(delta)))
     return replace(found, bytes_up=bytes_up, unclipped=unclipped)
+
+
+def _decoded(found: Collected, before: Row, algorithm: Algorithm, secure: SecureSum) -> Row:
+    """Σ_k n_k Δ_k, under privacy Σ_k Δ_k, of the sum of whole numbers."""
+    if not found.kept:
+        return {name: torch.zeros_like(t) for name, t in before.items()}
+    mean, counts = secure.decode(found.total, before)
+    return {name: t * (counts.clients if algorithm.privacy else counts.examples) for name, t in mean.items()}

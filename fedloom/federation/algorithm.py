@@ -37,6 +37,7 @@ from fedloom.federation.codecs.none import none as as_it_is
 from fedloom.federation.plugged import guarded
 from fedloom.federation.privacy.user import UNCLIPPED, UserPrivacy, clipped
 from fedloom.federation.ranks import Ranks
+from fedloom.federation.secure_sum import SecureSum
 from fedloom.federation.sharing import Sharing
 from fedloom.federation.train_factors import TrainFactors
 from fedloom.federation.train_factors.both import everything
@@ -61,6 +62,8 @@ class Algorithm:
         ranks: The clients' LoRA ranks; None: all have the adapter's own.
         refactoring: Other factors of the same products, after the server's step; None: as they are.
         privacy: How a round hides its clients; None: not at all.
+        secure: How clients' changes become whole numbers of which the server needs the sum alone; None: they
+            are sent as they are.
         seed: The run's.
     """
 
@@ -74,6 +77,7 @@ class Algorithm:
     ranks: Ranks | None = None
     refactoring: Refactoring | None = None
     privacy: UserPrivacy | None = None
+    secure: SecureSum | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -283,6 +287,8 @@ def payload_like(algorithm: Algorithm, client: int, like: Row, kept: Row) -> Row
         kept: What the server sends for the rule.
     """
     zeros = {name: torch.zeros_like(t) for name, t in algorithm.sent(like, client).items()}
+    if algorithm.secure is not None:
+        return algorithm.secure.like(zeros)
     beside = with_prefix(SENT, algorithm.sent(kept, client)) | _whether_within(algorithm, True)
     return algorithm.codec.encode(zeros, 0) | beside
 

@@ -12,6 +12,7 @@ from fedloom.options.fed import PROMPT_DATE, FedConfig, FormatName, Prompts, Run
 from fedloom.options.own_data import OwnData, check_own_data
 from fedloom.options.partition import Partition, check_partition
 from fedloom.options.privacy import check_privacy
+from fedloom.options.secure import check_secure
 from fedloom.options.trackers import check_trackers
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?")
@@ -51,6 +52,7 @@ def check(config: FedConfig) -> None:
     check_method(config, server=True)
     check_attack(config, config.client_num)
     check_privacy(config)
+    check_secure(config)
     if config.train_mode == "fedGradFocus" and config.peft != "lora":
         raise UserError(
             f"peft: {config.peft} trains virtual tokens, so there are no layers for fedGradFocus to choose; "

@@ -14,6 +14,7 @@ from fedloom.options.method import AnyMethod, ServerMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Partition
 from fedloom.options.privacy import Privacy
+from fedloom.options.secure import SecureAggregation
 
 AnyTask = Literal[
     "gsm8k",
@@ -340,6 +341,7 @@ class FedConfig(
     GradientPriority,
     Attackers,
     Privacy,
+    SecureAggregation,
     Validation,
 ):
     """All options of `fedloom fed`, by their flat names."""

@@ -29,6 +29,7 @@ from fedloom.federation.algorithm import (
     with_prefix,
 )
 from fedloom.federation.peers import PeerState, Trained
+from fedloom.federation.secure_sum import Counts
 from fedloom.model.adapters.ranks import within_ranks
 from fedloom.model.bank import AdapterBank, Row, usable
 from fedloom.model.layout import Layout
@@ -115,11 +116,25 @@ def run_clients(
                 derive_seed(seed, "codec", round_, client.client),
                 clip,
             )
+            loss = float(result.loss[k])
+            if algorithm.secure is not None:
+                counts = Counts(
+                    1,
+                    client.examples,
+                    correct=int(result.correct[k]),
+                    labels=int(result.labels[k]),
+                    tokens=int(result.tokens[k]),
+                    loss=loss,
+                )
+                try:
+                    payload = algorithm.secure.encode(payload, counts)
+                except ValueError:  # nothing of it can be added up
+                    payload, loss = algorithm.secure.like(payload), math.nan
             yield Update(
                 client=client.client,
                 payload=payload,
                 examples=client.examples,
-                loss=float(result.loss[k]),
+                loss=loss,
                 correct=int(result.correct[k]),
                 labels=int(result.labels[k]),
                 tokens=int(tokens[k]),

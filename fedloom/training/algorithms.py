@@ -19,6 +19,7 @@ from fedloom.federation.layer_votes import LayerVotes
 from fedloom.federation.priority import Projection
 from fedloom.federation.privacy.user import UserPrivacy
 from fedloom.federation.ranks import Ranks
+from fedloom.federation.secure_sum import SecureSum
 from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.adapters.ranks import rank_factor
 from fedloom.model.bank import AdapterBank, Row
@@ -41,6 +42,8 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
         return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))
     texts = chosen(config)
     algorithm = compose(texts, vars(config), config.client_lr)
+    if config.secure_aggregation is not None:
+        algorithm = replace(algorithm, secure=_secure_sum(config, algorithm))
     products = texts["lora_aggregation"]
     if algorithm.ends_with_new_factors:
         _check_nothing_kept(texts, algorithm, config.client_optimizer)
@@ -192,6 +195,26 @@ def check_personal(algorithm: Algorithm, personal: Collection[str], steps: int) 
             f"step{'s' * (steps > 1)}, so that what is shared would never train; choose fewer, or let "
             "clients take more steps"
         )
+
+
+def _secure_sum(config: FedConfig, algorithm: Algorithm) -> SecureSum:
+    """How changes become whole numbers.
+
+    Raises:
+        UserError: The clients' rule sends something beside their change.
+    """
+    any_row = {"": torch.zeros(1)}
+    if algorithm.rule.kept(any_row) or algorithm.rule.amend is not None:
+        raise UserError(
+            f"client_rule: {chosen(config)['client_rule']} lets clients send something beside their change, "
+            "which secure aggregation would not hide; choose none or proximal, or leave secure_aggregation "
+            "out"
+        )
+    assert config.secure_aggregation is not None
+    examples = config.client_batch_per_step * config.batch_size * config.client_epoch
+    # Poisson sampling may take everybody.
+    clients = config.client_num_per_step if config.privacy == "none" else config.client_num
+    return SecureSum(config.secure_aggregation, clients, examples if config.privacy == "none" else None)
 
 
 def client_ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,10 +31,12 @@ from fedloom.federation.algorithm import (
     with_prefix,
 )
 from fedloom.model.bank import Row, bytes_of
-from fedloom.runtimes.flower.connected_clients import ConnectedClients
+from fedloom.options.secure import FEWEST
+from fedloom.runtimes.flower.connected_clients import ConnectedClients, Replies
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.messages import told
 from fedloom.runtimes.flower.rows import Unfit, mask_of, pack, unpack
+from fedloom.runtimes.flower.secure_round import SecureRound
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +126,10 @@ class RoundMessenger:
             UserError: Nobody answered, or nobody what was asked for.
         """
         self._note_changes(round_, trained | frozen)
+        if self.algorithm.secure is not None:
+            if clients:
+                yield self._summed(round_, clients, trained, rule, drawn, delivery, clip)
+            return
         until = time.monotonic() + self.round_timeout
         contents = {k: self._content(round_, k, trained, rule, drawn[k], delivery, clip) for k in clients}
         replies = self.connected.ask(contents, self.round_timeout)
@@ -166,6 +172,67 @@ class RoundMessenger:
             raise UserError(
                 f"round {round_ + 1}: no client answered ({listed}); go on later with resume=true"
             )
+
+    def _summed(
+        self,
+        round_: int,
+        clients: Sequence[int],
+        trained: Row,
+        rule: Row,
+        drawn: Sequence[int],
+        delivery: Delivery,
+        clip: float,
+    ) -> Update:
+        """One update that stands for those of all clients, of which nothing else is learned.
+
+        Raises:
+            UserError: Too few answered.
+        """
+        assert self.algorithm.secure is not None
+        until = time.monotonic() + self.round_timeout
+
+        def content_of(client: int, facts: dict[str, Any]) -> Content:
+            made = self._content(round_, client, trained, rule, drawn[client], delivery, clip)
+            return Content({**made.facts, **facts}, made.tensors)
+
+        def ask(contents: Mapping[int, Content]) -> Replies:
+            replies = self.connected.ask(contents, max(until - time.monotonic(), 1.0))
+            lacking = [k for k, reply in replies.contents.items() if reply.facts.get("lacks")]
+            if lacking:  # they get everything
+                for client in lacking:
+                    self._held.pop(client, None)
+                masks = {k: {n: contents[k].facts[n] for n in ("secret", "others")} for k in lacking}
+                again = {k: content_of(k, facts) for k, facts in masks.items()}
+                second = self.connected.ask(again, max(until - time.monotonic(), 1.0))
+                replies.contents.update(second.contents)
+                replies.failures.update(second.failures)
+            return replies
+
+        fewest = 1 if self.algorithm.privacy is not None else FEWEST
+        played = SecureRound(ask, self._word(round_), fewest)
+        like = payload_like(self.algorithm, 0, trained, rule)
+        try:
+            total, there = played.play(clients, content_of, like)
+        finally:
+            for client in played.failures:
+                self._held.pop(client, None)
+            delivery.lost += sorted(played.failures)
+            delivery.bytes_up += played.bytes_up
+            delivery.bytes_down += played.bytes_down
+        for client in there:
+            delivery.taken[client] = self._word(round_)
+            self._held[client] = _LastSent(self._word(round_), dict(self._versions))
+        delivery.forgot += played.forgot
+        _, counts = self.algorithm.secure.decode(total, trained)
+        return Update(
+            client=there[0],
+            payload=total,
+            examples=counts.examples,
+            loss=counts.loss,
+            correct=counts.correct,
+            labels=counts.labels,
+            tokens=counts.tokens,
+        )
 
     def _note_changes(self, round_: int, whole: Row) -> None:
         for name, t in whole.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedloom.errors import UserError
 from fedloom.options.check_flower import NODE
+from fedloom.options.flower import FlowerConfig
 
 
 def client_number(node: Mapping[str, Any], client_num: int) -> int:
@@ -34,6 +35,24 @@ def client_number(node: Mapping[str, Any], client_num: int) -> int:
     raise UserError(
         "a SuperNode does not say which client it is; start it with --node-config 'client=1', counted from 1"
     )
+
+
+def check_insisted(node: Mapping[str, Any], config: FlowerConfig) -> None:
+    """Make sure that a run has what its client's owner insists on: the run config is the server's to change.
+
+    Raises:
+        UserError: It has not, or the node config asks for something that is not known.
+    """
+    given = node.get("secure-aggregation", "")
+    if given not in ("", "required"):
+        raise UserError(
+            f"secure-aggregation in the node config is {given!r}; write required, or leave it out"
+        )
+    if given == "required" and config.secure_aggregation is None:
+        raise UserError(
+            "this client takes part in secure aggregation alone (its node config says so); set "
+            "secure_aggregation=1 in the run config"
+        )
 
 
 def own_data(node: Mapping[str, Any], client_data: str | None, client: int) -> Path | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,9 @@ from fedloom.runtimes.flower.request import Answer, Request
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, digest, pack, unpack
 from fedloom.runtimes.in_process import run_clients
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, open_data
-from fedloom.training.flower.place import client_number, own_data
+from fedloom.training.flower.place import check_insisted, client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
+from fedloom.training.flower.secrets import hidden, secret_step
 from fedloom.training.setup_fed import Parts, build, fitting_data
 
 
@@ -54,7 +56,10 @@ def answer(request: Request) -> Answer:
     try:
         config = from_run_config(request.options)
         client = client_number(request.node, config.client_num)
+        check_insisted(request.node, config)
         path = own_data(request.node, config.client_data, client)
+        if "stage" in request.content_.facts:
+            return secret_step(request, client, config)
         standing = _stand(json.dumps(request.options, sort_keys=True), config, path)
         if request.kind == "query":
             adapter, reading = digest(standing.parts.model.initial), standing.parts.data.reading
@@ -113,6 +118,11 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         clip=math.inf if facts["clip"] is None else facts["clip"],
     )
     said = {name: value for name, value in vars(update).items() if name not in ("payload", "memory")}
+    payload: Row = update.payload
+    secrets: dict[str, Any] = {}
+    if algorithm.secure is not None:
+        payload, secrets = hidden(request, client, update)
+        said = {"client": client}
     if memory is not None:
         memory.keep(facts["word"], update.memory, facts["kept_from"], facts["remembers"])
         if personal := part_of(update.memory, PERSONAL):
@@ -121,8 +131,8 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
             parts.beside.write(own)
         said["forgot"] = facts["remembers"] is not None and remembered is None
     return Answer(
-        Content({"round": facts["round"], **said}, pack(update.payload)),
-        kept=Content({"word": facts["word"]}, pack(row)),
+        Content({"round": facts["round"], **said}, pack(payload)),
+        kept=Content({"word": facts["word"], **secrets}, pack(row)),
     )
 
 

@@ -21,11 +21,8 @@ if find_spec("flwr") is None:
 
 import torch
 import yaml
-from flwr.app import ConfigRecord, Context, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
-from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
-from flwr.supercore.task_identity import TaskIdentity
+from flower_hand import KEYS, Hand, nodes, written
+from flwr.app import ConfigRecord, RecordDict
 from safetensors.torch import load_file, save
 from tiny import save_tiny_llama
 
@@ -38,12 +35,10 @@ from fedloom.runtimes.flower.messages import from_records, to_records
 from fedloom.runtimes.flower.messenger import read_update
 from fedloom.runtimes.flower.resident import _address, ask_resident
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
-from fedloom.training.flower.client import app as client_app
 from fedloom.training.flower.place import client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.flower.server import serve
 
-KEYS = [public_key_to_bytes(generate_key_pairs()[1]) for _ in range(5)]
 RUN = """
     --client_num 3 --client_num_per_step 2 --client_batch_per_step 2 --client_lr 0.05 --lr 0.05 --lora_r 4
     --max_steps 3 --val_steps 1 --patience 0 --dtype float32 --wave_tokens 2000 --report_to none
@@ -67,57 +62,6 @@ def model(tmp_path_factory):
         "--data_dir",
         str(folder),
     ]
-
-
-def written(folder, *words):
-    """The run config of the app that `fedloom flower` writes."""
-    assert main(["flower", *words, "--output_path", str(folder)]) == 0
-    return tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-
-
-class Hand(Grid):
-    """A grid whose nodes are ClientApps in this process; a test may spoil what they answer.
-
-    Its nodes count from 11, and each has a key of its own, or the one of `keys`.
-    """
-
-    def __init__(self, run_config, configs, spoil=lambda node, reply: reply, keys=()):
-        self.keys = dict(enumerate([*keys, *KEYS[len(keys) :]], 11))
-        self.contexts = {
-            node: Context(1, node, config, RecordDict(), run_config)
-            for node, config in enumerate(configs, 11)
-        }
-        self.spoil, self.waiting, self.count = spoil, [], 0
-        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
-
-    def get_nodes(self):
-        return [NodeInfo(node_id=node, public_key=self.keys[node]) for node in self.contexts]
-
-    def get_node_ids(self):
-        raise NotImplementedError
-
-    set_run = create_message = send_and_receive = run = get_node_ids
-
-    def push_messages(self, messages):
-        for message in messages:
-            self.count += 1
-            message.metadata.__dict__["_message_id"] = str(self.count)
-            node = message.metadata.dst_node_id
-            reply = client_app(message, self.contexts[node])
-            if (reply := self.spoil(node, reply)) is not None:
-                self.waiting.append(reply)
-
-    def pull_messages(self, ids):
-        found = [m for m in self.waiting if m.metadata.reply_to_message_id in ids]
-        self.waiting = [m for m in self.waiting if m not in found]
-        for message in found:
-            if isinstance(message.content, Exception):  # as Flower's own reader raises
-                raise message.content
-        return found
-
-
-def nodes(count=3):
-    return [{"partition-id": k, "num-partitions": count} for k in range(count)]
 
 
 @pytest.fixture(scope="module")
