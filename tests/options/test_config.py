@@ -99,6 +99,7 @@ DEFAULTS = {
     "delta": "auto",
     "accountant": "pld",
     "privacy_seed": None,
+    "secure_aggregation": None,
     "report_to": "tensorboard",
     "wave_tokens": "auto",
     "trust_remote_code": False,
