@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from rich.table import Table
+from rich.markup import escape
 
 from fedloom.errors import plain_console
 from fedloom.options.methods import ATTACK, METHODS, PARTS, Method
@@ -11,7 +11,7 @@ from fedloom.options.parts import choices, load_plugins
 
 
 def run_methods(*, as_json: bool, plugin: str | None) -> None:
-    """Print the table.
+    """Print the table: each method with what it sets with a server (`fedloom fed`) and without (`fedloom dfl`).
 
     Args:
         as_json: Print a list of objects instead, one for each method: ``name``, ``source``, ``sets``, and
@@ -25,16 +25,15 @@ def run_methods(*, as_json: bool, plugin: str | None) -> None:
     if as_json:
         print(json.dumps([_object(row) for row in METHODS], indent=1))
         return
-    table = Table("method", "sets", "with", "source")
-    for row in METHODS:
-        settings = {**row.sets, **(row.server or {}), **(row.graph or {})}
-        places = {"a server": row.server, "a graph": row.graph}
-        where = ", ".join(place for place, there in places.items() if there is not None)
-        table.add_row(
-            row.name, " ".join(f"--{name} {value}" for name, value in settings.items()), where, row.source
-        )
     console = plain_console()
-    console.print(table)
+    for row in METHODS:
+        console.print(f"[bold]{escape(row.name)}[/]  {escape(row.source)}", markup=True, soft_wrap=True)
+        for command in ("fed", "dfl"):
+            settings = row.settings(server=command == "fed")
+            if settings is not None:
+                sets = " ".join(f"--{name} {value}" for name, value in settings.items())
+                console.print(f"  {command}: {sets}", soft_wrap=True)
+    print()
     for part in (*PARTS, ATTACK):
         console.print(f"{part.option}: {', '.join(choices(part))} (default: {part.default})", soft_wrap=True)
 

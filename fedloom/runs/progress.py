@@ -73,7 +73,8 @@ class Progress:
                 TextColumn("{task.description}", markup=False),
                 console=self._console,
             )
-            self._task = self._live.add_task("", total=self._total, completed=self._before)
+            first = "" if self._before else "validating before training"
+            self._task = self._live.add_task(first, total=self._total, completed=self._before)
             self._live.start()
         return self
 

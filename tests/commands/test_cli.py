@@ -13,7 +13,7 @@ from fedloom.commands.examples import EXAMPLES, example
 from fedloom.errors import UserError
 from fedloom.options.declare import options
 from fedloom.options.fed import FedConfig
-from fedloom.options.methods import chosen
+from fedloom.options.methods import METHODS, chosen
 
 
 @pytest.fixture
@@ -200,6 +200,19 @@ def test_help_of_a_command(received, capsys, name):
     assert out.startswith(f"usage: fedloom {name} ") and f"--{first.name}" in out and "(default: " in out
     assert out.rstrip().endswith(example(name).rstrip())
     assert received == []
+
+
+def test_methods_are_listed_with_what_they_set_cut_off_nowhere(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    place = lines.index("FedProx  Li et al., 2020, arXiv:1812.06127")
+    assert lines[place + 1 : place + 3] == [
+        "  fed: --client_rule proximal --train_mode fed",
+        "  dfl: --client_rule proximal --training_type LoRA",
+    ]
+    assert [row.name for row in METHODS if not any(line.startswith(f"{row.name}  ") for line in lines)] == []
+    assert "lora_aggregation: " in "\n".join(lines)
 
 
 def test_version(capsys):
