@@ -11,7 +11,7 @@ from fedloom.options.parts import choices, load_plugins
 
 
 def run_methods(*, as_json: bool, plugin: str | None) -> None:
-    """Print the table: each method with what it sets with a server (`fedloom fed`) and without (`fedloom dfl`).
+    """Print the table: each method, and what it sets with a server (`fed`) and without one (`dfl`).
 
     Args:
         as_json: Print a list of objects instead, one for each method: ``name``, ``source``, ``sets``, and

@@ -306,7 +306,7 @@ def _schedule(config: FedConfig) -> Schedule:
 
 def _server_sgd(config: FedConfig) -> tuple[str, float] | None:
     option = {"none": "client_lr", "sgd": "lr"}.get(chosen(config)["server_optimizer"])
-    if option is None or config.train_mode == "local":
+    if option is None or config.train_mode == "local" or config.client_optimizer != "sgd":
         return None
     return option, getattr(config, option)
 

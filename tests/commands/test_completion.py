@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 import pytest
 
 from fedloom.commands.cli import COMMANDS, main
+from fedloom.options.methods import METHODS
 
 ASK = """
 eval "$1"; shift
@@ -36,8 +37,8 @@ def scripts():
         ("fedloom dfl --client_n", {"--client_num"}),
         ("fedloom fed --train_mode ", {"local", "fed", "fedGradFocus"}),
         ("fedloom fed --lr 2e-3 --resume t", {"true"}),
-        ("fedloom fed --method FedA", {"FedAvg", "FedAdam", "FedAdagrad", "FedAvgM"}),
-        ("fedloom dfl --compress int", {"int8"}),
+        ("fedloom fed --method FedA", {row.name for row in METHODS if row.name.startswith("FedA")}),
+        ("fedloom dfl --aggregator med", {"median"}),
         ("fedloom report runs/", {"runs/one", "runs/other"}),
         ("fedloom fed --data_dir da", {"data.jsonl"}),
         ("fedloom completion z", {"zsh"}),
