@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import sys
 import types
 
 import jaxtyping
@@ -19,7 +20,9 @@ os.fsync = os.fstat
 # Waking a second thread takes longer than all of a tiny model's arithmetic.
 torch.set_num_threads(1)
 # Helpers assert too.
-pytest.register_assert_rewrite(*({file.stem for file in HELPERS.glob("*.py")} - {"places", "shapes"}))
+pytest.register_assert_rewrite(
+    *({file.stem for file in HELPERS.glob("*.py")} - {"places", "shapes", "tried"})
+)
 # Checked is what has shapes; all other annotations are mypy's.
 SHAPED = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -55,6 +58,15 @@ def methods_as_they_were(monkeypatch):
     monkeypatch.setattr(parts, "_loaded", set(parts._loaded))
     yield
     methods.METHODS[:] = rows
+
+
+@pytest.fixture(autouse=True)
+def models_tried_once(request, monkeypatch):
+    """Where nobody asks how a model is run."""
+    if "fedloom.model.stacked" in sys.modules and "model" not in request.path.parts:
+        from tried import try_once
+
+        try_once(monkeypatch)
 
 
 @pytest.fixture
