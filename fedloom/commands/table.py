@@ -55,16 +55,16 @@ class Command:
 
 
 def _begin(config: Any, words: str) -> None:
-    """Tell mistyped paths, then on a terminal what is done, before the libraries, which take seconds."""
+    """Say on a terminal what is done, and tell mistyped paths, before the libraries, which take seconds."""
+    if place().leads and sys.stderr.isatty():
+        print(f"{words}, loading …", file=sys.stderr, flush=True)
     from fedloom.commands.places import check_places
 
     check_places(config)
-    if place().leads and sys.stderr.isatty():
-        print(words, "…", file=sys.stderr, flush=True)
 
 
 def _fed(config: FedConfig) -> None:
-    _begin(config, f"fedloom fed: {config.model_name} on {config.data_name}, loading")
+    _begin(config, f"fedloom fed: {config.model_name} on {config.data_name}")
     from fedloom.commands.fed import run_fed
 
     run = run_fed(config)
@@ -73,7 +73,7 @@ def _fed(config: FedConfig) -> None:
 
 
 def _dfl(config: DflConfig) -> None:
-    _begin(config, f"fedloom dfl: {config.model_checkpoint} on {config.dataset_type}, loading")
+    _begin(config, f"fedloom dfl: {config.model_checkpoint} on {config.dataset_type}")
     from fedloom.commands.dfl import run_dfl
 
     run = run_dfl(config)
@@ -89,7 +89,7 @@ def _flower(config: FlowerConfig) -> None:
 
 
 def _peer(config: PeerConfig) -> None:
-    _begin(config, f"fedloom peer: {config.model_checkpoint} on {config.dataset_type}, loading")
+    _begin(config, f"fedloom peer: {config.model_checkpoint} on {config.dataset_type}")
     from fedloom.training.peer import run_peer
 
     run = run_peer(config)
@@ -127,21 +127,21 @@ def _topology(config: TopologyConfig) -> None:
 
 
 def _eval(config: EvalConfig) -> None:
-    _begin(config, f"fedloom eval: {config.adapter or config.model}, loading")
+    _begin(config, f"fedloom eval: {config.adapter or config.model}")
     from fedloom.commands.eval import run_eval
 
     run_eval(config)
 
 
 def _chat(config: ChatConfig) -> None:
-    _begin(config, f"fedloom chat: {config.adapter}, loading")
+    _begin(config, f"fedloom chat: {config.adapter}")
     from fedloom.commands.chat import run_chat
 
     run_chat(config)
 
 
 def _merge(config: MergeConfig) -> None:
-    _begin(config, f"fedloom merge: {config.adapter}, loading")
+    _begin(config, f"fedloom merge: {config.adapter}")
     from fedloom.commands.merge import run_merge
 
     run_merge(config)
@@ -154,9 +154,10 @@ def _report(config: ReportConfig) -> None:
 
 
 def _compare(config: CompareConfig) -> int:
+    assert config.file is not None
+    _begin(config, f"fedloom compare: {config.file}")
     from fedloom.commands.compare import run_compare
 
-    assert config.file is not None
     return EXIT_DOES_NOT_HOLD if run_compare(Path(config.file), Path(config.out_dir)) else 0
 
 
