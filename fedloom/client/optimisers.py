@@ -82,6 +82,34 @@ def adam(
     return Optimiser(init, step)
 
 
+def loraplus(make: Callable[[float], Optimiser], lr: float, ratio: float) -> Optimiser:
+    """LoRA+ (Hayou et al., 2024, arXiv:2402.12354): LoRA's B learns ``ratio`` times as fast as all else.
+
+    B begins at zero and A does not, so that with one rate for both the steps of wide layers come to little. A
+    ratio of 1 is ``make(lr)``.
+
+    Args:
+        make: The optimiser of a learning rate.
+        lr: Of all but B.
+        ratio: Of B's learning rate to it.
+    """
+    slow, fast = make(lr), make(lr * ratio)
+
+    def step(
+        bank: AdapterBank, gradients: AdapterBank, state: State, active: Bool[Tensor, " clients"]
+    ) -> tuple[AdapterBank, State]:
+        moved, new = dict(bank.tensors), dict(state)
+        parts = bank.split([name for name in moved if ".lora_B." in name])
+        for part, optimiser in zip(parts, (fast, slow), strict=True):
+            if part.tensors:
+                own = {key: t for key, t in state.items() if key.partition(".")[2] in part.tensors}
+                after, its_state = optimiser.step(part, gradients, own, active)
+                moved, new = moved | after.tensors, new | its_state
+        return AdapterBank(moved), new
+
+    return Optimiser(slow.init, step)
+
+
 def step_some(optimiser: Optimiser, row: Row, gradient: Row, state: State) -> tuple[Row, State]:
     """One step of a single row, of the parameters that have a gradient; the others rest.
 

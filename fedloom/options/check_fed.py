@@ -9,6 +9,7 @@ from fedloom.options.attack import check_attack
 from fedloom.options.check_method import check_method
 from fedloom.options.declare import did_you_mean, names_or_pattern, options
 from fedloom.options.fed import PROMPT_DATE, FedConfig, FormatName, Prompts, Run
+from fedloom.options.lora_variants import check_lora_variants
 from fedloom.options.own_data import OwnData, check_own_data
 from fedloom.options.partition import Partition, check_partition
 from fedloom.options.privacy import check_privacy
@@ -28,6 +29,7 @@ def check(config: FedConfig) -> None:
         UserError: A value breaks its rule, or two options contradict each other.
     """
     check_values(config)
+    check_lora_variants(config)
     federated = config.train_mode != "local"
     if federated and config.client_num_per_step > config.client_num:
         raise UserError(

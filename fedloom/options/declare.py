@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedloom.errors import HIDDEN, is_plain, looks_like_a_token, shown
 from fedloom.options.aliases import aliases
-from fedloom.options.meant import values_of_others
+from fedloom.options.meant import values_of_others, why_not
 
 _PATTERN = re.compile(r"[*+?|^$\\()\[\]{}]")
 
@@ -239,6 +239,8 @@ class Option:
                 return (
                     f"{self.name}: {HIDDEN if self.secret else shown(word)} will not do: {self._flaw(word)}"
                 )
+        if why := why_not(self.name, value):
+            return f"{self.name}: {shown(value)} {why}"
         nearest = did_you_mean(
             value, self.choices, 0.3 if not self.plain_types else 0.5, values_of_others(self.choices)
         )

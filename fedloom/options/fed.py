@@ -10,6 +10,7 @@ from typing import Literal
 
 from fedloom.options.attack import Attackers
 from fedloom.options.declare import names_or_pattern, option
+from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, ServerMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Partition
@@ -329,6 +330,7 @@ class FedConfig(
     Hardware,
     Model,
     Adapter,
+    LoraVariants,
     Data,
     OwnData,
     Preferences,

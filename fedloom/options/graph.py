@@ -6,6 +6,7 @@ from typing import Literal
 from fedloom.options.attack import Attackers
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.fed import DATA_SEED, AnyTask, Hardware, Prompts, Run
+from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Kind, Partition
@@ -179,6 +180,7 @@ class DflConfig(
     Run,
     Hardware,
     PeerModel,
+    LoraVariants,
     PeerData,
     OwnData,
     Preferences,

@@ -91,6 +91,25 @@ _VALUES: dict[str, str] = {
 }
 
 
+_OTHER_ADAPTERS = {
+    "rslora": "is --peft lora with --use_rslora true",
+    "lora+": "is --peft lora with --loraplus_lr_ratio 16",
+    "loraplus": "is --peft lora with --loraplus_lr_ratio 16",
+    "dora": "does not run: DoRA divides by the norms of each client's whole weights, W0 + s B A, in every "
+    "layer and step, and the pass that clients share never makes them; choose --peft lora",
+    "vera": "does not run: VeRA trains vectors beside one random pair of factors for all layers, and the "
+    "layers that clients share have LoRA's two factors alone; choose --peft lora",
+    "ia3": "does not run: (IA)3 trains vectors that rescale activations, and the layers that clients share "
+    "have LoRA's two factors alone; choose --peft lora",
+}
+
+
+def why_not(option: str, value: object) -> str:
+    """Why a value that users may well ask for is none of an option's, and what to choose; or nothing."""
+    plain = str(value).lower().translate(str.maketrans("", "", "()"))
+    return _OTHER_ADAPTERS.get(plain, "") if option == "peft" else ""
+
+
 def of_others(among: Collection[str]) -> dict[str, str]:
     """What other tools call options, and which option of a command each is.
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from peft import PeftConfig
 
-from fedloom.client.optimisers import Optimiser, adam, sgd
+from fedloom.client.optimisers import Optimiser, adam, loraplus, sgd
 from fedloom.errors import UserError
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, compose
@@ -160,16 +160,17 @@ def _check_one_for_all(config: FedConfig, texts: Mapping[str, str], algorithm: A
         )
 
 
-def client_optimiser(name: str, lr: float) -> Optimiser:
+def client_optimiser(name: str, lr: float, b_ratio: float = 1.0) -> Optimiser:
     """What clients, or peers, descend by.
 
     Args:
         name: sgd, adam or adamw.
         lr: Their learning rate.
+        b_ratio: By how much that of LoRA's B is larger; see `optimisers.loraplus`.
     """
-    if name == "sgd":
-        return sgd(lr)
-    return adam(lr, weight_decay=ADAMW_WEIGHT_DECAY if name == "adamw" else 0.0)
+    decay = ADAMW_WEIGHT_DECAY if name == "adamw" else 0.0
+    make = sgd if name == "sgd" else partial(adam, weight_decay=decay)
+    return make(lr) if b_ratio == 1 else loraplus(make, lr, b_ratio)
 
 
 def check_personal(algorithm: Algorithm, personal: Collection[str], steps: int) -> None:

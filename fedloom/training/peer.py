@@ -47,6 +47,7 @@ _AGREED = (
     "training_type",
     "lora_r",
     "lora_alpha",
+    "use_rslora",
     "num_clients",
     "mix_head",
     "max_move",

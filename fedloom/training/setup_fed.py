@@ -276,6 +276,7 @@ def _adapter(config: FedConfig, model: PreTrainedModel) -> PeftConfig:
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
             target_modules=config.target_module_names,
+            rslora=config.use_rslora,
         )
     kind = choice.p_tuning if config.peft == "p-tuning" else choice.prompt_tuning
     return kind(model, virtual_tokens=config.virtual_tokens)
@@ -315,9 +316,9 @@ def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:
     local = config.train_mode == "local"
     assert isinstance(config.wave_tokens, int)
     return LocalRules(
-        optimiser=client_optimiser("adamw", config.lr)
+        optimiser=client_optimiser("adamw", config.lr, config.loraplus_lr_ratio)
         if local
-        else client_optimiser(config.client_optimizer, config.client_lr),
+        else client_optimiser(config.client_optimizer, config.client_lr, config.loraplus_lr_ratio),
         rule=algorithm.rule,
         clip_norm=config.clip_norm,
         accumulate=config.accumulate,

@@ -208,7 +208,7 @@ def _build(
     if wave_tokens == "auto":
         wave_tokens = auto_wave_tokens(base.model, group.sharing)
     dtype = cast(Any, str(base.model.dtype).removeprefix("torch."))
-    optimiser = client_optimiser(config.client_optimizer, config.lr)
+    optimiser = client_optimiser(config.client_optimizer, config.lr, config.loraplus_lr_ratio)
     frozen = {n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n}
     ends = np.cumsum([len(own) for own in train])
     instruction = instruction_of(task.instruction, config.system_prompt)
@@ -330,6 +330,7 @@ def _adapter(config: Setting, model: PreTrainedModel) -> PeftConfig:
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         target_modules=config.target_module_names,
+        rslora=config.use_rslora,
     )
 
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
-from run_files import adapter, rows, state, write_rows
+from run_files import adapter, checkpoint, rows, state, write_rows
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
@@ -457,6 +457,25 @@ def test_with_one_client_fedsa_is_local_training_and_both_kinds_of_adapters_are_
     assert rows(apart)[1]["bytes_up"] < rows(alone)[1]["bytes_up"]
 
 
+# --- variants of LoRA
+
+
+def test_variants_of_lora_reach_training_and_the_saved_adapter(fed):
+    """One step from B = 0: with LoRA+ B goes so many times as far, with rsLoRA sqrt(rank) times."""
+    one_step = "--method FedAvg --client_batch_per_step 1 --lora_dropout 0"
+    plain, plus, root = (
+        fed(name, f"{one_step} {words}", rounds=1)
+        for name, words in (("n", ""), ("p", "--loraplus_lr_ratio 4"), ("r", "--use_rslora true"))
+    )
+    for name, t in adapter(plain).items():
+        of_b = ".lora_B." in name
+        torch.testing.assert_close(adapter(plus)[name], 4 * t if of_b else t, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(adapter(root)[name], 2**0.5 * t if of_b else t, rtol=1e-4, atol=1e-8)
+    for folder, wanted in ((plain, False), (root, True)):
+        saved = json.loads((checkpoint(folder) / "adapter_config.json").read_text())
+        assert saved["use_rslora"] is wanted
+
+
 # --- methods from outside
 
 
@@ -590,6 +609,12 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--method FedDyn --lora_aggregation fedex", ["client_rule feddyn would change the adapter"]),
         ("--client_rule feddyn:0", ["feddyn:0 divides by 0"]),
         ("--client_rule quasi_global", ["quasi_global is about what neighbours send"]),
+        ("--peft DoRA", ["peft: DoRA does not run", "norms of each client's whole weights", "--peft lora"]),
+        ("--peft vera", ["peft: vera does not run: VeRA trains vectors"]),
+        ("--peft (IA)3", ["peft: (IA)3 does not run"]),
+        ("--peft rslora", ["peft: rslora is --peft lora with --use_rslora true"]),
+        ("--peft p-tuning --use_rslora true", ["use_rslora: True is about LoRA, and peft is p-tuning"]),
+        ("--method SCAFFOLD --loraplus_lr_ratio 4", ["steps of one learning rate", "loraplus_lr_ratio is 4"]),
         ("--client_rule ditto:-1", ["ditto:-1 is negative"]),
         ("--method Ditto --share a", ["a whole model of its own, and share a a part of one"]),
         ("--method Ditto --lora_aggregation fedex", ["changes the base, and with it the model"]),

@@ -27,13 +27,16 @@ def reference_loss(model, batches, classify, pad_id, virtual):
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
-def train_alone(base, config, steps, make_optimiser, clip_norm=0.0):
-    """One client with HF PEFT and torch.optim; returns its adapter after and before, and its losses."""
+def train_alone(base, config, steps, make_optimiser, clip_norm=0.0, of_model=False):
+    """One client with HF PEFT and torch.optim; returns its adapter after and before, and its losses.
+
+    The optimiser is made of the list of parameters that train, or of the model.
+    """
     torch.manual_seed(1)
     model = get_peft_model(copy.deepcopy(base), copy.deepcopy(config)).to(base.dtype).eval()
     named = {saved_name(n, config): p for n, p in model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in named.items()}
-    optimiser = make_optimiser(list(named.values()))
+    optimiser = make_optimiser(model if of_model else list(named.values()))
     virtual = getattr(config, "num_virtual_tokens", 0)
     classify, losses = config.task_type == "SEQ_CLS", []
     for batches in steps:

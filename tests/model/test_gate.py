@@ -9,10 +9,13 @@ import pytest
 import torch
 from engine import apart, clients_data, moved, random_conversation, train_stacked
 from peft import LoraConfig, PromptEncoderConfig, PromptTuningConfig
+from peft.optimizers import create_loraplus_optimizer
 from peft_alone import train_alone
 from tiny import tiny_bloom, tiny_llama, tiny_roberta
+from torch.optim import SGD, AdamW
 
 from fedloom.client.optimisers import adam, sgd
+from fedloom.training.algorithms import ADAMW_WEIGHT_DECAY, client_optimiser
 
 ARCHITECTURES = {"llama": tiny_llama, "bloom": tiny_bloom, "roberta": tiny_roberta}
 TARGETS = {
@@ -88,6 +91,32 @@ def test_stacked_adam_follows_the_loss_curve_of_each_client_alone(architecture, 
         alone, _, losses = train_alone(base, config, steps, lambda p: torch.optim.AdamW(p, 0.01))
         assert apart(together.bank.row(k), alone) <= 1e-6
         assert float(together.loss[k]) == pytest.approx(sum(losses) / len(losses), rel=1e-7)
+
+
+def test_rslora_is_pefts():
+    base, config, data = build("llama", torch.float64), adapter("lora", "llama"), clients_data(STEPS)
+    config.use_rslora = True
+    together = train_stacked(base, config, data, sgd(0.05))
+    for k, steps in enumerate(data):
+        alone, before, _ = train_alone(base, config, steps, lambda p: torch.optim.SGD(p, 0.05))
+        assert moved(alone, before) and apart(together.bank.row(k), alone) <= 1e-10
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_loraplus_is_pefts(name):
+    """Adam divides rounding by the size of a gradient: one step of it, many of SGD."""
+    base, config = build("llama", torch.float64), adapter("lora", "llama")
+    data, kind = (clients_data(STEPS), SGD) if name == "sgd" else (clients_data((1, 1)), AdamW)
+    decay = {"weight_decay": ADAMW_WEIGHT_DECAY, "loraplus_weight_decay": ADAMW_WEIGHT_DECAY}
+
+    def made(model):
+        more = decay if name == "adamw" else {}
+        return create_loraplus_optimizer(model, kind, lr=0.01, loraplus_lr_ratio=16.0, **more)
+
+    together = train_stacked(base, config, data, client_optimiser(name, 0.01, 16.0))
+    for k, steps in enumerate(data):
+        alone, before, _ = train_alone(base, config, steps, made, of_model=True)
+        assert moved(alone, before) and apart(together.bank.row(k), alone) <= 1e-10
 
 
 def test_clipping_is_per_client():

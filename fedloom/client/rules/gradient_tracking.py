@@ -28,17 +28,18 @@ from fedloom.client.rules.quasi_global import check_descends_by_sgd
 from fedloom.model.bank import AdapterBank, Row
 
 
-def gradient_tracking(*, lr: float, client_optimizer: str) -> ClientRule:
+def gradient_tracking(*, lr: float, client_optimizer: str, loraplus_lr_ratio: float = 1.0) -> ClientRule:
     """Correct each peer's gradients by its neighbours'.
 
     Args:
         lr: η, the peers' learning rate.
         client_optimizer: How peers descend.
+        loraplus_lr_ratio: How much faster B learns.
 
     Raises:
         UserError: They do not descend by SGD.
     """
-    check_descends_by_sgd("gradient_tracking", client_optimizer)
+    check_descends_by_sgd("gradient_tracking", client_optimizer, loraplus_lr_ratio)
 
     def zeros(adapter: Row) -> Row:
         return {name: torch.zeros_like(t) for name, t in adapter.items()}

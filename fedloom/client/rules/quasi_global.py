@@ -26,18 +26,21 @@ from fedloom.model.bank import AdapterBank, Row
 _MOMENTUM, _BEGAN, _STEPS = "momentum.", "began.", "steps."
 
 
-def quasi_global(mu: float = 0.9, *, lr: float, client_optimizer: str) -> ClientRule:
+def quasi_global(
+    mu: float = 0.9, *, lr: float, client_optimizer: str, loraplus_lr_ratio: float = 1.0
+) -> ClientRule:
     """Follow the way of the mixed models.
 
     Args:
         mu: μ.
         lr: η, the peers' learning rate.
         client_optimizer: How peers descend.
+        loraplus_lr_ratio: How much faster B learns.
 
     Raises:
         UserError: μ is not at least 0 and below 1, or peers do not descend by SGD.
     """
-    check_descends_by_sgd("quasi_global", client_optimizer)
+    check_descends_by_sgd("quasi_global", client_optimizer, loraplus_lr_ratio)
     if not 0 <= mu < 1:
         raise UserError(
             f"client_rule: quasi_global:{mu:g} is no momentum; mu must be at least 0 and "
@@ -78,12 +81,17 @@ def quasi_global(mu: float = 0.9, *, lr: float, client_optimizer: str) -> Client
     return none()._replace(memory=memory_of, correct=correct, finish=finish)
 
 
-def check_descends_by_sgd(name: str, client_optimizer: str) -> None:
+def check_descends_by_sgd(name: str, client_optimizer: str, loraplus_lr_ratio: float) -> None:
     """Refuse another optimiser for a rule that reads gradients off the steps.
 
     Raises:
-        UserError: It is another.
+        UserError: It is another, or has more than one learning rate.
     """
+    if loraplus_lr_ratio != 1:
+        raise UserError(
+            f"client_rule: {name} reads gradients off steps of one learning rate, and loraplus_lr_ratio is "
+            f"{loraplus_lr_ratio:g}; leave it out, or choose another rule"
+        )
     if client_optimizer != "sgd":
         raise UserError(
             f"client_rule: {name} reads gradients off the steps of SGD, and client_optimizer is "

@@ -25,17 +25,20 @@ from fedloom.client.rules.quasi_global import check_descends_by_sgd
 from fedloom.model.bank import AdapterBank, Row
 
 
-def scaffold(*, client_lr: float, client_optimizer: str = "sgd") -> ClientRule:
+def scaffold(
+    *, client_lr: float, client_optimizer: str = "sgd", loraplus_lr_ratio: float = 1.0
+) -> ClientRule:
     """Correct each client's drift.
 
     Args:
         client_lr: η, the clients' learning rate.
         client_optimizer: How clients descend.
+        loraplus_lr_ratio: How much faster B learns.
 
     Raises:
         UserError: They do not descend by SGD.
     """
-    check_descends_by_sgd("scaffold", client_optimizer)
+    check_descends_by_sgd("scaffold", client_optimizer, loraplus_lr_ratio)
 
     def zeros(adapter: Row) -> Row:
         return {name: torch.zeros_like(t) for name, t in adapter.items()}

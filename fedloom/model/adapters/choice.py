@@ -37,6 +37,7 @@ def lora(
     alpha: int,
     dropout: float,
     target_modules: Sequence[str] | str | None,
+    rslora: bool = False,
     drawn: Iterable[str] = (),
 ) -> PeftConfig:
     """LoRA on the layers of these names.
@@ -45,6 +46,7 @@ def lora(
         model: Its weights are not looked at.
         r: Rank.
         alpha: LoRA's scale is ``alpha / r``.
+        rslora: It is ``alpha / sqrt(r)`` instead, rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732).
         dropout: Before the low-rank term.
         target_modules: Names, the last parts of modules' names; or a regular expression for whole names, or
             ``all-linear``; None chooses, see `default_targets`.
@@ -63,6 +65,7 @@ def lora(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
+        use_rslora=rslora,
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
     return with_drawn(config, drawn)
