@@ -21,7 +21,7 @@ from fedloom.runtimes.libp2p.neighbors import read_neighbors
 
 
 def check_places(config: Any) -> None:
-    """Look for the run's folder, adapters, data and model that options name; the hub is not asked.
+    """Look for the run's folder, adapters, data and model that options name, a model on the hub last.
 
     Of several processes none does: they tell each other, and torchrun has loaded torch.
 
@@ -46,6 +46,8 @@ def check_places(config: Any) -> None:
     if model is not None and locate(model).local:
         check_model_name(model)
     _check_data(config, given)
+    if model is not None:
+        check_model_name(model, given.get("token"))
 
 
 def _check_data(config: Any, given: dict[str, Any]) -> None:

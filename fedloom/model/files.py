@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,15 @@ def check_model_name(name: str, token: str | None = None) -> None:
         check_files(source)
         return
     try:
-        huggingface_hub.auth_check(source.location, token=token or None)
+        _ask_hub(source.location, token or None)
     except Exception as error:
         raise explain_hub(source, error) or unreachable(source) from error
+
+
+@cache
+def _ask_hub(name: str, token: str | None) -> None:
+    """Once in a process: the command line asks before torch is loaded, and whatever then trains asks, too."""
+    huggingface_hub.auth_check(name, token=token)
 
 
 def check_files(source: Source) -> None:

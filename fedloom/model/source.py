@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from fedloom.errors import UserError
-from fedloom.options.declare import path_meant
+from fedloom.options.declare import did_you_mean, path_meant
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; beside each may be an index of several such files."""
@@ -208,10 +208,13 @@ def explain_hub(source: Source, error: Exception) -> UserError | None:
         if isinstance(cause, HfHubHTTPError) and getattr(cause.response, "status_code", None) == 401:
             return UserError(
                 f"model {name!r}: the hub knows no such public model, or does not accept your token. "
-                "Check the spelling; for a private model pass a valid --token or set HF_TOKEN."
+                "Check the spelling; for a private model pass a valid --token or set HF_TOKEN"
+                f"{_meant(name) or '.'}"
             )
         if isinstance(cause, RepositoryNotFoundError):
-            return UserError(f"model {name!r}: there is no such model on the hub. Check the spelling.")
+            return UserError(
+                f"model {name!r}: there is no such model on the hub. Check the spelling{_meant(name) or '.'}"
+            )
         if isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
             return unreachable(source)
         if isinstance(cause, EntryNotFoundError):
@@ -255,8 +258,15 @@ def unreachable(source: Source) -> UserError:
         )
     return UserError(
         f"model {source.name!r}: not on this machine, and the hub cannot be reached. Connect (and unset "
-        "HF_HUB_OFFLINE), or give a local folder, a GGUF file or the short name smollm2-135m."
+        "HF_HUB_OFFLINE), or give a local folder, a GGUF file or the short name "
+        f"smollm2-135m{_meant(source.name) or '.'}"
     )
+
+
+def _meant(name: str) -> str:
+    """Ask for the short name, or the folder here, that a name which the hub does not have may stand for."""
+    path = _path(name)
+    return did_you_mean(name, ALIASES, 0.7) or (path_meant(path) if path is not None else "")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

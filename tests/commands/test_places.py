@@ -48,6 +48,11 @@ MISTAKES = {
         "did you mean no-model?",
     ),
     "fed --model_name no-model --data_name arithmetic": ("the folder holds no config.json",),
+    "fed --model_name no-modl --data_name arithmetic": (
+        "the hub cannot be reached",
+        "did you mean no-model?",
+    ),
+    "fed --model_name smollm-135m --data_name arithmetic": ("did you mean smollm2-135m?",),
     "dfl --model_checkpoint ./none/model": ("model './none/model': there is no such file",),
     "fed --model_name smollm2-135m --data_name qa --client_num 2 --client_num_per_step 2 "
     "--dataset_path_template clients/client_{i} --val_dataset_path_template questions.jsonl": (
