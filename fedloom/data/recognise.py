@@ -59,7 +59,7 @@ def recognised(task: Task, rows: Sequence[Located], others: Sequence[Sequence[Lo
         instruction=form.instruction,
     )
     names = _classes(found, [rows, *others]) if form.name == "classification" else ()
-    _tell(found, form, where, first, names)
+    _tell(found, form, rows[:LOOKED_AT], names)
     return replace(found, label_names=names)
 
 
@@ -97,10 +97,11 @@ def _classes(task: Task, groups: Sequence[Sequence[Located]]) -> tuple[str, ...]
     return tuple(sorted(found, key=lambda name: (int(name) if numbers else 0, name)))
 
 
-def _tell(task: Task, form: Format, where: str, row: object, names: Sequence[str]) -> None:
+def _tell(task: Task, form: Format, rows: Sequence[Located], names: Sequence[str]) -> None:
     """Says in one line how the data are read."""
-    assert isinstance(row, dict)
-    read = [*task.fields, *(name for name in form.optional if name in task.mapped(row))]
+    where = rows[0].where
+    there = {name for _, row in rows for name in task.mapped(row)}
+    read = [*task.fields, *(name for name in form.optional if name in there)]
     columns = [f"{name} = {task.columns[name]}" if name in task.columns else name for name in read]
     classes = f"; {len(names)} classes: {shown(', '.join(names), 200)}" if names else ""
     origin = where.rpartition(", ")[0] or where
@@ -159,6 +160,8 @@ _OTHER_NAMES = {
     "answer": ("response", "output", "solution", "a"),
     "output": ("response", "answer"),
     "text": ("content",),
+    "input": ("context",),
+    "system": ("system_prompt", "system_message"),
 }
 """Names that people give to the columns of formats."""
 
@@ -169,9 +172,10 @@ def _guess(columns: Collection[str]) -> str:
     for form in FORMATS.values():
         found = {
             name: next((plain[own] for own in (name, *_OTHER_NAMES.get(name, ())) if own in plain), None)
-            for name in form.columns
+            for name in (*form.columns, *form.optional)
         }
-        if all(found.values()) and len(set(found.values())) == len(found):
+        found = {name: column for name, column in found.items() if column is not None}
+        if all(name in found for name in form.columns) and len(set(found.values())) == len(found):
             return ",".join(f"{name}={column}" for name, column in found.items() if name != column)
     return "question=instr,answer=out"
 

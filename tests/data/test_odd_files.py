@@ -171,7 +171,11 @@ def test_what_nothing_can_be_learned_from_is_counted_and_left_out(tmp_path, capl
             "--columns prompt=Prompt,completion=Response",
         ),
         ("talk.jsonl", jsonl({"conversation": [ASK, SAY]}), "--columns messages=conversation"),
-        ("dolly.jsonl", jsonl({"instruction": "a", "response": "b"}), "--columns output=response"),
+        (
+            "dolly.jsonl",
+            jsonl({"instruction": "a", "context": "", "response": "b"}),
+            "--columns output=response,input=context",
+        ),
         ("odd.jsonl", jsonl({"x": "a"}), "as in --columns question=instr,answer=out"),
         ("columns.json", b'{"prompt": {"0": "a"}}', "pandas writes with to_json"),
         ("utf16.csv", "question,answer\na,b\n".encode("utf-16"), "is not UTF-8 text"),
@@ -181,6 +185,13 @@ def test_what_is_said_of_other_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name}.*{message}"):
         learned(tmp_path / name)
+
+
+def test_all_columns_that_are_read_are_told_also_those_that_the_first_row_lacks(tmp_path, capsys):
+    rows = [{"instruction": "a", "output": "b"}, {"instruction": "a", "input": "c", "output": "b"}]
+    (tmp_path / "alpaca.jsonl").write_bytes(jsonl(*rows))
+    open_task(str(tmp_path / "alpaca.jsonl"))
+    assert "format alpaca, from the columns instruction, output, input\n" in capsys.readouterr().out
 
 
 def test_labels_that_differ_in_case_alone_are_told_and_stay_apart(tmp_path, caplog):
