@@ -286,7 +286,7 @@ def test_a_client_that_puts_questions_in_another_form_is_refused(model, tmp_path
     serve(Hand(moved, nodes()), {**run_config, "exp_name": "moved", "max_steps": 1})
     template = tmp_path / "copy" / "chat_template.jinja"
     template.write_text("Hello! " + template.read_text())
-    with pytest.raises(UserError, match="client 1 puts questions to the model in another form"):
+    with pytest.raises(UserError, match="client 1 learns in another form than the server"):
         serve(Hand(moved | {"seed": 1}, nodes()), run_config)  # a seed of their own: nothing is kept
 
 
@@ -325,7 +325,7 @@ def test_when_nobody_answers_the_run_ends_and_can_go_on(model, tmp_path):
     ],
 )
 def test_a_run_config_is_judged(tmp_path, value, mistake):
-    run_config = written(tmp_path / "app")
+    run_config = written(tmp_path / "app", "--model_name", "m")
     with pytest.raises(UserError) as told:
         from_run_config(run_config | value)
     assert mistake in str(told.value)
@@ -334,7 +334,7 @@ def test_a_run_config_is_judged(tmp_path, value, mistake):
 def test_the_app_has_every_option_and_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     (tmp_path / "federation.yaml").write_text(
-        "max_steps: 7\nexp_name: First Run\nclient_data: data/client_{i}\n"
+        "model_name: m\nmax_steps: 7\nexp_name: First Run\nclient_data: data/client_{i}\n"
     )
     words = [
         "flower",
@@ -370,7 +370,8 @@ def test_a_signed_app_is_one_that_a_supernode_verifies(tmp_path):
     from flwr.supernode.start_client_internal import _verify_fab
 
     key = new_key(tmp_path / "owner", "ed25519")
-    written(tmp_path / "app", "--signing_key", str(key), "--hub_url", "http://127.0.0.1:1234/")
+    signing = ("--signing_key", str(key), "--hub_url", "http://127.0.0.1:1234/")
+    written(tmp_path / "app", "--preset", "fedgpl", *signing)
     signed = tmp_path / "app" / "signed"
     answer = json.loads((signed / "fetch-fab.json").read_text())
     assert answer["fab_url"] == "http://127.0.0.1:1234/hub/app.fab"
@@ -390,7 +391,8 @@ def test_a_key_that_cannot_sign_is_told(tmp_path, capsys, kind, mode, mistake):
     key = tmp_path / "key"
     if kind:
         new_key(key, kind).chmod(mode)
-    assert main(["flower", "--signing_key", str(key), "--output_path", str(tmp_path / "app")]) == 2
+    words = f"flower --preset fedgpl --signing_key {key} --output_path {tmp_path}/app"
+    assert main(words.split()) == 2
     told = capsys.readouterr().err
     assert mistake in told and "signing_key" in told and not (tmp_path / "app").exists()
 
