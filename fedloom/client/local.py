@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fedloom.client.optimisers import Optimiser, State, clip, scaled
+from fedloom.client.private import ExamplePrivacy, Noised, noised_gradients
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
 from fedloom.model.adapters.ranks import within_ranks
@@ -38,6 +39,7 @@ class LocalRules:
             has batches. Losses are reported as means in either case.
         wave_tokens: Tokens per pass; results do not depend on it beyond rounding.
         dropout_seed: The run's seed; None turns dropout off.
+        privacy: How their steps hide their examples; None: not at all.
     """
 
     optimiser: Optimiser
@@ -46,6 +48,7 @@ class LocalRules:
     accumulate: Literal["mean", "sum"] = "mean"
     wave_tokens: int = 4096
     dropout_seed: int | None = None
+    privacy: ExamplePrivacy | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def train_locally(
     ranks: Sequence[int] | None = None,
     resting: State | None = None,
     personal: Collection[str] = (),
+    noised: Sequence[Noised] | None = None,
 ) -> LocalResult:
     """Train every client of ``bank`` on its own steps, as if each were alone.
 
@@ -103,6 +107,7 @@ def train_locally(
             have the adapter's own.
         resting: Adapter parameters that rest in this round, each client's own, ``[clients, *shape]``.
         personal: Names of those that are not sent, of which a rule may make a difference.
+        noised: Whose steps these are, where they hide their examples; nothing is then told of how they went.
     """
     start, memory, received = bank, memory or {}, received or {}
     state = rules.optimiser.init(bank) if state is None else state
@@ -110,12 +115,28 @@ def train_locally(
     correct, labels, tokens = (torch.zeros(bank.clients, dtype=torch.long) for _ in range(3))
     for index in range(max(map(len, work), default=0)):
         steps = [client[index] if index < len(client) else [] for client in work]
-        active = torch.tensor([bool(step) for step in steps])
         moving, rests = bank, resting
         if rules.rule.head_steps:  # of an optimiser what rests keeps its moments, too
             moving, apart = bank.split(personal, first=index < rules.rule.head_steps)
             rests = (resting or {}) | apart.tensors
-        gradients, report = step_gradients(model, moving, steps, rules, frozen, ranks, rests)
+        if rules.privacy is None:
+            active = torch.tensor([bool(step) for step in steps])
+            gradients, report = step_gradients(model, moving, steps, rules, frozen, ranks, rests)
+        else:  # a step without examples is one
+            active = torch.tensor([index < len(client) for client in work])
+            among = passes(steps, model.layout, rules.wave_tokens)
+            gradients = noised_gradients(
+                model,
+                moving,
+                among,
+                rules.privacy,
+                noised or [],
+                index,
+                frozen or {},
+                rests or {},
+                rules.dropout_seed,
+            )
+            report = StepReport(losses * 0, correct * 0, labels * 0, tokens * 0)
         batches_now = torch.tensor([len(step) for step in steps])
         if rules.accumulate == "sum":
             gradients = scaled(gradients, batches_now)
@@ -130,7 +151,7 @@ def train_locally(
         correct += report.correct
         labels += report.labels
         tokens += report.tokens
-    batches = torch.tensor([sum(map(len, client)) for client in work])
+    batches = torch.tensor([sum(map(len, client)) if rules.privacy is None else 1 for client in work])
     taken = torch.tensor([len(client) for client in work])
     memory, sent = rules.rule.finish(start, bank, taken, memory, received)
     if ranks is not None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedloom.client.local import MeanOver, Step, mean_step
+from fedloom.client.private import ExamplePrivacy, Noised, rate_of
 from fedloom.data.draws import draw_batches
 from fedloom.data.encode import Tokens
-from fedloom.model.layout import Layout
+from fedloom.model.layout import Batch, Layout, counted
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Schedule:
     accumulate: int = 1
     mean_over: MeanOver = "tokens"
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a round."""
+        return -(-self.batches * self.epochs // self.accumulate)
+
+    @property
+    def per_step(self) -> int:
+        """Examples of a step."""
+        return self.batch_size * self.accumulate
+
 
 @dataclass(frozen=True)
 class ClientWork:
@@ -39,12 +50,14 @@ class ClientWork:
     Attributes:
         client: Which client.
         steps: Its optimiser steps.
-        examples: Examples in them.
+        examples: Examples in them; where the steps hide them, as many as there are on average.
+        noised: Whose steps are noised, where they are.
     """
 
     client: int
     steps: list[Step]
     examples: int
+    noised: Noised | None = None
 
 
 def plan_work(
@@ -57,6 +70,7 @@ def plan_work(
     client: int,
     round_: int,
     drawn: int,
+    privacy: ExamplePrivacy | None = None,
 ) -> ClientWork:
     """A client's next optimiser steps.
 
@@ -69,7 +83,10 @@ def plan_work(
         client: Which client.
         round_: The round, from 0; dropout depends on it.
         drawn: Batches that the client has drawn in earlier rounds.
+        privacy: How its steps hide its examples; None: not at all, and it goes through them in turn.
     """
+    if privacy is not None:
+        return _private_work(data, indices, schedule, layout, privacy, client, round_)
     drawn_now = draw_batches(
         indices, seed=seed, client=client, start=drawn, count=schedule.batches, batch_size=schedule.batch_size
     )
@@ -80,3 +97,29 @@ def plan_work(
         keys = [(round_, client, len(steps), i) for i in range(len(group))]
         steps.append(mean_step(group, layout, keys, schedule.mean_over))
     return ClientWork(client, steps, sum(map(len, batches)))
+
+
+def _private_work(
+    data: Sequence[Tokens],
+    indices: np.ndarray,
+    schedule: Schedule,
+    layout: Layout,
+    privacy: ExamplePrivacy,
+    client: int,
+    round_: int,
+) -> ClientWork:
+    """Steps of which each draws each example by itself; an example is a batch of its own."""
+    steps: list[Step] = []
+    for index in range(schedule.steps):
+        drawn = privacy.draw(len(indices), schedule.per_step, client, round_, index)
+        found = [data[int(indices[place])] for place in drawn]
+        steps.append(
+            [
+                Batch([tokens], 1 / counted(tokens, layout), (round_, client, index, i))
+                for i, tokens in enumerate(found)
+            ]
+        )
+    expected = rate_of(len(indices), schedule.per_step) * len(indices)
+    most = schedule.batches * schedule.batch_size * schedule.epochs
+    examples = max(1, min(most, round(expected * schedule.steps)))
+    return ClientWork(client, steps, examples, Noised(client, round_, expected))

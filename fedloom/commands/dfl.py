@@ -14,6 +14,7 @@ from fedloom.training.attackers import simulated_attackers
 from fedloom.training.dfl import drive
 from fedloom.training.launch import build_together, opened_together, processes, recall
 from fedloom.training.loop import Callback
+from fedloom.training.private import with_noise
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_graph import algorithm_on_graph, build, intervals
 
@@ -39,6 +40,7 @@ def run_dfl(
         folder = run_folder(config)
         with ExitStack() as held:
             run = held.enter_context(opened_together(folder, config, group))
+            run = replace(run, config=with_noise(run.config))
             resolved, parts, inputs = build_together(build, run, group)
             if group.rank == 0:
                 write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)

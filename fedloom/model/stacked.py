@@ -140,6 +140,11 @@ class StackedModel:
         """Where the base lies."""
         return self.model.device
 
+    @property
+    def wave(self) -> Wave:
+        """What the stacked modules look at."""
+        return self._forward.wave
+
     def share_prefix(self, tokens: int) -> None:
         """Compute the first ``tokens`` tokens, which all sequences are known to share, once per client."""
         self.layout = replace(self.layout, prefix=tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,35 @@ from transformers import PreTrainedModel
 
 from fedloom.model.dropout import Draws
 from fedloom.model.layout import NotPerClient
+
+Call = tuple[Tensor, Tensor, tuple[int, ...]]
+"""Of a call of a LoRA module: a and b, a factor's gradient being Σ_t a_t b_tᵀ, and each example's tokens."""
+
+
+@dataclass
+class Examples:
+    """Whose gradients are to be told apart in a pass; see `model.per_example`.
+
+    Attributes:
+        owners: The client of each example, in ascending order.
+        clients: How many clients there are.
+        held: What a backward pass keeps of each LoRA factor, by its name.
+    """
+
+    owners: tuple[int, ...]
+    clients: int
+    held: dict[str, list[Call]] = field(default_factory=dict)
+
+    def by_client(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        """Tokens of each client, of those of each example."""
+        total = [0] * self.clients
+        for owner, length in zip(self.owners, lengths, strict=True):
+            total[owner] += length
+        return tuple(total)
+
+    def note(self, name: str, left: Tensor, right: Tensor, lengths: tuple[int, ...]) -> None:
+        """Keep what the gradient of a factor is made of."""
+        self.held.setdefault(name, []).append((left.detach(), right.detach(), lengths))
 
 
 @dataclass
@@ -33,6 +62,8 @@ class Wave:
         real: Positions of the real tokens of a padded pass; None elsewhere.
         tokens: Tokens of a padded pass, pads included.
         real_units: Real tokens of each client in a padded pass.
+        examples: Where each example's gradient is wanted; an example is then a client in all of the above but
+            LoRA's parameters. None elsewhere.
     """
 
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
@@ -44,6 +75,7 @@ class Wave:
     real: Tensor | None = None
     tokens: int = 0
     real_units: tuple[int, ...] = ()
+    examples: Examples | None = None
 
     def lengths(self, x: Tensor, name: str) -> tuple[int, ...]:
         """Rows of each client in ``x`` ``[..., features]``, which lies client by client.
@@ -86,11 +118,20 @@ class Wave:
             more: Other attributes; what is not given is as outside a pass.
         """
         before = vars(self).copy()
-        vars(self).update(vars(Wave(parameters, units, **more)))
+        vars(self).update(vars(Wave(parameters, units, **more, examples=self.examples)))
         try:
             yield
         finally:
             vars(self).update(before)
+
+    @contextmanager
+    def apart(self, examples: Examples) -> Iterator[None]:
+        """Let the passes within the block tell each example's gradient apart."""
+        self.examples = examples
+        try:
+            yield
+        finally:
+            self.examples = None
 
     @contextmanager
     def without_pads(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ def check(config: FedConfig) -> None:
     _check_ranks(config)
     check_method(config, server=True)
     check_attack(config, config.client_num)
-    check_privacy(config)
+    check_privacy(config, server=True)
     check_secure(config)
     if config.train_mode == "fedGradFocus" and config.peft != "lora":
         raise UserError(

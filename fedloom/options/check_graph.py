@@ -6,6 +6,7 @@ from fedloom.options.check_fed import check_rules, check_target_modules, check_v
 from fedloom.options.check_method import check_method
 from fedloom.options.graph import DflConfig, PeerModel, SplitConfig
 from fedloom.options.own_data import check_own_data
+from fedloom.options.privacy import check_privacy
 
 
 def check(config: DflConfig) -> None:
@@ -18,6 +19,7 @@ def check(config: DflConfig) -> None:
     check_model(config)
     check_method(config, server=False)
     check_attack(config, config.num_clients)
+    check_privacy(config, server=False)
     if config.layer_votes != "none" and config.max_layer_num == 0 == config.min_layer_num:
         raise UserError(
             f"layer_votes: {config.layer_votes} selects no layer with max_layer_num 0 and min_layer_num 0; "

@@ -10,6 +10,7 @@ from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Kind, Partition
+from fedloom.options.privacy import Privacy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +193,7 @@ class DflConfig(
     LayerPriority,
     PeerTraining,
     Attackers,
+    Privacy,
     PeerReports,
 ):
     """All options of `fedloom dfl`, by their flat names."""

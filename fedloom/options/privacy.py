@@ -17,15 +17,16 @@ FIRST_CLIP, QUANTILE = 0.1, 0.5
 class Privacy:
     """Privacy."""
 
-    privacy: Literal["none", "user"] = option(
+    privacy: Literal["none", "user", "example"] = option(
         "none",
-        "differential privacy: user: of everything that a client sends together (DP-FedAvg); see "
-        "docs/privacy.md",
+        "differential privacy: user: of a client with all its data, by noise at the server (DP-FedAvg); "
+        "example: of each example, by noise at its client or peer (DP-SGD); see docs/privacy.md",
     )
     clip: float | str | None = option(
         ADAPTIVE,
-        "largest Euclidean norm of a client's change; adaptive, or adaptive:START:SHARE, follows the norms "
-        "so that this share of the changes is within it; none, with noise_multiplier 0, clips nothing",
+        "largest Euclidean norm of a client's change (example: of an example's gradient); adaptive, or "
+        "adaptive:START:SHARE, follows the norms of changes so that this share of them is within it; none, "
+        "with noise_multiplier 0, clips nothing",
         above=0,
         maximum=1e9,
     )
@@ -38,14 +39,15 @@ class Privacy:
     )
     target_epsilon: float | None = option(
         None,
-        "largest epsilon that the run may spend; without noise_multiplier the noise is found that spends it "
-        "over max_steps",
+        "largest epsilon that the run may spend; for privacy user without noise_multiplier the noise is "
+        "found that spends it over max_steps",
         above=0,
         maximum=1e6,
     )
     delta: float | Literal["auto"] = option(
         "auto",
-        "delta of (epsilon, delta), below 1 / clients; auto: 1 / clients^1.1, at most 1e-5",
+        "delta of (epsilon, delta), below 1 / clients (example: 1 / examples of the largest client); auto: "
+        "that to the power 1.1, at most 1e-5",
         above=0,
         below=1,
     )
@@ -86,13 +88,33 @@ def clip_of(given: float | str | None) -> tuple[float, float | None]:
     return first, quantile
 
 
-def delta_of(config: Any) -> float:
-    """The option, or for auto its value at this number of clients."""
-    return min(1e-5, config.client_num**-1.1) if config.delta == "auto" else config.delta
+def delta_of(given: float | Literal["auto"], count: int, of: str) -> float:
+    """The option, or for auto its value for so many clients or examples.
+
+    Args:
+        given: The option.
+        count: How many there are.
+        of: What is counted, in words.
+
+    Raises:
+        UserError: It is not below 1 / count.
+    """
+    if given == "auto":
+        return min(1e-5, count**-1.1)
+    if given >= 1 / count:
+        raise UserError(
+            f"delta: {given:g} is not below 1 / {count:,} {of}, so that it would allow all data of one to be "
+            "told; lower delta, or leave it out"
+        )
+    return given
 
 
-def check_privacy(config: Any) -> None:
+def check_privacy(config: Any, *, server: bool) -> None:
     """Judge the options of differential privacy, together and beside the others.
+
+    Args:
+        config: Options of a run.
+        server: Whether it is one with a server.
 
     Raises:
         UserError: They contradict each other, or something of the run cannot be protected.
@@ -102,17 +124,27 @@ def check_privacy(config: Any) -> None:
             if field.name != "privacy" and (given := getattr(config, field.name)) != field.default:
                 raise UserError(
                     f"{field.name}: {shown(given)} has no meaning without differential privacy; choose "
-                    f"--privacy user, or leave {field.name} out"
+                    f"--privacy {'user' if server else 'example'}, or leave {field.name} out"
                 )
         return
-    clip, _ = clip_of(config.clip)
+    clip, share = clip_of(config.clip)
+    if config.privacy == "user":
+        if not server:
+            raise UserError(
+                "privacy: user needs a server that adds noise to the sum, and peers have none; choose "
+                "--privacy example, whose noise each peer adds before it sends"
+            )
+        delta_of(config.delta, config.client_num, "clients")
+        _check_beside(config)
+    else:
+        _check_example(config, share, server=server)
     if config.noise_multiplier == "auto" and config.target_epsilon is None:
         raise UserError(
             f"privacy: {config.privacy} needs noise; give --target_epsilon, such as 8, or --noise_multiplier"
         )
     if math.isinf(clip) and config.noise_multiplier != 0:
         raise UserError(
-            "clip: none leaves a change as large as it is, and no noise hides it; give a bound, or "
+            "clip: none bounds nothing, and no noise hides what has no bound; give a number, or "
             "--noise_multiplier 0"
         )
     if config.noise_multiplier == 0 and config.target_epsilon is not None:
@@ -120,12 +152,49 @@ def check_privacy(config: Any) -> None:
             f"noise_multiplier: 0 is no noise, whose epsilon is infinite, and target_epsilon is "
             f"{config.target_epsilon:g}; leave one of them out"
         )
-    if config.delta != "auto" and config.delta >= 1 / config.client_num:
+
+
+def _check_example(config: Any, share: float | None, *, server: bool) -> None:
+    if share is not None:
         raise UserError(
-            f"delta: {config.delta:g} is not below 1 / client_num = {1 / config.client_num:g}, so that it "
-            "would allow all data of some client to be told; lower delta, or leave it out"
+            f"clip: {config.clip} follows the norms of clients' changes, and privacy example cuts the "
+            "gradient of each example; give a number, such as 1"
         )
-    _check_beside(config)
+    if config.noise_multiplier == "auto":
+        raise UserError(
+            "privacy: example needs --noise_multiplier, such as 1; the clients' epsilons follow from their "
+            "sizes, and target_epsilon is where the run ends"
+        )
+    if server and config.train_mode == "local":
+        raise UserError(
+            "privacy: example protects what clients send, and train_mode local trains on all data in one "
+            "place; choose --train_mode fed"
+        )
+    if chosen(config)["train_factors"] == "square":
+        raise UserError(
+            "train_factors: square trains a matrix between LoRA's factors, of which each example's gradient is "
+            "not taken; choose another train_factors, or --privacy none"
+        )
+    if server and config.accumulate == "sum":
+        raise UserError(
+            "accumulate: sum multiplies a step by how many examples it has, which privacy example keeps "
+            "secret; choose --accumulate mean"
+        )
+    if config.client_rule.partition(":")[0] == "ditto":
+        raise UserError(
+            "client_rule: ditto trains a second model on the same examples, whose cost is not counted; choose "
+            "another client_rule, or --privacy none"
+        )
+    if server and len(config.ranks) > 1:
+        raise UserError(
+            f"lora_r: {config.lora_r} gives clients ranks of their own, and the norm of an example's "
+            "gradient would be that of all; choose one rank"
+        )
+    if not server and config.layer_votes != "none":
+        raise UserError(
+            f"layer_votes: {config.layer_votes} tells neighbours of gradients that have no noise; choose "
+            "--layer_votes none"
+        )
 
 
 def _check_beside(config: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedloom.client.local import LocalRules, Step, batch_tokens, train_locally
 from fedloom.client.optimisers import State
+from fedloom.client.private import Noised
 from fedloom.client.work import ClientWork
 from fedloom.data.randomness import derive_seed
 from fedloom.federation.algorithm import (
@@ -98,6 +99,7 @@ def run_clients(
             received=received,
             ranks=ranks,
             personal=personal,
+            noised=_noised(wave),
         )
         kept = with_prefix(RULE, result.memory) | with_prefix(MOMENTS, as_remembered(result.state))
         kept |= with_prefix(PERSONAL, {name: result.bank.tensors[name] for name in personal})
@@ -192,6 +194,10 @@ def _train_own_models(
     return new, result.tokens
 
 
+def _noised(wave: Sequence[ClientWork]) -> list[Noised]:
+    return [one.noised for one in wave if one.noised is not None]
+
+
 def train_peers(
     model: StackedModel,
     state: PeerState,
@@ -246,6 +252,7 @@ def train_peers(
             received=part_of(remembered, SENT),
             resting=resting,
             personal=personal,
+            noised=_noised(wave),
         )
         new = with_prefix(RULE, result.memory) | with_prefix(SENT, result.sent)
         for name, t in result.bank.tensors.items():

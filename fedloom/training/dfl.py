@@ -24,6 +24,7 @@ from fedloom.training.graph_evaluation import answered, averaged, evaluated
 from fedloom.training.graph_parts import PeerParts, PeerProgress, compared, start
 from fedloom.training.graph_rounds import play_round
 from fedloom.training.loop import Intervals, RunSteps
+from fedloom.training.private import with_lost
 
 
 def drive(
@@ -38,20 +39,42 @@ def drive(
         checkpoint: Where to go on from; None starts from the beginning.
     """
     parts = compared(parts, folder)
+    if parts.budget is not None:
+        parts = replace(parts, budget=with_lost(parts.budget, folder, checkpoint, parts.group))
     run_steps = RunSteps(
         start=partial(start, parts),
         restore=partial(_restore, parts),
         rounds_done=lambda now: now.peers.round,
-        play=partial(play_round, parts),
-        validate=partial(evaluated, parts),
+        play=partial(_played, parts),
+        validate=partial(_validated, parts),
         answer=partial(answered, parts),
-        stops=lambda now: None,
+        stops=partial(_reason_to_stop, parts, intervals.rounds),
         save=partial(_save, parts),
         saves_alone=False,
         at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))} | attackers_of(parts.attackers),
         advice="Lower lr (or mixing_step, where compress is set), or set clip_norm, under another exp_name",
     )
     return loop.drive(run_steps, intervals, folder, checkpoint, parts.group)
+
+
+def _played(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[str, Any]]:
+    after, row = play_round(parts, now)
+    return after, row if parts.budget is None else parts.budget.row(row, after.drawn)
+
+
+def _validated(
+    parts: PeerParts, now: PeerProgress, row: dict[str, Any]
+) -> tuple[PeerProgress, dict[str, Any]]:
+    now, row = evaluated(parts, now, row)
+    if parts.budget is not None and row["round"] == 0:
+        row = parts.budget.row(row, now.drawn)
+    return now, row
+
+
+def _reason_to_stop(parts: PeerParts, rounds: int, now: PeerProgress) -> str | None:
+    if parts.budget is None or now.peers.round >= rounds:
+        return None
+    return parts.budget.reason_to_stop(now.peers.round, now.drawn)
 
 
 def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:

@@ -29,7 +29,7 @@ from fedloom.training import loop
 from fedloom.training.attackers import attackers_of
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.loop import Intervals, RunSteps
-from fedloom.training.private import lost_rounds, secret_key
+from fedloom.training.private import secret_key, with_lost
 from fedloom.training.reach import warn_of_standstill
 from fedloom.training.setup_fed import Parts
 
@@ -91,11 +91,11 @@ def first_standing(parts: Parts) -> ServerProgress:
 
 def _in_secret(parts: Parts, folder: Path, checkpoint: Path | None) -> Parts:
     """The parts with the key of this start and the rounds lost before it, the same on all ranks."""
-    budget, privacy, group = parts.budget, parts.algorithm.privacy, parts.group
-    assert budget is not None and privacy is not None
-    if budget.seed is None:
-        lost = group.together(lambda: lost_rounds(folder, checkpoint) if group.rank == 0 else 0)
-        budget = replace(budget, lost=group.share(lost))
+    assert parts.budget is not None
+    budget = with_lost(parts.budget, folder, checkpoint, parts.group)
+    privacy, group = parts.algorithm.privacy, parts.group
+    if privacy is None:  # clients have keys of their own
+        return replace(parts, budget=budget)
     key = group.share(secret_key()) if budget.seed is None else budget.seed
     return replace(
         parts, budget=budget, algorithm=replace(parts.algorithm, privacy=replace(privacy, key=key))
@@ -110,7 +110,9 @@ def _played(
         warn_of_standstill(
             parts, now.server.adapter, after.server.adapter, rounds, row.get("train_loss", 0.0)
         )
-    return after, row if parts.budget is None else parts.budget.row(row, now.server.clip)
+    if parts.algorithm.privacy is not None:
+        row = row | {"clip": now.server.clip}
+    return after, row if parts.budget is None else parts.budget.row(row, after.drawn)
 
 
 def _reason_to_stop(parts: Parts, rounds: int, now: ServerProgress) -> str | None:
@@ -118,7 +120,7 @@ def _reason_to_stop(parts: Parts, rounds: int, now: ServerProgress) -> str | Non
         return f"accuracy has not risen in {parts.patience} validations"
     if parts.budget is None or now.server.round >= rounds:
         return None
-    return parts.budget.reason_to_stop(now.server.round)
+    return parts.budget.reason_to_stop(now.server.round, now.drawn)
 
 
 def _validated(
@@ -133,9 +135,9 @@ def _validated(
     result = validate(
         parts.model, now.server.adapter, parts.data.validation, parts.rules.wave_tokens, parts.group
     )
-    found = {"val_loss": result.loss, "val_accuracy": result.accuracy}
+    found: dict[str, Any] = {"val_loss": result.loss, "val_accuracy": result.accuracy}
     if parts.budget is not None and now.server.round == 0:
-        found["epsilon"] = parts.budget.epsilon(0)
+        found |= {n: v for n, v in parts.budget.row({"round": 0}, now.drawn).items() if n != "round"}
     accuracy = result.accuracy
     if personal := _personal_rows(now):
         found |= _personal_validation(parts, now, personal)

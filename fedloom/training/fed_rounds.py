@@ -203,6 +203,7 @@ def _work(parts: Parts, now: ServerProgress, client: int) -> ClientWork:
         client=client,
         round_=now.server.round,
         drawn=now.drawn[client],
+        privacy=parts.rules.privacy,
     )
 
 

@@ -28,6 +28,7 @@ from fedloom.model.stacked import StackedModel
 from fedloom.runtimes.dealing import blocks
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.training.adapter_folder import AdapterFolder
+from fedloom.training.private import Budget
 
 Mixing = Callable[[int], RoundMixing]
 """``round -> its mixing matrix, and who takes part``."""
@@ -62,6 +63,7 @@ class PeerParts:
         beside: What is written beside every saved adapter.
         attackers: Who attacks in a simulation, and how.
         triggered: Validation examples as an attacker wants them answered.
+        budget: What differential privacy may cost.
     """
 
     model: StackedModel
@@ -87,6 +89,7 @@ class PeerParts:
     beside: AdapterFolder | None = None
     attackers: Attackers | None = None
     triggered: Sequence[Tokens] = ()
+    budget: Budget | None = None
 
     @property
     def honest(self) -> list[int]:

@@ -146,6 +146,7 @@ def _work(
             client=parts.first + peer,
             round_=state.round,
             drawn=drawn[peer],
+            privacy=parts.rules.privacy,
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run with user-level privacy tells: epsilon, and nothing of clients that has no noise."""
+"""What a private run tells: epsilon, and nothing of clients or examples that has no noise."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import importlib.util
 import json
 import logging
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+from fedloom.client.private import ExamplePrivacy, rate_of
+from fedloom.client.work import Schedule
 from fedloom.errors import UserError
 from fedloom.federation.privacy.account import Account, find_noise
 from fedloom.options.fed import FedConfig
-from fedloom.options.privacy import delta_of
+from fedloom.options.graph import DflConfig
+from fedloom.options.privacy import clip_of, delta_of
 from fedloom.runs.checkpoint import round_of
 from fedloom.runs.files import write_atomically
 from fedloom.runs.reading import Damaged, read_mapping
 from fedloom.runs.rows import read_rows
+from fedloom.runtimes.group import Group
 
 log = logging.getLogger(__name__)
+
+C = TypeVar("C", FedConfig, DflConfig)
+B = TypeVar("B", bound=Any)
 
 LOST_FILE = "privacy.json"
 """In a run's folder: how many rounds were told and then lost, where it was killed after its checkpoint."""
@@ -41,10 +48,16 @@ _UNPROTECTED = (
 )
 """What a row says of the clients of its round without noise: how they did, who they were, how many."""
 
+_OF_EXAMPLES = ("train_loss", "train_accuracy", "tokens", "peer_train_loss")
+"""What would say without noise how clients' examples did, or how many a step had."""
+
+_MOST_ACCOUNTS = 64
+"""Clients of as many sizes are accounted for one by one; of more the one that spends most is."""
+
 
 @dataclass(frozen=True)
-class Budget:
-    """What a run's rounds cost, and how much they may.
+class UserBudget:
+    """Of user-level privacy: ε is a function of the round.
 
     Attributes:
         account: ε of a number of rounds.
@@ -62,28 +75,96 @@ class Budget:
         """ε once so many rounds are done."""
         return self.account.epsilon(round_ + self.lost)
 
-    def row(self, row: Mapping[str, Any], clip: float) -> dict[str, Any]:
-        """A round's row as it may be told.
+    def row(self, row: Mapping[str, Any], drawn: Sequence[int]) -> dict[str, Any]:
+        """A round's row as it may be told, and what has been spent by its end.
 
         Args:
             row: All that is known of the round.
-            clip: Its largest norm of a change.
+            drawn: Batches that each client has drawn by its end; serves `ExampleBudget`.
         """
         told = {name: value for name, value in row.items() if name not in _UNPROTECTED}
-        return told | {"epsilon": self.epsilon(row["round"]), "clip": clip}
+        return told | {"epsilon": self.epsilon(row["round"])}
 
-    def reason_to_stop(self, round_: int) -> str | None:
+    def reason_to_stop(self, round_: int, drawn: Sequence[int]) -> str | None:
         """Why there is no round after so many; None where there may be one."""
-        if self.target is None or (cost := self.epsilon(round_ + 1)) <= self.target:
-            return None
-        return f"another round would cost epsilon {cost:.4g}, and target_epsilon is {self.target:g}"
+        return _beyond(self.target, self.epsilon(round_ + 1))
 
 
-def with_noise(config: FedConfig) -> FedConfig:
-    """The options, with numbers for the noise and delta that are auto.
+@dataclass(frozen=True)
+class ExampleBudget:
+    """Of example-level privacy: each client spends by its own steps.
+
+    Attributes:
+        sizes: Examples of each client.
+        schedules: What each does in a round.
+        noise: z.
+        delta: δ, of all clients.
+        kind: See `Account`.
+        target: The largest ε of a client; None: none is.
+        peers: Whether each one's ε is told.
+        seed, lost: See `UserBudget`.
+    """
+
+    sizes: Sequence[int]
+    schedules: Sequence[Schedule]
+    noise: float
+    delta: float
+    kind: Literal["pld", "rdp"]
+    target: float | None
+    peers: bool
+    seed: int | None
+    lost: int = 0
+    _accounts: dict[float, Account] = field(default_factory=dict)
+
+    def row(self, row: Mapping[str, Any], drawn: Sequence[int]) -> dict[str, Any]:
+        """See `UserBudget`."""
+        told = {name: value for name, value in row.items() if name not in _OF_EXAMPLES}
+        spent = self._spent(drawn)
+        told |= {"epsilon": self._largest(spent), "delta": self.delta}
+        if self.peers and len(set(spent)) <= _MOST_ACCOUNTS:
+            told["peer_epsilon"] = [self._epsilon(*one) for one in spent]
+        return told
+
+    def reason_to_stop(self, round_: int, drawn: Sequence[int]) -> str | None:
+        """See `UserBudget`."""
+        after = [n + schedule.batches for n, schedule in zip(drawn, self.schedules, strict=True)]
+        return None if self.target is None else _beyond(self.target, self._largest(self._spent(after)))
+
+    def _spent(self, drawn: Sequence[int]) -> list[tuple[float, int]]:
+        """The rate of each client, and the steps that it has taken."""
+        return [
+            (rate_of(size, schedule.per_step), (n // schedule.batches + self.lost) * schedule.steps)
+            for size, schedule, n in zip(self.sizes, self.schedules, drawn, strict=True)
+        ]
+
+    def _largest(self, spent: Sequence[tuple[float, int]]) -> float:
+        """ε grows with both: who has less of either than another need not be asked."""
+        found, most = 0.0, -1
+        for rate, steps in sorted(set(spent), reverse=True):
+            if steps > most:
+                found, most = max(found, self._epsilon(rate, steps)), steps
+        return found
+
+    def _epsilon(self, rate: float, steps: int) -> float:
+        account = self._accounts.setdefault(rate, Account(rate, self.noise, self.delta, self.kind))
+        return account.epsilon(steps)
+
+
+Budget = UserBudget | ExampleBudget
+"""What a run's rounds cost, and how much they may."""
+
+
+def _beyond(target: float | None, cost: float) -> str | None:
+    if target is None or cost <= target:
+        return None
+    return f"another round would cost epsilon {cost:.4g}, and target_epsilon is {target:g}"
+
+
+def with_noise(config: C) -> C:
+    """The options, with numbers for the noise and delta that are auto where they follow from options alone.
 
     Raises:
-        UserError: No noise comes to the target, the rounds cost more than it, or dp-accounting is missing.
+        UserError: No noise comes to the target, or dp-accounting is missing.
     """
     if config.privacy == "none":
         return config
@@ -95,22 +176,63 @@ def with_noise(config: FedConfig) -> FedConfig:
             "are to be protected",
             config.privacy_seed,
         )
-    rate, delta = config.client_num_per_step / config.client_num, delta_of(config)
-    noise, target = config.noise_multiplier, config.target_epsilon
+    if not isinstance(config, FedConfig) or config.privacy == "example":
+        return config
+    delta, noise = delta_of(config.delta, config.client_num, "clients"), config.noise_multiplier
     if noise == "auto":
-        assert target is not None
-        noise = find_noise(target, config.max_steps, rate, delta, config.accountant)
-        log.info("noise_multiplier %g: %d rounds cost epsilon %g", noise, config.max_steps, target)
+        assert config.target_epsilon is not None
+        rate = config.client_num_per_step / config.client_num
+        noise = find_noise(config.target_epsilon, config.max_steps, rate, delta, config.accountant)
+        log.info("noise_multiplier %g for %d rounds", noise, config.max_steps)
     return replace(config, noise_multiplier=noise, delta=delta)
 
 
-def budget_of(config: FedConfig) -> Budget | None:
-    """What the run may cost; None where nothing is hidden, or who asks adds no noise."""
-    if config.privacy == "none" or config.noise_multiplier == "auto":
+def user_budget(config: FedConfig) -> UserBudget | None:
+    """What the run may cost; None where a client asks, which adds no noise."""
+    if config.noise_multiplier == "auto":
         return None
-    rate = config.client_num_per_step / config.client_num
-    account = Account(rate, config.noise_multiplier, delta_of(config), config.accountant)
-    return Budget(account, config.target_epsilon, config.privacy_seed)
+    rate, delta = (
+        config.client_num_per_step / config.client_num,
+        delta_of(config.delta, config.client_num, "clients"),
+    )
+    account = Account(rate, config.noise_multiplier, delta, config.accountant)
+    return UserBudget(account, config.target_epsilon, config.privacy_seed)
+
+
+def example_budget(
+    config: Any, sizes: Sequence[int], schedules: Sequence[Schedule], *, peers: bool
+) -> ExampleBudget:
+    """What the clients may spend.
+
+    Args:
+        config: Options of a run.
+        sizes: Examples of each client.
+        schedules: What each does in a round.
+        peers: Whether each one's ε is told.
+
+    Raises:
+        UserError: delta is too large.
+    """
+    delta = delta_of(config.delta, max(1, *sizes), "examples of the largest client")
+    return ExampleBudget(
+        sizes,
+        schedules,
+        config.noise_multiplier,
+        delta,
+        config.accountant,
+        config.target_epsilon,
+        peers,
+        config.privacy_seed,
+    )
+
+
+def example_privacy(config: Any) -> ExamplePrivacy | None:
+    """How the options let clients hide their examples; None where they do not."""
+    if getattr(config, "privacy", "none") != "example":
+        return None
+    clip, _ = clip_of(config.clip)
+    key = secret_key() if config.privacy_seed is None else config.privacy_seed
+    return ExamplePrivacy(clip, config.noise_multiplier, key)
 
 
 def lost_rounds(folder: Path, checkpoint: Path | None) -> int:
@@ -130,6 +252,21 @@ def lost_rounds(folder: Path, checkpoint: Path | None) -> int:
         write_atomically(folder / LOST_FILE, json.dumps({"rounds_lost": lost}) + "\n")
         log.warning("epsilon counts %d rounds that were lost and are played again with other noise", lost)
     return lost
+
+
+def with_lost(budget: B, folder: Path, checkpoint: Path | None, group: Group) -> B:
+    """A budget that counts the rounds that were lost; with a seed they are played again as they were.
+
+    Args:
+        budget: The run's.
+        folder: The run's.
+        checkpoint: Where the run goes on from.
+        group: The run's processes.
+    """
+    if budget.seed is not None:
+        return budget
+    lost = group.together(lambda: lost_rounds(folder, checkpoint) if group.rank == 0 else 0)
+    return replace(budget, lost=group.share(lost))
 
 
 def secret_key() -> int:

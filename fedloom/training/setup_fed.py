@@ -49,7 +49,7 @@ from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
 from fedloom.training.loop import Intervals
-from fedloom.training.private import Budget, budget_of
+from fedloom.training.private import Budget, example_budget, example_privacy, user_budget
 from fedloom.training.provenance import base_noted
 
 
@@ -202,7 +202,7 @@ def build(
         classes=classes,
         group=group,
         attackers=attackers,
-        budget=budget_of(config),
+        budget=_budget(config, data),
         server_sgd=_server_sgd(config),
     )
 
@@ -324,7 +324,17 @@ def _rules(config: FedConfig, algorithm: Algorithm) -> LocalRules:
         accumulate=config.accumulate,
         wave_tokens=config.wave_tokens,
         dropout_seed=config.seed,
+        privacy=example_privacy(config),
     )
+
+
+def _budget(config: FedConfig, data: Encoded) -> Budget | None:
+    if config.privacy == "none":
+        return None
+    if config.privacy == "user":
+        return user_budget(config)
+    sizes = [len(own) for own in data.clients]
+    return example_budget(config, sizes, [_schedule(config)] * len(sizes), peers=False)
 
 
 def _focus(config: FedConfig, model: StackedModel) -> Focus:

@@ -57,6 +57,7 @@ from fedloom.training.division import check_comparable, check_sizes, of_client
 from fedloom.training.graph_data import PeerExamples, Setting, hold, open_data
 from fedloom.training.graph_parts import Mixing, PeerParts
 from fedloom.training.loop import Intervals
+from fedloom.training.private import example_budget, example_privacy
 from fedloom.training.provenance import base_noted
 
 log = logging.getLogger(__name__)
@@ -222,6 +223,10 @@ def _build(
         wave_tokens=wave_tokens,
         system_prompt=config.system_prompt if data.form is None else instruction or "none",
     )
+    schedules = [_schedule(config, len(own)) for own in train]
+    budget = None
+    if getattr(config, "privacy", "none") != "none":
+        budget = example_budget(config, [len(own) for own in train], schedules, peers=True)
     return resolved, PeerParts(
         model=model,
         tokenizer=base.tokenizer,
@@ -229,7 +234,7 @@ def _build(
         peers=[np.arange(end - len(own), end) for own, end in zip(train, ends, strict=True)],
         validation=_for_each(validation, len(train)),
         questions=_for_each(questions, len(train)),
-        schedules=[_schedule(config, len(own)) for own in train],
+        schedules=schedules,
         algorithm=algorithm,
         rules=LocalRules(
             optimiser,
@@ -237,6 +242,7 @@ def _build(
             clip_norm=config.clip_norm,
             wave_tokens=wave_tokens,
             dropout_seed=config.seed,
+            privacy=example_privacy(config),
         ),
         optimiser=optimiser,
         frozen=frozen,
@@ -248,6 +254,7 @@ def _build(
         seed=config.seed,
         group=group,
         first=only or 0,
+        budget=budget,
         reading=data.reading,
         beside=beside,
         attackers=attackers,

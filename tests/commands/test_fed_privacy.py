@@ -140,7 +140,7 @@ def test_what_clients_do_before_they_send_is_their_own(fed, more):
         (f"{PRIVATE} --delta 0.25", "delta: 0.25 is not below 1 / client_num = 0.25"),
         (f"{PRIVATE} --clip adaptive:0", "clip: adaptive:0 is not a number above 0, none, or adaptive"),
         (f"{PRIVATE} --clip often", "clip: often is not a number above 0, none, or adaptive"),
-        (f"{PRIVATE} --clip none", "clip: none leaves a change as large as it is, and no noise hides it"),
+        (f"{PRIVATE} --clip none", "clip: none bounds nothing, and no noise hides what has no bound"),
         (f"{PRIVATE} --noise_multiplier 0", "noise_multiplier: 0 is no noise, whose epsilon is infinite"),
         (f"{PRIVATE} --aggregator median", "aggregator: median is no sum"),
         (f"{PRIVATE} --aggregator krum", "aggregator: krum is no sum"),
@@ -156,3 +156,68 @@ def test_what_clients_do_before_they_send_is_their_own(fed, more):
 def test_what_cannot_be_protected_is_refused_with_the_reason(fed, capfd, flags, said):
     status, _ = fed("refused", flags)
     assert status == 2 and said in capfd.readouterr().err
+
+
+EXAMPLE = "--privacy example --clip 1 --accountant rdp --privacy_seed 5"
+
+
+@pytest.mark.parametrize(
+    "method", ["", "--method FFA-LoRA --aggregator median", "--peft prompt-tuning --client_rule scaffold"]
+)
+def test_each_example_is_hidden_by_noise_at_its_client(fed, method):
+    status, run = fed("run", EXAMPLE, "--noise_multiplier 1 --batch_size 1 --grad_accum_steps 1", method)
+    assert status == 0
+    assert not {"train_loss", "train_accuracy", "tokens"} & {name for row in rows(run) for name in row}
+    # Four examples each, of which a step takes one on average; two steps a round.
+    done = [0] * 4
+    for row in rows(run)[1:]:
+        for client in row["clients"]:
+            done[client] += 2
+        assert row["epsilon"] == Account(0.25, 1.0, 1e-5, "rdp").epsilon(max(done)) and row["delta"] == 1e-5
+
+
+def test_without_noise_and_clip_a_step_on_all_examples_is_their_mean(fed):
+    whole = "--batch_size 1 --client_batch_per_step 4 --grad_accum_steps 4 --grad_accum_mean batches"
+    flags = [whole, "--lora_dropout 0 --max_steps 2"]
+    _, plain = fed("plain", *flags)
+    status, private = fed("private", *flags, EXAMPLE.replace("1 ", "none ", 1), "--noise_multiplier 0")
+    assert status == 0
+    assert_close(adapter(private), adapter(plain), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (f"{EXAMPLE} --target_epsilon 8", "privacy: example needs --noise_multiplier, such as 1"),
+        ("--privacy example --noise_multiplier 1", "clip: adaptive follows the norms of clients' changes"),
+        (f"{EXAMPLE} --noise_multiplier 1 --delta 0.3", "delta: 0.3 is not below 1 / 4 examples"),
+        (f"{EXAMPLE} --noise_multiplier 1 --accumulate sum", "accumulate: sum multiplies a step by how many"),
+        (f"{EXAMPLE} --noise_multiplier 1 --lora_r 2,4", "lora_r: 2,4 gives clients ranks of their own"),
+    ],
+)
+def test_what_cannot_hide_examples_is_refused_with_the_reason(fed, capfd, flags, said):
+    status, _ = fed("refused", flags)
+    assert status == 2 and said in capfd.readouterr().err
+
+
+def test_peers_hide_their_examples_from_all_neighbours_together(inputs, tmp_path, capfd):
+    words = (
+        f"dfl {' '.join(inputs)} --data_name ChilleD/MultiArith --name ring --num_clients 4 --num_rounds 2"
+    )
+    words += (
+        f" --local_steps 2 --batch_size 2 --lora_r 4 --dtype float32 --report_to none --out_dir {tmp_path}"
+    )
+    words += " --wave_tokens 2000 --privacy example --clip 1 --accountant rdp"
+    assert main([*words.split(), "--noise_multiplier", "1", "--exp_name", "peers"]) == 0
+    told = rows(tmp_path / "peers")
+    found = [Account(0.5, 1.0, 1e-5, "rdp").epsilon(2 * n) for n in range(3)]
+    assert [row["epsilon"] for row in told] == found
+    assert [row["peer_epsilon"] for row in told] == [[epsilon] * 4 for epsilon in found]
+    assert not {"train_loss", "peer_train_loss", "tokens"} & told[-1].keys()
+    refused = [
+        ("--noise_multiplier 1 --layer_votes either", "layer_votes: either tells neighbours of gradients"),
+        ("--noise_multiplier 1 --privacy user", "privacy: user needs a server that adds noise to the sum"),
+    ]
+    for flags, said in refused:
+        assert main([*words.split(), "--exp_name", "refused", *flags.split()]) == 2
+        assert said in capfd.readouterr().err

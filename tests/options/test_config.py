@@ -135,7 +135,7 @@ CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantize": ("none", "8bit", "4bit"),
     "wave_tokens": ("auto",),
-    "privacy": ("none", "user"),
+    "privacy": ("none", "user", "example"),
     "noise_multiplier": ("auto",),
     "delta": ("auto",),
     "accountant": ("pld", "rdp"),

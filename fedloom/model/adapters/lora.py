@@ -6,7 +6,7 @@ for the tokens of all clients of the wave; each client's own term is added to it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -39,14 +39,14 @@ class _AddLowRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, y, x, A, B, scale, bounds, keep):
+    def forward(ctx, y, x, A, B, scale, bounds, keep, note):
         dropped = x if keep is None else x * keep
         hidden = x.new_empty(x.shape[0], A.shape[1])
         for k, (start, end) in enumerate(bounds):
             torch.mm(dropped[start:end], A[k].T, out=hidden[start:end])
             y[start:end].addmm_(hidden[start:end], B[k].T, alpha=scale)
         ctx.save_for_backward(x, A, B, hidden, keep)
-        ctx.scale, ctx.bounds = scale, bounds
+        ctx.scale, ctx.bounds, ctx.note = scale, bounds, note
         ctx.mark_dirty(y)
         return y
 
@@ -55,6 +55,8 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx, grad):
         x, A, B, hidden, keep = ctx.saved_tensors
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        if ctx.note is not None:
+            return grad, _note(ctx, grad, grad_x), None, None, None, None, None, None
         grad_A = torch.empty_like(A) if ctx.needs_input_grad[2] else None
         grad_B = torch.empty_like(B) if ctx.needs_input_grad[3] else None
         dropped = x if keep is None or grad_A is None else x * keep
@@ -69,7 +71,23 @@ class _AddLowRank(torch.autograd.Function):
                 torch.mm(grad_hidden, A[k], out=grad_x[start:end])
         if grad_x is not None and keep is not None:
             grad_x.mul_(keep)
-        return grad, grad_x, grad_A, grad_B, None, None, None
+        return grad, grad_x, grad_A, grad_B, None, None, None, None
+
+
+def _note(ctx: Any, grad: Tensor, grad_x: Tensor | None) -> Tensor | None:
+    """The backward pass that keeps what the factors' gradients are made of; fills the gradient of x."""
+    x, A, B, hidden, keep = ctx.saved_tensors
+    grad_hidden = torch.empty_like(hidden)
+    for k, (start, end) in enumerate(ctx.bounds):
+        torch.mm(grad[start:end], B[k], out=grad_hidden[start:end]).mul_(ctx.scale)
+        if grad_x is not None:
+            torch.mm(grad_hidden[start:end], A[k], out=grad_x[start:end])
+    if ctx.needs_input_grad[2]:
+        ctx.note("lora_A", grad_hidden, x if keep is None else x * keep)
+    if ctx.needs_input_grad[3]:
+        # What flows on may be added to this tensor in place.
+        ctx.note("lora_B", grad * ctx.scale, hidden)
+    return grad_x if grad_x is None or keep is None else grad_x.mul_(keep)
 
 
 def add_low_rank(
@@ -80,6 +98,7 @@ def add_low_rank(
     scale: float,
     lengths: Sequence[int],
     keep: Float[Tensor, "tokens d_in"] | None = None,
+    note: Callable[[str, Tensor, Tensor], None] | None = None,
 ) -> Float[Tensor, "tokens d_out"]:
     """Add each client's low-rank term to its segment of ``y``, in place.
 
@@ -91,8 +110,10 @@ def add_low_rank(
         scale: LoRA's ``alpha / r``.
         lengths: Tokens of each client; they sum to ``tokens``.
         keep: Dropout factors of ``x``: 0, or 1 / (1 - p).
+        note: ``(factor, a, b)``: is told, instead of the gradients of A and B, what they are made of,
+            Σ_t a_t b_tᵀ; see `model.per_example`.
     """
-    return _AddLowRank.apply(y, x, A, B, scale, bounds_of(lengths), keep)
+    return _AddLowRank.apply(y, x, A, B, scale, bounds_of(lengths), keep, note)
 
 
 class StackedLora(nn.Module):
@@ -153,8 +174,15 @@ class StackedLora(nn.Module):
         # One row that stands for all clients is one product for all tokens.
         shared = A.stride(0) == B.stride(0) == 0
         lengths = (flat.shape[0],) if shared else wave.lengths(x, self.name)
+        note = None
+        if (examples := wave.examples) is not None and not shared:
+            own, lengths = lengths, examples.by_client(lengths)
+
+            def note(factor: str, left: Tensor, right: Tensor) -> None:
+                examples.note(f"{self.name}.{factor}.weight", left, right, own)
+
         keep = wave.keep(flat, self.dropout)
-        y = add_low_rank(y, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep)
+        y = add_low_rank(y, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep, note)
         return y.view(*x.shape[:-1], -1)
 
     def _changed(self, y: Tensor, x: Tensor) -> Tensor:

@@ -100,6 +100,7 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         client=client,
         round_=facts["round"],
         drawn=facts["drawn"],
+        privacy=parts.rules.privacy,
     )
     memory = Memory(request.node, standing.config.exp_name, client) if parts.first_memory else None
     remembered = memory.recall(facts["remembers"], parts.first_memory) if memory else None
