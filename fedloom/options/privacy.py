@@ -172,18 +172,18 @@ def _check_example(config: Any, share: float | None, *, server: bool) -> None:
         )
     if chosen(config)["train_factors"] == "square":
         raise UserError(
-            "train_factors: square trains a matrix between LoRA's factors, of which each example's gradient is "
-            "not taken; choose another train_factors, or --privacy none"
+            "train_factors: square trains a matrix between LoRA's factors, of which each example's gradient "
+            "is not taken; choose another train_factors, or --privacy none"
         )
     if server and config.accumulate == "sum":
         raise UserError(
             "accumulate: sum multiplies a step by how many examples it has, which privacy example keeps "
             "secret; choose --accumulate mean"
         )
-    if config.client_rule.partition(":")[0] == "ditto":
+    if chosen(config)["client_rule"].partition(":")[0] == "ditto":
         raise UserError(
-            "client_rule: ditto trains a second model on the same examples, whose cost is not counted; choose "
-            "another client_rule, or --privacy none"
+            "client_rule: ditto trains a second model on the same examples, whose cost is not counted; "
+            "choose another client_rule, or --privacy none"
         )
     if server and len(config.ranks) > 1:
         raise UserError(

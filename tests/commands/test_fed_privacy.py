@@ -192,6 +192,8 @@ def test_without_noise_and_clip_a_step_on_all_examples_is_their_mean(fed):
         ("--privacy example --noise_multiplier 1", "clip: adaptive follows the norms of clients' changes"),
         (f"{EXAMPLE} --noise_multiplier 1 --delta 0.3", "delta: 0.3 is not below 1 / 4 examples"),
         (f"{EXAMPLE} --noise_multiplier 1 --accumulate sum", "accumulate: sum multiplies a step by how many"),
+        (f"{EXAMPLE} --noise_multiplier 1 --method Fed-SB", "train_factors: square trains a matrix between"),
+        (f"{EXAMPLE} --noise_multiplier 1 --method Ditto", "client_rule: ditto trains a second model on"),
         (f"{EXAMPLE} --noise_multiplier 1 --lora_r 2,4", "lora_r: 2,4 gives clients ranks of their own"),
     ],
 )
