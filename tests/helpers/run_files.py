@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def checkpoint(folder: Path, round_: int | None = None) -> Path:
     if round_ is None:
         return max((folder / "checkpoints").glob("round-*"))
     return folder / "checkpoints" / f"round-{round_:06d}"
+
+
+def lose_checkpoints(folder: Path, after: int) -> None:
+    """Leave a run as it lies when its process is killed before it has saved what follows a round."""
+    for saved in (folder / "checkpoints").glob("round-*"):
+        if int(saved.name.removeprefix("round-")) > after:
+            shutil.rmtree(saved)
+    (folder / "summary.json").unlink()
 
 
 def adapter(folder: Path, round_: int | None = None, peer: int | None = None) -> dict[str, Tensor]:
