@@ -61,9 +61,9 @@ def data(tmp_path_factory):
 def fed(model, data, tmp_path):
     """Runs `fedloom fed` on a tiny model; returns the run's folder."""
 
-    def run(name, words):
+    def run(name, words, rounds=2):
         line = f"fed --model_name {model} --data_dir {data} --out_dir {tmp_path} --exp_name {name} {QUICK}"
-        line += " --wave_tokens 600 --report_to none --val_steps 1 --max_steps 2"
+        line += f" --wave_tokens 600 --report_to none --val_steps 1 --max_steps {rounds}"
         assert main([*line.split(), *words.split()]) == 0
         return tmp_path / name
 
