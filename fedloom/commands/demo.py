@@ -262,5 +262,13 @@ def _report(console: Console, before: Answers, after: Answers, folder: Path) -> 
     table.add_row("bytes sent, up and down", "0", decimal(sent))
     table.add_row("training time", "", f"{seconds:.0f} s")
     console.print(table)
-    console.print(f"The adapter lies in {adapter}\nLoad it with PEFT:", soft_wrap=True)
-    console.print(f'  PeftModel.from_pretrained(base_model, "{adapter}")', soft_wrap=True)
+    assert adapter is not None, "there has been a round"
+    run = adapter.parents[1]
+    said = (
+        f"The adapter lies in {adapter}; ask it, take it out, look at the run:",
+        f"  fedloom chat {run}",
+        f"  fedloom merge {run} --output_path my-model",
+        f"  fedloom report {run} -o report.html    # needs pip install -e '.[report]'",
+        f'  AutoPeftModelForCausalLM.from_pretrained("{adapter}")    # in Python, from peft',
+    )
+    console.print("\n".join(said), soft_wrap=True)

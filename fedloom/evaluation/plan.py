@@ -113,7 +113,6 @@ def make_plan(config: EvalConfig) -> Plan:
     data_seed = choose("data_seed", config.data_seed, of_runs)
     prompt_format: Any = choose("prompt_format", config.prompt_format, of_runs) or "auto"
     prompt_date = str(choose("prompt_date", config.prompt_date, of_runs) or PROMPT_DATE)
-    dpo_beta = choose("dpo_beta", config.dpo_beta, same_task) or DPO_BETA
     check_prompts(prompt_format, prompt_date)
     given = config.system_prompt if config.system_prompt != "auto" else None
     told = [run for run in of_runs if run["data_name"] == data_name or _has_prompt_of_its_own(run)]
@@ -127,6 +126,8 @@ def make_plan(config: EvalConfig) -> Plan:
         limits={"train": train_limit} if train_limit is not None else {},
         token=config.token,
     )
+    compares = task.data_format == "preference"
+    dpo_beta = (choose("dpo_beta", config.dpo_beta, same_task) if compares else None) or DPO_BETA
     classify = task.num_labels > 0 and _predicts(config, task, model_name, [peft for _, peft in adapters])
     classes: tuple[str, ...] = ()
     if classify:

@@ -120,3 +120,4 @@ def test_the_demo_says_what_it_does_and_leaves_a_run(tmp_path, capsys):
     assert [row["round"] for row in rows] == [0, 1]
     assert (tmp_path / "demo" / "checkpoints" / "round-000001").is_dir()
     assert "fedloom demo --rounds 1 --problems 2 --seed 3407" in told
+    assert f"  fedloom chat {tmp_path}/demo\n" in told
