@@ -136,24 +136,20 @@ class TemplateTalk:
 
     def _form(self, turns: Sequence[Turn]) -> tuple[bool, bool, list[Piece] | None]:
         """How the template takes such messages: with a system message, in parts; and where answers stand."""
-        failed: UserError | None = None
         for with_system in (True, False):
             own = turns if with_system else _system_in_user(turns)
             for parts in (False, True):
                 marks = [turn._replace(text=f"{_BEGIN}{place}{_END}") for place, turn in enumerate(own)]
                 try:
                     whole = self._whole(marks, parts)
-                except UserError as error:
-                    failed = failed or error
+                except UserError:
                     continue
                 found = [int(place) for place in _MARK.findall(whole)]
                 if found == list(range(len(own))):
                     return with_system, parts, self._cut(marks, parts, whole)
                 if found == [place for place, turn in enumerate(own) if turn.role != "system"]:
                     continue  # leaves the system message out without a word
-        if failed is not None:
-            self._whole(turns, parts=False)  # fails too, and its error has what is said
-            raise failed
+        self._whole(turns, parts=False)  # where it fails, its error has what is said
         raise UserError(
             "the chat template of the model's tokenizer leaves out messages of a conversation of "
             f"{len(turns)} messages ({', '.join(turn.role for turn in turns[:6])}). {self.way_out}"
@@ -254,15 +250,16 @@ def _as_text(match: re.Match[str]) -> str:
 
 
 def _system_in_user(turns: Sequence[Turn]) -> Sequence[Turn]:
-    """The conversation for templates without a system message: it then begins the user's first."""
-    if turns[0].role != "system":
-        return turns
-    system, *others = turns
-    first = next((place for place, turn in enumerate(others) if turn.role == "user"), None)
-    if first is None:
-        return others
-    others[first] = others[first]._replace(text=f"{system.text}\n\n{others[first].text}")
-    return others
+    """The conversation for templates without a system message: it then begins what the user says next."""
+    made, told = list[Turn](), ""
+    for turn in turns:
+        if turn.role == "system":
+            told += f"{turn.text}\n\n"
+        else:
+            said = told if turn.role == "user" else ""
+            made.append(turn._replace(text=said + turn.text))
+            told = told.removeprefix(said)
+    return made
 
 
 def _text(pieces: Sequence[Piece]) -> str:

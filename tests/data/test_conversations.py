@@ -35,6 +35,10 @@ THINKING = (
     "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+NO_SYSTEM = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system role') }}"
+    "{% endif %}{% endfor %}"
+) + TURNS
 ALTERNATES = (
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}<|im_start|>"
@@ -142,6 +146,19 @@ def test_an_instruction_is_the_system_prompt_of_a_conversation_without_one():
     )
     tokens, tokenizer = sequence(CHAT_TEMPLATE, TALK[1:])
     assert tokenizer.decode(tokens.ids).startswith("<|im_start|>user")
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, IGNORES, NO_SYSTEM, LLAMA_2_TEMPLATE, None, "llama-2"])
+def test_a_system_message_in_the_middle_is_read_there_or_begins_the_next_question(template):
+    name = "llama-2" if template == "llama-2" else "auto"
+    form = prompt_format(tokenizer_with(None if template == "llama-2" else template), "", name)
+    ask, reply = Turn("user", "Town?"), Turn("assistant", "Oslo")
+    pieces = form.pieces((ask, reply, Turn("system", "Be brief."), ask, reply))
+    whole = "".join(piece.text for piece in pieces)
+    assert whole.count("Be brief.") == 1
+    assert whole.index("Oslo") < whole.index("Be brief.") < whole.rindex("Town?")
+    said = [piece.text.removesuffix("<|im_end|>").strip() for piece in pieces if piece.learned]
+    assert said == ["Oslo"] * 2
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED, THINKING])
