@@ -10,6 +10,7 @@ from fedloom.options.check_method import check_method
 from fedloom.options.declare import did_you_mean, names_or_pattern, options
 from fedloom.options.fed import PROMPT_DATE, FedConfig, FormatName, Prompts, Run
 from fedloom.options.lora_variants import check_lora_variants
+from fedloom.options.meant import DEVICES
 from fedloom.options.own_data import OwnData, check_own_data
 from fedloom.options.partition import Partition, check_partition
 from fedloom.options.privacy import check_privacy
@@ -169,5 +170,5 @@ def check_device(device: str) -> None:
         UserError: There can be no device of this name.
     """
     if not _DEVICE.fullmatch(device):
-        nearest = did_you_mean(device, ("auto", "cpu", "cuda", "cuda:0"))
+        nearest = did_you_mean(device, ("auto", "cpu", "cuda", "cuda:0"), others=DEVICES)
         raise UserError(f"device: {shown(device)} is not auto, cpu, cuda or cuda:N{nearest}")

@@ -110,6 +110,37 @@ def why_not(option: str, value: object) -> str:
     return _OTHER_ADAPTERS.get(plain, "") if option == "peft" else ""
 
 
+COMMANDS = {
+    other: ours
+    for ours, others in {
+        "fed": "train run finetune fine-tune federated server start",
+        "dfl": "gossip decentralized decentralised dfl-lora",
+        "peer": "node p2p client",
+        "eval": "evaluate test judge score",
+        "chat": "generate talk ask infer inference",
+        "merge": "export convert",
+        "split": "partition divide",
+        "topology": "graph network",
+        "report": "plot page show",
+        "compare": "sweep grid benchmark",
+        "methods": "list algorithms",
+        "identity": "key keygen",
+    }.items()
+    for other in others.split()
+}
+"""What others call commands, and which of ours each is."""
+
+DEVICES = {
+    "gpu": "cuda",
+    "gpu:0": "cuda:0",
+    "gpu0": "cuda:0",
+    "0": "cuda:0",
+    "nvidia": "cuda",
+    "gpu:1": "cuda:1",
+}
+"""The same of devices."""
+
+
 def of_others(among: Collection[str]) -> dict[str, str]:
     """What other tools call options, and which option of a command each is.
 

@@ -16,6 +16,12 @@ from fedloom.options.fed import FedConfig
 from fedloom.options.methods import METHODS, chosen
 
 
+@pytest.fixture(autouse=True)
+def _no_model_is_looked_for(monkeypatch):
+    """A stand-in trains none; tests/commands/test_places.py has what is looked for."""
+    monkeypatch.setattr("fedloom.commands.places.check_places", lambda config: None)
+
+
 @pytest.fixture
 def received(monkeypatch):
     """Put a stand-in in the engine's place; return the list of configs it was called with."""
@@ -69,6 +75,14 @@ def test_fed_hands_the_parsed_options_to_the_engine_and_says_where_the_adapter_l
         ),
         (["fed", "--peft", "p-tuning"], ["p-tuning", "no layers for fedGradFocus", "--train_mode fed"]),
         (["fdd"], ["unknown command fdd", "did you mean fed?"]),
+        (["train"], ["unknown command train; did you mean fed?"]),
+        (["evaluate"], ["did you mean eval?"]),
+        (
+            ["fed", "--data_name", "arithmetic", "--device", "gpu"],
+            ["device: gpu is not", "did you mean cuda?"],
+        ),
+        (["fed", "--data_name", "svamp"], ["did you mean ChilleD/SVAMP?"]),
+        (["fed", "--data_name", "arithmetic", "--aggregator", "medain"], ["did you mean median?"]),
         (["demo", "--round", "3"], ["unknown flag --round", "did you mean --rounds?"]),
         (["demo", "--rounds", "0"], ["rounds: 0 is not a whole number of at least 1"]),
     ],
