@@ -4,7 +4,7 @@
 
 with τ twice the median of the round's norms (`federation.aggregators.norm_bound`). It stays the mean where
 the mean is what something rests on: exact LoRA aggregation, gradient tracking, compressed gossip (whose
-estimates keep the mean over peers), differential privacy (which clips every client to a bound of its own),
+estimates keep the mean over peers), user-level privacy (which clips every client to a bound of its own),
 secure aggregation (where the server sees no client's change; each number of it has a bound).
 """
 
@@ -44,8 +44,8 @@ def bounded(config: C) -> tuple[C, str]:
     why = ""
     if isinstance(config, FlowerConfig) and config.secure_aggregation is not None:
         why = "secure aggregation shows the server nobody's change"
-    elif vars(config).get("privacy", "none") != "none":
-        why = "differential privacy has a bound of its own"
+    elif vars(config).get("privacy") == "user":
+        why = "privacy user clips every client to a bound of its own"
     elif isinstance(config, PeerConfig) and algorithm.codec.lossy:
         why = "compressed gossip rests on the mean over peers, which it keeps"
     else:

@@ -8,6 +8,7 @@ from fedloom.training.deployed import bounded
 from fedloom.training.peer import agreed_options
 
 FED = {"train_mode": "fed"}
+NOISE = {"clip": 0.1, "noise_multiplier": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,9 @@ FED = {"train_mode": "fed"}
         (FlowerConfig(method="FlexLoRA"), "mean", "flexlora averages products"),
         (FlowerConfig(**FED, aggregator="mean"), "mean", ""),
         (FlowerConfig(method="Median"), "median", ""),
+        (FlowerConfig(**FED, privacy="user", **NOISE), "mean", "privacy user clips every client"),
+        (FlowerConfig(**FED, privacy="example", **NOISE), "norm_bound", "twice the median"),
+        (FlowerConfig(**FED, secure_aggregation=1.0), "mean", "secure aggregation shows the server nobody's"),
         (PeerConfig(), "norm_bound", "twice the median"),
         (PeerConfig(method="D-PSGD"), "norm_bound", "twice the median"),
         (PeerConfig(method="FedSA-LoRA"), "norm_bound", "twice the median"),
