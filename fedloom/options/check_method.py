@@ -60,7 +60,7 @@ def _check_factors(config: Any, names: dict[str, str]) -> None:
             f"{names['share']} leaves clients parameters of their own, which train whole; choose one of them"
         )
     for option in ("lora_aggregation", "share"):
-        if names[option] not in (_BY_NAME[option].default, "fedsvd", "fedsb"):
+        if names[option] not in (_BY_NAME[option].default, "fedsvd", "fedsb", "ravan"):
             raise UserError(
                 f"train_factors: {trains} leaves one of LoRA's factors as it is, and {option} "
                 f"{names[option]} needs both; choose one of the two"
@@ -68,15 +68,15 @@ def _check_factors(config: Any, names: dict[str, str]) -> None:
 
 
 def _check_on_graph(config: Any, names: dict[str, str]) -> None:
+    if names["train_factors"] in ("square", "heads"):
+        raise UserError(
+            f"train_factors: {names['train_factors']} trains what is between factors that a server fixes, "
+            "and peers without one mix A and B; choose --training_type DFL-LoRA, whose A is one for all"
+        )
     if config.frozen_a and names["train_factors"] not in (_BY_NAME["train_factors"].default, "b"):
         raise UserError(
             f"train_factors: {names['train_factors']} beside training_type {config.training_type}, which "
             "freezes A for good; choose --training_type LoRA, or leave train_factors out"
-        )
-    if names["train_factors"] == "square":
-        raise UserError(
-            "train_factors: square needs factors that are one for all, which a server fixes (Fed-SB), and "
-            "there is none; choose --training_type DFL-LoRA, whose A is one for all"
         )
     if names["train_factors"] == "b" and not config.frozen_a:
         raise UserError("train_factors: b is DFL-LoRA on a graph; choose --training_type DFL-LoRA")
@@ -127,16 +127,19 @@ def _check_with_server(config: Any, names: dict[str, str]) -> None:
             f"client_rule: ditto gives every client a whole model of its own, and share {names['share']} a "
             "part of one; choose one of the two"
         )
-    needed = {"fedsvd": "b", "fedsb": "square"}.get(names["lora_aggregation"], names["train_factors"])
+    needed = {"fedsvd": "b", "fedsb": "square", "ravan": "heads"}.get(
+        names["lora_aggregation"], names["train_factors"]
+    )
     if names["train_factors"] != needed:
         raise UserError(
-            f"lora_aggregation: {names['lora_aggregation']} needs a factor that is one for all, and "
-            f"train_factors {names['train_factors']} lets clients train it; choose --train_factors {needed}"
+            f"lora_aggregation: {names['lora_aggregation']} needs factors that are one for all, and "
+            f"train_factors {names['train_factors']} lets clients train them; choose --train_factors {needed}"
         )
-    if names["train_factors"] == "square" and names["lora_aggregation"] != "fedsb":
+    fixes = {"square": "fedsb", "heads": "ravan"}.get(names["train_factors"], names["lora_aggregation"])
+    if names["lora_aggregation"] != fixes:
         raise UserError(
-            "train_factors: square trains a matrix between the factors that lora_aggregation fedsb fixes; "
-            "choose --method Fed-SB, or another train_factors"
+            f"train_factors: {names['train_factors']} trains what is between the factors that "
+            f"lora_aggregation {fixes} fixes; choose --lora_aggregation {fixes}, or another train_factors"
         )
     lora_only = [
         option

@@ -158,6 +158,12 @@ METHODS: list[Method] = [
         {"train_factors": "square", "lora_aggregation": "fedsb"},
         _FED,
     ),
+    Method(
+        "Ravan",
+        "Raje et al., 2025, arXiv:2506.05568",
+        {"train_factors": "heads", "lora_aggregation": "ravan"},
+        _FED,
+    ),
     Method("RoLoRA", "Chen et al., 2024, arXiv:2409.02346", {"train_factors": "alternate:1"}, _FED),
     Method("FedPAQ", "Reisizadeh et al., 2020, arXiv:1909.13014", {"compress": "int8"}, _FED, _GOSSIP),
     Method("MemSGD", "Stich et al., 2018, arXiv:1809.07599", {"compress": "topk:0.01"}, _FED),

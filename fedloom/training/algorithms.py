@@ -146,13 +146,18 @@ def _check_one_for_all(config: FedConfig, texts: Mapping[str, str], algorithm: A
             f"lora_aggregation: {products} has one A for all, and lora_r {config.lora_r} gives clients "
             "factors of unequal rank; choose one rank, or --lora_aggregation flexlora"
         )
-    if algorithm.rule.own_model is not None:
+    turned = algorithm.refactoring
+    if turned is not None and turned.after(0) and algorithm.rule.own_model is not None:
         raise UserError(
             f"lora_aggregation: {products} turns the server's factors, and a personal model of client_rule "
             f"{texts['client_rule']} would be held near others than its own; choose another client_rule, or "
             "--lora_aggregation factors"
         )
-    if algorithm.refactoring is not None and algorithm.refactoring.square and config.train_mode != "fed":
+    if turned is None or turned.initial is None:
+        return
+    one, r = torch.zeros(1, 1), config.ranks[0]
+    turned.initial({"m.lora_A.weight": one.expand(r, 1), "m.lora_B.weight": one.expand(1, r)}, 0)
+    if config.train_mode != "fed":
         raise UserError(
             f"lora_aggregation: {products} trains a matrix between LoRA's factors, by whose gradients "
             f"train_mode {config.train_mode} scores layers; choose --train_mode fed, or another "

@@ -20,7 +20,6 @@ from fedloom.federation.algorithm import Algorithm, first_memory
 from fedloom.federation.attacks import Attackers
 from fedloom.federation.focus import Focus
 from fedloom.model.adapters import choice
-from fedloom.model.adapters.square import with_square
 from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.bank import Row
 from fedloom.model.base import BaseModel, BeforeWeights, load_base
@@ -162,8 +161,8 @@ def build(
     ((data, adapter),) = ready
     model = _stack(config, base, adapter, data)
     algorithm = replace(algorithm, ranks=client_ranks(config, adapter))
-    if algorithm.refactoring is not None and algorithm.refactoring.square:
-        model.initial = with_square(model.initial)
+    if algorithm.refactoring is not None and algorithm.refactoring.initial is not None:
+        model.initial = algorithm.refactoring.initial(model.initial, config.seed)
     if algorithm.folds and config.residual_rank is None:
         model.check_foldable()
     resolved = replace(

@@ -158,7 +158,7 @@ def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
         ("--method Krum --mixing_step 0.5", ["mixing_step: 0.5", "krum has none"]),
         ("--method Median --mixing_step 0.5", ["mixing_step: 0.5", "median"]),
         ("--mixing_step 0", ["mixing_step", "above 0"]),
-        ("--train_factors square", ["train_factors: square", "which a server fixes"]),
+        ("--train_factors square", ["train_factors: square", "factors that a server fixes"]),
         ("--lora_aggregation fedsvd", ["fedsvd needs one A for all", "--training_type DFL-LoRA"]),
         ("--lora_aggregation flexlora --aggregator median", ["lora_aggregation", "no aggregator but mean"]),
     ],

@@ -77,13 +77,14 @@ class Refactoring:
         refactor: ``(adapter, round) -> adapter``; what knew the old factors one number at a time is of no use
             then.
         rounds: After so many rounds, the first of a run; None: after all.
-        square: Whether there is a matrix between the factors; see `model.adapters.square`.
+        initial: ``(adapter, seed) -> adapter`` with matrices between the factors, which everybody starts
+            from; see `model.adapters.square`. None: there are none.
     """
 
     aggregator: Aggregator
     refactor: Callable[[Row, int], Row]
     rounds: int | None = None
-    square: bool = False
+    initial: Callable[[Row, int], Row] | None = None
 
     def after(self, round_: int) -> bool:
         """Whether factors are others after a round, from 0."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedloom.federation.aggregators import Aggregator, Refactoring
 from fedloom.model.adapters.products import lora_pairs
-from fedloom.model.adapters.square import R
+from fedloom.model.adapters.square import R, with_square
 from fedloom.model.bank import Row
 
 OPENING = 2
@@ -37,7 +37,7 @@ def fedsb(*, aggregator: Aggregator) -> Refactoring:
     Args:
         aggregator: What combines B, A and R; any has a meaning.
     """
-    return Refactoring(aggregator, _refactor, rounds=OPENING, square=True)
+    return Refactoring(aggregator, _refactor, rounds=OPENING, initial=with_square)
 
 
 def _refactor(adapter: Row, round_: int) -> Row:
