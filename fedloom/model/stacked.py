@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedloom.model.adapters.folding import FoldedBase, with_factors
+from fedloom.model.adapters.folding import DOWN, FoldedBase, with_factors
 from fedloom.model.adapters.injection import adapted_by_layer, inject
 from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.prompts import as_saved
@@ -246,7 +246,8 @@ class StackedModel:
             config.r, row = rank, truncated(row, rank)
         if base:
             if rank is not None:  # the base's change has the adapter's own scale, not the client's
-                base = {module: t / rank_factor(self.config, rank) for module, t in base.items()}
+                factor = rank_factor(self.config, rank)
+                base = {name: t if name.endswith(DOWN) else t / factor for name, t in base.items()}
             own = config.r
             row, more = with_factors(dict(row), base)
             config.r = own + more

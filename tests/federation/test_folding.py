@@ -186,18 +186,20 @@ def test_peft_loads_what_the_run_came_to(fed, base, method):
     assert row["bytes_up"] == sent_plainly["bytes_up"] < row["bytes_down"]
 
 
-@pytest.mark.parametrize("rank", [None, 1, 2])
-def test_a_clients_own_adapter_is_saved_with_the_change_of_the_base(tmp_path, rank):
+@pytest.mark.parametrize("rank, factored", [(None, False), (1, False), (1, True), (2, True)])
+def test_a_clients_own_adapter_is_saved_with_the_change_of_the_base(tmp_path, rank, factored):
     """s_k B A + s F: the client's scale is that of its rank, the change's that of the adapter."""
     config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=["q_proj"])
     model = make_stacked(tiny_llama(num_hidden_layers=1), config)
     row = {name: torch.randn_like(t) for name, t in model.initial.items()}
-    base = {module: torch.randn_like(t) for module, t in unchanged(row).items()}
+    (module,) = unchanged(row)
+    P, Q = torch.randn(len(unchanged(row)[module]), 3), torch.randn(3, unchanged(row)[module].shape[1])
+    base = {module + UP: P, module + DOWN: Q} if factored else {module: P @ Q}
     model.save(row, tmp_path, rank=rank, base=base)
     saved = PeftModel.from_pretrained(tiny_llama(num_hidden_layers=1), tmp_path)
     ((name_a, name_b),) = lora_pairs(row)
     k = rank or 2
-    wanted = 4 / k * row[name_b][:, :k] @ row[name_a][:k] + 2 * base[name_a.removesuffix(".lora_A.weight")]
+    wanted = 4 / k * row[name_b][:, :k] @ row[name_a][:k] + 2 * P @ Q
     found = saved.base_model.model.model.layers[0].self_attn.q_proj.get_delta_weight("default")
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
