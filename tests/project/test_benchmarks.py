@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from places import ROOT
+from processes import CONTEXT
 from run_files import write_problems
 from tiny import save_tiny_bert, save_tiny_llama
 
@@ -30,7 +31,9 @@ def data(tmp_path_factory):
     return write_problems(tmp_path_factory.mktemp("problems"), train=100, validation=10, test=10)
 
 
-def test_a_round_is_measured_and_shown(model, data, module, tmp_path, capsys):
+def test_a_round_is_measured_and_shown(model, data, module, tmp_path, capsys, monkeypatch):
+    # Its processes are forked of one that has loaded torch; those that measure memory start afresh, below.
+    monkeypatch.setattr(module("workers").multiprocessing, "get_context", lambda method: CONTEXT)
     page, out = tmp_path / "page.md", tmp_path / "results" / "tiny.json"
     page.write_text("# A page\n<!-- benchmark:tiny -->\nold\n<!-- /benchmark -->\nThe end.\n")
     words = f"--model {model} --data_dir {data} --device cpu --dtype float32 --clients 2 --batches 2"
@@ -77,10 +80,10 @@ def test_a_round_is_measured_and_shown(model, data, module, tmp_path, capsys):
     assert "**fedloom**" in table and table.strip() == printed.strip()
 
 
-def test_memory_is_measured_also_with_random_weights(module, tmp_path, capsys):
+def test_memory_is_measured_also_with_random_weights(data, module, tmp_path, capsys):
     out = tmp_path / "memory.json"
-    words = f"--memory --arch llama-tiny --device cpu --dtype float32 --batches 1 --out {out}"
-    assert module("round").main(words.split()) == 0
+    words = f"--memory --arch llama-tiny --data_dir {data} --device cpu --dtype float32 --batches 1"
+    assert module("round").main([*words.split(), "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert [one["clients"] for one in result["runs"]] == [4, 50]
     assert result["runs"][0]["wave_tokens"] == result["runs"][1]["wave_tokens"]
