@@ -1,8 +1,9 @@
 """Judge the options of `fedloom eval`, before anything heavy is loaded; see `fedloom.options.check_fed`."""
 
 from fedloom.errors import UserError
-from fedloom.options.check_fed import check_device, check_rules
+from fedloom.options.check_fed import check_device, check_prompts, check_rules
 from fedloom.options.evaluation import EvalConfig
+from fedloom.options.fed import PROMPT_DATE
 from fedloom.options.own_data import check_own_data
 
 
@@ -15,6 +16,7 @@ def check(config: EvalConfig) -> None:
     check_rules(config)
     check_device(config.device)
     check_own_data(config)
+    check_prompts(config.prompt_format or "auto", config.prompt_date or PROMPT_DATE)
     for one, other in (("model_name", "model_checkpoint"), ("data_name", "dataset_type")):
         first, second = getattr(config, one), getattr(config, other)
         if first and second and first != second:
