@@ -87,9 +87,9 @@ def is_own_files(name: str) -> bool:
 
 def _rows(task: Task, data_dir: str | Path | None, token: str | None) -> dict[str, list[Located]] | None:
     if data_dir is not None:
-        return read_local(Path(data_dir), limits=task.limits)
+        return read_local(Path(data_dir), limits=task.local_limits)
     if task.hub:
         return read_hub(task, token)
     if task.name in TASKS:
         return None
-    return read_local(Path(task.name).expanduser(), SPLIT_NAMES, "data_name", task.limits)
+    return read_local(Path(task.name).expanduser(), SPLIT_NAMES, "data_name", task.local_limits)

@@ -75,7 +75,7 @@ def load_rows(
     if task.given is not None:
         rows = dict(task.given)
     elif data_dir is not None:
-        rows = read_local(Path(data_dir), task.split_names, limits=task.limits)
+        rows = read_local(Path(data_dir), task.split_names, limits=task.local_limits)
         if task.own:
             task = recognised(task, rows["train"], [rows[split] for split in rows if split != "train"])
     elif task.brought:
@@ -87,7 +87,7 @@ def load_rows(
         )
     elif task.embedded is not None:
         every = _embedded_rows(task.name, task.embedded(seed))
-        rows = {split: located[: task.limits.get(split)] for split, located in every.items()}
+        rows = {split: located[: task.local_limits.get(split)] for split, located in every.items()}
     else:
         rows = read_hub(task, token)
     if len(rows["train"]) == task.limits.get("train"):

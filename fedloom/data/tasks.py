@@ -74,6 +74,11 @@ class Task:
         return {name: value for name, value in row.items() if name not in self.columns.values()} | named
 
     @property
+    def local_limits(self) -> Limits:
+        """The limits on files that lie here; their test split is read whole: it may hold classes."""
+        return {split: most for split, most in self.limits.items() if split != "test"}
+
+    @property
     def num_labels(self) -> int:
         """How many classes there are; 0 where the task is not one of classification."""
         return len(self.label_names)

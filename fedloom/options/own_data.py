@@ -46,11 +46,13 @@ class OwnData:
 
     @property
     def limits(self) -> dict[str, int]:
-        """How many rows of a split are read at most; with train_limit, val_limit is of those to validate."""
+        """How many rows of a split are read at most where there is a train_limit."""
         if self.train_limit is None:
             return {}
         judged = getattr(self, "val_limit", None)
-        return {"train": self.train_limit} | ({"validation": judged} if judged else {})
+        # Training has no use for a test split, of which the hub may have a large one.
+        limits = {"train": self.train_limit, "test": self.train_limit}
+        return limits | ({"validation": judged} if judged else {})
 
 
 DPO_BETA = 0.1

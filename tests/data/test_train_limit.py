@@ -13,6 +13,7 @@ from fedloom.data.own import open_task
 from fedloom.data.sources import load_rows, load_splits
 from fedloom.data.tasks import TASKS
 from fedloom.errors import UserError
+from fedloom.options.fed import FedConfig
 
 ROWS = [{"question": f"{i}?", "answer": f"{i}!"} for i in range(3000)]
 LIMITS = {"train": 20}
@@ -73,7 +74,7 @@ def test_a_data_set_on_the_hub_is_streamed(tmp_path, monkeypatch):
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
     )
-    for split in ("train", "validation"):
+    for split in ("train", "validation", "test"):
         datasets.Dataset.from_list(films, features=features).to_parquet(folder / f"{split}.parquet")
     original, asked = datasets.load_dataset, []
 
@@ -82,11 +83,14 @@ def test_a_data_set_on_the_hub_is_streamed(tmp_path, monkeypatch):
         return original(str(tmp_path / name), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    task = open_task("someone/mine", limits=LIMITS | {"validation": 6})
+    limits = FedConfig(train_limit=20, val_limit=6).limits
+    task = open_task("someone/mine", limits=limits)
     assert [options["streaming"] for options in asked] == [True] and task.label_names == ("bad", "good")
     splits = load_splits(task, data_dir=None, seed=1, token=None)
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [18, 6, 2]
-    assert {example.question for example in [*splits.train, *splits.test]} == {f"film {i}" for i in range(20)}
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [20, 6, 20]
+    assert [example.question for example in splits.train] == [f"film {i}" for i in range(20)]
+    local = load_splits(open_task(str(folder), limits=limits), data_dir=None, seed=1, token=None)
+    assert [len(part) for part in (local.train, local.validation, local.test)] == [20, 6, 3000]
 
 
 def test_known_tasks_and_messages(tmp_path, capsys):
