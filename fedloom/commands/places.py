@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.clients import all_paths, path_of, varies
+from fedloom.data.clients import all_paths, check_varies, path_of, varies
 from fedloom.data.files import matches
 from fedloom.data.own import is_own_files
 from fedloom.evaluation.saved_adapters import find_adapters
@@ -64,5 +64,7 @@ def _check_data(config: Any, given: dict[str, Any]) -> None:
             continue
         if isinstance(config, PeerConfig):
             template = path_of(template, config.client)
+        elif option == "dataset_path_template":
+            check_varies(template, given["client_num"])
         counted_by = "client_num" if hasattr(config, "client_num") else "num_clients"
         all_paths(template, given["client_num"] if varies(template) else 1, option, counted_by)

@@ -37,11 +37,7 @@ def load_clients(
         UserError: If a client has no data (found before anything is read), or a row is not what the task
             needs.
     """
-    if not varies(template) and num_clients > 1:
-        raise UserError(
-            f"{option} '{template}' is the same for all {num_clients} clients; write {{i}} where the "
-            "client's number goes, such as data/client_{i}."
-        )
+    check_varies(template, num_clients, option)
     return _load(all_paths(template, num_clients, option, counted_by), "train", task, option)
 
 
@@ -75,6 +71,19 @@ def paths_of(template: str | None, num_clients: int) -> list[str]:
     """Those of the clients' paths that exist, each once; none without a template."""
     paths = [] if template is None else [path_of(template, i) for i in range(1, num_clients + 1)]
     return [path for path in dict.fromkeys(paths) if Path(path).exists()]
+
+
+def check_varies(template: str, num_clients: int, option: str = "dataset_path_template") -> None:
+    """Make sure that a template gives each client its own path.
+
+    Raises:
+        UserError: It has no place for the client's number.
+    """
+    if not varies(template) and num_clients > 1:
+        raise UserError(
+            f"{option} '{template}' is the same for all {num_clients} clients; write {{i}} where the "
+            "client's number goes, such as data/client_{i}."
+        )
 
 
 def varies(template: str) -> bool:

@@ -476,7 +476,6 @@ def test_mistakes_are_told(report, tmp_path):
     roundless = leave_run(tmp_path / "runs" / "roundless", [{"round": 1}])
     (roundless / "metrics.jsonl").write_text('{"val_loss": 1}\n')
     for words, parts in [
-        ([], ["runs: none given", "runs/demo"]),
         ([tmp_path / "nothing"], ["nothing is not the folder of a run", "does not exist", "fedloom dfl"]),
         ([tmp_path / "runs", good], ["is given twice"]),
         ([empty], ["metrics.jsonl has no rows", "wait for its first round"]),
@@ -494,6 +493,8 @@ def test_mistakes_are_told(report, tmp_path):
             words
         )
         assert all(part in err for part in parts), err
+    status, out, err = report()
+    assert (status, out) == (2, "") and "runs: none given" in err.splitlines()[-1] and "runs/demo" in err
 
 
 def test_a_folder_stands_for_the_runs_in_it_and_what_cannot_be_shown_is_left_out(report, tmp_path, caplog):
