@@ -46,6 +46,7 @@ RUNS = {
     "left-out": ("fed", f"{FED} --client_num 3"),
     "scaffold": ("fed", "--method SCAFFOLD --grad_accum_steps 1 --aggregator trimmed_mean:0.34"),
     "fedsa": ("fed", "--method FedSA-LoRA --lora_r 2,4 --compress topk:1"),
+    "ditto": ("fed", "--method Ditto --client_optimizer adam --client_lr 0.001 --grad_accum_steps 1"),
     "flexlora": ("fed", "--method FlexLoRA --server_optimizer yogi --lr 0.001"),
     "flora": ("fed", "--method FLoRA --lora_r 2,4"),
     "alie": ("fed", "--method FedAvg --attack alie:1 --attackers 2"),
