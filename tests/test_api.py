@@ -107,7 +107,7 @@ def test_what_a_callback_raises_ends_the_run_and_resume_goes_on(tmp_path):
 
 def test_a_mistake_is_an_exception(tmp_path):
     with pytest.raises(UserError, match="client_num_per_step"):
-        run_fed(FedConfig(train_mode="fed", client_num=2, out_dir=str(tmp_path)))
+        run_fed(FedConfig(train_mode="fed", client_num=2, client_num_per_step=3, out_dir=str(tmp_path)))
     with pytest.raises(UserError, match="is not the folder of a run"):
         read_run(tmp_path)
 
