@@ -311,7 +311,9 @@ def within_blocks(t, block, levels):
 
 
 @pytest.mark.parametrize(
-    ("codec", "block", "levels"), [(int8(), 10**6, 127), (int4(), 64, 7), (int4(6), 6, 7)], ids=str
+    ("codec", "block", "levels"),
+    [(int8(), 10**6, 127), (int4(), 64, 7), (int4(6), 6, 7)],
+    ids=["int8", "int4", "int4:6"],
 )
 def test_rounding_is_unbiased_and_off_by_less_than_a_step(codec, block, levels):
     tries, row = 400, ROW if levels == 127 else {"all": flattened(ROW)}
