@@ -215,7 +215,13 @@ def _check_beside(config: Any) -> None:
         "share": "leaves clients parameters of their own, whose validation would be told without protection",
     }
     defaults = {part.option: part.default for part in PARTS}
-    for name, text in chosen(config).items():
+    texts = chosen(config)
+    if texts["client_rule"].partition(":")[0] == "ditto":
+        raise UserError(
+            "client_rule: ditto gives clients models of their own, whose validation would be told without "
+            "protection; choose --client_rule none or proximal, or --privacy none"
+        )
+    for name, text in texts.items():
         # FedSVD and Fed-SB turn factors that were noised already.
         if name in reasons and text not in (defaults[name], "fedsvd", "fedsb"):
             raise UserError(

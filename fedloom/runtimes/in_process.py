@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from fedloom.client.local import LocalRules, Step, batch_tokens, train_locally
-from fedloom.client.optimisers import State
+from fedloom.client.local import LocalRules, batch_tokens, train_locally
 from fedloom.client.private import Noised
 from fedloom.client.work import ClientWork
 from fedloom.data.randomness import derive_seed
 from fedloom.federation.algorithm import (
     MOMENTS,
-    OWN_MOMENTS,
     PERSONAL,
     RULE,
     SENT,
@@ -32,9 +27,10 @@ from fedloom.federation.algorithm import (
 from fedloom.federation.peers import PeerState, Trained
 from fedloom.federation.secure_sum import Counts
 from fedloom.model.adapters.ranks import within_ranks
-from fedloom.model.bank import AdapterBank, Row, usable
+from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Layout
 from fedloom.model.stacked import StackedModel
+from fedloom.runtimes.own_models import train_own_models
 
 
 def run_clients(
@@ -105,7 +101,7 @@ def run_clients(
         kept |= with_prefix(PERSONAL, {name: result.bank.tensors[name] for name in personal})
         tokens = result.tokens
         if own_model is not None:
-            more, own_tokens = _train_own_models(model, bank, steps, rules, remembered, ranks)
+            more, own_tokens = train_own_models(model, bank, steps, rules, remembered, ranks)
             kept, tokens = kept | more, tokens + own_tokens
         for k, client in enumerate(wave):
             row = result.bank.row(k)
@@ -143,55 +139,6 @@ def run_clients(
                 # The wave's bank need not outlive the wave.
                 memory={name: t.clone() for name, t in memory.items()},
             )
-
-
-def _train_own_models(
-    model: StackedModel,
-    shared: AdapterBank,
-    steps: Sequence[Sequence[Step]],
-    rules: LocalRules,
-    remembered: Sequence[Row],
-    ranks: Sequence[int] | None,
-) -> tuple[State, Int[Tensor, " clients"]]:
-    """Train each client's own model beside the shared one; see `ClientRule.own_model`.
-
-    What of the shared model moves in this round moves of it. A client whose own model would no longer be
-    finite goes on with the one that it has: the server never sees it, and cannot leave it out.
-
-    Args:
-        model: The frozen base with stacked adapters.
-        shared: Where the shared model began.
-        steps: Each client's optimiser steps.
-        rules: How clients train the shared model.
-        remembered: What each client remembers.
-        ranks: Each client's LoRA rank; None: all have the adapter's own.
-
-    Returns:
-        What the clients remember of it, and the tokens that went through the model.
-    """
-    assert rules.rule.own_model is not None
-    before = AdapterBank.stack([part_of(row, PERSONAL) for row in remembered])
-    if ranks is not None:
-        before = AdapterBank(within_ranks(before.tensors, ranks))
-    moving, resting = before.split(shared.tensors)
-    state = moments_of(remembered, OWN_MOMENTS, moving)
-    result = train_locally(
-        model,
-        moving,
-        steps,
-        replace(rules, rule=rules.rule.own_model),
-        state,
-        received=shared.tensors,
-        ranks=ranks,
-        resting=resting.tensors,
-    )
-    new = with_prefix(PERSONAL, result.bank.tensors) | with_prefix(OWN_MOMENTS, as_remembered(result.state))
-    old = with_prefix(PERSONAL, moving.tensors) | with_prefix(OWN_MOMENTS, as_remembered(state or {}))
-    for k in range(len(steps)):
-        if not usable({name: t[k] for name, t in new.items()}):
-            for name, t in old.items():
-                new[name][k] = t[k]
-    return new, result.tokens
 
 
 def _noised(wave: Sequence[ClientWork]) -> list[Noised]:

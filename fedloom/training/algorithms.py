@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 
@@ -22,12 +22,13 @@ from fedloom.federation.ranks import Ranks
 from fedloom.federation.secure_sum import SecureSum
 from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.adapters.ranks import rank_factor
-from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.bank import Row
 from fedloom.model.stacked import StackedModel
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.methods import chosen
 from fedloom.options.privacy import clip_of
+from fedloom.training.factors import check_factors
 from fedloom.training.graph_data import Setting
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,7 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
     if config.secure_aggregation is not None:
         algorithm = replace(algorithm, secure=_secure_sum(config, algorithm))
     products = texts["lora_aggregation"]
-    if algorithm.ends_with_new_factors:
-        _check_nothing_kept(texts, algorithm, config.client_optimizer)
-    if algorithm.refactoring is not None:
-        _check_one_for_all(config, texts, algorithm)
+    check_factors(config, texts, algorithm)
     if config.privacy == "user":
         return replace(algorithm, privacy=_user_privacy(config, algorithm))
     if not algorithm.folds:
@@ -96,73 +94,9 @@ def _user_privacy(config: FedConfig, algorithm: Algorithm) -> UserPrivacy:
             f"client_rule: {chosen(config)['client_rule']} lets the server keep what clients send beside "
             "their change, or how many came, without noise; choose none or proximal, or --privacy none"
         )
-    if algorithm.rule.own_model is not None:
-        raise UserError(
-            f"client_rule: {chosen(config)['client_rule']} gives clients models of their own, whose "
-            "validation would be told without protection; choose none or proximal, or --privacy none"
-        )
     clip, quantile = clip_of(config.clip)
     noise = math.nan if config.noise_multiplier == "auto" else config.noise_multiplier
     return UserPrivacy(clip, quantile, noise, config.client_num, config.client_num_per_step)
-
-
-def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm, client_optimizer: str) -> None:
-    """Refuse what knows factors one number at a time, where each round ends with others.
-
-    Raises:
-        UserError: Clients or the server remember something of them.
-    """
-    any_row, products = {"": torch.zeros(1)}, texts["lora_aggregation"]
-    rule = algorithm.rule
-    if (
-        algorithm.codec.lossy
-        or rule.memory(any_row)
-        or rule.own_model is not None
-        or client_optimizer != "sgd"
-    ):
-        raise UserError(
-            f"lora_aggregation: {products} ends every round with new factors, and what clients remember "
-            "(compress, client_rule, client_optimizer) is of the old ones; choose --compress none, "
-            "--client_rule none and --client_optimizer sgd, or another lora_aggregation"
-        )
-    moments = algorithm.server_optimiser.init(AdapterBank.repeat(any_row, 1))
-    if algorithm.refactoring is not None and moments:
-        raise UserError(
-            f"lora_aggregation: {products} ends every round with new factors, and the moments of "
-            f"server_optimizer {texts['server_optimizer']} are of the old ones; choose --server_optimizer "
-            "none, or another lora_aggregation"
-        )
-
-
-def _check_one_for_all(config: FedConfig, texts: Mapping[str, str], algorithm: Algorithm) -> None:
-    """Refuse what does not go with factors that are the same for all clients, and that the server turns.
-
-    Raises:
-        UserError: Clients have factors of other ranks or of their own, or the server scores them.
-    """
-    products = texts["lora_aggregation"]
-    if len(set(config.ranks)) > 1:
-        raise UserError(
-            f"lora_aggregation: {products} has one A for all, and lora_r {config.lora_r} gives clients "
-            "factors of unequal rank; choose one rank, or --lora_aggregation flexlora"
-        )
-    turned = algorithm.refactoring
-    if turned is not None and turned.after(0) and algorithm.rule.own_model is not None:
-        raise UserError(
-            f"lora_aggregation: {products} turns the server's factors, and a personal model of client_rule "
-            f"{texts['client_rule']} would be held near others than its own; choose another client_rule, or "
-            "--lora_aggregation factors"
-        )
-    if turned is None or turned.initial is None:
-        return
-    one, r = torch.zeros(1, 1), config.ranks[0]
-    turned.initial({"m.lora_A.weight": one.expand(r, 1), "m.lora_B.weight": one.expand(1, r)}, 0)
-    if config.train_mode != "fed":
-        raise UserError(
-            f"lora_aggregation: {products} trains a matrix between LoRA's factors, by whose gradients "
-            f"train_mode {config.train_mode} scores layers; choose --train_mode fed, or another "
-            "lora_aggregation"
-        )
 
 
 def client_optimiser(name: str, lr: float, b_ratio: float = 1.0) -> Optimiser:

@@ -1,0 +1,88 @@
+"""What goes with LoRA factors that are others after a round, or that a server fixes for all clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from fedloom.errors import UserError
+from fedloom.federation.algorithm import Algorithm
+from fedloom.model.bank import AdapterBank
+from fedloom.options.fed import FedConfig
+
+
+def check_factors(config: FedConfig, texts: Mapping[str, str], algorithm: Algorithm) -> None:
+    """Judge what is combined with the LoRA aggregation.
+
+    Args:
+        config: Options of a run with a server.
+        texts: What each part's option says.
+        algorithm: The parts.
+
+    Raises:
+        UserError: It has no meaning beside such factors.
+    """
+    if algorithm.ends_with_new_factors:
+        _check_nothing_kept(texts, algorithm, config.client_optimizer)
+    if algorithm.refactoring is not None:
+        _check_one_for_all(config, texts, algorithm)
+
+
+def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm, client_optimizer: str) -> None:
+    """Refuse what knows factors one number at a time, where each round ends with others.
+
+    Raises:
+        UserError: Clients or the server remember something of them.
+    """
+    any_row, products = {"": torch.zeros(1)}, texts["lora_aggregation"]
+    rule = algorithm.rule
+    if (
+        algorithm.codec.lossy
+        or rule.memory(any_row)
+        or rule.own_model is not None
+        or client_optimizer != "sgd"
+    ):
+        raise UserError(
+            f"lora_aggregation: {products} ends every round with new factors, and what clients remember "
+            "(compress, client_rule, client_optimizer) is of the old ones; choose --compress none, "
+            "--client_rule none and --client_optimizer sgd, or another lora_aggregation"
+        )
+    moments = algorithm.server_optimiser.init(AdapterBank.repeat(any_row, 1))
+    if algorithm.refactoring is not None and moments:
+        raise UserError(
+            f"lora_aggregation: {products} ends every round with new factors, and the moments of "
+            f"server_optimizer {texts['server_optimizer']} are of the old ones; choose --server_optimizer "
+            "none, or another lora_aggregation"
+        )
+
+
+def _check_one_for_all(config: FedConfig, texts: Mapping[str, str], algorithm: Algorithm) -> None:
+    """Refuse what does not go with factors that are the same for all clients, and that the server turns.
+
+    Raises:
+        UserError: Clients have factors of other ranks or of their own, or the server scores them.
+    """
+    products = texts["lora_aggregation"]
+    if len(set(config.ranks)) > 1:
+        raise UserError(
+            f"lora_aggregation: {products} has one A for all, and lora_r {config.lora_r} gives clients "
+            "factors of unequal rank; choose one rank, or --lora_aggregation flexlora"
+        )
+    turned = algorithm.refactoring
+    if turned is not None and turned.after(0) and algorithm.rule.own_model is not None:
+        raise UserError(
+            f"lora_aggregation: {products} turns the server's factors, and a personal model of client_rule "
+            f"{texts['client_rule']} would be held near others than its own; choose another client_rule, or "
+            "--lora_aggregation factors"
+        )
+    if turned is None or turned.initial is None:
+        return
+    one, r = torch.zeros(1, 1), config.ranks[0]
+    turned.initial({"m.lora_A.weight": one.expand(r, 1), "m.lora_B.weight": one.expand(1, r)}, 0)
+    if config.train_mode != "fed":
+        raise UserError(
+            f"lora_aggregation: {products} trains a matrix between LoRA's factors, by whose gradients "
+            f"train_mode {config.train_mode} scores layers; choose --train_mode fed, or another "
+            "lora_aggregation"
+        )
