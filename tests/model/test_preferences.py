@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from engine import BEGINNING, apart, clients_data, make_stacked, moved, start_bank, steps_of
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from tiny import tiny_bloom, tiny_gpt2, tiny_llama
+from tiny import tiny_bloom, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from fedloom.client.local import LocalRules, mean_step, train_locally
 from fedloom.client.optimisers import sgd
@@ -115,6 +115,49 @@ def test_stacked_clients_equal_each_alone_with_peft(make, config, packed, dtype,
         assert apart(together.bank.row(k), alone) <= tolerance
         assert float(together.loss[k]) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
         assert together.labels[k] == sum(len(batch) for step in steps for batch in step)
+
+
+def test_the_loss_is_that_of_trls_own_trainer(tmp_path):
+    """Its trainer on the same ids: it wants a data set of texts to begin with, and gets these instead."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    base, pairs = tiny_llama(), [random_preference(random.Random(i)) for i in range(9)]
+    words = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    options = trl.DPOConfig(str(tmp_path), beta=BETA, report_to=[], use_cpu=True, bf16=False)
+    trainer = trl.DPOTrainer(
+        model=copy.deepcopy(base),
+        args=options,
+        train_dataset=words,
+        processing_class=tiny_tokenizer(),
+        peft_config=copy.deepcopy(LORA),
+    )
+    with torch.no_grad():
+        for name, p in trainer.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.2)
+    sides = [*pairs, *(pair.rejected for pair in pairs)]
+    longest = max(len(side.ids) for side in sides)
+    batch = {
+        "input_ids": torch.tensor([side.ids + [0] * (longest - len(side.ids)) for side in sides]),
+        "attention_mask": torch.tensor(
+            [[i < len(side.ids) for i in range(longest)] for side in sides]
+        ).long(),
+        "completion_mask": torch.tensor(
+            [[any(a <= i < b for a, b in side.spans) for i in range(longest)] for side in sides]
+        ).long(),
+    }
+    with torch.no_grad():
+        theirs = float(trainer.compute_loss(trainer.model.eval(), batch))
+    named = {n.replace(".default.", "."): p for n, p in trainer.model.named_parameters()}
+    row = {saved_name(n, LORA): p.detach() for n, p in named.items() if "lora_" in n}
+    model = make_stacked(base, LORA)
+    model.beta = BETA
+    (known,) = with_references(model, [pairs], 64)
+    pack = build_pack([mean_step([known], model.layout, [()])], model.layout)
+    assert float(model.losses(AdapterBank.repeat(row, 1).tensors, pack).loss[0]) == pytest.approx(
+        theirs, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("packed", [None, False])
