@@ -15,6 +15,9 @@ if find_spec("dp_accounting") is None:
 
 from fedloom.commands.cli import main
 from fedloom.federation.privacy.account import Account
+from fedloom.report.groups import group_runs
+from fedloom.report.results import results
+from fedloom.runs.record import read_run
 
 RUN = """
     --data_name ChilleD/MultiArith --train_mode fed --server_optimizer none --client_num 4
@@ -67,6 +70,8 @@ def test_a_run_tells_what_it_costs_and_nothing_of_who_was_there(fed):
     assert {row["bytes_up"] for row in rows(run)[1:]} == {2 * (size + 1)}
     summary = json.loads((run / "summary.json").read_text())
     assert summary["final"]["epsilon"] == {"value": rows(run)[-1]["epsilon"], "round": 4}
+    (cell,) = results(group_runs([read_run(run)]))["Epsilon"]
+    assert cell.text == f"{rows(run)[-1]['epsilon']:.4g}"
 
 
 def test_a_resumed_run_continues_its_account_and_its_noise(fed):
