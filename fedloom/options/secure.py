@@ -58,8 +58,8 @@ def check_secure(config: Any) -> None:
         ("lora_aggregation", "combines products of single clients' factors"),
         ("compress", "sends something else than whole numbers that can be added up"),
     ):
-        # FedSVD turns the mean's factors.
-        if texts[name] not in (defaults[name], "fedsvd"):
+        # FedSVD and Fed-SB turn the mean's factors.
+        if texts[name] not in (defaults[name], "fedsvd", "fedsb"):
             raise UserError(
                 f"{name}: {shown(texts[name])} {why}, which secure aggregation hides; choose --{name} "
                 f"{defaults[name]}, or leave secure_aggregation out"
