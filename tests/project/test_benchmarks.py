@@ -189,3 +189,17 @@ def test_a_benchmark_starts_as_a_script(script):
     command = [sys.executable, BENCHMARKS / script, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and f"usage: {script}" in done.stdout, done.stderr
+
+
+def test_what_aggregation_adds_to_a_round_is_told_by_method(model, data, module, capsys):
+    words = f"--model_name {model} --data_dir {data} --device cpu --client_num 3 --client_batch_per_step 1"
+    words += " --lora_r 2 --repeats 1"
+    aggregation = module("aggregation")
+    assert aggregation.main(words.split()) == 0
+    told, _, table = capsys.readouterr().out.partition("| --- |")
+    assert "3 clients, rank 2" in told
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[1:]]
+    assert [name for name, *_ in rows] == list(aggregation.METHODS)
+    assert rows[0][2] == "0.0%" and all(float(seconds) >= 0 for _, seconds, _ in rows)
+    assert aggregation.main(["--lora_r", "0"]) == 2
+    assert "lora_r" in capsys.readouterr().err

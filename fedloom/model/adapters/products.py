@@ -52,7 +52,10 @@ def truncated_sum(
 def truncated_product(
     left: Float[Tensor, "d_out many"], right: Float[Tensor, "many d_in"], rank: int
 ) -> tuple[Float[Tensor, "d_out kept"], Float[Tensor, "kept d_in"]]:
-    """The best approximation of a product of factors by one of a rank, which is never built itself.
+    """The best approximation of a product of factors by one of a rank.
+
+    The product itself is built only where its factors are no smaller: of 50 clients' factors of rank 16, side
+    by side, QR decompositions would take longer than all the rest.
 
     Args:
         left: In float64, in which decompositions are computed.
@@ -62,15 +65,24 @@ def truncated_product(
     Returns:
         The left factor, zero where the product has no use for it, and the right one with orthonormal rows.
     """
-    basis_out, triangle_out = torch.linalg.qr(left)
-    basis_in, triangle_in = torch.linalg.qr(right.T)
-    U, S, Vh = torch.linalg.svd(triangle_out @ triangle_in.T)
-    # A layer may be narrower than the rank.
+    basis_out, core_out = _narrowed(left)
+    basis_in, core_in = _narrowed(right.T)
+    core = core_out @ core_in.T
+    # A layer may be narrower than the rank, and only then are directions needed that have no singular value.
+    U, S, Vh = torch.linalg.svd(core, full_matrices=rank > min(core.shape))
     products, rows = min(rank, len(S)), min(rank, len(Vh))
+    out, into = U[:, :products] * S[:products], Vh[:rows]
     new_left, new_right = left.new_zeros(len(left), rank), right.new_zeros(rank, right.shape[1])
-    new_left[:, :products] = basis_out @ (U[:, :products] * S[:products])
-    new_right[:rows] = Vh[:rows] @ basis_in.T
+    new_left[:, :products] = out if basis_out is None else basis_out @ out
+    new_right[:rows] = into if basis_in is None else into @ basis_in.T
     return new_left, new_right
+
+
+def _narrowed(
+    factor: Float[Tensor, "rows columns"],
+) -> tuple[Float[Tensor, "rows columns"] | None, Float[Tensor, "some columns"]]:
+    """An orthonormal basis of a factor's columns, and the factor in it; no basis where that saves nothing."""
+    return torch.linalg.qr(factor) if factor.shape[1] < factor.shape[0] else (None, factor)
 
 
 def aligned(
