@@ -260,6 +260,7 @@ def test_a_run_with_all_layers_is_one_without_votes(words, tmp_path, frozen_a, c
 )
 def test_what_has_no_meaning_is_told_before_weights_are_read(command, flags, said, tmp_path, capsys):
     save_tiny_bert(tmp_path / "bert")
+    capsys.readouterr()  # how far the saving is
     assert main([command, "--model_checkpoint", str(tmp_path / "bert"), *flags.split()]) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1, message
