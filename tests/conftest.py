@@ -69,6 +69,21 @@ def models_tried_once(request, monkeypatch):
         try_once(monkeypatch)
 
 
+SAID_ONCE = (
+    ("fedloom.federation.aggregators", "warn_of_nobody"),
+    ("fedloom.federation.aggregators.krum", "_warn"),
+    ("fedloom.options.method", "_say_once"),
+)
+
+
+@pytest.fixture(autouse=True)
+def what_is_said_once_is_said_anew():
+    """A process says some things once; here many tests share one."""
+    for module, name in SAID_ONCE:
+        if module in sys.modules:
+            getattr(sys.modules[module], name).cache_clear()
+
+
 @pytest.fixture
 def without_shape_checks():
     """Where a hundred families run the same code, checking its shapes takes as long as all else."""

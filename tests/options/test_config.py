@@ -7,7 +7,6 @@ import pytest
 
 from fedloom.commands.cli import COMMANDS, main
 from fedloom.errors import UserError
-from fedloom.options import method
 from fedloom.options.check_fed import check
 from fedloom.options.declare import options
 from fedloom.options.fed import FedConfig
@@ -509,7 +508,6 @@ def test_check_lets_good_values_pass(options_):
 
 
 def test_a_default_asks_for_no_more_clients_than_there_are(caplog, tmp_path):
-    method._say_once.cache_clear()
     (tmp_path / "two.yaml").write_text("num_clients: 2\n")
     assert parse_fed("--config", str(tmp_path / "two.yaml")).client_num_per_step == 2
     assert FedConfig(client_num=2).client_num_per_step == 2
