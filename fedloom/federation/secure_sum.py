@@ -12,6 +12,8 @@ p_k = n_k / n, and K clients in a round:
 Sums are exact, so that a server that adds up what is masked finds what one process finds, to the bit. The
 counts that metrics need (examples, tokens, the loss) are summed with it, modulo 2⁶⁴, since a client's own
 tell something of it too. A number of a change beyond R is cut, and half a unit of 2^−f is lost by rounding.
+Under user-level privacy clients count alike, p_k = 1, and numbers are cut towards zero in place of rounded,
+so that what is sent is within the clip that the change is within.
 """
 
 from __future__ import annotations
@@ -76,8 +78,9 @@ class SecureSum:
         if not all(bool(t.isfinite().all()) for t in delta.values()) or not math.isfinite(counts.loss):
             raise ValueError("its numbers are not finite")
         share = 1.0 if self.examples is None else counts.examples / self.examples
+        to_whole = torch.trunc if self.examples is None else torch.round
         whole = [
-            ((t.detach().cpu().double() * share).clamp(-self.largest, self.largest) * self.units).round()
+            to_whole((t.detach().cpu().double() * share).clamp(-self.largest, self.largest) * self.units)
             for _, t in sorted(delta.items())
         ]
         numbers = torch.cat([t.flatten() for t in whole]).to(torch.int32)

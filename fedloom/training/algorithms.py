@@ -88,15 +88,24 @@ def _user_privacy(config: FedConfig, algorithm: Algorithm) -> UserPrivacy:
     Raises:
         UserError: The clients' rule tells more than their change.
     """
+    _check_change_alone(config, algorithm, "noise would not hide", "--privacy none")
+    clip, quantile = clip_of(config.clip)
+    noise = math.nan if config.noise_multiplier == "auto" else config.noise_multiplier
+    return UserPrivacy(clip, quantile, noise, config.client_num, config.client_num_per_step)
+
+
+def _check_change_alone(config: FedConfig, algorithm: Algorithm, why: str, instead: str) -> None:
+    """Make sure that of a client the server knows its change and nothing else.
+
+    Raises:
+        UserError: The clients' rule lets it know more.
+    """
     any_row = {"": torch.zeros(1)}
     if algorithm.rule.kept(any_row) or algorithm.rule.amend is not None:
         raise UserError(
             f"client_rule: {chosen(config)['client_rule']} lets the server keep what clients send beside "
-            "their change, or how many came, without noise; choose none or proximal, or --privacy none"
+            f"their change, or how many came, which {why}; choose none or proximal, or {instead}"
         )
-    clip, quantile = clip_of(config.clip)
-    noise = math.nan if config.noise_multiplier == "auto" else config.noise_multiplier
-    return UserPrivacy(clip, quantile, noise, config.client_num, config.client_num_per_step)
 
 
 def client_optimiser(name: str, lr: float, b_ratio: float = 1.0) -> Optimiser:
@@ -143,13 +152,7 @@ def _secure_sum(config: FedConfig, algorithm: Algorithm) -> SecureSum:
     Raises:
         UserError: The clients' rule sends something beside their change.
     """
-    any_row = {"": torch.zeros(1)}
-    if algorithm.rule.kept(any_row) or algorithm.rule.amend is not None:
-        raise UserError(
-            f"client_rule: {chosen(config)['client_rule']} lets clients send something beside their change, "
-            "which secure aggregation would not hide; choose none or proximal, or leave secure_aggregation "
-            "out"
-        )
+    _check_change_alone(config, algorithm, "secure aggregation would not hide", "--secure_aggregation none")
     assert config.secure_aggregation is not None
     examples = config.client_batch_per_step * config.batch_size * config.client_epoch
     # Poisson sampling may take everybody.

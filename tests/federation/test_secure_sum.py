@@ -38,6 +38,16 @@ def test_a_number_beyond_the_bound_is_cut_and_what_is_not_finite_refused():
         secure.encode({"w": torch.tensor([torch.nan])}, counts)
 
 
+@given(st.integers(0, 99))
+def test_under_privacy_whole_numbers_are_within_the_clip_of_the_change(seed):
+    """The sensitivity that noise is for is that of what is sent."""
+    secure = SecureSum(1.0, 1000, None)
+    delta = torch.randn(4000, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    delta *= 1e-3 / delta.norm()
+    sent = secure.encode({"w": delta}, Counts(1, 1, 0, 1, 1, 1.0))[NUMBERS].double() / secure.units
+    assert sent.norm() <= delta.norm() and (sent - delta).abs().max() < 1 / secure.units
+
+
 def test_a_payload_is_four_bytes_a_number_and_its_counts():
     payload = SecureSum(1.0, 3, 8).encode({"w": torch.zeros(10)}, Counts(1, 1, 0, 1, 1, 1.0))
     assert payload[NUMBERS].dtype == torch.int32 and len(payload[NUMBERS]) == 10

@@ -37,18 +37,27 @@ def client_number(node: Mapping[str, Any], client_num: int) -> int:
     )
 
 
-def check_insisted(node: Mapping[str, Any], config: FlowerConfig) -> None:
-    """Make sure that a run has what its client's owner insists on: the run config is the server's to change.
+def insists(node: Mapping[str, Any]) -> bool:
+    """Whether a client's owner lets it take part in secure aggregation alone.
 
     Raises:
-        UserError: It has not, or the node config asks for something that is not known.
+        UserError: The node config asks for something that is not known.
     """
     given = node.get("secure-aggregation", "")
     if given not in ("", "required"):
         raise UserError(
             f"secure-aggregation in the node config is {given!r}; write required, or leave it out"
         )
-    if given == "required" and config.secure_aggregation is None:
+    return given == "required"
+
+
+def check_insisted(node: Mapping[str, Any], config: FlowerConfig) -> None:
+    """Make sure that a run has what its client's owner insists on: the run config is the server's to change.
+
+    Raises:
+        UserError: It has not, or the node config asks for something that is not known.
+    """
+    if insists(node) and config.secure_aggregation is None:
         raise UserError(
             "this client takes part in secure aggregation alone (its node config says so); set "
             "secure_aggregation=1 in the run config"

@@ -14,6 +14,7 @@ from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.masks import begin, masked, reveal, share
 from fedloom.runtimes.flower.request import Answer, Request
 from fedloom.runtimes.flower.rows import Unfit
+from fedloom.training.flower.place import insists
 
 _SECRETS = "secrets"
 """Where what a client keeps has its keys, beside the adapter."""
@@ -34,7 +35,9 @@ def secret_step(request: Request, client: int, config: FlowerConfig) -> Answer:
         return _answer(request, {**kept, "secret": facts["secret"], "next": "shares"}, said)
     kept = _kept(request, facts["stage"])
     if facts["stage"] == "shares":
-        fewest = 1 if config.privacy != "none" else FEWEST
+        # What the owner of a client insists on, no option of the server's takes back.
+        alone = config.privacy != "none" and not insists(request.node)
+        fewest = 1 if alone else FEWEST
         kept, said = share(kept, client, facts["public"], fewest)
         return _answer(request, {**kept, "next": "masked"}, said)
     said = reveal(kept, client, facts["sealed"], facts["there"], facts["gone"])

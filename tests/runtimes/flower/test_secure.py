@@ -16,8 +16,12 @@ from fedloom.commands.cli import main
 from fedloom.errors import UserError
 from fedloom.federation.secure_sum import Counts, SecureSum, summed
 from fedloom.runtimes.flower import masks
+from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.messages import from_records
+from fedloom.runtimes.flower.request import Request
 from fedloom.runtimes.flower.rows import Unfit
+from fedloom.training.flower.run_config import from_run_config
+from fedloom.training.flower.secrets import secret_step
 from fedloom.training.flower.server import serve
 
 LIKE = {"b": torch.zeros(3, 4), "a": torch.zeros(5)}
@@ -157,6 +161,20 @@ def test_a_round_with_too_few_left_ends_the_run_with_a_message(flower):
         flower(spoil)
 
 
+def test_a_client_that_insists_is_in_no_sum_of_fewer_than_three(words, tmp_path):
+    """With user-level privacy a round may have one client; this one plays alone if its owner lets it."""
+    private = ["--privacy", "user", "--clip", "1", "--noise_multiplier", "1"]
+    config = from_run_config(written(tmp_path / "app", *words, *private))
+    kept, said = masks.begin()
+    content_ = Content({"stage": "shares", "secret": "w", "public": {"0": said["public"]}})
+    held = Content({"secrets": {**kept, "secret": "w", "next": "shares"}})
+    answer = secret_step(Request("train", {}, {}, content_, held), 0, config)
+    assert answer.content_.facts["sealed"] == {}
+    insisting = Request("train", {}, {"secure-aggregation": "required"}, content_, held)
+    with pytest.raises(Unfit, match="too few"):
+        secret_step(insisting, 0, config)
+
+
 def test_a_client_may_insist(words, tmp_path):
     without = ["--secure_aggregation", "none", "--join_timeout", "1", "--out_dir", str(tmp_path / "runs")]
     run_config = written(tmp_path / "app", *words, *without)
@@ -171,7 +189,10 @@ def test_a_client_may_insist(words, tmp_path):
         ("--client_num_per_step 2", "it takes 3 or more"),
         ("--aggregator median", "looks at clients' changes one by one"),
         ("--compress int8", "sends something else than whole numbers"),
-        ("--method SCAFFOLD", "lets clients send something beside their change"),
+        (
+            "--method SCAFFOLD",
+            "beside their change, or how many came, which secure aggregation would not hide",
+        ),
         ("--lora_r 4,8", "gives clients ranks of their own"),
     ],
 )
