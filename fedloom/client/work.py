@@ -108,15 +108,19 @@ def _private_work(
     client: int,
     round_: int,
 ) -> ClientWork:
-    """Steps of which each draws each example by itself; an example is a batch of its own."""
+    """Steps of which each draws each example by itself; an example is a batch of its own.
+
+    Its dropout is by its own place among the client's data: by its place in the step, whoever else is drawn
+    would change it, and one example more would move the sum by more than its own gradient.
+    """
     steps: list[Step] = []
     for index in range(schedule.steps):
         drawn = privacy.draw(len(indices), schedule.per_step, client, round_, index)
-        found = [data[int(indices[place])] for place in drawn]
+        found = [(place, data[int(indices[place])]) for place in drawn]
         steps.append(
             [
-                Batch([tokens], 1 / counted(tokens, layout), (round_, client, index, i))
-                for i, tokens in enumerate(found)
+                Batch([tokens], 1 / counted(tokens, layout), (round_, client, index, place))
+                for place, tokens in found
             ]
         )
     expected = rate_of(len(indices), schedule.per_step) * len(indices)

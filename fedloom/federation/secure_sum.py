@@ -6,7 +6,7 @@ A client sends its change as whole numbers modulo 2³², to which masks can be a
 of all (`runtimes.flower.masks`). With n_k its examples, n as many as a client may have in a round,
 p_k = n_k / n, and K clients in a round:
 
-    x_k ← round(2^f · clip(p_k Δ_k, ±R)) mod 2³²            f the largest with K · R · 2^f < 2³¹
+    x_k ← round(2^f · clip(p_k Δ_k, ±R)) mod 2³²            f the largest with K · R · 2^f ≤ 2³¹ − K
     Δ ← 2^−f · (Σ_k x_k mod 2³²) / Σ_k p_k                  mod 2³² between −2³¹ and 2³¹
 
 Sums are exact, so that a server that adds up what is masked finds what one process finds, to the bit. The

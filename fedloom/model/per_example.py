@@ -94,7 +94,9 @@ def clipped_sums(
         squares += g.flatten(1).double().square().sum(1)
     for calls in examples.held.values():
         squares += squared_norms(calls)
-    factors = (clip / squares.sqrt()).clamp(max=1.0)
+    # A little less than C, as the sums below are rounded. A sum of Gram matrices may come out below 0.
+    margin = 1 - 128 * max(torch.finfo(_wide(t)).eps for t in leaves.values())
+    factors = (clip * margin / squares.clamp(min=0).sqrt()).clamp(max=1.0)
     # An example whose numbers are not finite adds nothing.
     factors = torch.where(squares.isfinite(), factors, 0.0)
     sums = {name: torch.zeros_like(t) for name, t in leaves.items()}
@@ -107,6 +109,11 @@ def clipped_sums(
     return sums
 
 
+def _wide(t: Tensor) -> torch.dtype:
+    """What norms and sums are computed in: in half precision a clipped gradient may exceed its clip."""
+    return torch.promote_types(t.dtype, torch.float32)
+
+
 def squared_norms(calls: Sequence[Call]) -> Float[Tensor, " examples"]:
     """``‖Σ_t a_t b_tᵀ‖²`` for each example, over all calls of a module."""
     found = []
@@ -116,7 +123,8 @@ def squared_norms(calls: Sequence[Call]) -> Float[Tensor, " examples"]:
             (left[slice(*own[e])], right[slice(*own[e])])
             for (left, right, _), own in zip(calls, bounds, strict=True)
         ]
-        a, b = (side[0] if len(side) == 1 else torch.cat(side) for side in zip(*parts, strict=True))
+        sides = (side[0] if len(side) == 1 else torch.cat(side) for side in zip(*parts, strict=True))
+        a, b = (side.to(_wide(side)) for side in sides)
         by_gram = len(a) * (a.shape[1] + b.shape[1]) < a.shape[1] * b.shape[1]
         found.append(((a @ a.T) * (b @ b.T)).sum() if by_gram else (a.T @ b).square().sum())
     return torch.stack(found).double()
@@ -131,6 +139,7 @@ def _add_products(
     owners: Sequence[int],
 ) -> None:
     """Add ``Σ_t c_{e(t)} a_t b_tᵀ`` to each client's row."""
+    left, right = left.to(_wide(left)), right.to(_wide(right))
     repeats = torch.tensor(lengths, device=left.device)
     c = factors.to(left).repeat_interleave(repeats)[:, None]
     if not bool((factors > 0).all()):

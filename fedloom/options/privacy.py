@@ -170,10 +170,11 @@ def _check_example(config: Any, share: float | None, *, server: bool) -> None:
             "privacy: example protects what clients send, and train_mode local trains on all data in one "
             "place; choose --train_mode fed"
         )
-    if chosen(config)["train_factors"] == "square":
+    factors = chosen(config)["train_factors"].partition(":")[0]
+    if factors in ("square", "heads"):
         raise UserError(
-            "train_factors: square trains a matrix between LoRA's factors, of which each example's gradient "
-            "is not taken; choose another train_factors, or --privacy none"
+            f"train_factors: {factors} trains matrices between LoRA's factors, of which each example's "
+            "gradient is not taken; choose another train_factors, or --privacy none"
         )
     if server and config.accumulate == "sum":
         raise UserError(
@@ -185,7 +186,7 @@ def _check_example(config: Any, share: float | None, *, server: bool) -> None:
             "client_rule: ditto trains a second model on the same examples, whose cost is not counted; "
             "choose another client_rule, or --privacy none"
         )
-    if server and len(config.ranks) > 1:
+    if server and len(set(config.ranks)) > 1:
         raise UserError(
             f"lora_r: {config.lora_r} gives clients ranks of their own, and the norm of an example's "
             "gradient would be that of all; choose one rank"
@@ -204,7 +205,7 @@ def _check_beside(config: Any) -> None:
             f"privacy: {config.privacy} protects what clients send, and train_mode local trains on all data "
             "in one place; choose --train_mode fed"
         )
-    if len(config.ranks) > 1:
+    if len(set(config.ranks)) > 1:
         raise UserError(
             f"lora_r: {config.lora_r} gives clients ranks of their own, and what one does not have would "
             f"count as its change, which privacy {config.privacy} clips; choose one rank"

@@ -121,7 +121,7 @@ def run_clients(
                     client.examples,
                     correct=int(result.correct[k]),
                     labels=int(result.labels[k]),
-                    tokens=int(result.tokens[k]),
+                    tokens=int(tokens[k]),
                     loss=loss,
                 )
                 try:

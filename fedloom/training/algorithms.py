@@ -156,8 +156,9 @@ def _secure_sum(config: FedConfig, algorithm: Algorithm) -> SecureSum:
     assert config.secure_aggregation is not None
     examples = config.client_batch_per_step * config.batch_size * config.client_epoch
     # Poisson sampling may take everybody.
-    clients = config.client_num_per_step if config.privacy == "none" else config.client_num
-    return SecureSum(config.secure_aggregation, clients, examples if config.privacy == "none" else None)
+    alike = config.privacy == "user"
+    clients = config.client_num if alike else config.client_num_per_step
+    return SecureSum(config.secure_aggregation, clients, None if alike else examples)
 
 
 def client_ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:

@@ -8,6 +8,7 @@ nothing, without an error, and its loss looks flat.
 from __future__ import annotations
 
 import logging
+import math
 
 from fedloom.model.bank import Row, norm_of
 from fedloom.training.setup_fed import Parts
@@ -23,7 +24,8 @@ def warn_of_standstill(parts: Parts, before: Row, after: Row, rounds: int, loss:
 
     To first order: the server's move is Δ = −η Σ_s g_s over the S steps of a client, so that the gradient is
     about −Δ / (η S), and a round lowers the loss by ⟨gradient, −Δ⟩ = ‖Δ‖² / (η S). The noise of batches makes
-    Δ longer and this larger than it is, so what is called too little is less than that.
+    Δ longer and this larger than it is, so what is called too little is less than that. Nothing is said where
+    the first loss is no number, or a round ends with new factors, whose change is not that of the model.
 
     Args:
         parts: Of a run with `server_sgd`.
@@ -33,6 +35,8 @@ def warn_of_standstill(parts: Parts, before: Row, after: Row, rounds: int, loss:
         loss: Of the first, in training.
     """
     assert parts.server_sgd is not None
+    if not math.isfinite(loss) or parts.algorithm.ends_with_new_factors:
+        return
     option, rate = parts.server_sgd
     schedule = parts.schedule
     steps = -(-schedule.batches * schedule.epochs // schedule.accumulate)

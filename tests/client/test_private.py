@@ -13,6 +13,7 @@ from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import sgd
 from fedloom.client.private import ExamplePrivacy
 from fedloom.client.work import Schedule, plan_work
+from fedloom.model.layout import Layout
 
 
 def test_each_example_is_drawn_by_itself():
@@ -71,3 +72,19 @@ def test_private_training_does_not_depend_on_the_size_of_a_pass():
         found.append(result.bank)
     for k in range(2):
         assert apart(found[0].row(k), found[1].row(k)) <= 1e-12 and moved(found[0].row(k), model.initial)
+
+
+def test_an_examples_dropout_is_its_own_whoever_is_drawn_beside_it():
+    """By its place in the step, one example more would change the masks of all behind it."""
+    rng, layout = random.Random(0), Layout(packed=True, causal=True)
+    data = [random_sequence(rng) for _ in range(12)]
+    found: dict[int, set[int]] = {}
+    for key in range(8):
+        privacy = ExamplePrivacy(1.0, 1.0, key)
+        schedule, indices = Schedule(batches=1, batch_size=5), np.arange(12)
+        work = plan_work(
+            data, indices, schedule, layout, seed=1, client=0, round_=0, drawn=0, privacy=privacy
+        )
+        for batch in work.steps[0]:
+            found.setdefault(data.index(batch.sequences[0]), set()).add(batch.key[-1])
+    assert all(keys == {example} for example, keys in found.items()) and len(found) == 12

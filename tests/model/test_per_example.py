@@ -12,7 +12,7 @@ from fedloom.data.encode import Tokens
 from fedloom.model.adapters.lora import add_low_rank
 from fedloom.model.layout import Batch
 from fedloom.model.packing import build_pack
-from fedloom.model.per_example import clipped_sums, squared_norms
+from fedloom.model.per_example import _add_products, clipped_sums, squared_norms
 
 pytestmark = pytest.mark.usefixtures("full_precision")
 
@@ -142,3 +142,16 @@ def test_norms_come_either_way(tokens):
         out = add_low_rank(y[rows].clone(), x[rows], A, B, 0.5, (tokens,)).square().sum()
         for factor, gradient in zip(("lora_A", "lora_B"), torch.autograd.grad(out, (A, B)), strict=True):
             torch.testing.assert_close(squares[factor][e], gradient.square().sum())
+
+
+@pytest.mark.parametrize("tokens", [6, 200])
+def test_in_half_precision_too_what_is_clipped_is_within_its_clip(tokens):
+    """Contributions that cancel over the tokens, by Gram matrices (6 tokens) and by the product (200)."""
+    draws = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(tokens, width, generator=draws) for width in (8, 64))
+    left[1::2], right[1::2] = -left[::2] * 1.001, right[::2]
+    left, right = 100 * left.bfloat16(), right.bfloat16()
+    factors = (1 / squared_norms([(left, right, (tokens,))]).sqrt()).clamp(max=1.0)
+    total = torch.zeros(1, 8, 64)
+    _add_products(total, left, right, (tokens,), factors, [0])
+    assert float(total.norm()) == pytest.approx(1.0, abs=1e-3)

@@ -1,13 +1,14 @@
 """A little is enough (Baruch et al., 2019, arXiv:1902.06156): as far from the mean as honest changes are.
 
-Attackers see the honest changes, with mean μ and standard deviation σ of each number, and all send
+Attackers see the honest changes (the paper's estimate them from their own), with mean μ and standard
+deviation σ of each number, and all send
 
     μ − z σ,   z = Φ⁻¹((n − m − s) / (n − m)),   s = ⌊n/2 + 1⌋ − m
 
 of n senders, m of which attack: s honest ones are then further out than the attackers, so that a majority
-seems to stand with them. Φ is the normal distribution. For one attacker of few this z is 0 or below, where
-there is nothing to hide behind, and the attackers send μ: an honest change. A z of one's own, as the paper's
-experiments have it (1.5), goes further and may be seen.
+seems to stand with them. Φ is the normal distribution. For one attacker this z is 0 or below, however many
+senders there are: there is nothing to hide behind, and the attackers send μ: an honest change. A z of one's
+own, as the paper's experiments have it (1.5), goes further and may be seen.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """One bit per number: its sign, with a scale for every tensor (EF-signSGD: Karimireddy et al., 2019,
-arXiv:1901.09847, algorithm 2).
+arXiv:1901.09847).
 
     x̂ ← (‖x‖₁ / d) · sign(x)                                         of a tensor of d numbers; sign(0) is 1
 

@@ -5,9 +5,9 @@
                 U S Vᵀ ← SVD(B A);   A ← Vᵀ,   B ← U S
 
 While A is one for all, averaging B averages the products exactly; the SVD leaves the product as it is, and
-lets A turn to the directions that the clients have found. A's rows are orthonormal, A Aᵀ = I, which bounds
-B's gradients. Where B has fewer directions than its rank the rest of A spans what A spanned before, so that
-none is lost.
+lets A turn to the directions that the clients have found. After the first round A's rows are orthonormal,
+A Aᵀ = I, which bounds B's gradients. Where B has fewer directions than its rank the rest of A spans what A
+spanned before, so that none is lost.
 
 SVD leaves the signs open: of the two of each direction that one is taken which is nearer to A before.
 Whatever knows B one number at a time (moments, control variates, what a codec lost) is of no use after it.

@@ -18,8 +18,9 @@ from fedloom.errors import UserError
 
 _BLOCK = 32
 _GRID = 2e-3
-"""Of privacy losses, which are rounded so that ε comes out larger, by less than 0.1 %; on dp-accounting's own
-grid, 20 times finer, a thousand rounds would take minutes.
+"""Of privacy losses, which are rounded so that ε comes out larger: by some 0.1 % where ε is above 1, by more
+where it is small (7 % of 0.018). On dp-accounting's own grid, 20 times finer, a thousand rounds would take
+minutes.
 """
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cryptography.fernet import InvalidToken
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -160,11 +161,14 @@ def reveal(
         if other == str(client):
             plain = kept["own"]
         else:
-            shared = _agreed(bytes.fromhex(kept["encrypt"]), kept["public"][other][0], b"shares")
-            plain = decrypt(base64.urlsafe_b64encode(shared), sealed[other].encode()).decode()
-        source, receiver, of_seed, of_key = plain.split(" ")
+            try:
+                shared = _agreed(bytes.fromhex(kept["encrypt"]), kept["public"][other][0], b"shares")
+                plain = decrypt(base64.urlsafe_b64encode(shared), sealed[other].encode()).decode()
+            except (InvalidToken, ValueError, KeyError):
+                raise Unfit(f"the share of client {int(other) + 1} cannot be opened") from None
+        source, receiver, of_seed, of_key = [*plain.split(" "), "", "", ""][:4]
         if (source, receiver) != (other, str(client)):
-            raise Unfit(f"a share of client {other} is another's")
+            raise Unfit(f"the share of client {int(other) + 1} is another's")
         found[other] = of_seed if other in there else of_key
     return {"shares": found}
 

@@ -223,7 +223,13 @@ class RoundMessenger:
             delivery.taken[client] = self._word(round_)
             self._held[client] = _LastSent(self._word(round_), dict(self._versions))
         delivery.forgot += played.forgot
-        _, counts = self.algorithm.secure.decode(total, trained)
+        try:
+            _, counts = self.algorithm.secure.decode(total, trained)
+        except ValueError as error:
+            raise UserError(
+                f"secure_aggregation: {error}: a client sent other counts than those of its round; go on "
+                "later with resume=true"
+            ) from None
         return Update(
             client=there[0],
             payload=total,

@@ -36,7 +36,7 @@ def secret_step(request: Request, client: int, config: FlowerConfig) -> Answer:
     kept = _kept(request, facts["stage"])
     if facts["stage"] == "shares":
         # What the owner of a client insists on, no option of the server's takes back.
-        alone = config.privacy != "none" and not insists(request.node)
+        alone = config.privacy == "user" and not insists(request.node)
         fewest = 1 if alone else FEWEST
         kept, said = share(kept, client, facts["public"], fewest)
         return _answer(request, {**kept, "next": "masked"}, said)

@@ -32,6 +32,7 @@ from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamp
 from fedloom.training.flower.place import check_insisted, client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.flower.secrets import hidden, secret_step
+from fedloom.training.private import secret_key
 from fedloom.training.setup_fed import Parts, build, fitting_data
 
 
@@ -91,6 +92,10 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
     indices = data.clients[client] if path is None else np.arange(len(data.train))
     train = _compared(parts, data, indices)
     model.fold(part_of(row, BASE))
+    rules = parts.rules
+    if rules.privacy is not None and standing.config.privacy_seed is None:
+        # A round that is asked for twice, by a resumed or a curious server, has other noise each time.
+        rules = replace(rules, privacy=replace(rules.privacy, key=secret_key()))
     work = plan_work(
         train,
         indices,
@@ -100,7 +105,7 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         client=client,
         round_=facts["round"],
         drawn=facts["drawn"],
-        privacy=parts.rules.privacy,
+        privacy=rules.privacy,
     )
     memory = Memory(request.node, standing.config.exp_name, client) if parts.first_memory else None
     remembered = memory.recall(facts["remembers"], parts.first_memory) if memory else None
@@ -108,7 +113,7 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         model,
         trained,
         [work],
-        parts.rules,
+        rules,
         algorithm,
         frozen=frozen,
         received=algorithm.padded(part_of(beside, RULE)),

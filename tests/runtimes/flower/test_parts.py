@@ -117,6 +117,24 @@ def test_an_algorithm_is_that_of_one_process_also_after_resume(
     assert (ours / "clients.json").read_text() == (theirs / "clients.json").read_text()
 
 
+def test_a_round_that_is_asked_for_twice_has_other_noise(model, tmp_path):
+    """The difference of two answers with one noise would have none."""
+    words = ["--privacy", "example", "--clip", "1", "--noise_multiplier", "1", "--aggregator", "mean"]
+    sent = {}
+    for name, seed in (("first", "none"), ("again", "none"), ("seeded", "3"), ("seeded again", "3")):
+        run = name.replace(" ", "-")
+        options = [*model, *OPTIONS, *words, "--privacy_seed", seed, "--max_steps", "1", "--exp_name", "run"]
+        options += ["--out_dir", str(tmp_path / run)]
+        if seed == "none":  # the clients' processes stay, and with them what they drew when they began
+            options = [*options[:-1], str(tmp_path / "runs")]
+            shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        run_config = written(tmp_path / f"{run}-app", *options)
+        serve(Hand(run_config, nodes()), run_config)
+        sent[name] = adapter(Path(options[-1]) / "run")
+    assert any(not torch.equal(sent["first"][n], t) for n, t in sent["again"].items())
+    assert all(torch.equal(sent["seeded"][n], t) for n, t in sent["seeded again"].items())
+
+
 def test_a_client_that_lost_what_it_held_gets_everything(model, tmp_path):
     words = [*model, *OPTIONS, "--train_mode", "fedGradFocus", "--max_layer_num", "1", "--min_layer_num", "0"]
     words += ["--server_data_fraction", "0.2", "--server_grad_scale", "0", "--client_num_per_step", "3"]

@@ -80,6 +80,13 @@ def test_a_client_refuses_what_would_unmask_one():
         masks.share(kept[0], 0, {**others, "0": others["1"]})
 
 
+def test_a_share_that_cannot_be_opened_is_said_whose_it_is():
+    _, _, _, kept, arrived = played(3)
+    for spoiled in ("x" * 80, masks.encrypt(b"A" * 43 + b"=", b"0 1").decode()):
+        with pytest.raises(Unfit, match="the share of client 2 cannot be opened"):
+            masks.reveal(kept[0], 0, {**arrived[0], "1": spoiled}, ["0", "1", "2"], [])
+
+
 def test_masks_are_as_random_as_their_range():
     zeros = {"numbers": torch.zeros(4000, dtype=torch.int32)}
     masks._add(zeros, bytes(range(32)), 1)
