@@ -126,8 +126,11 @@ def squared_norms(calls: Sequence[Call]) -> Float[Tensor, " examples"]:
         sides = (side[0] if len(side) == 1 else torch.cat(side) for side in zip(*parts, strict=True))
         a, b = (side.to(_wide(side)) for side in sides)
         by_gram = len(a) * (a.shape[1] + b.shape[1]) < a.shape[1] * b.shape[1]
-        found.append(((a @ a.T) * (b @ b.T)).sum() if by_gram else (a.T @ b).square().sum())
-    return torch.stack(found).double()
+        if by_gram:  # terms of either sign, which may nearly cancel: float32 would lose what is left
+            a, b = a.double(), b.double()
+        square = ((a @ a.T) * (b @ b.T)).sum() if by_gram else (a.T @ b).square().sum()
+        found.append(square.double())
+    return torch.stack(found)
 
 
 def _add_products(
