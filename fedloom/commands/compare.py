@@ -27,9 +27,8 @@ from fedloom.report.comparison import (
     spread,
 )
 from fedloom.runs.files import write_atomically
-from fedloom.runs.lock import sole_writer
 from fedloom.runs.record import RunRecord, read_run
-from fedloom.runs.run_folder import check_same_run
+from fedloom.runs.run_folder import check_same_run, sole_writer
 
 
 def run_compare(file: Path, out_dir: Path) -> int:

@@ -24,8 +24,8 @@ from fedloom.options.fed import FedConfig
 from fedloom.runs.checkpoint import latest_checkpoint
 from fedloom.runs.files import writing
 from fedloom.runs.inputs import Inputs
+from fedloom.runs.metrics import read_rows
 from fedloom.runs.progress import clock
-from fedloom.runs.rows import read_rows
 from fedloom.runs.run_folder import opened, run_folder, write_run_config
 from fedloom.training.fed import drive, write_held
 from fedloom.training.provenance import device_name, versions

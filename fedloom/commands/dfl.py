@@ -10,13 +10,13 @@ from fedloom.runs.clients import write_clients
 from fedloom.runs.logfile import logging_to
 from fedloom.runs.record import RunRecord
 from fedloom.runs.run_folder import run_folder, write_run_config
-from fedloom.training.attackers import simulated_attackers
+from fedloom.training.algorithms import algorithm_on_graph, chosen_attack
 from fedloom.training.dfl import drive
 from fedloom.training.launch import build_together, opened_together, processes, recall
 from fedloom.training.loop import Callback
 from fedloom.training.private import with_noise
 from fedloom.training.provenance import device_name, versions
-from fedloom.training.setup_graph import algorithm_on_graph, build, intervals
+from fedloom.training.setup_graph import build, intervals
 
 
 def run_dfl(
@@ -35,7 +35,7 @@ def run_dfl(
         KeyboardInterrupt: After a checkpoint was left.
     """
     algorithm_on_graph(config)  # what cannot be combined is told before there is a folder
-    simulated_attackers(config, config.num_clients)
+    chosen_attack(config)
     with processes(config.device) as group:
         folder = run_folder(config)
         with ExitStack() as held:

@@ -37,7 +37,7 @@ from fedloom.model.quiet import quieten
 from fedloom.model.stacked import StackedModel
 from fedloom.model.structure import positions_of
 from fedloom.options.evaluation import EvalConfig
-from fedloom.runs.lock import sole_writer
+from fedloom.runs.run_folder import sole_writer
 from fedloom.training.provenance import device_name, versions
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ from dataclasses import replace
 from fedloom.options.fed import FedConfig
 from fedloom.runs.record import RunRecord
 from fedloom.runs.run_folder import run_folder, write_run_config
-from fedloom.training.algorithms import algorithm_with_server
-from fedloom.training.attackers import simulated_attackers
+from fedloom.training.algorithms import algorithm_with_server, chosen_attack
 from fedloom.training.fed import drive, write_held
 from fedloom.training.launch import build_together, opened_together, processes, recall
 from fedloom.training.loop import Callback
@@ -33,7 +32,7 @@ def run_fed(
         KeyboardInterrupt: After a checkpoint was left.
     """
     algorithm_with_server(config)  # what cannot be combined is told before there is a folder
-    simulated_attackers(config, config.client_num)
+    chosen_attack(config)
     with processes(config.device) as group:
         folder = run_folder(config)
         with opened_together(folder, config, group) as run:

@@ -11,8 +11,8 @@ from fedloom.data.own import is_own_files
 from fedloom.evaluation.saved_adapters import find_adapters
 from fedloom.model.files import check_model_name
 from fedloom.model.source import locate
-from fedloom.options.aliases import aliases
 from fedloom.options.fed import Run
+from fedloom.options.parsing import aliases
 from fedloom.options.peer import PeerConfig
 from fedloom.process import place
 from fedloom.runs.run_folder import check_folder, run_folder

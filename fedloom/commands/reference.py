@@ -4,7 +4,8 @@ python -m fedloom.commands.reference > docs/flags.md
 """
 
 from fedloom.commands.table import COMMANDS, Command
-from fedloom.options.declare import as_markdown
+from fedloom.options.declare import options
+from fedloom.options.parsing import aliases
 
 _TITLE = """# Flags
 
@@ -26,7 +27,24 @@ def reference() -> str:
 
 def _section(name: str, command: Command) -> str:
     first = f" A first word without dashes is `--{command.first}`." if command.first else ""
-    return f"## fedloom {name}\n\n{command.summary}{first}\n\n{as_markdown(command.config_class)}"
+    return f"## fedloom {name}\n\n{command.summary}{first}\n\n{_as_markdown(command.config_class)}"
+
+
+def _as_markdown(config_class: type) -> str:
+    """The options as a Markdown table."""
+    lines = ["| flag | default | meaning |", "|---|---|---|"]
+    group, entries = None, options(config_class)
+    also = aliases([entry.name for entry in entries])
+    for entry in entries:
+        if entry.group != group:
+            group = entry.group
+            lines.append(f"| **{group}** | | |")
+        choices = f" ({', '.join(f'`{word}`' for word in entry.choices)})" if entry.choices else ""
+        named = " or ".join(
+            f"`{name}`" for name in (entry.name, *(o for o, own in also.items() if own == entry.name))
+        )
+        lines.append(f"| {named} | `{entry.default_text}` | {entry.help}{choices} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

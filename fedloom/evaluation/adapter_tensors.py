@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedloom.errors import UserError
 from fedloom.model.bank import Row
-from fedloom.runs.checksums import verify
+from fedloom.runs.reading import verify
 
 TENSORS_FILE = "adapter_model.safetensors"
 

@@ -15,8 +15,7 @@ from fedloom.options.fed import FedConfig
 from fedloom.options.parsing import RUN_CONFIG
 from fedloom.options.yaml_file import read_yaml
 from fedloom.runs.checkpoint import checkpoints_of
-from fedloom.runs.checksums import verify
-from fedloom.runs.reading import read_mapping
+from fedloom.runs.reading import read_mapping, verify
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from fedloom.federation.aggregators import Aggregator, Folding, Refactoring
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.codecs import Codec, feedback
 from fedloom.federation.codecs.none import none as as_it_is
-from fedloom.federation.plugged import guarded
+from fedloom.federation.plugged import made
 from fedloom.federation.privacy.user import UNCLIPPED, UserPrivacy, clipped
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.secure_sum import SecureSum
@@ -44,7 +43,6 @@ from fedloom.federation.train_factors.both import everything
 from fedloom.model.adapters.folding import unchanged
 from fedloom.model.bank import AdapterBank, Row, bytes_of
 from fedloom.options.methods import PARTS
-from fedloom.options.parts import is_plugged, make
 
 SENT, RESIDUAL, PERSONAL, RULE, BASE = "sent by the rule: ", "residual: ", "personal: ", "rule: ", "base: "
 MOMENTS, OWN_MOMENTS = "moments: ", "personal moments: "
@@ -163,23 +161,21 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
     """
     part = {part.option: part for part in PARTS}
 
-    def made(option: str, **more: Any) -> Any:
-        text = texts[option]
-        make_it = partial(make, part[option], text, {**settings, **more})
-        return guarded(option, text, make_it) if is_plugged(option, text) else make_it()
+    def chosen(option: str, **more: Any) -> Any:
+        return made(part[option], texts[option], {**settings, **more})
 
-    aggregator: Any = made("lora_aggregation", aggregator=made("aggregator"))
+    aggregator: Any = chosen("lora_aggregation", aggregator=chosen("aggregator"))
     refactoring = None
     if isinstance(aggregator, Refactoring):
         aggregator, refactoring = aggregator.aggregator, aggregator
     return Algorithm(
         client_lr=client_lr,
-        server_optimiser=made("server_optimizer", client_lr=client_lr),
-        rule=made("client_rule"),
-        codec=made("compress"),
+        server_optimiser=chosen("server_optimizer", client_lr=client_lr),
+        rule=chosen("client_rule"),
+        codec=chosen("compress"),
         aggregator=aggregator,
-        share=made("share"),
-        trains=made("train_factors"),
+        share=chosen("share"),
+        trains=chosen("train_factors"),
         refactoring=refactoring,
         seed=settings["seed"],
     )

@@ -18,6 +18,8 @@ from fedloom.errors import UserError, shown
 from fedloom.federation.attacks import Attack
 from fedloom.federation.codecs import Codec
 from fedloom.model.bank import AdapterBank
+from fedloom.options.methods import Part
+from fedloom.options.parts import is_plugged, make
 
 _MANY: dict[str, type] = {
     "server_optimizer": Optimiser,
@@ -43,26 +45,29 @@ _LIKE: dict[tuple[str, str], Callable[..., Any]] = {
 _PACKAGE = Path(__file__).parents[1]
 
 
-def guarded(option: str, text: str, make: Callable[[], Any]) -> Any:
-    """A part that a plugin makes.
+def made(part: Part, text: str, settings: Mapping[str, Any]) -> Any:
+    """A part of an algorithm as its option says; one that a plugin makes is held at every call.
 
     Args:
-        option: The part's option.
+        part: Which.
         text: The option's value.
-        make: Makes it.
+        settings: The run's options by name, for what the part takes of them.
 
     Raises:
-        UserError: It cannot be made, or is of another kind than such a part is.
+        UserError: It cannot be made, or a plugin's is of another kind than such a part is.
     """
+    option = part.option
+    if not is_plugged(option, text):
+        return make(part, text, settings)
     who = f"{option}: {text}"
-    part, kind = _called(who, make), _MANY.get(option)
-    if not (callable(part) if kind is None else isinstance(part, kind)):
+    found, kind = _called(who, make, part, text, settings), _MANY.get(option)
+    if not (callable(found) if kind is None else isinstance(found, kind)):
         wanted = "a function" if kind is None else f"{kind.__name__}(...)"
-        raise UserError(f"{who} returned {shown(repr(part))}, not {wanted}; mend the plugin")
+        raise UserError(f"{who} returned {shown(repr(found))}, not {wanted}; mend the plugin")
     if kind is None:
-        return _held(option, "", who, part)
-    functions = {field: each for field, each in part._asdict().items() if callable(each)}
-    return part._replace(
+        return _held(option, "", who, found)
+    functions = {field: each for field, each in found._asdict().items() if callable(each)}
+    return found._replace(
         **{field: _held(option, field, f"{who}'s {field}", each) for field, each in functions.items()}
     )
 

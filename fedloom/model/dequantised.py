@@ -27,8 +27,8 @@ from fedloom.model.gguf_file import dequantise_options, forget_quantisation
 from fedloom.model.numbers import check_finite
 from fedloom.model.source import Source
 from fedloom.model.weights import check_weights
-from fedloom.runs.checksums import sha256_of
 from fedloom.runs.files import TEMPORARY, remove, sync_tree, writing
+from fedloom.runs.reading import sha256_of
 
 _THEN = "start again, or set HF_HOME to a folder that can be written"
 

@@ -10,7 +10,6 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedloom.errors import HIDDEN, is_plain, looks_like_a_token, shown
-from fedloom.options.aliases import aliases
 from fedloom.options.meant import values_of_others, why_not
 
 _PATTERN = re.compile(r"[*+?|^$\\()\[\]{}]")
@@ -304,20 +303,3 @@ def _groups(config_class: type) -> list[type]:
     """The classes that declare options; a group may itself be made of groups."""
     bases = [base for base in config_class.__bases__ if dataclasses.is_dataclass(base)]
     return [group for base in bases for group in _groups(base)] or [config_class]
-
-
-def as_markdown(config_class: type) -> str:
-    """Return the options as a Markdown table, for docs/flags.md."""
-    lines = ["| flag | default | meaning |", "|---|---|---|"]
-    group, entries = None, options(config_class)
-    also = aliases([entry.name for entry in entries])
-    for entry in entries:
-        if entry.group != group:
-            group = entry.group
-            lines.append(f"| **{group}** | | |")
-        choices = f" ({', '.join(f'`{word}`' for word in entry.choices)})" if entry.choices else ""
-        named = " or ".join(
-            f"`{name}`" for name in (entry.name, *(o for o, own in also.items() if own == entry.name))
-        )
-        lines.append(f"| {named} | `{entry.default_text}` | {entry.help}{choices} |")
-    return "\n".join(lines) + "\n"

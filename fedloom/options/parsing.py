@@ -1,4 +1,9 @@
-"""From a command line, a YAML file and a run to resume, to a dataclass of options."""
+"""From a command line, a YAML file and a run to resume, to a dataclass of options.
+
+One vocabulary: every command takes the documented names of both original systems. FedGPL (`fedloom fed`) and
+DFL-LoRA (`fedloom dfl`) name the same things differently. A command has one of two names, and takes the other
+for it, as a flag, in YAML and from Python. Defaults stay each command's own.
+"""
 
 import argparse
 import os
@@ -8,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fedloom.errors import UserError, shown
-from fedloom.options.aliases import aliases, by_own_names
 from fedloom.options.declare import WORDS, Option, did_you_mean, options
 from fedloom.options.help import HelpFormatter
 from fedloom.options.meant import of_others
@@ -20,6 +24,23 @@ RUN_CONFIG = "config.yaml"
 
 RUN_RECORD = "run"
 """The one key of that file that is no option: versions and device of the run, for the reader."""
+
+SAME = (
+    ("client_num", "num_clients"),
+    ("max_steps", "num_rounds"),
+    ("model_name", "model_checkpoint"),
+    ("data_name", "dataset_type"),
+    ("val_steps", "eval_every"),
+    ("client_batch_per_step", "local_steps"),
+    ("client_epoch", "local_epochs"),
+    ("client_lr", "lr"),
+    ("system_prompt", "instruction"),
+    ("method", "preset"),
+)
+"""Names of one thing; where a command has both, they are two (`lr` of `fedloom fed` is the server's)."""
+
+RENAMED = (("data_seed", "seed"),)
+"""An option, and a name that stands for it in a command that trains nothing, and so has no such option."""
 
 C = TypeVar("C")
 
@@ -206,3 +227,34 @@ def _explained(error: UserError, by_name: Mapping[str, Option]) -> UserError:
     if flag is not None and flag[1] in by_name:
         return UserError(f"--{flag[1]}: needs a value: {by_name[flag[1]].rule}")
     return UserError(report.replace("unrecognized arguments:", "these belong to no option:"))
+
+
+def aliases(names: Collection[str]) -> dict[str, str]:
+    """Other names that a command takes, and its own for each.
+
+    Args:
+        names: Of its options.
+    """
+    found = {other: own for own, other in RENAMED if own in names and other not in names}
+    for pair in SAME:
+        for own, other in (pair, pair[::-1]):
+            if own in names and other not in names:
+                found[other] = own
+    return found
+
+
+def by_own_names(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Given options under a command's own names; unknown ones stay as they are.
+
+    Args:
+        given: Options by any of their names.
+        names: Of the command's options.
+
+    Raises:
+        UserError: One is given under both of its names.
+    """
+    own = aliases(names)
+    for other, name in own.items():
+        if other in given and name in given:
+            raise UserError(f"{other}: is another name of {name}, which is given too; leave one of them out")
+    return {own.get(name, name): value for name, value in given.items()}

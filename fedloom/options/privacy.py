@@ -64,28 +64,29 @@ class Privacy:
         maximum=2**63 - 1,
     )
 
+    @property
+    def clip_bound(self) -> tuple[float, float | None]:
+        """The first bound that `clip` gives, and of an adaptive one the share within it, else None.
 
-def clip_of(given: float | str | None) -> tuple[float, float | None]:
-    """The first bound that the option gives, and of an adaptive one the share within it, else None.
-
-    Raises:
-        UserError: It is no bound.
-    """
-    if given is None:
-        return math.inf, None
-    if isinstance(given, int | float):
-        return float(given), None
-    name, *numbers = given.split(":")
-    try:
-        first, quantile = (float(n) for n in (numbers + [FIRST_CLIP, QUANTILE][len(numbers) :]))
-    except ValueError:
-        first = quantile = math.nan
-    if name != ADAPTIVE or not (0 < first <= 1e9 and 0 < quantile < 1):
-        raise UserError(
-            f"clip: {shown(given)} is not a number above 0, none, or adaptive:START:SHARE with START above 0 "
-            f"and SHARE between 0 and 1; write for example 0.5, or {ADAPTIVE}:{FIRST_CLIP}:{QUANTILE}"
-        )
-    return first, quantile
+        Raises:
+            UserError: It is no bound.
+        """
+        if self.clip is None:
+            return math.inf, None
+        if isinstance(self.clip, int | float):
+            return float(self.clip), None
+        name, *numbers = self.clip.split(":")
+        try:
+            first, quantile = (float(n) for n in (numbers + [FIRST_CLIP, QUANTILE][len(numbers) :]))
+        except ValueError:
+            first = quantile = math.nan
+        if name != ADAPTIVE or not (0 < first <= 1e9 and 0 < quantile < 1):
+            raise UserError(
+                f"clip: {shown(self.clip)} is not a number above 0, none, or adaptive:START:SHARE with START "
+                "above 0 and SHARE between 0 and 1; write for example 0.5, or "
+                f"{ADAPTIVE}:{FIRST_CLIP}:{QUANTILE}"
+            )
+        return first, quantile
 
 
 def delta_of(given: float | Literal["auto"], count: int, of: str) -> float:
@@ -127,7 +128,7 @@ def check_privacy(config: Any, *, server: bool) -> None:
                     f"--privacy {'user' if server else 'example'}, or leave {field.name} out"
                 )
         return
-    clip, share = clip_of(config.clip)
+    clip, share = config.clip_bound
     if config.privacy == "user":
         if not server:
             raise UserError(

@@ -23,9 +23,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.runs.checksums import verify, write_checksums
 from fedloom.runs.files import TEMPORARY, remove, save_tensors, sync, sync_tree, writing
-from fedloom.runs.reading import Damaged, read_json, read_tensors
+from fedloom.runs.reading import Damaged, read_json, read_tensors, verify, write_checksums
 
 if TYPE_CHECKING:
     import torch

@@ -23,8 +23,8 @@ from fedloom.runs.contents import (
     check_verdicts,
     command_of,
 )
+from fedloom.runs.metrics import METRICS_FILE, SUMMARY_FILE, read_rows
 from fedloom.runs.reading import Damaged, read_mapping
-from fedloom.runs.rows import METRICS_FILE, SUMMARY_FILE, read_rows
 
 log = logging.getLogger(__name__)
 

@@ -1,15 +1,23 @@
-"""The folder of a run that begins, or goes on: whose it is, and whether it is the same run."""
+"""The folder of a run that begins, or goes on: whose it is, and whether it is the same run.
+
+One process at a time writes into it.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
+from filelock import FileLock, Timeout
 
 from fedloom.errors import UserError
 from fedloom.options.declare import options
@@ -17,15 +25,16 @@ from fedloom.options.fed import Run
 from fedloom.options.parsing import RUN_CONFIG, RUN_RECORD, read_options
 from fedloom.runs.checkpoint import intact_checkpoint
 from fedloom.runs.contents import OPTIONS_DIGEST, check_options, command_of, digest_of_options
-from fedloom.runs.files import write_atomically
-from fedloom.runs.lock import sole_writer
+from fedloom.runs.files import TEMPORARY, remove, write_atomically, writing
+from fedloom.runs.metrics import METRICS_FILE
 from fedloom.runs.reading import read_mapping
-from fedloom.runs.rows import METRICS_FILE
 
 log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Any)
 
+LOCK_FILE = ".lock"
+HOLDER_FILE = ".holder.json"
 INPUTS = "inputs"
 """What the record in config.yaml calls the digests of `fedloom.runs.inputs`."""
 
@@ -68,6 +77,58 @@ def opened(folder: Path, config: C) -> Iterator[Opened[C]]:
         config = as_before(folder, config)
         check_same_run(folder, config)
         yield Opened(config, intact_checkpoint(folder), inputs_of(folder))
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a folder; those that only read it need not ask.
+
+    The kernel gives the lock back when the process ends, however it ends: a killed run leaves nothing to
+    clean up. Unfinished files of one that was killed are removed.
+
+    Args:
+        folder: Made where it is missing.
+
+    Raises:
+        UserError: Another process writes there; says which, on which machine and since when.
+        CannotWrite: The folder cannot be written.
+    """
+    with writing(folder, then="start again"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"{folder}: {_holder(folder)} is writing here; wait until it has ended, stop it, or take "
+                "another name for this one"
+            ) from None
+    try:
+        for stray in folder.glob(f"{TEMPORARY}*"):
+            remove(stray)
+        write_atomically(folder / HOLDER_FILE, json.dumps(_myself()) + "\n", then="start again")
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / HOLDER_FILE).unlink()
+        lock.release()
+
+
+def _myself() -> dict[str, str | int]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _holder(folder: Path) -> str:
+    """Who holds the lock, in words; it may not have said so yet."""
+    try:
+        who = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
+        return f"process {who['pid']} on {who['host']}, since {who['since']},"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "another process"
 
 
 def check_folder(folder: Path, resume: bool) -> None:

@@ -8,14 +8,15 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 
-import torch
 from peft import PeftConfig
 
 from fedloom.client.optimisers import Optimiser, adam, loraplus, sgd
 from fedloom.errors import UserError
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, compose
+from fedloom.federation.attacks import Attack, Attackers, drawn
 from fedloom.federation.layer_votes import LayerVotes
+from fedloom.federation.plugged import made
 from fedloom.federation.priority import Projection
 from fedloom.federation.privacy.user import UserPrivacy
 from fedloom.federation.ranks import Ranks
@@ -26,8 +27,7 @@ from fedloom.model.bank import Row
 from fedloom.model.stacked import StackedModel
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
-from fedloom.options.methods import chosen
-from fedloom.options.privacy import clip_of
+from fedloom.options.methods import ATTACK, chosen
 from fedloom.training.factors import check_factors
 from fedloom.training.graph_data import Setting
 
@@ -38,47 +38,16 @@ ADAMW_WEIGHT_DECAY = 0.01
 
 
 def algorithm_with_server(config: FedConfig) -> Algorithm:
-    """The parts that the options choose; of the baseline on all data, AdamW alone."""
+    """The parts that the options choose; the baseline on all data has none."""
     if config.train_mode == "local":
-        return Algorithm(config.lr, adam(config.lr, weight_decay=ADAMW_WEIGHT_DECAY))
+        return Algorithm(config.lr)
     texts = chosen(config)
     algorithm = compose(texts, vars(config), config.client_lr)
     if config.secure_aggregation is not None:
         algorithm = replace(algorithm, secure=_secure_sum(config, algorithm))
-    products = texts["lora_aggregation"]
     check_factors(config, texts, algorithm)
     if config.privacy == "user":
-        return replace(algorithm, privacy=_user_privacy(config, algorithm))
-    if not algorithm.folds:
-        return algorithm
-    if texts["server_optimizer"] != "none":
-        raise UserError(
-            f"lora_aggregation: {products} changes the base by what clients trained, and server_optimizer "
-            f"{texts['server_optimizer']} would change the adapter by something else; choose "
-            "--server_optimizer none, or --lora_aggregation flexlora"
-        )
-    if algorithm.rule.own_model is not None:
-        raise UserError(
-            f"lora_aggregation: {products} changes the base, and with it the model that client_rule "
-            f"{texts['client_rule']} lets clients keep for themselves; choose another client_rule, or "
-            "--lora_aggregation flexlora"
-        )
-    if algorithm.rule.amend is not None:
-        raise UserError(
-            f"lora_aggregation: {products} changes the base by what clients trained, and client_rule "
-            f"{texts['client_rule']} would change the adapter by something else; choose another client_rule, "
-            "or --lora_aggregation flexlora"
-        )
-    if config.train_mode == "fedGradFocus":
-        raise UserError(
-            f"lora_aggregation: {products} changes the base by the products of all layers, and train_mode "
-            "fedGradFocus trains some; choose --train_mode fed, or --lora_aggregation flexlora"
-        )
-    if len(set(config.ranks)) > 1 and products == "fedex":
-        raise UserError(
-            f"lora_aggregation: fedex averages factors, and lora_r {config.lora_r} gives clients factors of "
-            "unequal rank; choose one rank, or --lora_aggregation flora or flexlora"
-        )
+        algorithm = replace(algorithm, privacy=_user_privacy(config, algorithm))
     return algorithm
 
 
@@ -89,7 +58,7 @@ def _user_privacy(config: FedConfig, algorithm: Algorithm) -> UserPrivacy:
         UserError: The clients' rule tells more than their change.
     """
     _check_change_alone(config, algorithm, "noise would not hide", "--privacy none")
-    clip, quantile = clip_of(config.clip)
+    clip, quantile = config.clip_bound
     noise = math.nan if config.noise_multiplier == "auto" else config.noise_multiplier
     return UserPrivacy(clip, quantile, noise, config.client_num, config.client_num_per_step)
 
@@ -100,12 +69,38 @@ def _check_change_alone(config: FedConfig, algorithm: Algorithm, why: str, inste
     Raises:
         UserError: The clients' rule lets it know more.
     """
-    any_row = {"": torch.zeros(1)}
-    if algorithm.rule.kept(any_row) or algorithm.rule.amend is not None:
+    if algorithm.rule.at_server:
         raise UserError(
             f"client_rule: {chosen(config)['client_rule']} lets the server keep what clients send beside "
             f"their change, or how many came, which {why}; choose none or proximal, or {instead}"
         )
+
+
+def chosen_attack(config: FedConfig | DflConfig) -> Attack | None:
+    """What attackers do in a simulation; None where nobody attacks.
+
+    Raises:
+        UserError: The attack cannot be made of its text.
+    """
+    return None if config.attack == ATTACK.default else made(ATTACK, config.attack, vars(config))
+
+
+def simulated_attackers(config: FedConfig | DflConfig, clients: int) -> Attackers | None:
+    """Who attacks, and how: a function of the seed, or as listed; None where nobody does.
+
+    Args:
+        config: Options of a run, checked.
+        clients: How many clients or peers there are.
+
+    Raises:
+        UserError: As `chosen_attack`.
+    """
+    attack = chosen_attack(config)
+    if attack is None:
+        return None
+    if isinstance(config.attackers, str):
+        return Attackers(frozenset(n - 1 for n in config.attacker_numbers), attack, config.seed)
+    return drawn(attack, clients, config.attackers or 1, config.seed)
 
 
 def client_optimiser(name: str, lr: float, b_ratio: float = 1.0) -> Optimiser:
@@ -195,8 +190,7 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
             "there is no server; a peer's model is its own already, so choose proximal, or keep a part of it "
             "from neighbours by --share"
         )
-    any_row = {"": torch.zeros(1)}
-    if algorithm.rule.kept(any_row) or algorithm.rule.amend is not None:
+    if algorithm.rule.at_server:
         raise UserError(
             f"client_rule: {chosen(config)['client_rule']} keeps something at a server, and there is none; "
             "choose none, proximal, quasi_global or gradient_tracking"
@@ -219,13 +213,12 @@ def check_votes(config: DflConfig, algorithm: Algorithm) -> None:
     """
     if config.layer_votes == "none":
         return
-    any_row = {"": torch.zeros(1)}
     texts = chosen(config)
     beside = {
         "compress": algorithm.codec.lossy,
         "aggregator": algorithm.aggregator is not weighted_mean and texts["lora_aggregation"] == "factors",
         "lora_aggregation": texts["lora_aggregation"] != "factors",
-        "client_rule": algorithm.rule.mixed is not None or bool(algorithm.rule.memory(any_row)),
+        "client_rule": algorithm.rule.mixed is not None or algorithm.rule.remembers,
     }
     for option in (option for option, meaningless in beside.items() if meaningless):
         raise UserError(

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedloom.federation.attacks import summary_of
 from fedloom.federation.choco import as_bank
 from fedloom.federation.matrix import Edge
 from fedloom.federation.peers import PeerState
@@ -19,7 +20,6 @@ from fedloom.runs.checkpoint import (
     save_checkpoint,
 )
 from fedloom.training import loop
-from fedloom.training.attackers import attackers_of
 from fedloom.training.graph_evaluation import answered, averaged, evaluated
 from fedloom.training.graph_parts import PeerParts, PeerProgress, compared, start
 from fedloom.training.graph_rounds import play_round
@@ -51,7 +51,7 @@ def drive(
         stops=partial(_reason_to_stop, parts, intervals.rounds),
         save=partial(_save, parts),
         saves_alone=False,
-        at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))} | attackers_of(parts.attackers),
+        at_end=lambda now: {"averaged_adapter": vars(averaged(parts, now))} | summary_of(parts.attackers),
         advice="Lower lr (or mixing_step, where compress is set), or set clip_norm, under another exp_name",
     )
     return loop.drive(run_steps, intervals, folder, checkpoint, parts.group)

@@ -1,4 +1,4 @@
-"""What goes with LoRA factors that are others after a round, or that a server fixes for all clients."""
+"""What goes with a LoRA aggregation that changes the base, or with which rounds end with other factors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ def check_factors(config: FedConfig, texts: Mapping[str, str], algorithm: Algori
         algorithm: The parts.
 
     Raises:
-        UserError: It has no meaning beside such factors.
+        UserError: It has no meaning beside it.
     """
     if algorithm.ends_with_new_factors:
         _check_nothing_kept(texts, algorithm, config.client_optimizer)
     if algorithm.refactoring is not None:
         _check_one_for_all(config, texts, algorithm)
+    if algorithm.folds:
+        _check_folding(config, texts, algorithm)
 
 
 def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm, client_optimizer: str) -> None:
@@ -35,20 +37,14 @@ def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm, client_o
     Raises:
         UserError: Clients or the server remember something of them.
     """
-    any_row, products = {"": torch.zeros(1)}, texts["lora_aggregation"]
-    rule = algorithm.rule
-    if (
-        algorithm.codec.lossy
-        or rule.memory(any_row)
-        or rule.own_model is not None
-        or client_optimizer != "sgd"
-    ):
+    products, rule = texts["lora_aggregation"], algorithm.rule
+    if algorithm.codec.lossy or rule.remembers or rule.own_model is not None or client_optimizer != "sgd":
         raise UserError(
             f"lora_aggregation: {products} ends every round with new factors, and what clients remember "
             "(compress, client_rule, client_optimizer) is of the old ones; choose --compress none, "
             "--client_rule none and --client_optimizer sgd, or another lora_aggregation"
         )
-    moments = algorithm.server_optimiser.init(AdapterBank.repeat(any_row, 1))
+    moments = algorithm.server_optimiser.init(AdapterBank.repeat({"": torch.zeros(1)}, 1))
     if algorithm.refactoring is not None and moments:
         raise UserError(
             f"lora_aggregation: {products} ends every round with new factors, and the moments of "
@@ -85,4 +81,41 @@ def _check_one_for_all(config: FedConfig, texts: Mapping[str, str], algorithm: A
             f"lora_aggregation: {products} trains a matrix between LoRA's factors, by whose gradients "
             f"train_mode {config.train_mode} scores layers; choose --train_mode fed, or another "
             "lora_aggregation"
+        )
+
+
+def _check_folding(config: FedConfig, texts: Mapping[str, str], algorithm: Algorithm) -> None:
+    """Refuse what knows the base that it changes, or changes the adapter by something else.
+
+    Raises:
+        UserError: The server or clients do.
+    """
+    products = texts["lora_aggregation"]
+    if texts["server_optimizer"] != "none":
+        raise UserError(
+            f"lora_aggregation: {products} changes the base by what clients trained, and server_optimizer "
+            f"{texts['server_optimizer']} would change the adapter by something else; choose "
+            "--server_optimizer none, or --lora_aggregation flexlora"
+        )
+    if algorithm.rule.own_model is not None:
+        raise UserError(
+            f"lora_aggregation: {products} changes the base, and with it the model that client_rule "
+            f"{texts['client_rule']} lets clients keep for themselves; choose another client_rule, or "
+            "--lora_aggregation flexlora"
+        )
+    if algorithm.rule.amend is not None:
+        raise UserError(
+            f"lora_aggregation: {products} changes the base by what clients trained, and client_rule "
+            f"{texts['client_rule']} would change the adapter by something else; choose another client_rule, "
+            "or --lora_aggregation flexlora"
+        )
+    if config.train_mode == "fedGradFocus":
+        raise UserError(
+            f"lora_aggregation: {products} changes the base by the products of all layers, and train_mode "
+            "fedGradFocus trains some; choose --train_mode fed, or --lora_aggregation flexlora"
+        )
+    if len(set(config.ranks)) > 1 and products == "fedex":
+        raise UserError(
+            f"lora_aggregation: fedex averages factors, and lora_r {config.lora_r} gives clients factors of "
+            "unequal rank; choose one rank, or --lora_aggregation flora or flexlora"
         )

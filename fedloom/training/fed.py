@@ -14,6 +14,7 @@ from fedloom.evaluation.answering import answer_accuracy
 from fedloom.evaluation.evaluate import success_rates, validate, validate_rows
 from fedloom.evaluation.reference import kept_in, with_references
 from fedloom.federation.algorithm import PERSONAL, part_of, with_prefix
+from fedloom.federation.attacks import summary_of
 from fedloom.federation.server import ServerState, initial_state
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.runs.checkpoint import (
@@ -26,7 +27,6 @@ from fedloom.runs.checkpoint import (
 from fedloom.runs.clients import write_clients
 from fedloom.runs.contents import is_number
 from fedloom.training import loop
-from fedloom.training.attackers import attackers_of
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.private import secret_key, with_lost
@@ -77,7 +77,7 @@ def drive(
         stops=partial(_reason_to_stop, parts, intervals.rounds),
         save=partial(_save, parts),
         saves_alone=True,
-        at_end=lambda now: attackers_of(parts.attackers),
+        at_end=lambda now: summary_of(parts.attackers),
         advice="Lower client_lr or lr, or set clip_norm, under another exp_name",
     )
     return loop.drive(run_steps, intervals, folder, checkpoint, parts.group)

@@ -20,9 +20,8 @@ from fedloom.runs.checkpoint import (
     oldest_state,
 )
 from fedloom.runs.files import CannotWrite
-from fedloom.runs.metrics import MetricsLog, summary, write_summary
+from fedloom.runs.metrics import MetricsLog, read_rows, seconds_spent, summary, write_summary
 from fedloom.runs.progress import Progress
-from fedloom.runs.rows import read_rows, seconds_spent
 from fedloom.runtimes.group import ALONE, Group
 from fedloom.runtimes.signals import ended_by_sigterm
 

@@ -17,11 +17,11 @@ from fedloom.errors import UserError
 from fedloom.federation.privacy.account import Account, find_noise
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
-from fedloom.options.privacy import clip_of, delta_of
+from fedloom.options.privacy import delta_of
 from fedloom.runs.checkpoint import round_of
 from fedloom.runs.files import write_atomically
+from fedloom.runs.metrics import read_rows
 from fedloom.runs.reading import Damaged, read_mapping
-from fedloom.runs.rows import read_rows
 from fedloom.runtimes.group import Group
 
 log = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ def example_privacy(config: Any) -> ExamplePrivacy | None:
     """How the options let clients hide their examples; None where they do not."""
     if getattr(config, "privacy", "none") != "example":
         return None
-    clip, _ = clip_of(config.clip)
+    clip, _ = config.clip_bound
     key = secret_key() if config.privacy_seed is None else config.privacy_seed
     return ExamplePrivacy(clip, config.noise_multiplier, key)
 

@@ -42,8 +42,8 @@ from fedloom.training.algorithms import (
     client_optimiser,
     client_ranks,
     scored_layers,
+    simulated_attackers,
 )
-from fedloom.training.attackers import simulated_attackers
 from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
@@ -174,6 +174,8 @@ def build(
         system_prompt=config.system_prompt if data.form is None else data.instruction or "none",
     )
     rules = _rules(resolved, algorithm)
+    if config.train_mode == "local":  # its one client's moments last, as the server's do
+        algorithm = replace(algorithm, server_optimiser=rules.optimiser)
     return resolved, Parts(
         model=model,
         tokenizer=base.tokenizer,

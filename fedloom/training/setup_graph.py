@@ -50,8 +50,8 @@ from fedloom.training.algorithms import (
     client_optimiser,
     layer_votes,
     personal_names,
+    simulated_attackers,
 )
-from fedloom.training.attackers import simulated_attackers
 from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable, check_sizes, of_client
 from fedloom.training.graph_data import PeerExamples, Setting, hold, open_data

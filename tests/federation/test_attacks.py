@@ -23,7 +23,7 @@ from fedloom.federation.attacks.sign_flip import sign_flip
 from fedloom.options.fed import FedConfig
 from fedloom.options.methods import ATTACK
 from fedloom.options.parts import choices
-from fedloom.training.attackers import simulated_attackers
+from fedloom.training.algorithms import simulated_attackers
 
 HONEST = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(1))
 OWN = torch.randn(2, 5, generator=torch.Generator().manual_seed(2))

@@ -15,7 +15,7 @@ from fedloom.federation.server import Diverged
 from fedloom.runs.checkpoint import intact_checkpoint, load_state, save_checkpoint
 from fedloom.runs.files import CannotWrite
 from fedloom.runs.logfile import logging_to
-from fedloom.runs.rows import read_rows
+from fedloom.runs.metrics import read_rows
 from fedloom.runtimes.signals import Terminated
 from fedloom.training import loop
 from fedloom.training.loop import Intervals, RunSteps

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fedloom.client.optimisers import State
@@ -60,3 +61,13 @@ class ClientRule(NamedTuple):
     mixed: Callable[[Row], Row] | None = None
     head_steps: int = 0
     own_model: ClientRule | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether clients remember something from round to round."""
+        return bool(self.memory({"": torch.zeros(1)}))
+
+    @property
+    def at_server(self) -> bool:
+        """Whether it has a part at the server: something kept, or done to the combined change."""
+        return bool(self.kept({"": torch.zeros(1)})) or self.amend is not None

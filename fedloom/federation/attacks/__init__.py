@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,6 +95,24 @@ class Attackers:
         )
         made = self.attack.craft(delta, seen)
         return {name: made[name].to(t) for name, t in delta.items()}
+
+
+def drawn(attack: Attack, clients: int, count: int, seed: int) -> Attackers:
+    """Attackers who are drawn by the seed.
+
+    Args:
+        attack: What they do.
+        clients: How many clients there are.
+        count: How many of them attack.
+        seed: Of the run.
+    """
+    numbers = numpy_rng(seed, "attackers").choice(clients, count, replace=False)
+    return Attackers(frozenset(numbers.tolist()), attack, seed)
+
+
+def summary_of(attackers: Attackers | None) -> dict[str, Any]:
+    """What summary.json says of a run's attackers: their numbers, from 1."""
+    return {} if attackers is None else {"attackers": [client + 1 for client in sorted(attackers.clients)]}
 
 
 class Watch:
