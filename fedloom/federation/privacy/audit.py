@@ -1,0 +1,135 @@
+"""A lower bound on ε, measured: what an attacker who sees a run's rounds can tell of who was in it.
+
+    one run          Steinke, Nasr and Jagielski, 2023, arXiv:2305.08846, Theorem 5.2
+    white box        Nasr et al., 2023, arXiv:2302.07956: canaries whose gradients nobody else has
+
+Of m canaries a fair coin puts each in or leaves it out. The attacker sees what is released and guesses of
+r ≤ m of them which; v guesses are right. If the mechanism is (ε, δ)-differentially private, then, with
+q = e^ε / (1 + e^ε) and B ~ Binomial(r, q), a number of right guesses as large as v has a probability of at most
+
+    P(B ≥ v) + 2 m δ · max_{i = 1..v} P(v > B ≥ v − i) / i
+
+The bound is the largest ε at which that is below a level. For δ = 0 it is the accuracy of randomised response:
+m fair coins, each told right with probability q. Whatever m is, ε cannot be found larger than where q^m is the
+level: 4.2 of 200 canaries, 7.4 of 5,000.
+
+A canary's score is the log-likelihood ratio of the rounds under the mechanism that is accounted for. With x_t
+what a round shows of it, in units of the clip, 1 + z N(0, 1) where it took part (with probability q) and
+z N(0, 1) where it did not:
+
+    score = Σ_t log(1 − q + q exp((x_t − ½) / z²))
+
+which by Neyman and Pearson no other score betters, so that what is left between the bound and the proven ε is
+what m canaries cannot show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit
+from scipy.stats import binom
+
+LEVEL = 0.05
+"""With what probability the bound may be above the true ε: it is one of 95 % confidence."""
+
+_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
+_LEAST_NOISE = 0.1
+"""Of a score without noise, of which the others' changes are left."""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What was found.
+
+    Attributes:
+        epsilon: The lower bound; 0 where nothing was.
+        canaries: m.
+        guesses: r.
+        right: v.
+    """
+
+    epsilon: float
+    canaries: int
+    guesses: int
+    right: int
+
+
+def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
+    """How likely so many right guesses are at most, if the mechanism is (ε, δ)-private; see the module."""
+    q = expit(epsilon)
+    beta = binom.sf(right - 1, guesses, q)
+    if delta == 0 or right == 0:
+        return float(beta)
+    i = np.arange(1, right + 1)
+    alpha = np.max((binom.sf(right - i - 1, guesses, q) - beta) / i)
+    return float(min(beta + 2 * canaries * delta * alpha, 1.0))
+
+
+def lower_bound(canaries: int, guesses: int, right: int, delta: float, level: float = LEVEL) -> float:
+    """The largest ε that so many right guesses refute; 0 where they refute none.
+
+    Args:
+        canaries: m.
+        guesses: r.
+        right: v.
+        delta: δ.
+        level: With what probability the bound may be wrong.
+    """
+
+    def unlikely(epsilon: float) -> float:
+        return level - p_value(canaries, guesses, right, epsilon, delta)
+
+    if unlikely(0.0) <= 0:
+        return 0.0
+    high = 1.0
+    while unlikely(high) > 0:
+        high *= 2
+    return float(brentq(unlikely, 0.0, high, xtol=1e-6))
+
+
+def log_likelihood_ratio(seen: np.ndarray, rate: float, noise: float | np.ndarray) -> np.ndarray:
+    """How much likelier a round is with a canary among those it is sampled from than without it.
+
+    Args:
+        seen: x, what the round shows of each canary, in units of the clip.
+        rate: q, with which probability it takes part.
+        noise: z, the standard deviation of x; one, or one for each canary.
+    """
+    exponent = (seen - 0.5) / np.maximum(noise, _LEAST_NOISE) ** 2
+    return exponent if rate >= 1 else np.logaddexp(math.log1p(-rate), math.log(rate) + exponent)
+
+
+def audit(scores: np.ndarray, included: np.ndarray, delta: float, level: float = LEVEL) -> Audited:
+    """The best lower bound that guesses by scores come to.
+
+    How many guesses are best depends on the mechanism: of few, the surest, more are right. So some numbers are
+    tried, and each bound has its part of the level (Bonferroni), since the best of many is no test of one.
+
+    Args:
+        scores: Of each canary; the higher, the likelier it was in.
+        included: Whether it was.
+        delta: δ.
+        level: With what probability the bound may be wrong.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ways = list(_guesses(len(scores)))
+    found = []
+    for high, low in ways:
+        right = int(included[order[:high]].sum() + (~included[order[len(order) - low :]]).sum())
+        bound = lower_bound(len(scores), high + low, right, delta, level / len(ways))
+        found.append(Audited(bound, len(scores), high + low, right))
+    return max(found, key=lambda one: (one.epsilon, one.right / one.guesses))
+
+
+def _guesses(canaries: int) -> Iterator[tuple[int, int]]:
+    """How many of the highest scores are said to be in, and how many of the lowest to be out."""
+    for share in _SHARES:
+        half = int(canaries * share / 2)
+        if half:
+            yield half, half
+            yield half, 0

@@ -1,0 +1,86 @@
+"""The one-run audit: its bound against the guessing game it is about, played; and where it is degenerate."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from fedloom.data.randomness import numpy_rng
+from fedloom.federation.privacy.audit import audit, log_likelihood_ratio, lower_bound, p_value
+
+
+def told(canaries, epsilon, game):
+    """Fair coins, and what randomised response tells of each: right with probability e^ε / (1 + e^ε)."""
+    rng = numpy_rng(0, "randomised response", game)
+    included = rng.random(canaries) < 0.5
+    lies = rng.random(canaries) > 1 / (1 + math.exp(-epsilon))
+    return (included ^ lies) + 1e-3 * rng.random(canaries), included
+
+
+def test_no_more_games_of_randomised_response_are_refuted_than_the_level_allows():
+    for epsilon in (0.5, 2.0):
+        games = [told(100, epsilon, game) for game in range(200)]
+        exceed = sum(audit(*game, delta=0.0, level=0.2).epsilon > epsilon for game in games)
+        assert exceed <= 0.2 * 200
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0, 3.0])
+def test_of_many_coins_the_bound_is_nearly_the_truth(epsilon):
+    found = audit(*told(200_000, epsilon, 1), delta=0.0)
+    assert max(0.0, epsilon - 0.1) <= found.epsilon <= epsilon
+
+
+def test_the_p_value_is_the_share_of_games_with_so_many_right():
+    rng = numpy_rng(1, "games")
+    right = (rng.random((100_000, 40)) < 1 / (1 + math.exp(-1.0))).sum(1)
+    for v in (28, 32, 36):
+        assert p_value(100, 40, v, 1.0, 0.0) == pytest.approx(float((right >= v).mean()), abs=0.005)
+
+
+def test_delta_is_paid_for_as_theorem_5_2_says():
+    # Term by term: 2 m δ times the largest mean of P(B = v − i), ..., P(B = v − 1).
+    q = 1 / (1 + math.exp(-1.0))
+    mass = [math.comb(20, k) * q**k * (1 - q) ** (20 - k) for k in range(21)]
+    means = [sum(mass[18 - i : 18]) / i for i in range(1, 19)]
+    assert p_value(50, 20, 18, 1.0, 1e-3) == pytest.approx(sum(mass[18:]) + 2 * 50 * 1e-3 * max(means))
+    bounds = [lower_bound(50, 20, 20, delta) for delta in (0.0, 1e-5, 1e-3, 0.1)]
+    assert bounds == sorted(bounds, reverse=True) and bounds[-1] < bounds[0] - 0.1
+
+
+def test_a_mechanism_that_tells_all_with_probability_delta_is_within_the_bound():
+    """It is (0, δ)-private for δ = 0.02: then everything is right, else nothing is known."""
+    rng = numpy_rng(2, "tells all")
+    exceed = 0
+    for _ in range(300):
+        included = rng.random(40) < 0.5
+        scores = included + 0.0 if rng.random() < 0.02 else rng.random(40)
+        exceed += audit(scores, included, delta=0.02).epsilon > 0
+    assert exceed <= 0.05 * 300
+
+
+@pytest.mark.parametrize("canaries", [1, 2, 3, 200])
+def test_all_right_is_as_much_as_so_many_canaries_can_show(canaries):
+    q = 0.05 ** (1 / canaries)
+    expected = max(0.0, math.log(q / (1 - q)))
+    assert lower_bound(canaries, canaries, canaries, 0.0) == pytest.approx(expected, abs=1e-4)
+    assert lower_bound(canaries, canaries, 0, 1e-5) == 0.0
+
+
+def test_the_best_of_several_numbers_of_guesses_counts():
+    """A few that are told for certain, of many of which nothing is."""
+    rng = numpy_rng(3, "some")
+    included = np.arange(400) % 2 == 0
+    scores = np.where(included & (rng.random(400) < 0.2), 10.0, 0.0) + rng.random(400)
+    found = audit(scores, included, 1e-5)
+    assert found.right == found.guesses == 25 and found.epsilon > 1
+    assert audit(rng.random(400), included, 1e-5).epsilon == 0.0
+
+
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_the_score_is_the_ratio_of_the_two_densities(rate):
+    x, noise = np.linspace(-2, 3, 11), 0.7
+    within = (1 - rate) * norm.pdf(x, 0, noise) + rate * norm.pdf(x, 1, noise)
+    expected = np.log(within / norm.pdf(x, 0, noise))
+    assert log_likelihood_ratio(x, rate, noise) == pytest.approx(expected)
+    assert np.isfinite(log_likelihood_ratio(np.array([0.0, 1.0]), rate, 0.0)).all()
