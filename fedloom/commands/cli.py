@@ -155,7 +155,7 @@ def _overview() -> str:
         "",
         "Commands:",
         *(
-            textwrap.fill(f"  {name:<12}{command.summary}", width, subsequent_indent=" " * 14)
+            textwrap.fill(f"  {name:<14}{command.summary}", width, subsequent_indent=" " * 16)
             for name, command in COMMANDS.items()
         ),
         "",

@@ -40,6 +40,11 @@ for i in 1 2; do
 done; wait
 """,
     "audit": "fedloom audit runs/peer-1 runs/peer-2",
+    "audit-privacy": r"""
+fedloom audit-privacy --model_name minilm --data_name arithmetic \
+    --train_mode fed --client_num 8 --max_steps 3 --privacy user \
+    --target_epsilon 2
+""",
     "split": r"""
 fedloom split --data_name arithmetic --num_clients 3 \
     --partition quantity --output_path clients

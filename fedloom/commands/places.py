@@ -11,6 +11,7 @@ from fedloom.data.own import is_own_files
 from fedloom.evaluation.saved_adapters import find_adapters
 from fedloom.model.files import check_model_name
 from fedloom.model.source import locate
+from fedloom.options.audit_privacy import AuditPrivacyConfig
 from fedloom.options.fed import Run
 from fedloom.options.parsing import aliases
 from fedloom.options.peer import PeerConfig
@@ -35,7 +36,7 @@ def check_places(config: Any) -> None:
         return
     given = vars(config)
     given = given | {other: given[own] for other, own in aliases(given).items()}
-    if isinstance(config, Run):
+    if isinstance(config, Run) and not isinstance(config, AuditPrivacyConfig):  # which leaves no run
         check_folder(run_folder(config), config.resume)
     if isinstance(config, PeerConfig) and config.identity and config.neighbors:
         read_key(Path(config.identity))

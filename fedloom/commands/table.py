@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.commands.examples import check_divided, check_trained_on
+from fedloom.options.audit_privacy import AuditPrivacyConfig
+from fedloom.options.audit_privacy import check as check_audit_privacy
 from fedloom.options.check_evaluation import check as check_eval
 from fedloom.options.check_export import check_chat, check_merge
 from fedloom.options.check_fed import check, check_rules, check_values
@@ -106,6 +108,13 @@ def _audit(config: AuditConfig) -> int:
     from fedloom.commands.audit import run_audit
 
     return 0 if run_audit(config.runs) else EXIT_DOES_NOT_HOLD
+
+
+def _audit_privacy(config: AuditPrivacyConfig) -> int:
+    _begin(config, f"fedloom audit-privacy: {config.model_name} on {config.data_name}")
+    from fedloom.commands.audit_privacy import run_audit_privacy
+
+    return 0 if run_audit_privacy(config) else EXIT_DOES_NOT_HOLD
 
 
 def _split(config: SplitConfig) -> None:
@@ -219,6 +228,13 @@ COMMANDS: dict[str, Command] = {
         check_rules,
         _audit,
         "runs",
+    ),
+    "audit-privacy": Command(
+        "Measure what an attacker can tell of a private run: a lower bound on epsilon, by canaries.",
+        AuditPrivacyConfig,
+        check_audit_privacy,
+        _audit_privacy,
+        check_named=partial(check_trained_on, "audit-privacy"),
     ),
     "methods": Command(
         "List the methods of the literature, and what each sets.",

@@ -121,6 +121,7 @@ COMMANDS = {
         "merge": "export convert",
         "split": "partition divide",
         "topology": "graph network",
+        "audit-privacy": "privacy canaries canary audit_privacy membership",
         "report": "plot page show",
         "compare": "sweep grid benchmark",
         "methods": "list algorithms",

@@ -92,7 +92,7 @@ def play_round(
 
 def _in_these_processes(parts: Parts, now: ServerProgress) -> ClientTransport:
     return ClientTransport(
-        range(len(parts.data.clients)), _ClientTraining(parts, now), partial(collect_over_ranks, parts.group)
+        range(len(parts.data.clients)), ClientTraining(parts, now), partial(collect_over_ranks, parts.group)
     )
 
 
@@ -118,7 +118,7 @@ def _round(
 
 
 @dataclass(frozen=True)
-class _ClientTraining:
+class ClientTraining:
     """`federation.transport.Train`: this process's share of the sampled clients."""
 
     parts: Parts
@@ -127,6 +127,7 @@ class _ClientTraining:
     def __call__(
         self, round_: int, clients: Sequence[int], trained: Row, frozen: Row, received: Row
     ) -> Iterable[Update]:
+        """See `federation.transport.Train`."""
         work = [_work(self.parts, self.now, client) for client in clients]
         parts, group = self.parts, self.parts.group
         share = share_of(work, parts.model.layout, group.rank, group.size)

@@ -108,7 +108,7 @@ def test_a_command_alone_says_what_it_does_and_gives_one_to_copy(received, capsy
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_what_is_there_to_copy_parses_and_fits_80_columns(name):
     assert max(map(len, example(name).splitlines())) < 80
-    commands = re.findall(r"^ *fedloom (\w+)\b((?:.*\\\n)*.*)$", example(name), re.MULTILINE)
+    commands = re.findall(r"^ *fedloom ([\w-]+)((?:.*\\\n)*.*)$", example(name), re.MULTILINE)
     assert name in [command for command, _ in commands]
     for command, words in commands:
         words = words.replace("\\\n", " ").replace("$i", "1").removesuffix("&")

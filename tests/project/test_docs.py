@@ -23,7 +23,7 @@ PAGES = {
     path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }
 README = PAGES["README.md"]
-COMMAND_LINE = re.compile(r"^(?:\$ )?fedloom (\w+) ((?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
+COMMAND_LINE = re.compile(r"^(?:\$ )?fedloom ([\w-]+) ((?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

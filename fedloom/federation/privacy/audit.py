@@ -5,13 +5,13 @@
 
 Of m canaries a fair coin puts each in or leaves it out. The attacker sees what is released and guesses of
 r ≤ m of them which; v guesses are right. If the mechanism is (ε, δ)-differentially private, then, with
-q = e^ε / (1 + e^ε) and B ~ Binomial(r, q), a number of right guesses as large as v has a probability of at most
+q = e^ε / (1 + e^ε) and B ~ Binomial(r, q), so many right guesses, or more, have a probability of at most
 
     P(B ≥ v) + 2 m δ · max_{i = 1..v} P(v > B ≥ v − i) / i
 
-The bound is the largest ε at which that is below a level. For δ = 0 it is the accuracy of randomised response:
-m fair coins, each told right with probability q. Whatever m is, ε cannot be found larger than where q^m is the
-level: 4.2 of 200 canaries, 7.4 of 5,000.
+The bound is the largest ε at which that is below a level. For δ = 0 it is that of randomised response: each
+coin is told right with probability q. ε cannot be found larger than where q^m is the level, which is 4.2 for
+200 canaries and 7.4 for 5,000.
 
 A canary's score is the log-likelihood ratio of the rounds under the mechanism that is accounted for. With x_t
 what a round shows of it, in units of the clip, 1 + z N(0, 1) where it took part (with probability q) and
@@ -107,17 +107,17 @@ def log_likelihood_ratio(seen: np.ndarray, rate: float, noise: float | np.ndarra
 def audit(scores: np.ndarray, included: np.ndarray, delta: float, level: float = LEVEL) -> Audited:
     """The best lower bound that guesses by scores come to.
 
-    How many guesses are best depends on the mechanism: of few, the surest, more are right. So some numbers are
-    tried, and each bound has its part of the level (Bonferroni), since the best of many is no test of one.
+    How many guesses are best depends on the mechanism: of few, the surest, more are right. So some numbers
+    are tried, and each has its part of the level (Bonferroni): the largest of many bounds is no bound of one.
 
     Args:
-        scores: Of each canary; the higher, the likelier it was in.
+        scores: Of each canary; above 0 it was rather in than out.
         included: Whether it was.
         delta: δ.
         level: With what probability the bound may be wrong.
     """
     order = np.argsort(-scores, kind="stable")
-    ways = list(_guesses(len(scores)))
+    ways = list(_guesses(len(scores), int((scores > 0).sum())))
     found = []
     for high, low in ways:
         right = int(included[order[:high]].sum() + (~included[order[len(order) - low :]]).sum())
@@ -126,10 +126,11 @@ def audit(scores: np.ndarray, included: np.ndarray, delta: float, level: float =
     return max(found, key=lambda one: (one.epsilon, one.right / one.guesses))
 
 
-def _guesses(canaries: int) -> Iterator[tuple[int, int]]:
+def _guesses(canaries: int, above: int) -> Iterator[tuple[int, int]]:
     """How many of the highest scores are said to be in, and how many of the lowest to be out."""
+    yield above, canaries - above
     for share in _SHARES:
-        half = int(canaries * share / 2)
-        if half:
-            yield half, half
+        if half := int(canaries * share / 2):
             yield half, 0
+            if share < 1:
+                yield half, half

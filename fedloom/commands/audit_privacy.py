@@ -1,0 +1,87 @@
+"""`fedloom audit-privacy`: what an attacker can tell of a private run, beside what was proven of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fedloom.errors import UserError, plain_console
+from fedloom.federation.privacy.audit import LEVEL, audit
+from fedloom.options.audit_privacy import AuditPrivacyConfig
+from fedloom.process import place
+from fedloom.runs.files import check_output, write_atomically
+from fedloom.training.audit_clients import scores_of_clients
+from fedloom.training.private import UserBudget, with_noise
+from fedloom.training.setup_fed import Parts, build
+
+
+def run_audit_privacy(config: AuditPrivacyConfig) -> bool:
+    """Play a run's rounds with canaries, and write and print what could be told of them.
+
+    Args:
+        config: The options.
+
+    Returns:
+        Whether what was found is within what was proven.
+
+    Raises:
+        UserError: A mistake of the user.
+    """
+    if place().size > 1:
+        raise UserError("audit-privacy: it runs in one process; leave torchrun out")
+    path = Path(config.output)
+    check_output(path, "audit.json")
+    run = with_noise(config.of_the_run)
+    resolved, parts = build(run)
+    found = {"privacy": run.privacy, **_audited_clients(parts, run.max_steps, config.canaries)}
+    found |= {"noise_multiplier": resolved.noise_multiplier, "clip": resolved.clip}
+    write_atomically(path, json.dumps(found, indent=2) + "\n", private=True, then="start again")
+    _show(found)
+    print(f"Written to {path}")
+    return bool(found["holds"])
+
+
+def _audited_clients(parts: Parts, rounds: int, canaries: int) -> dict[str, Any]:
+    budget = parts.budget
+    assert isinstance(budget, UserBudget)
+    scores, included, done = scores_of_clients(parts, rounds, canaries, lambda n: _tell(n, rounds))
+    found = audit(scores, included, budget.account.delta)
+    proven = budget.epsilon(done)
+    return {
+        "rounds": done,
+        "delta": budget.account.delta,
+        "epsilon_proven": proven if math.isfinite(proven) else None,
+        "epsilon_lower_bound": found.epsilon,
+        "confidence": 1 - LEVEL,
+        "canaries": found.canaries,
+        "included": int(included.sum()),
+        "guesses": found.guesses,
+        "guesses_right": found.right,
+        "holds": found.epsilon <= proven,
+    }
+
+
+def _tell(done: int, rounds: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\rround {done}/{rounds}", end="\n" if done == rounds else "", file=sys.stderr, flush=True)
+
+
+def _show(found: dict[str, Any]) -> None:
+    proven = found["epsilon_proven"]
+    table = Table(
+        "", found["privacy"] + " level", title=f"{found['rounds']} rounds, delta {found['delta']:g}"
+    )
+    table.add_row("epsilon, proven", "infinite" if proven is None else f"{proven:.4g}")
+    table.add_row("epsilon, lower bound", f"{found['epsilon_lower_bound']:.4g}")
+    table.add_row("confidence", f"{found['confidence']:.0%}")
+    table.add_row("canaries", f"{found['canaries']} ({found['included']} in)")
+    table.add_row("guesses right", f"{found['guesses_right']} of {found['guesses']}")
+    console = plain_console()
+    console.print(table)
+    if not found["holds"]:
+        console.print("What was found is more than what was proven: this run does not keep its promise")

@@ -1,0 +1,64 @@
+"""The options of `fedloom audit-privacy`; see `fedloom.options.fed`."""
+
+from dataclasses import dataclass, fields
+
+from fedloom.errors import UserError
+from fedloom.options.check_fed import check as check_fed
+from fedloom.options.declare import option
+from fedloom.options.fed import FedConfig
+from fedloom.options.method import sets_method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Audit."""
+
+    canaries: int = option(
+        200,
+        "canaries, each put in or left out by a fair coin; the more there are, the larger an epsilon they "
+        "can show",
+        minimum=8,
+        maximum=100_000,
+    )
+    output: str = option("audit.json", "file to write", path=True)
+
+
+@sets_method(server=True)
+@dataclass(frozen=True, kw_only=True)
+class AuditPrivacyConfig(FedConfig, Audit):
+    """All options of `fedloom audit-privacy`, by their flat names."""
+
+    @property
+    def of_the_run(self) -> FedConfig:
+        """The options of the run that is audited."""
+        return FedConfig(**{field.name: getattr(self, field.name) for field in fields(FedConfig)})
+
+
+def check(config: AuditPrivacyConfig) -> None:
+    """Judge the options, each for itself and together.
+
+    Raises:
+        UserError: A value breaks its rule, or there is nothing to audit.
+    """
+    check_fed(config)
+    if config.privacy == "none":
+        raise UserError(
+            "privacy: none promises nothing that could be measured; choose --privacy user, with "
+            "--noise_multiplier 0 for what an attacker sees without noise"
+        )
+    if config.privacy == "example":
+        raise UserError(
+            "privacy: example is noise at each client, and canaries here are clients; choose --privacy user"
+        )
+    if config.resume:
+        raise UserError("resume: an audit begins afresh, and leaves no run; leave resume out")
+    if config.attack != "none":
+        raise UserError(
+            f"attack: {config.attack} has clients that attack the others, and canaries are all that an audit "
+            "adds; leave attack out"
+        )
+    if config.secure_aggregation is not None:
+        raise UserError(
+            f"secure_aggregation: {config.secure_aggregation:g} hides changes from the server, and the audit "
+            "looks at their sum, which is the same; leave secure_aggregation out"
+        )

@@ -1,0 +1,200 @@
+"""`fedloom audit-privacy` at user level: clients that are canaries, among those of a real run.
+
+A canary is a client beside the run's own, of which a fair coin decides whether it exists. It changes one
+number of what clients train and send in the round, its own, by more than the clip (a Dirac canary). Nobody
+can move a round by more than C, and canaries do not hide each other, so that no client shows more. What a
+round shows of it is that number of Σ Δ_k, in units of the clip, as the server's optimiser is given it. All of
+it is what `fedloom fed` runs: who is sampled, what sender and server clip, the sum, the noise, the
+denominator, the server's step. A canary takes part as likely as a client of the run; one that does not exist
+never answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from fedloom.client.optimisers import Optimiser, State
+from fedloom.data.randomness import derive_seed, numpy_rng
+from fedloom.errors import UserError
+from fedloom.federation.algorithm import Update, encode_update
+from fedloom.federation.privacy.audit import log_likelihood_ratio
+from fedloom.federation.server import Diverged
+from fedloom.federation.transport import ClientTransport
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.training.fed import first_standing
+from fedloom.training.fed_rounds import ClientTraining, ServerProgress, play_round
+from fedloom.training.private import UserBudget, secret_key
+from fedloom.training.setup_fed import Parts
+
+_BEYOND = 10.0
+"""By how much a canary's change exceeds the clip: a clip that is forgotten shows."""
+
+_WITHIN = 0.999
+"""Of the clip, which canaries have that count as within it."""
+
+
+@dataclass(frozen=True)
+class CanaryClients:
+    """The clients behind the run's own that are canaries.
+
+    Attributes:
+        first: The number of the first of them.
+        included: Whether each exists.
+        within: How many of them keep to the clip, the first ones: as large a share as an adaptive clip wants,
+            which so goes where the others' changes take it.
+        seed: The run's.
+        rows: Coordinates of what is trained, by how many there are: one for each canary.
+    """
+
+    first: int
+    included: np.ndarray
+    within: int
+    seed: int
+    rows: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def coordinates(self, trained: Row) -> torch.Tensor:
+        """Which number of what is trained, all in a row, each canary changes.
+
+        Raises:
+            UserError: There are fewer numbers than canaries.
+        """
+        size = sum(t.numel() for t in trained.values())
+        if size < len(self.included):
+            raise UserError(
+                f"canaries: {len(self.included):,} need as many parameters, and {size:,} train in a round; "
+                "lower canaries, or train more of them"
+            )
+        if size not in self.rows:
+            drawn = numpy_rng(self.seed, "canaries").choice(size, len(self.included), replace=False)
+            self.rows[size] = torch.from_numpy(drawn)
+        return self.rows[size]
+
+    def change(self, client: int, trained: Row, clip: float) -> Row:
+        """What a canary has learned, before anything is clipped."""
+        size = _unit(clip) * (_WITHIN if client - self.first < self.within else _BEYOND)
+        flat = torch.zeros(sum(t.numel() for t in trained.values()), dtype=torch.float64)
+        flat[self.coordinates(trained)[client - self.first]] = size
+        pieces = flat.split([t.numel() for t in trained.values()])
+        return {n: piece.view(t.shape).to(t) for (n, t), piece in zip(trained.items(), pieces, strict=True)}
+
+    def seen(self, total: Row, clip: float) -> np.ndarray:
+        """What Σ Δ_k shows of each canary, in units of the clip."""
+        flat = torch.cat([t.flatten() for t in total.values()]).double().cpu()
+        return (flat[self.coordinates(total)] / _unit(clip)).numpy()
+
+
+def _unit(clip: float) -> float:
+    """C, or where nothing is clipped any number."""
+    return clip if np.isfinite(clip) else 1.0
+
+
+def scores_of_clients(
+    parts: Parts, rounds: int, canaries: int, on_round: Callable[[int], None] = lambda round_: None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Play a run's rounds with canaries among the clients.
+
+    Args:
+        parts: What the run is made of, its privacy at user level.
+        rounds: How many, unless the budget is spent before.
+        canaries: How many.
+        on_round: Is told how many rounds are done.
+
+    Returns:
+        Each canary's score, whether it existed, and how many rounds there were.
+
+    Raises:
+        UserError: More canaries than parameters, or nothing finite came of a round.
+    """
+    privacy, budget = parts.algorithm.privacy, parts.budget
+    assert privacy is not None and isinstance(budget, UserBudget)
+    included = numpy_rng(parts.seed, "coins of the canaries").random(canaries) < 0.5
+    first = len(parts.data.clients)
+    kept_within = 0 if privacy.quantile is None else round(privacy.quantile * canaries)
+    who = CanaryClients(first, included, kept_within, parts.seed)
+    gradients: list[AdapterBank] = []
+    parts = _with_places(parts, canaries, gradients.append)
+    shares = parts.algorithm.privacy
+    assert shares is not None
+    now, scores = first_standing(parts), np.zeros(canaries)
+    while now.server.round < rounds and not budget.reason_to_stop(now.server.round, now.drawn):
+        gradients.clear()
+        clip, trained = now.server.clip, list[str]()
+        try:
+            now, _ = play_round(parts, now, _transport(parts, now, who, trained))
+        except Diverged as error:
+            raise UserError(f"{error}; lower client_lr or lr, and audit again") from error
+        # −Δ / client_lr, of which Δ is Σ Δ_k / (q N)
+        scale = -parts.algorithm.client_lr * shares.per_round
+        total = {name: scale * gradients[-1].tensors[name][0] for name in trained}
+        if total:
+            seen = who.seen(total, clip)
+            scores += log_likelihood_ratio(seen, privacy.per_round / privacy.clients, privacy.sum_noise)
+        on_round(now.server.round)
+    return scores, included, now.server.round
+
+
+def _with_places(parts: Parts, canaries: int, see: Callable[[AdapterBank], None]) -> Parts:
+    """A run with places for so many more clients, each as likely in a round as before.
+
+    Args:
+        parts: What the run is made of.
+        canaries: How many more.
+        see: Is given what the server's optimiser is given in a round.
+    """
+    algorithm = parts.algorithm
+    privacy = algorithm.privacy
+    assert privacy is not None
+    # N and q N stay whole numbers.
+    times = -(-(privacy.clients + canaries) // privacy.clients)
+    key = secret_key() if parts.budget is None or parts.budget.seed is None else parts.budget.seed
+    privacy = replace(privacy, clients=privacy.clients * times, per_round=privacy.per_round * times, key=key)
+    nothing = np.array([], dtype=np.int64)
+    clients = [*parts.data.clients, *[nothing] * (privacy.clients - len(parts.data.clients))]
+    optimiser = _watched(algorithm.server_optimiser, see)
+    return replace(
+        parts,
+        data=replace(parts.data, clients=clients),
+        algorithm=replace(algorithm, privacy=privacy, server_optimiser=optimiser),
+    )
+
+
+def _watched(optimiser: Optimiser, see: Callable[[AdapterBank], None]) -> Optimiser:
+    """An optimiser that shows what it is given."""
+
+    def step(
+        bank: AdapterBank, gradients: AdapterBank, state: State, active: torch.Tensor
+    ) -> tuple[AdapterBank, State]:
+        see(gradients)
+        return optimiser.step(bank, gradients, state, active)
+
+    return Optimiser(optimiser.init, step)
+
+
+def _transport(parts: Parts, now: ServerProgress, who: CanaryClients, names: list[str]) -> ClientTransport:
+    """Reaches the run's clients, and the canaries that exist.
+
+    Args:
+        parts: What the run is made of.
+        now: Where it stands.
+        who: The canaries.
+        names: Gets what is trained in the round.
+    """
+    honest = ClientTraining(parts, now)
+
+    def train(
+        round_: int, clients: Sequence[int], trained: Row, frozen: Row, received: Row
+    ) -> Iterator[Update]:
+        names[:] = trained
+        who.coordinates(trained)  # too many canaries: say so before anybody trains
+        yield from honest(round_, [k for k in clients if k < who.first], trained, frozen, received)
+        for client in (k for k in clients if k >= who.first):
+            delta = who.change(client, trained, now.server.clip)
+            seed = derive_seed(parts.seed, "codec", round_, client)
+            payload, _ = encode_update(parts.algorithm, client, delta, {}, {}, seed, now.server.clip)
+            yield Update(client, payload, examples=1, loss=0.0, correct=0, labels=0, tokens=0)
+
+    return ClientTransport([*range(who.first), *(who.first + np.flatnonzero(who.included)).tolist()], train)

@@ -1,0 +1,132 @@
+"""`fedloom audit-privacy`: what it finds of runs that keep their promise, and of runs that were broken."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+from run_files import write_problems
+from tiny import save_tiny_llama
+
+if find_spec("dp_accounting") is None:
+    pytest.skip("dp-accounting is not installed", allow_module_level=True)
+
+from fedloom.commands.cli import main
+from fedloom.federation import aggregate, algorithm
+from fedloom.federation.privacy.user import UserPrivacy
+
+RUN = """
+    --data_name arithmetic --train_mode fed --server_optimizer none --client_num 2 --client_num_per_step 2
+    --client_batch_per_step 1 --batch_size 2 --grad_accum_steps 1 --client_lr 0.05 --lora_r 4 --max_steps 2
+    --dtype float32 --wave_tokens 2000 --accountant rdp --privacy_seed 5
+"""
+USER = "--privacy user --clip 0.5 --target_epsilon 1 --canaries 200"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_llama(folder / "llama")
+    write_problems(folder / "data", train=16)
+    return ["--model_name", str(folder / "llama"), "--data_dir", str(folder / "data")]
+
+
+@pytest.fixture
+def audit(inputs, tmp_path, capsys):
+    """Runs `fedloom audit-privacy`; returns the exit status, and what it wrote."""
+
+    def run(*flags):
+        out = tmp_path / "audit.json"
+        words = ["audit-privacy", *inputs, *RUN.split(), "--output", str(out)]
+        status = main([*words, *(word for flag in flags for word in flag.split())])
+        return status, json.loads(out.read_text()) if out.exists() else {}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "--client_num_per_step 1 --seed 2",
+        "--clip adaptive:0.1:0.5 --server_optimizer adam --seed 3",
+        "--method FFA-LoRA --compress int8 --canaries 100 --seed 4",
+        "--train_mode fedGradFocus --max_layer_num 1 --min_layer_num 0 --server_data_fraction 0.25",
+    ],
+)
+def test_a_run_as_it_should_be_is_not_refuted(audit, capsys, more):
+    status, found = audit(USER, more)
+    assert status == 0 and found["holds"]
+    assert 0 <= found["epsilon_lower_bound"] <= found["epsilon_proven"] <= 1
+    assert found["confidence"] == 0.95 and found["rounds"] == 2
+    printed = capsys.readouterr().out
+    assert f"{found['guesses_right']} of {found['guesses']}" in printed and "epsilon, proven" in printed
+
+
+def test_without_noise_nearly_as_much_is_found_as_the_canaries_can_show(audit):
+    status, found = audit("--privacy user --clip 0.5 --noise_multiplier 0 --canaries 200")
+    assert status == 0 and found["epsilon_proven"] is None
+    assert found["guesses_right"] == found["guesses"] == 200
+    # 4.2 if one number of guesses were tried; here ten are.
+    assert found["epsilon_lower_bound"] == pytest.approx(3.6, abs=0.1)
+
+
+def noise_is_forgotten(monkeypatch):
+    monkeypatch.setattr(UserPrivacy, "noised", lambda self, total, clip, round_: total)
+
+
+def noise_is_divided_twice(monkeypatch):
+    noised = UserPrivacy.noised
+
+    def wrong(self, total, clip, round_):
+        return noised(self, total, clip / self.per_round, round_)
+
+    monkeypatch.setattr(UserPrivacy, "noised", wrong)
+
+
+def clip_is_forgotten(monkeypatch):
+    for module in (aggregate, algorithm):
+        monkeypatch.setattr(module, "clipped", lambda row, clip: (row, True))
+
+
+def all_take_part(monkeypatch):
+    monkeypatch.setattr(UserPrivacy, "sample", lambda self, round_: [*range(self.clients)])
+
+
+@pytest.mark.parametrize(
+    ("broken", "more"),
+    [
+        (noise_is_forgotten, ""),
+        (noise_is_divided_twice, ""),
+        (clip_is_forgotten, ""),
+        (
+            all_take_part,
+            "--client_num 16 --client_num_per_step 1 --batch_size 1 --max_steps 1 --canaries 400",
+        ),
+    ],
+)
+def test_a_run_that_breaks_its_promise_is_refuted(audit, monkeypatch, capsys, broken, more):
+    broken(monkeypatch)
+    status, found = audit(USER, more)
+    assert status == 1 and not found["holds"]
+    assert found["epsilon_lower_bound"] > found["epsilon_proven"]
+    assert "does not keep its promise" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--accountant pld --privacy_seed none", "privacy: none promises nothing that could be measured"),
+        (f"{USER} --canaries 4", "canaries: 4 is not"),
+        (f"{USER} --canaries 100000", "canaries: 100,000 need as many parameters"),
+        (f"{USER} --attack sign_flip --attackers 1", "attack: sign_flip has clients that attack"),
+        (
+            f"{USER} --client_num 3 --client_num_per_step 3 --secure_aggregation 1",
+            "secure_aggregation: 1 hides changes from the server",
+        ),
+        (f"{USER} --output .", "output: . is a folder; name a file in it"),
+        (f"{USER} --resume", "resume: an audit begins afresh"),
+    ],
+)
+def test_what_cannot_be_audited_is_told_with_the_reason(audit, capsys, flags, said):
+    status, _ = audit(flags)
+    assert status == 2 and said in capsys.readouterr().err
