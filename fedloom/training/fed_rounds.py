@@ -103,7 +103,8 @@ def _round(
         return *central_round(now.server, _CentralTraining(parts, now)), None
     there, everybody = transport.clients, len(parts.data.clients)
     if (privacy := parts.algorithm.privacy) is not None:
-        clients = [client for client in privacy.sample(now.server.round) if client in there]
+        present = set(there)
+        clients = [client for client in privacy.sample(now.server.round) if client in present]
     else:
         wanted = min(parts.per_round, len(there))
         clients = [there[i] for i in sample_clients(parts.seed, now.server.round, len(there), wanted)]
