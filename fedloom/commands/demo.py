@@ -239,7 +239,7 @@ def answer_unseen(parts: Parts, row: Row, problems: int = 100, known: Answers | 
         problems: How many.
         known: The answers to the first of them, a multiple of `FEWEST_PROBLEMS`, if they have been given.
     """
-    form, asked = parts.data.form, parts.splits.test[:problems]
+    form, asked = parts.data.reader.form, parts.splits.test[:problems]
     assert form is not None, "the demo's model writes"
     found = known or Answers([], [], [])
     for first in range(len(found.texts), len(asked), FEWEST_PROBLEMS):

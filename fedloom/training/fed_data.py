@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,14 +10,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fedloom.data.clients import load_clients, load_validation, paths_of
-from fedloom.data.encode import Tokens, encode, reading
-from fedloom.data.encode_classes import class_reading, encode_classes
+from fedloom.data.encode import Tokens
 from fedloom.data.example import Example, Splits
 from fedloom.data.own import open_task
 from fedloom.data.partition import for_server, iid
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import Task
-from fedloom.data.templates import PromptFormat, instruction_of, prompt_format
 from fedloom.evaluation.answering import Questions, questions_of
 from fedloom.federation.attacks import Attackers, told_apart
 from fedloom.model.layout import shared_prefix
@@ -31,8 +28,7 @@ from fedloom.training.division import (
     published_validation,
     splits_and_values,
 )
-
-log = logging.getLogger(__name__)
+from fedloom.training.setup import Reader, reader
 
 Deal = Callable[[FedConfig, Sequence[str]], tuple[np.ndarray, list[np.ndarray]]]
 """``(config, labels of the training examples) -> (the server's, each client's)``, as indices."""
@@ -67,9 +63,8 @@ class Encoded:
         train, validation: Sequences to train on and to validate on.
         clients: For each client the indices of its training sequences.
         server: The indices of the training sequences that the server keeps; no client has them.
-        form: How a question is put to the model; None: it classifies.
-        instruction: What it is told in front of each; "" for nothing.
-        reading: A short name of how problems become token ids, the same for all who train together.
+        reader: How examples became token ids.
+        reading: A short name of that, the same for all who train together.
         questions: The validation problems that the model answers itself; None where it is never asked.
         triggered: Validation problems with the answers that an attacker wants.
     """
@@ -78,16 +73,15 @@ class Encoded:
     validation: list[Tokens]
     clients: list[np.ndarray]
     server: np.ndarray
-    form: PromptFormat | None
-    instruction: str
+    reader: Reader
     reading: str
     questions: Questions | None
     triggered: Sequence[Tokens] = ()
 
     @property
     def prefix(self) -> int:
-        """How many tokens all sequences begin with."""
-        return shared_prefix([*self.train, *self.validation])
+        """How many tokens all prompts begin with."""
+        return 0 if self.reader.form is None else shared_prefix([*self.train, *self.validation])
 
 
 @dataclass(frozen=True)
@@ -129,24 +123,18 @@ def encode_data(
         UserError: Nothing is left, of all or of a client's own; the clients are more than the examples; or
             there is no such attack on them.
     """
-    instruction, form = "", None
-    if not classes:
-        instruction = instruction_of(task.instruction, config.system_prompt)
-        form = prompt_format(tokenizer, instruction, config.prompt_format, config.prompt_date)
+    how = reader(config, task, tokenizer, classes)
     long = 0
 
     def read(examples: list[Example], kinds: Sequence[str] | None = None) -> list[Tokens]:
         nonlocal long
         if not examples:
             return []
-        if form is not None:
-            if kinds is not None:
-                examples = [replace(e, label=kind) for e, kind in zip(examples, kinds, strict=True)]
-            found, more = encode(examples, tokenizer, form, config.max_length)
-        else:
-            found, more = encode_classes(examples, tokenizer, classes, config.max_length)
-            if kinds is not None:
-                found = [tokens._replace(kind=kind) for tokens, kind in zip(found, kinds, strict=True)]
+        if kinds is not None and how.form is not None:
+            examples = [replace(e, label=kind) for e, kind in zip(examples, kinds, strict=True)]
+        found, more = how.read(examples)
+        if kinds is not None and how.form is None:
+            found = [tokens._replace(kind=kind) for tokens, kind in zip(found, kinds, strict=True)]
         long += more
         return found
 
@@ -156,10 +144,10 @@ def encode_data(
             parts.append(read(part))
     parts.append(read(held.splits.train, held.values))
     train = [tokens for part in parts for tokens in part]
-    _tell(long, held.train, "training", config, form)
+    how.warn_of_long(long, held.train, "training")
     long = 0
     validation = read(held.splits.validation)
-    _tell(long, [held.splits.validation], "validation", config, form)
+    how.warn_of_long(long, [held.splits.validation], "validation")
     if held.own is None:
         server, clients = deal(config, [tokens.kind for tokens in train])
     else:
@@ -167,11 +155,10 @@ def encode_data(
     if config.train_mode != "local" and any(map(len, clients)):
         check_sizes(config, [len(own) for own in clients])
     questions = None
-    if form is not None and config.eval_generate_every:
-        questions = questions_of(validation, config.eval_generate_limit, form.end)
-    every = [*train, *validation]
-    word = class_reading(tokenizer, classes) if form is None else reading(tokenizer, form, every)
-    data = Encoded(train, validation, clients, server, form, instruction, word, questions)
+    if how.form is not None and config.eval_generate_every:
+        questions = questions_of(validation, config.eval_generate_limit, how.form.end)
+    word = how.name([*train, *validation])
+    data = Encoded(train, validation, clients, server, how, word, questions)
     return data if attackers is None else _attacked(config, task, held, data, attackers, read)
 
 
@@ -188,7 +175,7 @@ def _attacked(
         return data
     dealt = held.splits.train
     classes = task.label_names
-    if data.form is not None:
+    if data.reader.form is not None:
         classes = told_apart(classes, [one for part in held.train for one in part])
     # Encoding may have left some out: the places of those that are there stand where their class would.
     numbers = [str(i) for i in range(len(dealt))]
@@ -205,25 +192,6 @@ def _attacked(
         judged = held.splits.validation[: config.val_limit]
         triggered = read(attackers.attack.probe(judged, classes))
     return replace(data, train=train, clients=clients, triggered=triggered)
-
-
-def _tell(
-    long: int,
-    parts: Sequence[Sequence[Example]],
-    what: str,
-    config: FedConfig,
-    form: PromptFormat | None,
-) -> None:
-    """Say how many examples are too long."""
-    if long:
-        log.warning(
-            "%d of %d %s examples are longer than max_length %d and %s",
-            long,
-            sum(map(len, parts)),
-            what,
-            config.max_length,
-            "cut" if form is None else "left out",
-        )
 
 
 def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = True) -> Task:

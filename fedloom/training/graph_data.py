@@ -1,18 +1,24 @@
-"""Who holds what among peers without a server: their own folders, or a split of the task's data."""
+"""The data of peers without a server: their own folders, or a split of the task's data; as token ids."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from fedloom.data.clients import load_clients, load_validation, path_of, paths_of
+from fedloom.data.encode import Tokens
 from fedloom.data.example import Example
 from fedloom.data.own import open_task
 from fedloom.data.tasks import Task
+from fedloom.evaluation.answering import Questions, questions_of
+from fedloom.federation.attacks import Attackers, told_apart
 from fedloom.options.graph import DflConfig
 from fedloom.options.own_data import column_names
 from fedloom.options.peer import PeerConfig
-from fedloom.training.division import divided, published_validation, splits_and_values
+from fedloom.training.division import check_sizes, divided, of_client, published_validation, splits_and_values
+from fedloom.training.setup import Reader
 
 Setting = DflConfig | PeerConfig
 
@@ -23,6 +29,18 @@ class PeerExamples:
 
     train: list[list[Example]]
     validation: list[list[Example]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of every peer's examples, or of one list for all; see `PeerParts`."""
+
+    train: list[list[Tokens]]
+    validation: list[list[Tokens]]
+    questions: list[Questions]
+    reader: Reader
+    reading: str
+    triggered: list[Tokens]
 
 
 def open_data(config: Setting, only: int | None = None) -> Task:
@@ -80,3 +98,52 @@ def hold(config: Setting, task: Task, only: int | None = None) -> PeerExamples:
     return PeerExamples(
         [[splits.train[i] for i in share] for share in shares], validation or [splits.validation]
     )
+
+
+def attacked(
+    config: Setting, held: PeerExamples, attackers: Attackers | None, names: Sequence[str], classify: bool
+) -> tuple[PeerExamples, list[Example]]:
+    """What peers hold once attackers have altered theirs, and validation examples that they want answered.
+
+    Args:
+        config: What the user wants.
+        held: What they hold.
+        attackers: Who alters what.
+        names: The data set's classes.
+        classify: Whether the model tells them apart itself; else their names must be the answers.
+    """
+    if attackers is None:
+        return held, []
+    examples = [example for own in held.train for example in own]
+    classes = tuple(names) if classify else told_apart(names, examples)
+    train = [attackers.poisoned(peer, own, classes) for peer, own in enumerate(held.train)]
+    judged = [example for own in held.validation for example in own[: config.val_limit]]
+    probe = attackers.attack.probe
+    return PeerExamples(train, held.validation), probe(judged, classes) if probe else []
+
+
+def encode(config: Setting, held: PeerExamples, triggered: list[Example], reader: Reader) -> Encoded:
+    """Encode everything; what is too long is left out, or cut where it is classified.
+
+    Raises:
+        UserError: Nothing is left of somebody's.
+    """
+    done = []
+    for what, parts in (("training", held.train), ("validation", held.validation)):
+        sequences, long = [], 0
+        for number, part in enumerate(parts, start=1):
+            with of_client(number) if len(parts) > 1 else nullcontext():
+                found, more = reader.read(part)
+            sequences.append(found)
+            long += more
+        reader.warn_of_long(long, parts, what)
+        done.append(sequences)
+    train, validation = done
+    wanted = reader.read(triggered)[0] if triggered else []
+    check_sizes(config, [len(own) for own in train])
+    questions = []
+    if reader.form is not None and config.eval_generate_every:
+        end = reader.form.end
+        questions = [questions_of(own, config.eval_generate_limit, end) for own in validation]
+    word = reader.name([tokens for own in train for tokens in own])
+    return Encoded(train, validation, questions, reader, word, wanted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedloom.client.local import LocalRules
 from fedloom.client.work import Schedule
 from fedloom.data.example import Splits
-from fedloom.data.randomness import derive_seed
 from fedloom.data.tasks import Task
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import within_room
@@ -22,20 +20,14 @@ from fedloom.federation.focus import Focus
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.bank import Row
-from fedloom.model.base import BaseModel, BeforeWeights, load_base
-from fedloom.model.class_order import name_classes
-from fedloom.model.files import check_model_name
 from fedloom.model.fit import check_fit
-from fedloom.model.hardware import check_quantize, resolve_device
-from fedloom.model.memory import auto_wave_tokens
-from fedloom.model.quiet import quieten
 from fedloom.model.stacked import StackedModel
 from fedloom.options.check_fed import check
 from fedloom.options.fed import FedConfig
 from fedloom.options.methods import chosen
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
-from fedloom.training.adapter_folder import AdapterFolder, of_classes, of_prompts
+from fedloom.training.adapter_folder import AdapterFolder
 from fedloom.training.algorithms import (
     algorithm_with_server,
     check_personal,
@@ -44,12 +36,11 @@ from fedloom.training.algorithms import (
     scored_layers,
     simulated_attackers,
 )
-from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.division import check_comparable
 from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
 from fedloom.training.loop import Intervals
 from fedloom.training.private import Budget, example_budget, example_privacy, user_budget
-from fedloom.training.provenance import base_noted
+from fedloom.training.setup import beside_adapters, check_base, classes_to_learn, load, lora, resolved, stack
 
 
 @dataclass(frozen=True)
@@ -120,23 +111,14 @@ def build(
         )
     algorithm = algorithm_with_server(config)
     attackers = simulated_attackers(config, config.client_num)
-    quieten()
-    check_quantize(config.quantize, resolve_device(config.device))
-    check_model_name(config.model_name, config.token)
+    check_base(config, config.model_name)
     task = holdings.open(config)
     held = holdings.load(config, task)
     splits = held.splits
     check_comparable([*held.train, splits.validation])
     inputs.note("training data", digest_of_examples(held.train))
     inputs.note("validation data", digest_of_examples([splits.validation]))
-    classes = classes_of_head(
-        task,
-        config.model_name,
-        token=config.token,
-        trust_remote_code=config.trust_remote_code,
-        own_by_head=False,
-    )
-    check_written(classes, config.eval_generate_every)
+    classes = classes_to_learn(config, config.model_name, task, own_by_head=False)
     if held.own is None:
         holdings.deal(
             config, held.values or [example.label for example in splits.train]
@@ -154,29 +136,19 @@ def build(
         check_personal(algorithm, names - algorithm.share(names), steps)
         ready.append((data, adapter))
 
-    with base_noted(inputs, config.model_name):
-        base = _load(config, before_weights, classes)
-    if classes:
-        name_classes(base.model, classes)
+    base = load(config, config.model_name, classes, inputs, before_weights)
     ((data, adapter),) = ready
-    model = _stack(config, base, adapter, data)
+    model = stack(config, base, adapter, data.prefix)
     algorithm = replace(algorithm, ranks=client_ranks(config, adapter))
     if algorithm.refactoring is not None and algorithm.refactoring.initial is not None:
         model.initial = algorithm.refactoring.initial(model.initial, config.seed)
     if algorithm.folds and config.residual_rank is None:
         model.check_foldable()
-    resolved = replace(
-        config,
-        dtype=cast(Any, str(base.model.dtype).removeprefix("torch.")),
-        wave_tokens=auto_wave_tokens(base.model, group.sharing)
-        if config.wave_tokens == "auto"
-        else config.wave_tokens,
-        system_prompt=config.system_prompt if data.form is None else data.instruction or "none",
-    )
-    rules = _rules(resolved, algorithm)
+    config = resolved(config, base, data.reader, group)
+    rules = _rules(config, algorithm)
     if config.train_mode == "local":  # its one client's moments last, as the server's do
         algorithm = replace(algorithm, server_optimiser=rules.optimiser)
-    return resolved, Parts(
+    return config, Parts(
         model=model,
         tokenizer=base.tokenizer,
         splits=splits,
@@ -197,9 +169,7 @@ def build(
         central=config.train_mode == "local",
         patience=config.patience,
         val_limit=config.val_limit,
-        beside=of_classes(task.name, base.name, base.tokenizer, classes)
-        if data.form is None
-        else of_prompts(config, task.name, base.name, base.tokenizer, data.form, data.instruction),
+        beside=beside_adapters(config, task, base, data.reader),
         classes=classes,
         group=group,
         attackers=attackers,
@@ -256,42 +226,11 @@ def fitting_data(
     return data
 
 
-def _load(config: FedConfig, before_weights: BeforeWeights, classes: Sequence[str]) -> BaseModel:
-    return load_base(
-        config.model_name,
-        device=config.device,
-        dtype=config.dtype,
-        quantize=config.quantize,
-        token=config.token,
-        trust_remote_code=config.trust_remote_code,
-        num_labels=len(classes) or None,
-        before_weights=before_weights,
-    )
-
-
 def _adapter(config: FedConfig, model: PreTrainedModel) -> PeftConfig:
     if config.peft == "lora":
-        return choice.lora(
-            model,
-            r=max(config.ranks),
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            target_modules=config.target_module_names,
-            rslora=config.use_rslora,
-        )
+        return lora(config, max(config.ranks), model)
     kind = choice.p_tuning if config.peft == "p-tuning" else choice.prompt_tuning
     return kind(model, virtual_tokens=config.virtual_tokens)
-
-
-def _stack(config: FedConfig, base: BaseModel, adapter: PeftConfig, data: Encoded) -> StackedModel:
-    adapter = choice.with_drawn(adapter, base.drawn)
-    adapter.base_model_name_or_path = base.name
-    # PEFT draws from torch's generator, which takes 64 bits; ours have a purpose.
-    model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
-    if data.form is not None:
-        model.share_prefix(data.prefix)
-    model.beta = config.dpo_beta
-    return model
 
 
 def _schedule(config: FedConfig) -> Schedule:

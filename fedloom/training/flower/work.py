@@ -87,8 +87,7 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
     frozen = {name: t for name, t in whole.items() if name not in chosen}
     beside = unpack(request.content_.tensors, _with_rule(like), model.device, all_of_it=False)
     data = standing.data[path]
-    if data.form is not None:
-        model.share_prefix(data.prefix)
+    model.share_prefix(data.prefix)
     indices = data.clients[client] if path is None else np.arange(len(data.train))
     train = _compared(parts, data, indices)
     model.fold(part_of(row, BASE))

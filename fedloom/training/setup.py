@@ -1,0 +1,185 @@
+"""What runs with a server and without one set up alike: how examples are read, the base and its adapters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedloom.data.encode import Tokens, encode, reading
+from fedloom.data.encode_classes import class_reading, encode_classes
+from fedloom.data.example import Example
+from fedloom.data.randomness import derive_seed
+from fedloom.data.tasks import Task
+from fedloom.data.templates import PromptFormat, instruction_of, prompt_format
+from fedloom.model.adapters import choice
+from fedloom.model.base import BaseModel, BeforeWeights, load_base
+from fedloom.model.class_order import name_classes
+from fedloom.model.files import check_model_name
+from fedloom.model.hardware import check_quantize, resolve_device
+from fedloom.model.memory import auto_wave_tokens
+from fedloom.model.quiet import quieten
+from fedloom.model.stacked import StackedModel
+from fedloom.options.fed import FedConfig
+from fedloom.options.graph import DflConfig
+from fedloom.options.peer import PeerConfig
+from fedloom.runs.inputs import Inputs
+from fedloom.runtimes.group import Group
+from fedloom.training.adapter_folder import AdapterFolder, of_classes, of_prompts
+from fedloom.training.classes import check_written, classes_of_head
+from fedloom.training.provenance import base_noted
+
+log = logging.getLogger(__name__)
+
+C = TypeVar("C", FedConfig, DflConfig, PeerConfig)
+Setting = FedConfig | DflConfig | PeerConfig
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How examples become token ids.
+
+    Attributes:
+        tokenizer: The model's.
+        max_length: The most tokens of a sequence; longer ones are left out, or cut where they are classified.
+        classes: In the order of the outputs of the model's head; none where it writes answers.
+        form: How a question is put to a model that writes.
+        instruction: What it is told in front of each; "" for nothing.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    classes: Sequence[str] = ()
+    form: PromptFormat | None = None
+    instruction: str = ""
+
+    def read(self, examples: Sequence[Example]) -> tuple[list[Tokens], int]:
+        """Their sequences, and how many of the examples are too long."""
+        if self.form is None:
+            return encode_classes(examples, self.tokenizer, self.classes, self.max_length)
+        return encode(examples, self.tokenizer, self.form, self.max_length)
+
+    def name(self, sequences: Sequence[Tokens]) -> str:
+        """A short name of how examples are read, the same for all who train together."""
+        if self.form is None:
+            return class_reading(self.tokenizer, self.classes)
+        return reading(self.tokenizer, self.form, sequences)
+
+    def warn_of_long(self, long: int, parts: Sequence[Sequence[Example]], what: str) -> None:
+        """Say how many examples are too long, where some are."""
+        if long:
+            log.warning(
+                "%d of %d %s examples are longer than max_length %d and %s",
+                long,
+                sum(map(len, parts)),
+                what,
+                self.max_length,
+                "cut" if self.form is None else "left out",
+            )
+
+
+def reader(config: Setting, task: Task, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str]) -> Reader:
+    """How a data set's examples become token ids: to be classified, or as questions and answers."""
+    if classes:
+        return Reader(tokenizer, config.max_length, classes)
+    instruction = instruction_of(task.instruction, config.system_prompt)
+    form = prompt_format(tokenizer, instruction, config.prompt_format, config.prompt_date)
+    return Reader(tokenizer, config.max_length, (), form, instruction)
+
+
+def check_base(config: Setting, name: str) -> None:
+    """Make sure of the device and the model before anything is read.
+
+    Raises:
+        UserError: The device cannot quantise, or there is no such model.
+    """
+    quieten()
+    check_quantize(config.quantize, resolve_device(config.device))
+    check_model_name(name, config.token)
+
+
+def classes_to_learn(config: Setting, name: str, task: Task, *, own_by_head: bool) -> tuple[str, ...]:
+    """The classes of the model's head; none where it writes answers; see `classes_of_head`.
+
+    Raises:
+        UserError: It classifies, and is to write answers.
+    """
+    classes = classes_of_head(
+        task, name, token=config.token, trust_remote_code=config.trust_remote_code, own_by_head=own_by_head
+    )
+    check_written(classes, config.eval_generate_every)
+    return classes
+
+
+def load(
+    config: Setting, name: str, classes: Sequence[str], inputs: Inputs, before_weights: BeforeWeights
+) -> BaseModel:
+    """The base model of a run, whose files' digests are taken down, with the classes of its head named."""
+    with base_noted(inputs, name):
+        base = load_base(
+            name,
+            device=config.device,
+            dtype=config.dtype,
+            quantize=config.quantize,
+            token=config.token,
+            trust_remote_code=config.trust_remote_code,
+            num_labels=len(classes) or None,
+            before_weights=before_weights,
+        )
+    if classes:
+        name_classes(base.model, classes)
+    return base
+
+
+def lora(config: Setting, rank: int, model: PreTrainedModel) -> PeftConfig:
+    """LoRA as the options have it."""
+    return choice.lora(
+        model,
+        r=rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=config.target_module_names,
+        rslora=config.use_rslora,
+    )
+
+
+def stack(config: Setting, base: BaseModel, adapter: PeftConfig, prefix: int) -> StackedModel:
+    """The base with stacked adapters.
+
+    Args:
+        config: Options of the run.
+        base: The model.
+        adapter: What trains, beside what was drawn of the base.
+        prefix: How many tokens all sequences are known to begin with.
+    """
+    adapter = choice.with_drawn(adapter, base.drawn)
+    adapter.base_model_name_or_path = base.name
+    # PEFT draws from torch's generator, which takes 64 bits; ours have a purpose.
+    model = StackedModel(base.model, adapter, seed=derive_seed(config.seed, "adapter"))
+    model.share_prefix(prefix)
+    model.beta = config.dpo_beta
+    return model
+
+
+def resolved(config: C, base: BaseModel, reader: Reader, group: Group) -> C:
+    """The options with what `auto` turned out to be: dtype, wave_tokens, system_prompt."""
+    wave_tokens = config.wave_tokens
+    if wave_tokens == "auto":
+        wave_tokens = auto_wave_tokens(base.model, group.sharing)
+    return replace(
+        config,
+        dtype=cast(Any, str(base.model.dtype).removeprefix("torch.")),
+        wave_tokens=wave_tokens,
+        system_prompt=config.system_prompt if reader.form is None else reader.instruction or "none",
+    )
+
+
+def beside_adapters(config: Setting, task: Task, base: BaseModel, reader: Reader) -> AdapterFolder:
+    """What is written beside every saved adapter."""
+    if reader.form is None:
+        return of_classes(task.name, base.name, base.tokenizer, reader.classes)
+    return of_prompts(config, task.name, base.name, base.tokenizer, reader.form, reader.instruction)
