@@ -58,14 +58,23 @@ class ExamplePrivacy:
             expected: q n.
             *ids: Whose step it is.
         """
-        if self.noise == 0:
-            return {name: t / expected for name, t in total.items()}
-        drawn = secret_normal(self.key, "noise", *ids, size=sum(t.numel() for t in total.values()))
-        pieces = torch.from_numpy(drawn * (self.noise * self.clip)).split([t.numel() for t in total.values()])
-        return {
-            name: (t + piece.view(t.shape).to(t)) / expected
-            for (name, t), piece in zip(total.items(), pieces, strict=True)
-        }
+        whole = noised(total, self.noise * self.clip, self.key, *ids) if self.noise else total
+        return {name: t / expected for name, t in whole.items()}
+
+
+def noised(total: Row, deviation: float, key: int, *ids: int) -> Row:
+    """A row with normal noise on every number.
+
+    Args:
+        total: Without it.
+        deviation: Standard deviation of the noise.
+        key: Of the noise.
+        *ids: Whose it is.
+    """
+    sizes = [t.numel() for t in total.values()]
+    noise = torch.from_numpy(secret_normal(key, "noise", *ids, size=sum(sizes)) * deviation)
+    pieces = zip(total.items(), noise.split(sizes), strict=True)
+    return {name: t + piece.view(t.shape).to(t) for (name, t), piece in pieces}
 
 
 def rate_of(examples: int, batch: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from fedloom.commands.examples import EXAMPLES, example
 from fedloom.commands.table import COMMANDS, Command
 from fedloom.errors import UserError, one_line, shown, without_secrets
-from fedloom.options import meant
+from fedloom.options import synonyms
 from fedloom.options.declare import did_you_mean
 from fedloom.options.help import coloured
 from fedloom.options.parsing import given_options, help_text
@@ -92,7 +92,7 @@ def _dispatch(name: str, words: Sequence[str]) -> int:
     command = COMMANDS.get(name)
     if command is None:
         raise UserError(
-            f"unknown command {shown(name)}{did_you_mean(name, COMMANDS, others=meant.COMMANDS)} "
+            f"unknown command {shown(name)}{did_you_mean(name, COMMANDS, others=synonyms.COMMANDS)} "
             "(`fedloom --help` lists all)"
         )
     prog = f"fedloom {name}"

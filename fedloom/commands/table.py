@@ -60,9 +60,9 @@ def _begin(config: Any, words: str) -> None:
     """Say on a terminal what is done, and tell mistyped paths, before the libraries, which take seconds."""
     if place().leads and sys.stderr.isatty():
         print(f"{words}, loading …", file=sys.stderr, flush=True)
-    from fedloom.commands.places import check_places
+    from fedloom.commands.check_paths import check_paths
 
-    check_places(config)
+    check_paths(config)
 
 
 def _fed(config: FedConfig) -> None:

@@ -70,15 +70,6 @@ def normal_number(value: object) -> str | None:
     return plain(numbers[0].value)
 
 
-def same_number(a: str | None, b: str | None) -> bool:
-    """Tells whether both are equal numbers: ``"18"`` and ``"18.0"`` are, None equals nothing.
-
-    They may differ by 1e-6, below 0.1 by a 1e-5th of the larger: ``"0.333333"`` is a third, 1e-9 is not 2e-9.
-    """
-    first, second = normal_number(a), normal_number(b)
-    return first is not None and second is not None and _equal(Decimal(first), Decimal(second))
-
-
 def quantity(text: str) -> Quantity | None:
     """Returns the number that is the whole of `text`, with at most a unit: ``"11 days"``, ``"$5"``.
 

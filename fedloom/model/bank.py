@@ -48,11 +48,6 @@ class AdapterBank:
         """Where the adapters lie."""
         return next(iter(self.tensors.values())).device
 
-    @property
-    def bytes_per_row(self) -> int:
-        """Bytes of one client's adapter as it would cross the wire."""
-        return sum(t[0].numel() * t.element_size() for t in self.tensors.values())
-
     def row(self, client: int) -> Row:
         """Client ``client``'s adapter: views, not copies."""
         return {name: t[client] for name, t in self.tensors.items()}

@@ -11,7 +11,7 @@ from fedloom.options.parts import check_choice, listed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attackers:
+class SimulatedAttack:
     """Attackers in the simulation."""
 
     attack: str = option(

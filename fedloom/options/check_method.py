@@ -43,14 +43,14 @@ def check_method(config: Any, *, server: bool) -> None:
             f"lora_aggregation: {products} needs both factors of every product, and share {names['share']} "
             "sends a part of the adapter; choose --share all, or --lora_aggregation factors"
         )
-    _check_factors(config, names)
+    _check_factors(names)
     if server:
         _check_with_server(config, names)
     else:
         _check_on_graph(config, names)
 
 
-def _check_factors(config: Any, names: dict[str, str]) -> None:
+def _check_factors(names: dict[str, str]) -> None:
     trains = names["train_factors"]
     if trains == _BY_NAME["train_factors"].default:
         return

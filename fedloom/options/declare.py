@@ -10,7 +10,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedloom.errors import HIDDEN, is_plain, looks_like_a_token, shown
-from fedloom.options.meant import values_of_others, why_not
+from fedloom.options.synonyms import values_of_others, why_not
 
 _PATTERN = re.compile(r"[*+?|^$\\()\[\]{}]")
 
@@ -262,7 +262,7 @@ def did_you_mean(
         value: What was given.
         names: Those that there are.
         cutoff: How near is near, from 0 to 1.
-        others: Words that other tools have, and the name that each stands for; see `fedloom.options.meant`.
+        others: Words that other tools have, and the name that each stands for; see `options.synonyms`.
     """
     word = shown(value).lower()
     # So near only that a slip of the keyboard lies between: most of these words are like no name of ours.

@@ -8,7 +8,7 @@ values. None of this needs torch, so that `--help` and a bad value answer at onc
 from dataclasses import dataclass
 from typing import Literal
 
-from fedloom.options.attack import Attackers
+from fedloom.options.attack import SimulatedAttack
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, ServerMethod, sets_method
@@ -341,7 +341,7 @@ class FedConfig(
     ServerMethod,
     ClientTraining,
     GradientPriority,
-    Attackers,
+    SimulatedAttack,
     Privacy,
     SecureAggregation,
     Validation,

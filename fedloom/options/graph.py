@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedloom.options.attack import Attackers
+from fedloom.options.attack import SimulatedAttack
 from fedloom.options.declare import names_or_pattern, option
 from fedloom.options.fed import DATA_SEED, AnyTask, Hardware, Prompts, Run
 from fedloom.options.lora_variants import LoraVariants
@@ -192,7 +192,7 @@ class DflConfig(
     GraphMethod,
     LayerPriority,
     PeerTraining,
-    Attackers,
+    SimulatedAttack,
     Privacy,
     PeerReports,
 ):

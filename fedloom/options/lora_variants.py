@@ -1,4 +1,4 @@
-"""Options of LoRA's variants, rsLoRA and LoRA+; `options.meant` says why others are none."""
+"""Options of LoRA's variants, rsLoRA and LoRA+; `options.synonyms` says why others are none."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -15,8 +15,8 @@ from typing import Any, NoReturn, TypeVar
 from fedloom.errors import UserError, shown
 from fedloom.options.declare import WORDS, Option, did_you_mean, options
 from fedloom.options.help import HelpFormatter
-from fedloom.options.meant import of_others
 from fedloom.options.parts import load_plugins
+from fedloom.options.synonyms import of_others
 from fedloom.options.yaml_file import read_yaml
 
 RUN_CONFIG = "config.yaml"

@@ -30,8 +30,8 @@ from fedloom.training import loop
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.private import secret_key, with_lost
-from fedloom.training.reach import warn_of_standstill
 from fedloom.training.setup_fed import Parts
+from fedloom.training.standstill import warn_of_standstill
 
 
 def write_held(folder: Path, parts: Parts) -> None:

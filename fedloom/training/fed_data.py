@@ -142,7 +142,15 @@ def encode_data(
     for number, part in enumerate(held.own or [], start=1):
         with of_client(number):
             parts.append(read(part))
-    parts.append(read(held.splits.train, held.values))
+    dealt, place = held.splits.train, list[int]()
+    if attackers is not None and held.own is None:
+        # What attackers alter is found by its number: reading may leave some out.
+        kinds = held.values or [example.label for example in dealt]
+        numbered = read(dealt, [str(i) for i in range(len(dealt))])
+        place = [int(tokens.kind) for tokens in numbered]
+        parts.append([_of_kind(tokens, kinds[i]) for tokens, i in zip(numbered, place, strict=True)])
+    else:
+        parts.append(read(dealt, held.values))
     train = [tokens for part in parts for tokens in part]
     how.warn_of_long(long, held.train, "training")
     long = 0
@@ -159,7 +167,7 @@ def encode_data(
         questions = questions_of(validation, config.eval_generate_limit, how.form.end)
     word = how.name([*train, *validation])
     data = Encoded(train, validation, clients, server, how, word, questions)
-    return data if attackers is None else _attacked(config, task, held, data, attackers, read)
+    return data if attackers is None else _attacked(config, task, held, data, attackers, place, read)
 
 
 def _attacked(
@@ -168,18 +176,26 @@ def _attacked(
     held: FedExamples,
     data: Encoded,
     attackers: Attackers,
+    place: Sequence[int],
     read: Callable[..., list[Tokens]],
 ) -> Encoded:
-    """The data with what attackers made of theirs; who has what is divided as without them."""
+    """The data with what attackers made of theirs; who has what is divided as without them.
+
+    Args:
+        config: What the user wants.
+        task: The data set.
+        held: The examples that this process has.
+        data: Those as they are.
+        attackers: Who alters what it trains on, and how.
+        place: For each sequence that is dealt out which of the examples it is of.
+        read: Makes token ids of examples.
+    """
     if attackers.attack.poison is attackers.attack.probe is None:
         return data
     dealt = held.splits.train
     classes = task.label_names
     if data.reader.form is not None:
         classes = told_apart(classes, [one for part in held.train for one in part])
-    # Encoding may have left some out: the places of those that are there stand where their class would.
-    numbers = [str(i) for i in range(len(dealt))]
-    place = [int(tokens.kind) for tokens in read(dealt, numbers)] if held.own is None else []
     train, clients = list(data.train), list(data.clients)
     for client in sorted(attackers.clients):
         own = held.own[client] if held.own is not None else [dealt[place[i]] for i in clients[client]]
@@ -192,6 +208,11 @@ def _attacked(
         judged = held.splits.validation[: config.val_limit]
         triggered = read(attackers.attack.probe(judged, classes))
     return replace(data, train=train, clients=clients, triggered=triggered)
+
+
+def _of_kind(tokens: Tokens, kind: str) -> Tokens:
+    rejected = tokens.rejected and tokens.rejected._replace(kind=kind)
+    return tokens._replace(kind=kind, rejected=rejected)
 
 
 def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = True) -> Task:

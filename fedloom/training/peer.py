@@ -32,7 +32,7 @@ from fedloom.runtimes.libp2p.node import Node, joined, listening
 from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.training import loop
-from fedloom.training.deployed import bounded
+from fedloom.training.default_bound import bounded
 from fedloom.training.graph_parts import PeerParts, PeerProgress, compared, start
 from fedloom.training.loop import Intervals, RunSteps
 from fedloom.training.peer_rounds import answered, evaluated, play_round, restore

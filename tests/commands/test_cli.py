@@ -18,8 +18,8 @@ from fedloom.options.methods import METHODS, chosen
 
 @pytest.fixture(autouse=True)
 def _no_model_is_looked_for(monkeypatch):
-    """A stand-in trains none; tests/commands/test_places.py has what is looked for."""
-    monkeypatch.setattr("fedloom.commands.places.check_places", lambda config: None)
+    """A stand-in trains none; tests/commands/test_check_paths.py has what is looked for."""
+    monkeypatch.setattr("fedloom.commands.check_paths.check_paths", lambda config: None)
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from fedloom.client.optimisers import sgd
 from fedloom.client.work import ClientWork
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm
-from fedloom.federation.lora_aggregations.fedsb import fedsb, svd_of_product
+from fedloom.federation.lora_aggregations.fedsb import fedsb
 from fedloom.federation.server import federated_round, initial_state
 from fedloom.federation.train_factors.square import square
+from fedloom.model.adapters.products import svd_of_product
 from fedloom.model.adapters.square import as_lora, with_square
 from fedloom.model.packing import build_pack
 from fedloom.runtimes.in_process import run_clients
@@ -35,7 +36,7 @@ def test_the_svd_of_a_product_has_all_its_directions(lost, d_in):
     torch.manual_seed(lost)
     A, B = torch.randn(2, d_in).double(), torch.randn(5, 2).double()
     B[:, :lost] = 0
-    U, S, Vh = svd_of_product(A, B)
+    U, S, Vh = svd_of_product(B, A)
     close(U * S @ Vh, B @ A)
     close(S, torch.linalg.svdvals(B @ A)[: len(S)])
     for orthonormal in (U.T @ U, Vh @ Vh.T):

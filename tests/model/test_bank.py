@@ -55,8 +55,8 @@ def test_map_goes_name_by_name_over_several_banks():
 
 def test_bytes_count_what_would_cross_the_wire():
     numbers = 2 * 3 + 4 * 2 + 3
-    assert random_bank(5).bytes_per_row == numbers * 8
-    assert random_bank(5).map(lambda t: t.float()).bytes_per_row == numbers * 4
+    assert bytes_of(random_bank(5).row(0)) == numbers * 8
+    assert bytes_of(random_bank(5).map(lambda t: t.float()).row(0)) == numbers * 4
     assert bytes_of(random_row(0)) == numbers * 8
 
 

@@ -12,8 +12,8 @@ from fedloom.options.declare import options
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.options.graph import DflConfig
-from fedloom.options.meant import OPTIONS
 from fedloom.options.parsing import help_text, parse
+from fedloom.options.synonyms import OPTIONS
 
 TOKEN = "hf_" + "aB3" * 11
 

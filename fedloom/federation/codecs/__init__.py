@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedloom.errors import UserError
 from fedloom.model.bank import Row
 
 
@@ -69,6 +70,26 @@ def unflattened(flat: Tensor, like: Row) -> Row:
     return {
         name: t.view(like[name].shape).to(like[name]) for name, t in zip(sorted(like), pieces, strict=True)
     }
+
+
+def check_share(name: str, share: float) -> None:
+    """Make sure that a codec sends some of the numbers.
+
+    Raises:
+        UserError: It is no share.
+    """
+    if not 0 < share <= 1:
+        raise UserError(
+            f"compress: {name}:{share:g} sends nothing that can be; the share must be above 0 and at most 1"
+        )
+
+
+def scattered(places: Tensor, values: Tensor, like: Row) -> Row:
+    """A row of some numbers at their places in `flattened`, and zeros."""
+    any_of_it = next(iter(like.values()))
+    flat = torch.zeros(numbers_in(like), dtype=any_of_it.dtype, device=any_of_it.device)
+    flat[places.to(flat.device)] = values.to(flat.device)
+    return unflattened(flat, like)
 
 
 def numbers_in(row: Row) -> int:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fedloom.data.randomness import numpy_rng
-from fedloom.errors import UserError
-from fedloom.federation.codecs import Codec, flattened, numbers_in, received, unflattened
+from fedloom.federation.codecs import Codec, check_share, flattened, numbers_in, received, scattered
 from fedloom.model.bank import Row
 
 _SEED, _VALUES = "seed", "values"
@@ -31,11 +30,7 @@ def random_mask(share: float = 0.1) -> Codec:
     Raises:
         UserError: It is no share.
     """
-    if not 0 < share <= 1:
-        raise UserError(
-            f"compress: random_mask:{share:g} sends nothing that can be; the share must be above 0 and at "
-            "most 1"
-        )
+    check_share("random_mask", share)
 
     def places(seed: int, numbers: int) -> Tensor:
         drawn = numpy_rng(seed, "mask").permutation(numbers)[: math.ceil(share * numbers)]
@@ -47,13 +42,11 @@ def random_mask(share: float = 0.1) -> Codec:
         return {_SEED: torch.tensor(seed, dtype=torch.int64), _VALUES: values}
 
     def decode(payload: Row, like: Row) -> Row:
-        count, any_of_it = numbers_in(like), next(iter(like.values()))
+        count, dtype = numbers_in(like), next(iter(like.values())).dtype
         seed = int(received(payload, _SEED, (), torch.int64, like))
         if seed < 0:
             raise ValueError(f"the seed {seed} is negative")
-        values = received(payload, _VALUES, (math.ceil(share * count),), any_of_it.dtype, like)
-        flat = torch.zeros(count, dtype=any_of_it.dtype, device=any_of_it.device)
-        flat[places(seed, count).to(flat.device)] = values
-        return unflattened(flat, like)
+        values = received(payload, _VALUES, (math.ceil(share * count),), dtype, like)
+        return scattered(places(seed, count), values, like)
 
     return Codec(encode, decode, lossy=share < 1)

@@ -10,8 +10,7 @@ import math
 
 import torch
 
-from fedloom.errors import UserError
-from fedloom.federation.codecs import Codec, flattened, numbers_in, unflattened
+from fedloom.federation.codecs import Codec, check_share, flattened, numbers_in, scattered
 from fedloom.model.bank import Row
 
 _PLACES, _VALUES = "places", "values"
@@ -26,10 +25,7 @@ def topk(share: float = 0.01) -> Codec:
     Raises:
         UserError: It is no share.
     """
-    if not 0 < share <= 1:
-        raise UserError(
-            f"compress: topk:{share:g} sends nothing that can be; the share must be above 0 and at most 1"
-        )
+    check_share("topk", share)
 
     def encode(row: Row, seed: int) -> Row:
         flat = flattened(row)
@@ -38,17 +34,15 @@ def topk(share: float = 0.01) -> Codec:
 
     def decode(payload: Row, like: Row) -> Row:
         places, values = payload[_PLACES], payload[_VALUES]
-        total, any_of_it = numbers_in(like), next(iter(like.values()))
+        total, dtype = numbers_in(like), next(iter(like.values())).dtype
         if places.ndim != 1 or places.shape != values.shape or places.dtype != torch.int32:
             raise ValueError("places and values are not two lists of one length")
-        if len(places) > math.ceil(share * total) or values.dtype != any_of_it.dtype:
+        if len(places) > math.ceil(share * total) or values.dtype != dtype:
             raise ValueError(
                 f"{len(places)} values of {values.dtype}, where at most {share:g} of {total} may be"
             )
         if len(places) and not 0 <= int(places.min()) <= int(places.max()) < total:
             raise ValueError(f"a place outside of the {total} numbers")
-        flat = torch.zeros(total, dtype=any_of_it.dtype, device=any_of_it.device)
-        flat[places.long().to(flat.device)] = values.to(flat.device)
-        return unflattened(flat, like)
+        return scattered(places.long(), values, like)
 
     return Codec(encode, decode, lossy=share < 1)

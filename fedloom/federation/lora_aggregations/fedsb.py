@@ -19,11 +19,10 @@ is zero.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from fedloom.federation.aggregators import Aggregator, Refactoring
-from fedloom.model.adapters.products import lora_pairs
+from fedloom.model.adapters.products import lora_pairs, svd_of_product
 from fedloom.model.adapters.square import R, with_square
 from fedloom.model.bank import Row
 
@@ -49,25 +48,10 @@ def _refactor(adapter: Row, round_: int) -> Row:
             Q, T = torch.linalg.qr(B)
             new = {name_a: T @ A, name_b: Q}
         else:
-            U, S, Vh = svd_of_product(A, B)
+            U, S, Vh = svd_of_product(B, A)
             new = {name_a: Vh, name_b: U, name_a.removesuffix(".lora_A.weight") + R: S.diag()}
         found |= {name: _padded(t, adapter[name]) for name, t in new.items()}
     return found
-
-
-def svd_of_product(
-    A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"]
-) -> tuple[Float[Tensor, "d_out kept"], Float[Tensor, " kept"], Float[Tensor, "kept d_in"]]:
-    """U, S and Vᵀ of B A, which is never built; U and V orthonormal also where singular values are zero.
-
-    Of the two signs of each direction that one is taken which is nearer to A, the same on all machines.
-    """
-    basis_out, triangle_out = torch.linalg.qr(B)
-    basis_in, triangle_in = torch.linalg.qr(A.T)
-    U, S, Vh = torch.linalg.svd(triangle_out @ triangle_in.T, full_matrices=False)
-    U, Vh = basis_out @ U, Vh @ basis_in.T
-    signs = torch.where((Vh * A[: len(Vh)]).sum(1) < 0, -1.0, 1.0).to(A)
-    return U * signs, S, signs[:, None] * Vh
 
 
 def _padded(t: Tensor, like: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fedloom.client.private import noised
 from fedloom.data.randomness import secret_normal, secret_uniform
 from fedloom.model.bank import Row
 
@@ -90,13 +91,7 @@ class UserPrivacy:
         if self.sum_noise == 0:
             return total
         assert self.key is not None
-        drawn = secret_normal(self.key, "noise", round_, size=sum(t.numel() for t in total.values()))
-        noise = torch.from_numpy(drawn * (self.sum_noise * clip))
-        pieces = noise.split([t.numel() for t in total.values()])
-        return {
-            name: t + piece.view(t.shape).to(t)
-            for (name, t), piece in zip(total.items(), pieces, strict=True)
-        }
+        return noised(total, self.sum_noise * clip, self.key, round_)
 
     def next_clip(self, clip: float, came: int, unclipped: int, round_: int) -> float:
         """C of the next round.

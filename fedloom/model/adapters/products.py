@@ -78,6 +78,21 @@ def truncated_product(
     return new_left, new_right
 
 
+def svd_of_product(
+    left: Float[Tensor, "d_out rank"], right: Float[Tensor, "rank d_in"]
+) -> tuple[Float[Tensor, "d_out kept"], Float[Tensor, " kept"], Float[Tensor, "kept d_in"]]:
+    """U, S and Vᵀ of a product, which is never built; U and V are orthonormal where S is zero, too.
+
+    Of the two signs of a direction that one is taken which is nearer to ``right``, the same on all machines.
+    """
+    (basis_out, core_out), (basis_in, core_in) = _narrowed(left), _narrowed(right.T)
+    U, S, Vh = torch.linalg.svd(core_out @ core_in.T, full_matrices=False)
+    U = U if basis_out is None else basis_out @ U
+    Vh = Vh if basis_in is None else Vh @ basis_in.T
+    signs = torch.where((Vh * right[: len(Vh)]).sum(1) < 0, -1.0, 1.0).to(right)
+    return U * signs, S, signs[:, None] * Vh
+
+
 def _narrowed(
     factor: Float[Tensor, "rows columns"],
 ) -> tuple[Float[Tensor, "rows columns"] | None, Float[Tensor, "some columns"]]:

@@ -31,7 +31,7 @@ from fedloom.runtimes.flower.messages import told
 from fedloom.runtimes.flower.messenger import Delivery, RoundMessenger
 from fedloom.runtimes.flower.post import Post
 from fedloom.runtimes.flower.rows import digest
-from fedloom.training.deployed import bounded
+from fedloom.training.default_bound import bounded
 from fedloom.training.fed import drive, write_held
 from fedloom.training.fed_data import ALL_CLIENTS, SERVER_ALONE
 from fedloom.training.fed_rounds import ServerProgress, play_round

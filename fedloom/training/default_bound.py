@@ -40,25 +40,25 @@ def bounded(config: C) -> tuple[C, str]:
     if config.aggregator != AUTO:
         return config, ""
     plain, bound = replace(config, aggregator="mean"), replace(config, aggregator=BOUND)
-    algorithm = _algorithm(plain)
     why = ""
     if isinstance(config, FlowerConfig) and config.secure_aggregation is not None:
         why = "secure aggregation shows the server nobody's change"
     elif vars(config).get("privacy") == "user":
         why = "privacy user clips every client to a bound of its own"
-    elif isinstance(config, PeerConfig) and algorithm.codec.lossy:
-        why = "compressed gossip rests on the mean over peers, which it keeps"
     else:
         try:
-            _algorithm(bound)
+            algorithm = _algorithm(bound)
         except UserError as error:
             why = str(error).partition("; ")[0]
-    if why:
-        return plain, f"aggregator: mean, with no bound on what one may do, as {why}"
-    return bound, (
-        f"aggregator: {BOUND}, so that no one's change counts for more than twice the median one of a round; "
-        "--aggregator mean turns it off"
-    )
+        else:
+            if not (isinstance(config, PeerConfig) and algorithm.codec.lossy):
+                return bound, (
+                    f"aggregator: {BOUND}, so that no one's change counts for more than twice the median one "
+                    "of a round; --aggregator mean turns it off"
+                )
+            why = "compressed gossip rests on the mean over peers, which it keeps"
+    _algorithm(plain)
+    return plain, f"aggregator: mean, with no bound on what one may do, as {why}"
 
 
 def _algorithm(config: FlowerConfig | PeerConfig) -> Algorithm:

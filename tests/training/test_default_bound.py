@@ -4,7 +4,7 @@ import pytest
 
 from fedloom.options.flower import FlowerConfig
 from fedloom.options.peer import PeerConfig
-from fedloom.training.deployed import bounded
+from fedloom.training.default_bound import bounded
 from fedloom.training.peer import agreed_options
 
 FED = {"train_mode": "fed"}

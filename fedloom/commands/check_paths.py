@@ -21,7 +21,7 @@ from fedloom.runtimes.libp2p.identity import read_key
 from fedloom.runtimes.libp2p.neighbors import read_neighbors
 
 
-def check_places(config: Any) -> None:
+def check_paths(config: Any) -> None:
     """Look for the run's folder, adapters, data and model that options name, a model on the hub last.
 
     Of several processes none does: they tell each other, and torchrun has loaded torch.
