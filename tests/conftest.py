@@ -32,6 +32,13 @@ SHAPED = [
 check_shapes(SHAPED)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With ``-m deploy`` a file that has no such test need not be imported: most have none."""
+    if config.option.markexpr == "deploy" and collection_path.match("test_*.py"):
+        return True if "mark.deploy" not in collection_path.read_text(encoding="utf-8") else None
+    return None
+
+
 @pytest.fixture
 def full_precision(monkeypatch):
     """Llama's norm and BLOOM's softmax round to float32 on the way; at 1e-10 that is noise on either side."""
