@@ -52,7 +52,7 @@ class Loopback:
             "FLWR_HOME": str(folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
             "FLWR_SUPERGRID_API_URL": f"http://127.0.0.1:{self.hub}",
         }
         make_certificates(folder)
@@ -100,14 +100,14 @@ class Loopback:
         (self.folder / "nginx.conf").write_text(f"daemon off;\n{user}{text}")
         return self.start("nginx", NGINX, "-p", str(self.folder), "-c", "nginx.conf")
 
-    def start_supernode(self, name, node_config, *, key=None, tls=True, trusted=None):
+    def start_supernode(self, name, node_config, *more, key=None, tls=True, trusted=None):
         words = (
             f"flower-supernode --superlink 127.0.0.1:{self.open_port} --port {free_port()} --max-retries 2"
         )
         secure = ["--root-certificates", "ca.crt"] if tls else ["--insecure"]
         known = ["--auth-supernode-private-key", str(key)] if key else []
         known += ["--trusted-entities", str(trusted)] if trusted else []
-        return self.start(name, *words.split(), *secure, *known, "--node-config", node_config)
+        return self.start(name, *words.split(), *secure, *known, *more, "--node-config", node_config)
 
     def new_key(self, name, kind="ecdsa"):
         path, bits = self.folder / name, ["-b", "384"] if kind == "ecdsa" else []

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import torch
-from processes import CONTEXT, redirect
+import pytest
+from processes import CONTEXT, begin
 from torch.distributed import TCPStore
 
 TCP_BYTES_RECEIVED = 128  # where Linux's struct tcp_info has them
@@ -53,18 +53,14 @@ def received_so_far():
     return total
 
 
-def on_ranks(folder, todo, count=2, seconds=200):
-    """Run commands on ranks of this machine.
+@contextlib.contextmanager
+def ranks_of(folder, todo, count=2):
+    """The processes of ranks of this machine that run commands; what is left of them is killed at the end.
 
     Args:
         folder: Where the ranks leave what they found and said.
         todo: For each command its words, and the client whose loss is to be not finite, or None.
         count: How many ranks.
-        seconds: How long they may take altogether.
-
-    Returns:
-        For each rank what it found of each command: the exit status, and the bytes that its sockets received
-        in each exchange of rows; and what all of them said.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = {
@@ -81,21 +77,39 @@ def on_ranks(folder, todo, count=2, seconds=200):
     try:
         for rank in ranks:
             rank.start()
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def on_ranks(folder, todo, count=2, seconds=200):
+    """Run commands on ranks of this machine, as `ranks_of` does, and wait until they are done.
+
+    Args:
+        folder: Where the ranks leave what they found and said.
+        todo: As `ranks_of` has it.
+        count: How many ranks.
+        seconds: How long they may take altogether.
+
+    Returns:
+        For each rank what it found of each command: the exit status, and the bytes that its sockets received
+        in each exchange of rows; and what all of them said.
+    """
+    with ranks_of(folder, todo, count) as ranks:
         ends = time.monotonic() + seconds
         for rank in ranks:
             rank.join(max(0.1, ends - time.monotonic()))
         said = (folder / "said.txt").read_text()
         assert [rank.exitcode for rank in ranks] == [0] * count, said
-    finally:
-        for rank in ranks:
-            rank.kill()
     return [json.loads((folder / f"found-{n}.json").read_text()) for n in range(count)], said
 
 
 def _rank(environment, folder, todo):
     os.environ.update({name: str(value) for name, value in environment.items()})
-    redirect(folder / "said.txt")
-    torch.set_num_threads(1)
+    begin(folder / "said.txt")
+
+    from tried import try_once
 
     from fedloom.commands.cli import main as fedloom
     from fedloom.runtimes.distributed import Ranks
@@ -109,7 +123,8 @@ def _rank(environment, folder, todo):
         received.append(received_so_far() - before)
 
     found = []
-    with mock.patch.object(Ranks, "exchange", watched):
+    with mock.patch.object(Ranks, "exchange", watched), pytest.MonkeyPatch.context() as patch:
+        try_once(patch)
         for words, client in todo:
             del received[:]
             with spoiled(client):

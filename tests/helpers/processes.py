@@ -12,22 +12,24 @@ PRELOADED = ["fedloom.training.fed", "fedloom.training.dfl", "peft", "tiny"]
 CONTEXT.set_forkserver_preload(PRELOADED)
 
 
-def redirect(log: Path) -> None:
-    """All that this process says from now on goes into a file."""
+def begin(log: Path) -> None:
+    """Once at the start of a forked process: all that it says from now on goes into a file."""
+    import torch
+
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    # As many threads as in the tests' own process: another number adds up in another order.
+    torch.set_num_threads(1)
+    # As in the tests' own process: a process that is killed loses nothing that was written.
+    os.fsync = os.fstat
 
 
 def _fedloom(words, log):
     """What a process does: the command."""
-    redirect(log)
-    import torch
-
+    begin(log)
     from fedloom.commands.cli import main
 
-    # As many threads as in the tests' own process: another number adds up in another order.
-    torch.set_num_threads(1)
     # Where the tests themselves run in the background, SIGINT is ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(words))

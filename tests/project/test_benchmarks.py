@@ -4,10 +4,13 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from on_ranks import on_ranks
 from places import ROOT
-from processes import CONTEXT
+from processes import CONTEXT, start
 from run_files import write_problems
 from tiny import save_tiny_bert, save_tiny_llama
 
@@ -164,10 +167,23 @@ def test_adapters_in_one_pass_are_measured_against_one_after_another(model, data
     assert str(model) not in out.read_text()
 
 
+def run_forked(command, *, check, env, **_):
+    """`subprocess.run` of `fedloom`, alone or under torchrun, in processes that need not load torch."""
+    words = command[command.index("fedloom") + 1 :]
+    folder = Path(words[words.index("--out_dir") + 1])
+    if command[1:3] == ["-m", "torch.distributed.run"]:
+        on_ranks(folder, [(words, None)], count=int(command[command.index("--nproc-per-node") + 1]))
+    else:
+        process = start(words, folder / "said.txt")
+        process.join()
+        assert process.exitcode == 0, (folder / "said.txt").read_text()
+
+
 @pytest.mark.deploy
 def test_ranks_are_measured_against_one_process(data, module, tmp_path, monkeypatch):
     ranks, out = module("ranks"), tmp_path / "ranks.json"
     encoder = save_tiny_bert(tmp_path / "encoder")
+    monkeypatch.setattr(ranks, "subprocess", SimpleNamespace(run=run_forked, DEVNULL=subprocess.DEVNULL))
     both = ranks.commands
     monkeypatch.setattr(
         ranks, "commands", lambda options: {"dfl": [*both(options)["dfl"], "--data_dir", str(data)]}

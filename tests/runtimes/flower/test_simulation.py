@@ -40,6 +40,7 @@ def flwr(tmp_path):
         "OMP_NUM_THREADS": "1",
         "FLWR_HOME": str(tmp_path / "flwr"),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -1,11 +1,11 @@
 """`torchrun -m fedloom`: as in one process, whatever the number of ranks, and after a rank has died."""
 
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
@@ -13,8 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from on_ranks import on_ranks, spoiled
+from on_ranks import on_ranks, ranks_of, spoiled
 from places import ROOT
+from processes import wait_for_rows
 from run_files import assert_close, rows, write_rows
 from safetensors.torch import load_file
 from tiny import save_tiny_bert, save_tiny_llama
@@ -232,30 +233,48 @@ def test_a_run_goes_on_with_another_number_of_ranks(both, words, places, tmp_pat
         assert_same_run(ranks / name, alone / name, rounds=("round-000004", "round-000008"))
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("fed", 1), ("dfl", 0)])
-def test_a_rank_that_dies_ends_the_run_and_it_resumes(words, tmp_path, kind, rank):
-    more, flags = {"fed": ("--max_steps", FED), "dfl": ("--num_rounds", DFL)}[kind]
-
-    def command(place, rounds, *rest):
-        return [*words(kind, tmp_path / place, "run", flags), more, str(rounds), *rest]
-
+def killed_under_torchrun(words, folder, rank):
+    """Kill a rank of a run that torchrun started, after five rounds; returns what all said."""
     process = subprocess.Popen(
-        [*TORCHRUN, "-m", "fedloom", *command("killed", 100_000)],
+        [*TORCHRUN, "-m", "fedloom", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
     )
-    folder, patience = tmp_path / "killed" / "run", time.monotonic() + 100
-    while not (folder / "metrics.jsonl").exists() or len(rows(folder)) < 6:
-        assert process.poll() is None and time.monotonic() < patience
-        time.sleep(0.02)
+    wait_for_rows(folder, 6, lambda: process.poll() is None)
     (victim,) = (
         child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == str(rank)
     )
     victim.send_signal(signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said  # torchrun's own, whatever ended a rank
+    return said
+
+
+def killed_among_forked(words, folder, rank):
+    """The same of ranks without torchrun, which load torch once."""
+    with ranks_of(folder.parent, [(words, None)]) as ranks:
+        wait_for_rows(folder, 6, ranks[rank].is_alive)
+        ranks[rank].kill()
+        survivor = 1 - rank
+        ranks[survivor].join(60)
+    assert json.loads((folder.parent / f"found-{survivor}.json").read_text())[0]["status"] == 2
+    return (folder.parent / "said.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "killed"), [("fed", 1, killed_under_torchrun), ("dfl", 0, killed_among_forked)]
+)
+def test_a_rank_that_dies_ends_the_run_and_it_resumes(words, tmp_path, kind, rank, killed):
+    more, flags = {"fed": ("--max_steps", FED), "dfl": ("--num_rounds", DFL)}[kind]
+
+    def command(place, rounds, *rest):
+        return [*words(kind, tmp_path / place, "run", flags), more, str(rounds), *rest]
+
+    folder = tmp_path / "killed" / "run"
+    folder.parent.mkdir()
+    said = killed(command("killed", 100_000), folder, rank)
     assert said.count("fedloom: error: round") == 1 and "another rank has died" in said
     assert "round-0000" in said and "--resume, with any number of ranks" in said
 
