@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import gc
 import sys
 import types
 
@@ -13,8 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from places import HELPERS, ROOT
-from shapes import check_shapes
+from shapes import calls, check_shapes
 
+# What collecting reads stays to the end: to look through it again and again takes a third of its time.
+gc.disable()
 # What a test writes, nobody reads after a power failure: a call that is right succeeds, at once.
 os.fsync = os.fstat
 # Waking a second thread takes longer than all of a tiny model's arithmetic.
@@ -37,6 +40,12 @@ def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr == "deploy" and collection_path.match("test_*.py"):
         return True if "mark.deploy" not in collection_path.read_text(encoding="utf-8") else None
     return None
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -81,6 +90,11 @@ SAID_ONCE = (
     ("fedloom.federation.aggregators.krum", "_warn"),
     ("fedloom.options.method", "_say_once"),
 )
+
+
+@pytest.fixture(autouse=True)
+def shapes_of_every_test_are_checked():
+    calls.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -279,24 +279,30 @@ def path_meant(path: Path) -> str:
     return f"; did you mean {shown(near[0])}?" if near else ""
 
 
-def options(config_class: type) -> list[Option]:
+_OPTIONS: dict[type, tuple[Option, ...]] = {}
+
+
+def options(config_class: type) -> tuple[Option, ...]:
     """Return every option of a dataclass of options, in the order and under the headings of `--help`.
 
     A heading is the first line of the docstring of the group: the base class that declares the option, or
     the class itself when it has no groups.
     """
-    return [
-        Option(
-            name=field.name,
-            annotation=annotations[field.name],
-            default=field.default,
-            group=(group.__doc__ or "").splitlines()[0].rstrip("."),
-            **field.metadata,
+    # A command line, a file and a saved run are each read by all options.
+    if config_class not in _OPTIONS:
+        _OPTIONS[config_class] = tuple(
+            Option(
+                name=field.name,
+                annotation=annotations[field.name],
+                default=field.default,
+                group=(group.__doc__ or "").splitlines()[0].rstrip("."),
+                **field.metadata,
+            )
+            for group in _groups(config_class)
+            for annotations in [get_type_hints(group)]
+            for field in dataclasses.fields(group)
         )
-        for group in _groups(config_class)
-        for annotations in [get_type_hints(group)]
-        for field in dataclasses.fields(group)
-    ]
+    return _OPTIONS[config_class]
 
 
 def _groups(config_class: type) -> list[type]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,9 +70,21 @@ def read_yaml(path: Path, what: str = "write lines of the form `name: value`") -
             but nothing that the file says, which may be a hub token.
     """
     text = _text(path, what)
-    loader: _Loader | None = None
     try:
-        loader = _Loader(text)
+        return deepcopy(_parsed(text))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _not_yaml(path, line, "a character that YAML does not allow", what) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = shown(", ".join(filter(None, (error.context, error.problem))))
+        raise _not_yaml(path, mark.line + 1 if mark else None, problem, what) from None
+
+
+@lru_cache(maxsize=4)  # a resumed run's config.yaml is read for its options, its record and its inputs
+def _parsed(text: str) -> YamlFile:
+    loader = _Loader(text)
+    try:
         root = loader.get_single_node()
         if root is None:
             return YamlFile(None, {})
@@ -80,17 +94,12 @@ def read_yaml(path: Path, what: str = "write lines of the form `name: value`") -
         if isinstance(root, yaml.MappingNode):
             lines = {loader.construct_object(key): key.start_mark.line + 1 for key, _ in root.value}
         return YamlFile(content, lines)
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise _not_yaml(path, line, "a character that YAML does not allow", what) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = shown(", ".join(filter(None, (error.context, error.problem))))
-        raise _not_yaml(path, mark.line + 1 if mark else None, problem, what) from None
+    except yaml.YAMLError:
+        raise
     # The library's scanner lets through what Python's own functions raise, such as chr() of "\U00110000".
     except Exception as error:
-        reached = loader.line + 1 if loader is not None else None
-        raise _not_yaml(path, reached, f"a value that has no meaning, {type(error).__name__}", what) from None
+        problem = f"a value that has no meaning, {type(error).__name__}"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=loader.get_mark()) from None
 
 
 def _text(path: Path, what: str) -> str:
