@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tables_drift import geometric, pairs_of
 
 HERE = Path(__file__).parent
 # Okabe and Ito, 2008: colours that colour-blind readers can tell apart.
@@ -63,6 +64,47 @@ def _accuracies(axes: Axes, cases: Runs, graphs: list[str]) -> None:
     axes.set(ylabel="accuracy, mean of peers, %")
 
 
+def drift(result: dict[str, Any]) -> Figure:
+    """How many times as large the consensus error is with A trained, over how far A may move in a round."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    names = {
+        "consensus_error": "consensus error",
+        "consensus_error_relative": "the same, relative to the mean product",
+    }
+    for axes, (name, title) in zip(panels, names.items(), strict=True):
+        series: dict[tuple[str, float, str], list[tuple[float, list[float]]]] = {}
+        for pairs in pairs_of(result):
+            own, several = pairs.settings, pairs.settings["num_rounds"] > 1
+            series.setdefault((own["name"], own["lr"], "one round"), []).append(
+                (pairs.reach, pairs.ratios(name, 0))
+            )
+            if several or own["local_steps"] == 72:
+                series.setdefault((own["name"], own["lr"], "all rounds"), []).append(
+                    (pairs.reach, pairs.ratios(name, -1))
+                )
+        for place, ((graph, lr, when), points) in enumerate(series.items()):
+            reach = [x for x, _ in points]
+            mean, low, high = zip(*(geometric(ratios) for _, ratios in points), strict=True)
+            lengths = np.abs(np.array([low, high]) - np.array(mean))
+            axes.errorbar(
+                reach,
+                mean,
+                np.nan_to_num(lengths),
+                fmt="o-" if when == "one round" else "s--",
+                color=COLOURS[place % len(COLOURS)],
+                markersize=4,
+                linewidth=1.2,
+                capsize=2,
+                label=f"{graph}, lr {lr:g}, after {when}",
+            )
+        axes.axhline(1, color="0.7", linewidth=0.8)
+        axes.axhspan(6.5, 8, color="0.85", linewidth=0)
+        axes.set(xscale="log", yscale="log", xlabel="lr · K / rms(A₀)", title=title)
+    panels[0].set(ylabel="LoRA's by DFL-LoRA's")
+    panels[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
 def peers_scale(result: dict[str, Any]) -> Figure:
     """Time of a round and peak memory over the number of peers."""
     peers = [run["peers"] for run in result["runs"]]
@@ -79,6 +121,7 @@ def peers_scale(result: dict[str, Any]) -> Figure:
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
     "consensus": consensus,
+    "drift": drift,
     "peers-scale": peers_scale,
 }
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from on_ranks import on_ranks
 from places import ROOT
 from processes import CONTEXT, start
-from run_files import write_problems
+from run_files import write_problems, write_rows
 from tiny import save_tiny_bert, save_tiny_llama
+
+from fedloom.commands.cli import main
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -219,3 +222,46 @@ def test_what_aggregation_adds_to_a_round_is_told_by_method(model, data, module,
     assert rows[0][2] == "0.0%" and all(float(seconds) >= 0 for _, seconds, _ in rows)
     assert aggregation.main(["--lora_r", "0"]) == 2
     assert "lora_r" in capsys.readouterr().err
+
+
+def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(module, tmp_path):
+    """Where A is frozen it is all the Bs'; where both train, the two parts bound it, and A has moved."""
+    encoder = save_tiny_bert(tmp_path / "encoder")
+    texts = [{"sentence": f"{'good' if i % 2 else 'bad'} number {i}", "label": i % 2} for i in range(24)]
+    write_rows(tmp_path / "data" / "train.jsonl", texts)
+    write_rows(tmp_path / "data" / "validation.jsonl", texts[:4])
+    options = f"{{model_checkpoint: {encoder}, dataset_type: sst2, data_dir: {tmp_path / 'data'}, "
+    options += "num_clients: 3, name: line, num_rounds: 2, local_steps: 2, batch_size: 4, lr: 0.02, "
+    options += "mix_head: false, eval_every: 2, report_to: none, dtype: float32}"
+    config, folder, out = tmp_path / "drift.yaml", tmp_path / "runs", tmp_path / "drift.json"
+    config.write_text(
+        f"command: dfl\noptions: {options}\ngrid: {{training_type: [LoRA, DFL-LoRA]}}\nseeds: [1, 2]\n"
+    )
+    assert main(["compare", str(config), "--out_dir", str(folder)]) == 0
+    assert module("drift").main([str(config), str(folder), "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert str(tmp_path) not in out.read_text()
+    for run in result["runs"]:
+        found, error = run["factors"], run["consensus_error"][-1]
+        if run["settings"]["training_type"] == "DFL-LoRA":
+            assert found["moved"] == found["apart"] == found["by_A"] == 0
+            assert found["by_B"] == pytest.approx(error, rel=1e-5)
+        else:
+            assert found["moved"] > 0.01 and found["apart"] > 0.01
+            assert abs(found["by_B"] - found["by_A"]) <= error <= found["by_B"] + found["by_A"]
+
+    (pairs,) = module("tables_drift").pairs_of(result)
+    assert pairs.reach == pytest.approx(0.02 * 2 / pairs.both[0]["factors"]["start_rms"], rel=0.1)
+    ratios = [
+        lora["consensus_error"][-1] / frozen["consensus_error"][-1]
+        for lora, frozen in zip(pairs.both, pairs.frozen, strict=True)
+    ]
+    assert [run["seed"] for run in pairs.both] == [1, 2]
+    # Two seeds have one degree of freedom: half their distance times tan(0.475 π), in logarithms.
+    half = abs(math.log(ratios[0] / ratios[1])) / 2 * math.tan(0.475 * math.pi)
+    mean = math.sqrt(ratios[0] * ratios[1])
+    expected = (mean, mean * math.exp(-half), mean * math.exp(half))
+    assert module("tables_drift").geometric(ratios) == pytest.approx(expected)
+    assert f" | 2 | {sum(run['consensus_error'][-1] for run in pairs.both) / 2:.3f} | " in module(
+        "tables"
+    ).as_markdown(result)

@@ -1,0 +1,133 @@
+"""How far apart peers are, and by which of LoRA's factors: from the folder of a comparison to one file.
+
+    fedloom compare configs/compare/sst2-drift.yaml --out_dir FOLDER
+    python benchmarks/drift.py configs/compare/sst2-drift.yaml FOLDER --out benchmarks/results/drift.json
+
+The A that all peers start from stands in no file of a run that trains it; it is that of the runs of the same
+seed whose A is frozen. B_i A_i − B̄ Ā = (B_i − B̄) A_i + B̄ (A_i − Ā) says how much of the consensus error is
+there because the Bs differ, and how much because the As do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from fedloom.process import prepare_process
+
+prepare_process()
+
+from machine import describe_machine, versions  # noqa: E402
+
+from fedloom.errors import UserError  # noqa: E402
+from fedloom.evaluation.adapter_tensors import read_row  # noqa: E402
+from fedloom.model.adapters.products import product_norms  # noqa: E402
+from fedloom.options.compare import read_plan  # noqa: E402
+from fedloom.options.parsing import RUN_CONFIG  # noqa: E402
+from fedloom.runs.files import write_atomically  # noqa: E402
+from fedloom.runs.record import RunRecord, read_run  # noqa: E402
+
+Stack = dict[str, Float64[Tensor, "peers rows columns"]]
+"""A parameter of LoRA by its name, of all peers."""
+
+SETTINGS = ("name", "training_type", "local_steps", "num_rounds", "batch_size", "lr", "lora_r", "alpha")
+KEPT = ("consensus_error", "consensus_error_relative")
+
+
+def read_adapters(run: RunRecord) -> Stack:
+    """The factors of all peers as the run left them, in float64."""
+    checkpoint = run.checkpoint
+    assert checkpoint is not None  # a finished run has one
+    peers = [read_row(folder) for folder in sorted(checkpoint.glob("peer-*"))]
+    return {
+        name: torch.stack([peer[name].double() for peer in peers]) for name in peers[0] if ".lora_" in name
+    }
+
+
+def factors(adapters: Stack, start: Stack) -> dict[str, float]:
+    """What has become of A, and what of the consensus error each factor stands for.
+
+    Args:
+        adapters: Of all peers.
+        start: As everybody started; its A counts.
+
+    Returns:
+        `start_rms`, the root mean square of A's entries at the start; `moved` and `apart`, the norms of
+        Ā − A₀ and (their root mean square over peers) of A_i − Ā, relative to that of A₀; `by_B` and `by_A`,
+        the means over peers of the sums over modules of ‖(B_i − B̄) A_i‖_F and ‖B̄ (A_i − Ā)‖_F; and
+        `by_B_at_start`, with A₀ in place of A_i.
+    """
+    squares = dict.fromkeys(("start", "moved", "apart"), 0.0)
+    by = dict.fromkeys(("by_B", "by_A", "by_B_at_start"), 0.0)
+    entries = 0
+    for name in (name for name in adapters if ".lora_A." in name):
+        A, B, A0 = adapters[name], adapters[name.replace(".lora_A.", ".lora_B.")], start[name][:1]
+        mean_A, mean_B = A.mean(0, keepdim=True), B.mean(0, keepdim=True)
+        squares["start"] += float(A0.square().sum())
+        squares["moved"] += float((mean_A - A0).square().sum())
+        squares["apart"] += float((A - mean_A).square().sum()) / len(A)
+        entries += A0.numel()
+        by["by_B"] += float(product_norms(B - mean_B, A).mean())
+        by["by_A"] += float(product_norms(mean_B.expand_as(B), A - mean_A).mean())
+        by["by_B_at_start"] += float(product_norms(B - mean_B, A0.expand_as(A)).mean())
+    moved, apart = ((squares[what] / squares["start"]) ** 0.5 for what in ("moved", "apart"))
+    return {"start_rms": (squares["start"] / entries) ** 0.5, "moved": moved, "apart": apart, **by}
+
+
+def read_comparison(file: Path, folder: Path) -> list[RunRecord]:
+    """The runs of a comparison that have come to their end, in its order."""
+    places = [folder / run.name for run in read_plan(file).runs]
+    runs = [read_run(place, judged=False) for place in places if (place / RUN_CONFIG).is_file()]
+    return [run for run in runs if run.finished]
+
+
+def summarised(run: RunRecord, start: Stack | None) -> dict[str, Any]:
+    """What tables and figures take from a run."""
+    rounds = run.rows[1:]
+    return {
+        "seed": run.seed,
+        "settings": {name: run.options[name] for name in SETTINGS},
+        **{name: [row[name] for row in rounds] for name in KEPT},
+        "val_accuracy": run.rows[-1]["val_accuracy"],
+        "averaged_accuracy": run.summary["averaged_adapter"]["accuracy"],
+        "bytes_up": sum(row["bytes_up"] for row in rounds),
+        "factors": factors(read_adapters(run), start) if start is not None else None,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read what is there, and write. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("config", type=Path, help="file of the comparison")
+    parser.add_argument("folder", type=Path, help="its --out_dir")
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        runs = read_comparison(options.config, options.folder)
+        frozen = {run.seed: read_adapters(run) for run in runs if run.options["training_type"] == "DFL-LoRA"}
+        found = [summarised(run, frozen.get(run.seed)) for run in runs]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    result = {
+        "kind": "drift",
+        "command": f"fedloom compare configs/compare/{options.config.name}",
+        "machine": describe_machine(torch.device("cpu")),
+        "versions": versions(),
+        "date": date.today().isoformat(),
+        "runs": found,
+    }
+    write_atomically(options.out, json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
