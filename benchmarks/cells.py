@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
+
+from scipy import stats
 
 DASH = "–"
 
@@ -16,6 +19,21 @@ def mean_of(values: Iterable[float]) -> str:
 def percent_of(values: Iterable[float]) -> str:
     every = [100 * value for value in values]
     return f"{statistics.mean(every):.0f} % ({min(every):.0f}{DASH}{max(every):.0f})"
+
+
+def geometric(ratios: Iterable[float]) -> tuple[float, float, float]:
+    """Geometric mean of some ratios and its 95 % interval, Student's t of their logarithms; nan of one."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), math.nan, math.nan
+    half = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def interval(ratios: Iterable[float]) -> str:
+    mean, low, high = geometric(ratios)
+    return f"{mean:.2f}" + ("" if math.isnan(low) else f" ({low:.2f}{DASH}{high:.2f})")
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

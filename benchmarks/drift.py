@@ -35,6 +35,8 @@ from fedloom.options.parsing import RUN_CONFIG  # noqa: E402
 from fedloom.runs.files import write_atomically  # noqa: E402
 from fedloom.runs.record import RunRecord, read_run  # noqa: E402
 
+Factors = dict[str, float]
+"""See `factors`."""
 Stack = dict[str, Float64[Tensor, "peers rows columns"]]
 """A parameter of LoRA by its name, of all peers."""
 
@@ -42,17 +44,15 @@ SETTINGS = ("name", "training_type", "local_steps", "num_rounds", "batch_size", 
 KEPT = ("consensus_error", "consensus_error_relative")
 
 
-def read_adapters(run: RunRecord) -> Stack:
-    """The factors of all peers as the run left them, in float64."""
-    checkpoint = run.checkpoint
-    assert checkpoint is not None  # a finished run has one
+def read_adapters(checkpoint: Path) -> Stack:
+    """The factors of all peers, in float64."""
     peers = [read_row(folder) for folder in sorted(checkpoint.glob("peer-*"))]
     return {
         name: torch.stack([peer[name].double() for peer in peers]) for name in peers[0] if ".lora_" in name
     }
 
 
-def factors(adapters: Stack, start: Stack) -> dict[str, float]:
+def factors(adapters: Stack, start: Stack) -> Factors:
     """What has become of A, and what of the consensus error each factor stands for.
 
     Args:
@@ -89,6 +89,12 @@ def read_comparison(file: Path, folder: Path) -> list[RunRecord]:
     return [run for run in runs if run.finished]
 
 
+def saved(run: RunRecord) -> list[tuple[int, Path]]:
+    """The run's checkpoints, each with the number of rounds done."""
+    folders = sorted((run.folder / "checkpoints").glob("round-*"))
+    return [(int(folder.name.removeprefix("round-")), folder) for folder in folders]
+
+
 def summarised(run: RunRecord, start: Stack | None) -> dict[str, Any]:
     """What tables and figures take from a run."""
     rounds = run.rows[1:]
@@ -99,7 +105,7 @@ def summarised(run: RunRecord, start: Stack | None) -> dict[str, Any]:
         "val_accuracy": run.rows[-1]["val_accuracy"],
         "averaged_accuracy": run.summary["averaged_adapter"]["accuracy"],
         "bytes_up": sum(row["bytes_up"] for row in rounds),
-        "factors": factors(read_adapters(run), start) if start is not None else None,
+        "factors": {} if start is None else {n: factors(read_adapters(at), start) for n, at in saved(run)},
     }
 
 
@@ -112,8 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         runs = read_comparison(options.config, options.folder)
-        frozen = {run.seed: read_adapters(run) for run in runs if run.options["training_type"] == "DFL-LoRA"}
-        found = [summarised(run, frozen.get(run.seed)) for run in runs]
+        frozen = [run for run in runs if run.options["training_type"] == "DFL-LoRA"]
+        starts = {run.seed: read_adapters(saved(run)[-1][1]) for run in frozen}
+        found = [summarised(run, starts.get(run.seed)) for run in runs]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,9 +17,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from cells import geometric
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tables_drift import geometric, pairs_of
+from tables_drift import pairs_of
 
 HERE = Path(__file__).parent
 # Okabe and Ito, 2008: colours that colour-blind readers can tell apart.
@@ -72,31 +73,13 @@ def drift(result: dict[str, Any]) -> Figure:
         "consensus_error_relative": "the same, relative to the mean product",
     }
     for axes, (name, title) in zip(panels, names.items(), strict=True):
-        series: dict[tuple[str, float, str], list[tuple[float, list[float]]]] = {}
-        for pairs in pairs_of(result):
-            own, several = pairs.settings, pairs.settings["num_rounds"] > 1
-            series.setdefault((own["name"], own["lr"], "one round"), []).append(
-                (pairs.reach, pairs.ratios(name, 0))
-            )
-            if several or own["local_steps"] == 72:
-                series.setdefault((own["name"], own["lr"], "all rounds"), []).append(
-                    (pairs.reach, pairs.ratios(name, -1))
-                )
-        for place, ((graph, lr, when), points) in enumerate(series.items()):
-            reach = [x for x, _ in points]
-            mean, low, high = zip(*(geometric(ratios) for _, ratios in points), strict=True)
-            lengths = np.abs(np.array([low, high]) - np.array(mean))
-            axes.errorbar(
-                reach,
-                mean,
-                np.nan_to_num(lengths),
-                fmt="o-" if when == "one round" else "s--",
-                color=COLOURS[place % len(COLOURS)],
-                markersize=4,
-                linewidth=1.2,
-                capsize=2,
-                label=f"{graph}, lr {lr:g}, after {when}",
-            )
+        for colour, pairs in zip(COLOURS, pairs_of(result), strict=False):
+            rounds = np.arange(1, len(pairs.both[0][name]) + 1)
+            curve = np.array([geometric(pairs.ratios(name, round_)) for round_ in rounds])
+            reach = rounds * pairs.settings["local_steps"] * pairs.step
+            label = f"lr {pairs.settings['lr']:g}, n = {len(pairs.both)}"
+            axes.plot(reach, curve[:, 0], color=colour, label=label, linewidth=1.4)
+            axes.fill_between(reach, curve[:, 1], curve[:, 2], color=colour, alpha=0.15, linewidth=0)
         axes.axhline(1, color="0.7", linewidth=0.8)
         axes.axhspan(6.5, 8, color="0.85", linewidth=0)
         axes.set(xscale="log", yscale="log", xlabel="lr · K / rms(A₀)", title=title)

@@ -1,17 +1,17 @@
-"""The table of how far A may move in a round, against what freezing it does to the consensus error."""
+"""The table of how far A moves in local steps, against what freezing it does to the consensus error."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cells import DASH, table
-from scipy import stats
+from cells import interval, table
 
 Run = dict[str, Any]
+
+SHOWN = (8, 16, 32, 48, 72)
+"""Rounds that have a row; there are checkpoints of them."""
 
 
 @dataclass(frozen=True)
@@ -29,80 +29,67 @@ class Pairs:
     frozen: list[Run]
 
     @property
-    def reach(self) -> float:
-        """How far Adam may take an entry of A in a round, in units of A's start: lr · K / rms(A₀)."""
-        start = statistics.fmean(run["factors"]["start_rms"] for run in self.both)
-        return self.settings["lr"] * self.settings["local_steps"] / start
+    def step(self) -> float:
+        """How far Adam may take an entry of A in a step, in units of A's start: lr / rms(A₀)."""
+        start = [next(iter(run["factors"].values()))["start_rms"] for run in self.both]
+        return self.settings["lr"] / statistics.fmean(start)
 
     def ratios(self, name: str, round_: int) -> list[float]:
-        """How many times as large an error is with A trained, by seed; rounds from 0, -1 is the last."""
-        return [
-            one[name][round_] / other[name][round_] for one, other in zip(self.both, self.frozen, strict=True)
-        ]
+        """How many times as large an error is with A trained, by seed, after a round."""
+        pairs = zip(self.both, self.frozen, strict=True)
+        return [one[name][round_ - 1] / other[name][round_ - 1] for one, other in pairs]
 
 
 def pairs_of(result: dict[str, Any]) -> list[Pairs]:
-    """All settings that have a seed with both; in the order of their reach."""
-    cases: dict[tuple[Any, ...], dict[str, dict[int, Run]]] = {}
+    """All settings that have a seed with both; by learning rate."""
+    cases: dict[float, dict[str, dict[int, Run]]] = {}
     for run in result["runs"]:
-        key = tuple(run["settings"][name] for name in ("name", "lr", "local_steps", "num_rounds"))
-        cases.setdefault(key, {}).setdefault(run["settings"]["training_type"], {})[run["seed"]] = run
+        case = cases.setdefault(run["settings"]["lr"], {})
+        case.setdefault(run["settings"]["training_type"], {})[run["seed"]] = run
     found = []
-    for case in cases.values():
+    for _, case in sorted(cases.items()):
         both, frozen = case.get("LoRA", {}), case.get("DFL-LoRA", {})
         if seeds := sorted(both.keys() & frozen.keys()):
             own = [both[seed] for seed in seeds]
             found.append(Pairs(own[0]["settings"], own, [frozen[seed] for seed in seeds]))
-    return sorted(found, key=lambda pairs: (pairs.settings["name"], pairs.settings["lr"], pairs.reach))
-
-
-def geometric(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """Geometric mean of some ratios and its 95 % interval, Student's t of their logarithms; nan of one."""
-    logs = [math.log(ratio) for ratio in ratios]
-    mean = statistics.fmean(logs)
-    if len(logs) < 2:
-        return math.exp(mean), math.nan, math.nan
-    half = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+    return found
 
 
 def drift_table(result: dict[str, Any]) -> list[str]:
-    """A row per setting, the errors after its last round and after its first."""
+    """A row per learning rate and number of local steps."""
     rows = []
     for pairs in pairs_of(result):
-        moved, apart, by_B, by_A = (
-            statistics.fmean(run["factors"][what] for run in pairs.both)
-            for what in ("moved", "apart", "by_B", "by_A")
-        )
-        rows.append(
-            [
-                pairs.settings["name"],
-                f"{pairs.settings['lr']:g}",
-                f"{pairs.settings['num_rounds']} × {pairs.settings['local_steps']}",
-                f"{pairs.reach:.2g}",
-                str(len(pairs.both)),
-                *(
-                    f"{statistics.fmean(run['consensus_error'][-1] for run in runs):.3f}"
-                    for runs in (pairs.both, pairs.frozen)
-                ),
-                _interval(pairs.ratios("consensus_error", -1)),
-                _interval(pairs.ratios("consensus_error_relative", -1)),
-                _interval(pairs.ratios("consensus_error", 0)),
-                f"{moved:.2f}",
-                f"{apart:.2f}",
-                f"{by_B:.3f}",
-                f"{by_A:.3f}",
-            ]
-        )
-    head = ["graph", "lr", "rounds × steps", "lr · K / rms(A₀)", "n", "error, LoRA", "DFL-LoRA"]
-    head += ["ratio", "of relative errors", "of errors after one round"]
+        for round_ in SHOWN:
+            if not all(str(round_) in run["factors"] for run in pairs.both):
+                continue
+            steps = round_ * pairs.settings["local_steps"]
+            found = [run["factors"][str(round_)] for run in pairs.both]
+            moved, apart, by_B, by_A = (
+                statistics.fmean(one[what] for one in found) for what in ("moved", "apart", "by_B", "by_A")
+            )
+            lora, frozen = (
+                statistics.fmean(run["consensus_error"][round_ - 1] for run in runs)
+                for runs in (pairs.both, pairs.frozen)
+            )
+            rows.append(
+                [
+                    f"{pairs.settings['lr']:g}",
+                    str(steps),
+                    f"{pairs.step * steps:.2g}",
+                    str(len(pairs.both)),
+                    f"{lora:.3f}",
+                    f"{frozen:.3f}",
+                    interval(pairs.ratios("consensus_error", round_)),
+                    interval(pairs.ratios("consensus_error_relative", round_)),
+                    f"{moved:.3f}",
+                    f"{apart:.3f}",
+                    f"{by_B:.3f}",
+                    f"{by_A:.3f}",
+                ]
+            )
+    head = ["lr", "K", "lr · K / rms(A₀)", "n", "error, LoRA", "DFL-LoRA", "ratio", "of relative errors"]
     head += ["A moved", "As apart", "by the Bs", "by the As"]
     return [*table(head, rows), "", _note(result)]
-
-
-def _interval(ratios: Sequence[float]) -> str:
-    mean, low, high = geometric(ratios)
-    return f"{mean:.2f}" + ("" if math.isnan(low) else f" ({low:.2f}{DASH}{high:.2f})")
 
 
 def _note(result: dict[str, Any]) -> str:
@@ -111,8 +98,8 @@ def _note(result: dict[str, Any]) -> str:
     return (
         f"minilm, sst2: 7 peers, Dirichlet {settings['alpha']}, the same division for all, batches of "
         f"{settings['batch_size']}, LoRA r {settings['lora_r']}, Adam, heads not mixed; seeds "
-        f"{', '.join(map(str, seeds))}, n of them finished in both. Ratio: LoRA's error by that of DFL-LoRA, "
-        "the geometric mean over seeds and the 95 % interval of Student's t of the logarithms. Of LoRA, at "
-        "the end: how far the mean of A has moved and how far the peers' are from it, relative to A₀'s norm; "
+        f"{', '.join(map(str, seeds))}, n of them finished in both. Errors before mixing. Ratio: LoRA's by "
+        "DFL-LoRA's, the geometric mean over seeds and the 95 % interval of Student's t of the logarithms. "
+        "Of LoRA: how far the mean of A has moved and how far the peers' are from it, relative to A₀'s norm; "
         "and the error if only the Bs differed, or only the As."
     )

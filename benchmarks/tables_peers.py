@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from cells import DASH, gib, mean_of, percent_of, table
+from cells import DASH, gib, interval, mean_of, percent_of, table
 
 
 def peers_table(result: dict[str, Any]) -> list[str]:
@@ -78,18 +78,23 @@ def consensus_table(result: dict[str, Any]) -> list[str]:
 def _consensus_notes(by_case: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     first = next(iter(by_case.values()))
     settings, seeds = first[0]["settings"], sorted({run["seed"] for runs in by_case.values() for run in runs})
-    ratios = []
+    ratios: dict[str, list[str]] = {"consensus_error": [], "consensus_error_relative": []}
     for graph in sorted({graph for graph, _ in by_case}):
-        last = {
-            way: statistics.mean(run["consensus_error"][-1] for run in by_case[graph, way])
-            for way in ("LoRA", "DFL-LoRA")
-        }
-        # Where everybody averages with everybody, nobody is apart.
-        ratios += [f"{graph} {last['LoRA'] / last['DFL-LoRA']:.2f}"] if last["DFL-LoRA"] else []
+        both, frozen = (
+            sorted(by_case[graph, way], key=lambda run: run["seed"]) for way in ("LoRA", "DFL-LoRA")
+        )
+        for name, told in ratios.items():
+            # Where everybody averages with everybody, nobody is apart.
+            if all(run[name][-1] for run in frozen):
+                pairs = zip(both, frozen, strict=True)
+                told.append(f"{graph} {interval(one[name][-1] / other[name][-1] for one, other in pairs)}")
     return (
         f"minilm, sst2: {settings['num_clients']} peers, {settings['partition']} {settings['alpha']}, "
         f"{settings['num_rounds']} rounds of {settings['local_steps']} batches of {settings['batch_size']}, "
         f"LoRA r {settings['lora_r']}, Adam, lr {settings['lr']}. Means over the seeds "
         f"{', '.join(map(str, seeds))} (smallest{DASH}largest), after the last round's mixing. The "
-        f"consensus error of LoRA is that of DFL-LoRA times: {', '.join(ratios)}."
+        f"consensus error of LoRA is that of DFL-LoRA times: {', '.join(ratios['consensus_error'])}; "
+        f"relative errors: {', '.join(ratios['consensus_error_relative'])} (geometric means over these "
+        f"{len(seeds)} seeds "
+        "and their 95 % intervals, by Student's t of the logarithms)."
     )

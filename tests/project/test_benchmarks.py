@@ -231,8 +231,8 @@ def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(modu
     write_rows(tmp_path / "data" / "train.jsonl", texts)
     write_rows(tmp_path / "data" / "validation.jsonl", texts[:4])
     options = f"{{model_checkpoint: {encoder}, dataset_type: sst2, data_dir: {tmp_path / 'data'}, "
-    options += "num_clients: 3, name: line, num_rounds: 2, local_steps: 2, batch_size: 4, lr: 0.02, "
-    options += "mix_head: false, eval_every: 2, report_to: none, dtype: float32}"
+    options += "num_clients: 3, name: line, num_rounds: 8, local_steps: 1, batch_size: 4, lr: 0.02, "
+    options += "mix_head: false, eval_every: 8, report_to: none, dtype: float32}"
     config, folder, out = tmp_path / "drift.yaml", tmp_path / "runs", tmp_path / "drift.json"
     config.write_text(
         f"command: dfl\noptions: {options}\ngrid: {{training_type: [LoRA, DFL-LoRA]}}\nseeds: [1, 2]\n"
@@ -242,7 +242,7 @@ def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(modu
     result = json.loads(out.read_text())
     assert str(tmp_path) not in out.read_text()
     for run in result["runs"]:
-        found, error = run["factors"], run["consensus_error"][-1]
+        found, error = run["factors"]["8"], run["consensus_error"][-1]
         if run["settings"]["training_type"] == "DFL-LoRA":
             assert found["moved"] == found["apart"] == found["by_A"] == 0
             assert found["by_B"] == pytest.approx(error, rel=1e-5)
@@ -251,7 +251,8 @@ def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(modu
             assert abs(found["by_B"] - found["by_A"]) <= error <= found["by_B"] + found["by_A"]
 
     (pairs,) = module("tables_drift").pairs_of(result)
-    assert pairs.reach == pytest.approx(0.02 * 2 / pairs.both[0]["factors"]["start_rms"], rel=0.1)
+    starts = [run["factors"]["8"]["start_rms"] for run in pairs.both]
+    assert pairs.step == pytest.approx(2 * 0.02 / sum(starts))
     ratios = [
         lora["consensus_error"][-1] / frozen["consensus_error"][-1]
         for lora, frozen in zip(pairs.both, pairs.frozen, strict=True)
@@ -261,7 +262,7 @@ def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(modu
     half = abs(math.log(ratios[0] / ratios[1])) / 2 * math.tan(0.475 * math.pi)
     mean = math.sqrt(ratios[0] * ratios[1])
     expected = (mean, mean * math.exp(-half), mean * math.exp(half))
-    assert module("tables_drift").geometric(ratios) == pytest.approx(expected)
+    assert module("cells").geometric(ratios) == pytest.approx(expected)
     assert f" | 2 | {sum(run['consensus_error'][-1] for run in pairs.both) / 2:.3f} | " in module(
         "tables"
     ).as_markdown(result)
