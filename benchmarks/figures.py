@@ -83,8 +83,10 @@ def drift(result: dict[str, Any]) -> Figure:
         axes.axhline(1, color="0.7", linewidth=0.8)
         axes.axhspan(6.5, 8, color="0.85", linewidth=0)
         axes.set(xscale="log", yscale="log", xlabel="lr · K / rms(A₀)", title=title)
+        axes.set_yticks([1, 1.5, 2, 3, 5, 8], ["1", "1.5", "2", "3", "5", "8"], minor=False)
+        axes.minorticks_off()
     panels[0].set(ylabel="LoRA's by DFL-LoRA's")
-    panels[0].legend(fontsize=7, frameon=False)
+    panels[0].legend(fontsize=7, frameon=False, loc="center left")
     return figure
 
 
