@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from fedloom.federation.privacy.audit import LEVEL, audit
 from fedloom.options.audit_privacy import AuditPrivacyConfig
 from fedloom.process import place
 from fedloom.runs.files import check_output, write_atomically
-from fedloom.training.audit_clients import scores_of_clients
+from fedloom.training.audit_clients import Played, play_with_clients, with_key
+from fedloom.training.inversion import invert
 from fedloom.training.private import UserBudget, with_noise
 from fedloom.training.setup_fed import Parts, build
 
@@ -38,28 +40,31 @@ def run_audit_privacy(config: AuditPrivacyConfig) -> bool:
     check_output(path, "audit.json")
     run = with_noise(config.of_the_run)
     resolved, parts = build(run)
-    found = {"privacy": run.privacy, **_audited_clients(parts, run.max_steps, config.canaries)}
+    parts = with_key(parts)
+    played = play_with_clients(parts, run.max_steps, config.canaries, lambda n: _tell(n, run.max_steps))
+    found = {"privacy": run.privacy, **_judged(parts, played)}
     found |= {"noise_multiplier": resolved.noise_multiplier, "clip": resolved.clip}
+    inverted = invert(parts, played.server, config.inverted) if config.inverted else []
+    found["inversion"] = None if inverted is None else [asdict(one) for one in inverted]
     write_atomically(path, json.dumps(found, indent=2) + "\n", private=True, then="start again")
     _show(found)
     print(f"Written to {path}")
     return bool(found["holds"])
 
 
-def _audited_clients(parts: Parts, rounds: int, canaries: int) -> dict[str, Any]:
+def _judged(parts: Parts, played: Played) -> dict[str, Any]:
     budget = parts.budget
     assert isinstance(budget, UserBudget)
-    scores, included, done = scores_of_clients(parts, rounds, canaries, lambda n: _tell(n, rounds))
-    found = audit(scores, included, budget.account.delta)
-    proven = budget.epsilon(done)
+    found = audit(played.scores, played.included, budget.account.delta)
+    proven = budget.epsilon(played.server.round)
     return {
-        "rounds": done,
+        "rounds": played.server.round,
         "delta": budget.account.delta,
         "epsilon_proven": proven if math.isfinite(proven) else None,
         "epsilon_lower_bound": found.epsilon,
         "confidence": 1 - LEVEL,
         "canaries": found.canaries,
-        "included": int(included.sum()),
+        "included": int(played.included.sum()),
         "guesses": found.guesses,
         "guesses_right": found.right,
         "holds": found.epsilon <= proven,
@@ -83,5 +88,13 @@ def _show(found: dict[str, Any]) -> None:
     table.add_row("guesses right", f"{found['guesses_right']} of {found['guesses']}")
     console = plain_console()
     console.print(table)
+    if found["inversion"]:
+        table = Table("what the attacker sees of a change", "examples", "tokens", "recovered")
+        for one in found["inversion"]:
+            share = f"{one['recovered'] / one['tokens']:.0%}" if one["tokens"] else ""
+            table.add_row(one["case"], f"{one['examples']}", f"{one['tokens']}", share)
+        console.print(table)
+    elif found["inversion"] is None:
+        console.print("Tokens were not rebuilt: no module of the adapter reads the embeddings")
     if not found["holds"]:
         console.print("What was found is more than what was proven: this run does not keep its promise")

@@ -20,6 +20,12 @@ class Audit:
         minimum=8,
         maximum=100_000,
     )
+    inverted: int = option(
+        4,
+        "examples whose tokens are rebuilt from one client's change, with protection and without; 0: none",
+        minimum=0,
+        maximum=1000,
+    )
     output: str = option("audit.json", "file to write", path=True)
 
 

@@ -22,7 +22,7 @@ from fedloom.data.randomness import derive_seed, numpy_rng
 from fedloom.errors import UserError
 from fedloom.federation.algorithm import Update, encode_update
 from fedloom.federation.privacy.audit import log_likelihood_ratio
-from fedloom.federation.server import Diverged
+from fedloom.federation.server import Diverged, ServerState
 from fedloom.federation.transport import ClientTransport
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.training.fed import first_standing
@@ -92,19 +92,40 @@ def _unit(clip: float) -> float:
     return clip if np.isfinite(clip) else 1.0
 
 
-def scores_of_clients(
+@dataclass(frozen=True)
+class Played:
+    """What rounds with canaries came to.
+
+    Attributes:
+        scores: Of each canary.
+        included: Whether it was there.
+        server: Where the run stands.
+    """
+
+    scores: np.ndarray
+    included: np.ndarray
+    server: ServerState
+
+
+def with_key(parts: Parts) -> Parts:
+    """A run with the key of its noise, as at every start: a secret one, or the seed that was asked for."""
+    privacy = parts.algorithm.privacy
+    if privacy is None or parts.budget is None:
+        return parts
+    key = secret_key() if parts.budget.seed is None else parts.budget.seed
+    return replace(parts, algorithm=replace(parts.algorithm, privacy=replace(privacy, key=key)))
+
+
+def play_with_clients(
     parts: Parts, rounds: int, canaries: int, on_round: Callable[[int], None] = lambda round_: None
-) -> tuple[np.ndarray, np.ndarray, int]:
+) -> Played:
     """Play a run's rounds with canaries among the clients.
 
     Args:
-        parts: What the run is made of, its privacy at user level.
+        parts: What the run is made of, its privacy at user level, with its key.
         rounds: How many, unless the budget is spent before.
         canaries: How many.
         on_round: Is told how many rounds are done.
-
-    Returns:
-        Each canary's score, whether it existed, and how many rounds there were.
 
     Raises:
         UserError: More canaries than parameters, or nothing finite came of a round.
@@ -134,7 +155,7 @@ def scores_of_clients(
             seen = who.seen(total, clip)
             scores += log_likelihood_ratio(seen, privacy.per_round / privacy.clients, privacy.sum_noise)
         on_round(now.server.round)
-    return scores, included, now.server.round
+    return Played(scores, included, now.server)
 
 
 def _with_places(parts: Parts, canaries: int, see: Callable[[AdapterBank], None]) -> Parts:
@@ -150,8 +171,7 @@ def _with_places(parts: Parts, canaries: int, see: Callable[[AdapterBank], None]
     assert privacy is not None
     # N and q N stay whole numbers.
     times = -(-(privacy.clients + canaries) // privacy.clients)
-    key = secret_key() if parts.budget is None or parts.budget.seed is None else parts.budget.seed
-    privacy = replace(privacy, clients=privacy.clients * times, per_round=privacy.per_round * times, key=key)
+    privacy = replace(privacy, clients=privacy.clients * times, per_round=privacy.per_round * times)
     nothing = np.array([], dtype=np.int64)
     clients = [*parts.data.clients, *[nothing] * (privacy.clients - len(parts.data.clients))]
     optimiser = _watched(algorithm.server_optimiser, see)

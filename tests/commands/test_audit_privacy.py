@@ -4,8 +4,8 @@ import json
 from importlib.util import find_spec
 
 import pytest
-from run_files import write_problems
-from tiny import save_tiny_llama
+from run_files import write_problems, write_rows
+from tiny import TRAINING_LINES, save_tiny_bert, save_tiny_llama
 
 if find_spec("dp_accounting") is None:
     pytest.skip("dp-accounting is not installed", allow_module_level=True)
@@ -19,7 +19,7 @@ RUN = """
     --client_batch_per_step 1 --batch_size 2 --grad_accum_steps 1 --client_lr 0.05 --lora_r 4 --max_steps 2
     --dtype float32 --wave_tokens 2000 --accountant rdp --privacy_seed 5
 """
-USER = "--privacy user --clip 0.5 --target_epsilon 1 --canaries 200"
+USER = "--privacy user --clip 0.5 --target_epsilon 1 --canaries 200 --inverted 0"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_run_as_it_should_be_is_not_refuted(audit, capsys, more):
 
 
 def test_without_noise_nearly_as_much_is_found_as_the_canaries_can_show(audit):
-    status, found = audit("--privacy user --clip 0.5 --noise_multiplier 0 --canaries 200")
+    status, found = audit("--privacy user --clip 0.5 --noise_multiplier 0 --canaries 200 --inverted 0")
     assert status == 0 and found["epsilon_proven"] is None
     assert found["guesses_right"] == found["guesses"] == 200
     # 4.2 if one number of guesses were tried; here ten are.
@@ -117,7 +117,7 @@ def test_a_run_that_breaks_its_promise_is_refuted(audit, monkeypatch, capsys, br
     [
         ("--accountant pld --privacy_seed none", "privacy: none promises nothing that could be measured"),
         (f"{USER} --canaries 4", "canaries: 4 is not"),
-        (f"{USER} --canaries 100000", "canaries: 100,000 need as many parameters"),
+        (f"{USER} --canaries 5000", "canaries: 5,000 need as many parameters"),
         (f"{USER} --attack sign_flip --attackers 1", "attack: sign_flip has clients that attack"),
         (
             f"{USER} --client_num 3 --client_num_per_step 3 --secure_aggregation 1",
@@ -130,3 +130,28 @@ def test_a_run_that_breaks_its_promise_is_refuted(audit, monkeypatch, capsys, br
 def test_what_cannot_be_audited_is_told_with_the_reason(audit, capsys, flags, said):
     status, _ = audit(flags)
     assert status == 2 and said in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """A classifier whose width is no limit, and short texts."""
+    folder = tmp_path_factory.mktemp("reviews")
+    save_tiny_bert(folder / "bert", hidden_size=64, num_labels=2)
+    texts = ["Tom has apples", "buys 8 more", "24 / 6", f"{' '.join(TRAINING_LINES[:2])} z x k q w"]
+    for split in ("train", "validation", "test"):
+        write_rows(
+            folder / f"{split}.jsonl", [{"sentence": t, "label": i % 2} for i, t in enumerate(texts * 2)]
+        )
+    return ["--model_name", str(folder / "bert"), "--data_dir", str(folder), "--data_name", "sst2"]
+
+
+@pytest.mark.parametrize("method", ["--lora_r 8", "--method FFA-LoRA --lora_r 16"])
+def test_the_tokens_of_an_example_are_rebuilt_unless_noise_or_their_number_hide_them(audit, reviews, method):
+    flags = "--privacy user --clip 0.1 --noise_multiplier 0.6 --canaries 8 --lora_dropout 0 --lora_alpha 64"
+    status, found = audit(flags, " ".join(reviews), method)
+    assert status == 0
+    share = {one["case"]: one["recovered"] / one["tokens"] for one in found["inversion"]}
+    assert share["alone"] > 0.9
+    assert share["alone, clip and noise"] < 0.3
+    assert share["alone, more tokens than dimensions"] < 0.6
+    assert "sum of 2 clients" in share

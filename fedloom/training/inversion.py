@@ -1,0 +1,251 @@
+"""`fedloom audit-privacy`, the other half: what a server rebuilds of one example from a client's change.
+
+The client is real: one step on one example, by the engine that trains all. Four cases: its change as it is;
+clipped, with the noise of the run; in the sum of a round's clients, which is what secure aggregation tells;
+and examples with more tokens than a change has dimensions to tell them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.client.private import Noised
+from fedloom.client.work import ClientWork
+from fedloom.data.encode import Tokens
+from fedloom.federation.privacy.inversion import Span, distances, span_of
+from fedloom.federation.privacy.user import clipped
+from fedloom.federation.server import ServerState
+from fedloom.model.adapters.lora import StackedLora
+from fedloom.model.bank import Row
+from fedloom.model.layout import Batch, counted
+from fedloom.model.stacked import StackedModel
+from fedloom.runtimes.in_process import run_clients
+from fedloom.training.setup_fed import Parts
+
+_CANDIDATES = 4096
+"""Tokens of the vocabulary that go through the embedding at once."""
+
+
+class _Seen(Exception):
+    """Ends a pass behind the first layer's inputs."""
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """What became of some examples in one case.
+
+    Attributes:
+        case: Which.
+        examples: How many.
+        tokens: Different tokens in them, the shared beginning left out, which everybody knows. The attacker
+            names as many: those nearest to the span.
+        recovered: How many of the named were there: over ``tokens`` it is precision and recall alike.
+    """
+
+    case: str
+    examples: int
+    tokens: int
+    recovered: int
+
+
+@dataclass(frozen=True)
+class _FirstLayer:
+    """The modules whose input is a function of a token and its place alone; and whether the place matters."""
+
+    names: list[str]
+    modules: list[nn.Module]
+    by_place: bool
+
+
+def invert(parts: Parts, server: ServerState, examples: int) -> list[Inverted] | None:
+    """Attack some clients' examples.
+
+    Args:
+        parts: What the run is made of.
+        server: Where it stands, which is where clients begin.
+        examples: How many examples are attacked in each case.
+
+    Returns:
+        A row for each case that the data have; None where no module of the adapter reads embeddings.
+    """
+    first = _first_layer(parts.model)
+    if first is None:
+        return None
+    change = partial(_change, parts, server)
+    dimensions = _dimensions(parts, server, first)
+    data = [tokens for tokens in parts.data.train if tokens.rejected is None]
+    few = [tokens for tokens in data if _width(parts, first, tokens) <= dimensions][:examples]
+    many = [tokens for tokens in data if _width(parts, first, tokens) > dimensions][:examples]
+    together = data[: parts.per_round]
+    cases: list[tuple[str, list[tuple[Row, list[Tokens]]]]] = [
+        ("alone", [(change([one]), [one]) for one in few]),
+        ("alone, clip and noise", [(change([one], protected=True), [one]) for one in few]),
+        (f"sum of {len(together)} clients", [(change(together), together)] if len(together) > 1 else []),
+        ("alone, more tokens than dimensions", [(change([one]), [one]) for one in many]),
+    ]
+    return [_judged(parts, server, first, case, seen) for case, seen in cases if seen]
+
+
+def _judged(
+    parts: Parts,
+    server: ServerState,
+    first: _FirstLayer,
+    case: str,
+    seen: Sequence[tuple[Row, Sequence[Tokens]]],
+) -> Inverted:
+    """Which tokens the changes of one case give away."""
+    spans = [_spans(delta, server.adapter, first) for delta, _ in seen]
+    vocabulary = parts.model.model.get_input_embeddings().weight.shape[0]
+    nearest = torch.full((len(seen), vocabulary), torch.inf)
+    longest = max(len(text.ids) for _, texts in seen for text in texts)
+    places = longest if first.by_place else 1
+    for start, inputs in _candidates(parts.model, first, vocabulary, places):
+        for k, own in enumerate(spans):
+            found = distances(inputs.flatten(0, 1), own).view(-1, places)
+            nearest[k, start : start + len(inputs)] = found.amin(1).cpu()
+    tokens = recovered = 0
+    for row, (_, texts) in zip(nearest, seen, strict=True):
+        known = {token for text in texts for token in text.ids[: parts.model.layout.prefix]}
+        there = {token for text in texts for token in _read(parts, text)} - known
+        row[list(known)] = torch.inf
+        tokens += len(there)
+        if row.min() < 1:  # else nothing is told
+            recovered += len(there.intersection(row.argsort(stable=True)[: len(there)].tolist()))
+    return Inverted(case, len(seen), tokens, recovered)
+
+
+def _read(parts: Parts, tokens: Tokens) -> list[int]:
+    """The ids that are read; a language model's last one is predicted alone."""
+    return tokens.ids if parts.model.layout.classify else tokens.ids[:-1]
+
+
+def _width(parts: Parts, first: _FirstLayer, tokens: Tokens) -> int:
+    """How many dimensions an example's inputs have at most."""
+    read = _read(parts, tokens)
+    return len(read) if first.by_place else len(set(read))
+
+
+def _dimensions(parts: Parts, server: ServerState, first: _FirstLayer) -> int:
+    """How many dimensions of inputs a change can tell apart."""
+    names = parts.algorithm.trains(server.adapter.keys(), server.round)
+    ranks = [server.adapter[f"{name}.lora_A.weight"].shape for name in first.names]
+    down = [
+        shape[0]
+        for name, shape in zip(first.names, ranks, strict=True)
+        if f"{name}.lora_A.weight" in names and bool(server.adapter[f"{name}.lora_B.weight"].any())
+    ]
+    return min(sum(down), ranks[0][1] - 1) if down else max(r for r, _ in ranks) - 1
+
+
+def _spans(delta: Row, adapter: Row, first: _FirstLayer) -> list[Span]:
+    """What a change tells of the first layer's inputs."""
+    down = [delta[n] for name in first.names if (n := f"{name}.lora_A.weight") in delta]
+    found = [span_of(torch.cat(down))] if down else []
+    for name in first.names:
+        if (up := f"{name}.lora_B.weight") in delta:
+            found.append(span_of(delta[up], adapter[f"{name}.lora_A.weight"]))
+    return found
+
+
+def _first_layer(model: StackedModel) -> _FirstLayer | None:
+    """The adapted modules of the first layer that read embeddings; None where there are none."""
+    if not model.adapted:
+        return None
+    names = [name for name, *_ in model.adapted[min(model.adapted)]]
+    modules = [m for m in model.model.modules() if isinstance(m, StackedLora) and m.name in names]
+    # The second and the fourth token are the same in the first two rows, and what stands before them is not.
+    inputs = _inputs(model, modules, torch.tensor([[5, 6, 7, 8], [9, 6, 5, 8], [6, 5, 7, 8]]))
+    own = {
+        id(m): m
+        for m in modules
+        if (x := inputs.get(id(m))) is not None
+        and torch.allclose(x[0, [1, 3]], x[1, [1, 3]], atol=1e-5 * float(x.abs().max()))
+    }
+    if not own:
+        return None
+    x = inputs[next(iter(own))]
+    anywhere = torch.allclose(x[0, 1], x[2, 0], atol=1e-5 * float(x.abs().max()))
+    return _FirstLayer([m.name for m in own.values()], [*own.values()], not anywhere)
+
+
+def _inputs(
+    model: StackedModel, modules: Sequence[nn.Module], ids: Tensor, stop: bool = False
+) -> dict[int, Tensor]:
+    """What enters some modules when the frozen base reads some sequences, ``[sequences, tokens, d_in]``."""
+    seen: dict[int, Tensor] = {}
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[id(module)] = args[0].detach().reshape(*ids.shape, -1)
+        if stop:
+            raise _Seen
+
+    hooks = [module.register_forward_pre_hook(look) for module in modules]
+    try:
+        with torch.no_grad(), suppress(_Seen), model.as_clients({}, [len(ids)]) as plain:
+            plain(input_ids=ids.to(model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _candidates(
+    model: StackedModel, first: _FirstLayer, vocabulary: int, places: int
+) -> Iterator[tuple[int, Tensor]]:
+    """What enters the first layer for each token of the vocabulary, at each place that matters.
+
+    Yields:
+        The first token of a block, and the inputs from there on, ``[tokens, places, d_in]``.
+    """
+    size = -(-_CANDIDATES // places)
+    for start in range(0, vocabulary, size):
+        block = torch.arange(start, min(start + size, vocabulary))
+        ids = block[:, None].expand(-1, places)  # one token, over and over
+        (x,) = _inputs(model, first.modules[:1], ids, stop=True).values()
+        yield start, x
+
+
+def _change(parts: Parts, server: ServerState, examples: Sequence[Tokens], protected: bool = False) -> Row:
+    """The sum of the changes of one client for each example, after one step; what is frozen is not in it."""
+    algorithm, rules = parts.algorithm, parts.rules
+    names = algorithm.share(server.adapter.keys()) & algorithm.trains(server.adapter.keys(), server.round)
+    trained = {name: t for name, t in server.adapter.items() if name in names}
+    if not protected:
+        rules = replace(rules, privacy=None)
+    work = []
+    for client, tokens in enumerate(examples):
+        batch = Batch([tokens], 1 / counted(tokens, parts.model.layout), (server.round, client, 0, 0))
+        noised = None if rules.privacy is None else Noised(client, server.round, 1.0)
+        work.append(ClientWork(client, [[batch]], 1, noised))
+    total = {name: torch.zeros_like(t) for name, t in trained.items()}
+
+    def take(client: int, delta: Row) -> Row:
+        for name, t in delta.items():
+            total[name] += t
+        return delta
+
+    updates = run_clients(
+        parts.model,
+        trained,
+        work,
+        rules,
+        algorithm,
+        frozen={name: t for name, t in server.adapter.items() if name not in names},
+        received={name: t for name, t in server.rule.items() if name in names},
+        first=parts.first_memory,
+        seed=parts.seed,
+        round_=server.round,
+        change=take,
+    )
+    for _ in updates:
+        pass
+    if not protected or algorithm.privacy is None:
+        return total
+    total, _ = clipped(total, server.clip)
+    return algorithm.privacy.noised(total, server.clip, server.round)
