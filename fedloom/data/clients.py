@@ -16,12 +16,7 @@ PLACEHOLDERS = ("{i}", "{}")
 
 
 def load_clients(
-    template: str,
-    num_clients: int,
-    task: Task,
-    *,
-    option: str = "dataset_path_template",
-    counted_by: str = "num_clients",
+    template: str, num_clients: int, task: Task, *, counted_by: str = "num_clients"
 ) -> list[list[Example]]:
     """Loads each client's training examples.
 
@@ -30,24 +25,19 @@ def load_clients(
             ``save_to_disk`` wrote, a jsonl, json, csv or parquet file, or a folder with ``train.*``.
         num_clients: How many clients there are.
         task: The data set, whose fields the rows have.
-        option: The option that gave the template, for messages.
         counted_by: The option that gave the number of clients, for messages.
 
     Raises:
         UserError: If a client has no data (found before anything is read), or a row is not what the task
             needs.
     """
-    check_varies(template, num_clients, option)
+    check_varies(template, num_clients)
+    option = "dataset_path_template"
     return _load(all_paths(template, num_clients, option, counted_by), "train", task, option)
 
 
 def load_validation(
-    template: str,
-    num_clients: int,
-    task: Task,
-    *,
-    option: str = "val_dataset_path_template",
-    counted_by: str = "num_clients",
+    template: str, num_clients: int, task: Task, *, counted_by: str = "num_clients"
 ) -> list[list[Example]]:
     """Loads the examples to validate on: as `load_clients`, but ``validation.*`` of a folder with several.
 
@@ -57,6 +47,7 @@ def load_validation(
     Raises:
         UserError: As `load_clients` does, except that the template may be the same for all.
     """
+    option = "val_dataset_path_template"
     paths = all_paths(template, num_clients if varies(template) else 1, option, counted_by)
     return _load(paths, "validation", task, option)
 
@@ -73,7 +64,7 @@ def paths_of(template: str | None, num_clients: int) -> list[str]:
     return [path for path in dict.fromkeys(paths) if Path(path).exists()]
 
 
-def check_varies(template: str, num_clients: int, option: str = "dataset_path_template") -> None:
+def check_varies(template: str, num_clients: int) -> None:
     """Make sure that a template gives each client its own path.
 
     Raises:
@@ -81,8 +72,8 @@ def check_varies(template: str, num_clients: int, option: str = "dataset_path_te
     """
     if not varies(template) and num_clients > 1:
         raise UserError(
-            f"{option} '{template}' is the same for all {num_clients} clients; write {{i}} where the "
-            "client's number goes, such as data/client_{i}."
+            f"dataset_path_template '{template}' is the same for all {num_clients} clients; write {{i}} where "
+            "the client's number goes, such as data/client_{i}."
         )
 
 
@@ -91,12 +82,7 @@ def varies(template: str) -> bool:
     return any(mark in template for mark in PLACEHOLDERS)
 
 
-def all_paths(
-    template: str,
-    num_clients: int,
-    option: str = "dataset_path_template",
-    counted_by: str = "num_clients",
-) -> list[Path]:
+def all_paths(template: str, num_clients: int, option: str, counted_by: str) -> list[Path]:
     """The clients' paths, all of which exist.
 
     Raises:

@@ -81,8 +81,8 @@ def label_of(row: Row, field: str = "label") -> str:
     return str(value) if isinstance(value, bool) else text(row, field)
 
 
-def class_name(row: Row, names: Sequence[str], field: str = "label") -> str:
-    """Returns the name of the class that a field gives, by its number or by its name.
+def class_name(row: Row, names: Sequence[str]) -> str:
+    """Returns the name of the class that the field ``label`` gives, by its number or by its name.
 
     A number may be written as csv files of pandas have it, ``"1"``, 1.0 or ``"1.0"``, a name in any case,
     with any hyphens, and abbreviated: ``"Not-Entailment"``, ``"pos"``.
@@ -90,7 +90,7 @@ def class_name(row: Row, names: Sequence[str], field: str = "label") -> str:
     Raises:
         ValueError: If there is no such class.
     """
-    value = row.get(field)
+    value = row.get("label")
     written = (
         ""
         if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal))
@@ -103,7 +103,7 @@ def class_name(row: Row, names: Sequence[str], field: str = "label") -> str:
         place = names.index(found)
     if place is None or place >= len(names):
         listed = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-        raise ValueError(f"field '{field}' must be one of {listed}, but is {_shown(value)}")
+        raise ValueError(f"field 'label' must be one of {listed}, but is {_shown(value)}")
     return names[place]
 
 

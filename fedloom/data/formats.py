@@ -172,23 +172,21 @@ def _transcript(value: object) -> tuple[Turn, ...]:
     return tuple(Turn("user" if who == "Human" else "assistant", spoken) for who, spoken in turns)
 
 
-def label_text(row: Row, field: str = "label") -> str:
+def label_text(row: Row) -> str:
     """Returns the name of a row's class: a text, or a whole number as its digits.
 
     Raises:
         ValueError: If it is missing, -1 (which stands for no label), or no class.
     """
-    value = row.get(field)
+    value = row.get("label")
     if isinstance(value, bool):
         return str(value)
     if is_missing(value):
-        raise ValueError(f"field '{field}' is empty, and a class is needed")
-    name = label_of(row, field)
+        raise ValueError("field 'label' is empty, and a class is needed")
+    name = label_of(row, "label")
     number = normal_number(value)
     if number is not None and ("." in number or number.startswith("-")):
-        raise ValueError(
-            f"field '{field}' is {number}, which is no class; classes are whole numbers or names"
-        )
+        raise ValueError(f"field 'label' is {number}, which is no class; classes are whole numbers or names")
     return name if number is None else number
 
 

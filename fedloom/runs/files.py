@@ -122,7 +122,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def replace_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, then: str = GO_ON
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write tensors as safetensors; the file is there whole, or as it was before.
 
@@ -132,7 +132,7 @@ def replace_tensors(
     temporary = path.with_suffix(".tmp")
     # Tensors may be views of one buffer, which safetensors refuses.
     copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
-    with writing(path, then):
+    with writing(path):
         try:
             save_tensors(temporary, copies, metadata)
             os.replace(temporary, path)

@@ -202,8 +202,8 @@ def test_an_adapter_holds_every_layer_that_was_drawn(name, tmp_path):
     plain = base.model
     ids = torch.tensor([[1, 40, 41, 42, 2]])
     expected = plain(ids).logits
-    adapter = choice.lora(plain, r=2, alpha=4, dropout=0.0, target_modules=None, drawn=base.drawn)
-    model = StackedModel(plain, adapter, seed=0)
+    adapter = choice.lora(plain, r=2, alpha=4, dropout=0.0, target_modules=None)
+    model = StackedModel(plain, choice.with_drawn(adapter, base.drawn), seed=0)
     for module in drawn:
         assert any(f".{module}." in held for held in model.initial)
     model.save(model.initial, tmp_path / "adapter")
@@ -218,7 +218,7 @@ def test_an_adapter_holds_every_layer_that_was_drawn(name, tmp_path):
 @pytest.mark.parametrize("make", [choice.prompt_tuning, choice.p_tuning])
 def test_virtual_tokens_are_saved_with_the_layers_that_were_drawn(make):
     model = tiny_bert()
-    config = make(model, virtual_tokens=3, drawn=("bert.pooler.dense", "classifier"))
+    config = choice.with_drawn(make(model, virtual_tokens=3), ("bert.pooler.dense", "classifier"))
     initial = StackedModel(model, config, seed=0).initial
     assert {"base_model.bert.pooler.dense.weight", "base_model.classifier.weight"} <= initial.keys()
 

@@ -38,7 +38,6 @@ def lora(
     dropout: float,
     target_modules: Sequence[str] | str | None,
     rslora: bool = False,
-    drawn: Iterable[str] = (),
 ) -> PeftConfig:
     """LoRA on the layers of these names.
 
@@ -50,7 +49,6 @@ def lora(
         dropout: Before the low-rank term.
         target_modules: Names, the last parts of modules' names; or a regular expression for whole names, or
             ``all-linear``; None chooses, see `default_targets`.
-        drawn: See `with_drawn`.
 
     Raises:
         UserError: The model has no such layers, or one of them is the language model's head.
@@ -68,26 +66,26 @@ def lora(
         use_rslora=rslora,
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
-    return with_drawn(config, drawn)
+    return config
 
 
-def prompt_tuning(model: PreTrainedModel, *, virtual_tokens: int, drawn: Iterable[str] = ()) -> PeftConfig:
-    """Virtual tokens whose embeddings are learnt; for ``drawn`` see `with_drawn`."""
+def prompt_tuning(model: PreTrainedModel, *, virtual_tokens: int) -> PeftConfig:
+    """Virtual tokens whose embeddings are learnt."""
     config = PromptTuningConfig(
         task_type=_task_type(model), num_virtual_tokens=virtual_tokens, **_sizes(model)
     )
-    return with_drawn(config, drawn)
+    return config
 
 
-def p_tuning(model: PreTrainedModel, *, virtual_tokens: int, drawn: Iterable[str] = ()) -> PeftConfig:
-    """Virtual tokens that a learnt MLP makes; for ``drawn`` see `with_drawn`."""
+def p_tuning(model: PreTrainedModel, *, virtual_tokens: int) -> PeftConfig:
+    """Virtual tokens that a learnt MLP makes."""
     config = PromptEncoderConfig(
         task_type=_task_type(model),
         num_virtual_tokens=virtual_tokens,
         encoder_hidden_size=ENCODER_HIDDEN_SIZE,
         **_sizes(model),
     )
-    return with_drawn(config, drawn)
+    return config
 
 
 def with_drawn(config: PeftConfig, drawn: Iterable[str]) -> PeftConfig:

@@ -30,13 +30,12 @@ from fedloom.model.bank import Row
 _RANK_AXIS = {".lora_A.weight": -2, ".lora_B.weight": -1}
 
 
-def check_ranks(config: PeftConfig, ranks: Sequence[int], where: str = "ranks") -> None:
+def check_ranks(config: PeftConfig, ranks: Sequence[int]) -> None:
     """Refuse ranks that clients of this adapter cannot have.
 
     Args:
         config: The adapter of the bank; its ``r`` is the largest rank.
         ranks: Of each client.
-        where: What the user gave them by, for the message.
 
     Raises:
         UserError: A rank is too large or too small, or the adapter has no one rank.
@@ -44,17 +43,17 @@ def check_ranks(config: PeftConfig, ranks: Sequence[int], where: str = "ranks") 
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise UserError(
-            f"{where}: only LoRA has ranks, and the adapter is {kind}; leave it out, or choose LoRA"
+            f"ranks: only LoRA has ranks, and the adapter is {kind}; leave it out, or choose LoRA"
         )
     if config.rank_pattern:
         raise UserError(
-            f"{where}: rank_pattern {str(config.rank_pattern)[:80]} gives layers ranks of their own, and "
+            f"ranks: rank_pattern {str(config.rank_pattern)[:80]} gives layers ranks of their own, and "
             "clients cannot have theirs beside it; leave one of the two out"
         )
     for rank in ranks:
         if not 1 <= rank <= config.r:
             raise UserError(
-                f"{where}: {rank} is no rank of a client; must be from 1 to the adapter's own, {config.r}; "
+                f"ranks: {rank} is no rank of a client; must be from 1 to the adapter's own, {config.r}; "
                 "choose a smaller one or raise the adapter's"
             )
 
