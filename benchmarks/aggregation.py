@@ -23,9 +23,9 @@ prepare_process()
 
 from fedloom.client.work import plan_work  # noqa: E402
 from fedloom.errors import UserError  # noqa: E402
-from fedloom.federation.algorithm import Update  # noqa: E402
 from fedloom.federation.server import initial_state  # noqa: E402
 from fedloom.federation.transport import ClientTransport  # noqa: E402
+from fedloom.federation.update import Update  # noqa: E402
 from fedloom.options.fed import FedConfig  # noqa: E402
 from fedloom.runtimes.in_process import run_clients  # noqa: E402
 from fedloom.training.algorithms import algorithm_with_server  # noqa: E402

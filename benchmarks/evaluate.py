@@ -41,10 +41,10 @@ from machine import describe_machine, versions  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from render import as_markdown  # noqa: E402
 
-from fedloom.data.encode import encode_prompts  # noqa: E402
 from fedloom.data.sources import load_splits  # noqa: E402
 from fedloom.data.tasks import TASKS  # noqa: E402
 from fedloom.data.templates import prompt_format  # noqa: E402
+from fedloom.data.token_ids import encode_prompts  # noqa: E402
 from fedloom.errors import UserError  # noqa: E402
 from fedloom.evaluation.answering import ends_of_answer  # noqa: E402
 from fedloom.evaluation.generate import generate  # noqa: E402

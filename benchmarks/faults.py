@@ -28,10 +28,11 @@ from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.krum import krum
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.aggregators.median import median
-from fedloom.federation.algorithm import Algorithm, Update
+from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.lora_aggregations.fedex import fedex
 from fedloom.federation.server import federated_round, initial_state
 from fedloom.federation.train_factors.alternate import alternate
+from fedloom.federation.update import Update
 from fedloom.model.adapters.folding import DOWN, UP, FoldedBase
 from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.adapters.products import lora_pairs, truncated_sum

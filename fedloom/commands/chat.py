@@ -34,7 +34,7 @@ from fedloom.model.quiet import quieten
 from fedloom.model.structure import positions_of
 from fedloom.options.declare import did_you_mean
 from fedloom.options.export import ChatConfig
-from fedloom.options.fed import PROMPT_DATE, FormatName
+from fedloom.options.run import PROMPT_DATE, FormatName
 from fedloom.runtimes.signals import Terminated
 
 BASE = "base"

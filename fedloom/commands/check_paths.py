@@ -12,9 +12,9 @@ from fedloom.evaluation.saved_adapters import find_adapters
 from fedloom.model.files import check_model_name
 from fedloom.model.source import locate
 from fedloom.options.audit_privacy import AuditPrivacyConfig
-from fedloom.options.fed import Run
 from fedloom.options.parsing import aliases
 from fedloom.options.peer import PeerConfig
+from fedloom.options.run import Run
 from fedloom.process import place
 from fedloom.runs.run_folder import check_folder, run_folder
 from fedloom.runtimes.libp2p.identity import read_key

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from fedloom.data.encode import encode_prompts
+from fedloom.data.token_ids import encode_prompts
 from fedloom.errors import plain_console
 from fedloom.evaluation.answering import Answers, Questions, answer
 from fedloom.model.bank import AdapterBank, Row

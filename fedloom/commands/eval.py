@@ -11,11 +11,12 @@ from typing import Any
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedloom.data.encode import Tokens, encode, encode_prompts, prompt_of
+from fedloom.data.encode import Tokens, encode, prompt_of
 from fedloom.data.encode_classes import encode_classes
 from fedloom.data.example import Example
 from fedloom.data.sources import load_splits
 from fedloom.data.templates import PromptFormat, prompt_format
+from fedloom.data.token_ids import encode_prompts
 from fedloom.errors import UserError, plain_console
 from fedloom.evaluation.adapter_tensors import read_fitting
 from fedloom.evaluation.answering import Questions, answer

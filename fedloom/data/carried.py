@@ -12,9 +12,9 @@ import json
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from fedloom.data.encode import encode_prompts
 from fedloom.data.templates import ZEPHYR, PromptFormat, stopped_clock
-from fedloom.options.fed import FormatName
+from fedloom.data.token_ids import encode_prompts
+from fedloom.options.run import FormatName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

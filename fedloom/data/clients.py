@@ -72,8 +72,8 @@ def check_varies(template: str, num_clients: int) -> None:
     """
     if not varies(template) and num_clients > 1:
         raise UserError(
-            f"dataset_path_template '{template}' is the same for all {num_clients} clients; write {{i}} where "
-            "the client's number goes, such as data/client_{i}."
+            f"dataset_path_template '{template}' is the same for all {num_clients} clients; write {{i}} "
+            "where the client's number goes, such as data/client_{i}."
         )
 
 

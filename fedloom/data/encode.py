@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedloom.data.conversations import Piece, special_tokens
+from fedloom.data.conversations import special_tokens
 from fedloom.data.example import Example
 from fedloom.data.templates import PromptFormat, end_of_text
+from fedloom.data.token_ids import encode_pieces, encode_prompts, tokenise
 from fedloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def encode(
         # Generation starts from the prompt's own tokens, so training must too. The answer then is the rest of
         # the whole text's tokens, unless a token of these lies across the border: then it is tokenised alone.
         joins = whole[: len(ids)] == ids
-        answer = whole[len(ids) :] if joins else _tokenise([text], tokenizer)[0]
+        answer = whole[len(ids) :] if joins else tokenise([text], tokenizer)[0]
         length = len(ids) + len(answer) + 1
         shortest = min(shortest or length, length)
         if length <= max_length:
@@ -212,56 +213,6 @@ def _read(
     return made
 
 
-def encode_pieces(
-    talks: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Tokenises conversations, and finds the tokens of each piece that is learned.
-
-    What stands before an answer becomes the tokens that generation would begin from. Where a token of the
-    whole text lies across the border of a piece, the piece is tokenised alone.
-
-    Args:
-        talks: See `PromptFormat.pieces`.
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        For each conversation its token ids, and where each learned piece begins and ends in them.
-    """
-    if not talks:
-        return []
-    alone = iter(_tokenise([piece.text for pieces in talks for piece in pieces], tokenizer))
-    wholes = encode_prompts(["".join(piece.text for piece in pieces) for pieces in talks], tokenizer)
-    made = []
-    for pieces, whole in zip(talks, wholes, strict=True):
-        own = [next(alone) for _ in pieces]
-        done = len(whole) - sum(map(len, own))
-        if done < 0 or whole[done:] != [number for ids in own for number in ids]:
-            # Tokens differ where pieces meet: each beginning of the text by itself, as far as these agree.
-            made.append(_piece_by_piece(pieces, own, tokenizer))
-            continue
-        spans = []
-        for piece, ids in zip(pieces, own, strict=True):
-            if piece.learned:
-                spans.append((done, done + len(ids)))
-            done += len(ids)
-        made.append((whole, spans))
-    return made
-
-
-def _piece_by_piece(
-    pieces: Sequence[Piece], own: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[tuple[int, int]]]:
-    ids: list[int] = []
-    spans = []
-    texts = ["".join(piece.text for piece in pieces[: count + 1]) for count in range(len(pieces))]
-    for piece, alone, beginning in zip(pieces, own, encode_prompts(texts, tokenizer), strict=True):
-        first = len(ids)
-        ids = beginning if beginning[:first] == ids else [*ids, *alone]
-        if piece.learned:
-            spans.append((first, len(ids)))
-    return ids, spans
-
-
 def prompt_of(example: Example, form: PromptFormat) -> str:
     """Returns what a model reads before the answer; of a conversation, all before its last answer."""
     if not example.turns:
@@ -285,36 +236,6 @@ def reading(tokenizer: PreTrainedTokenizerBase, form: PromptFormat, read: Iterab
     (tokens,), _ = encode([problem], tokenizer, form, max_length=sys.maxsize)
     kind = "preferences" if any(each.rejected is not None for each in read) else ""
     return hashlib.sha256((repr(tokens) + kind).encode()).hexdigest()[:16]
-
-
-def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Tokenises rendered prompts, each with the beginning-of-text token exactly once if the model has one."""
-    lead = _leading_ids(tokenizer)
-    bos = tokenizer.bos_token
-    rows = _tokenise(prompts, tokenizer)
-    return [
-        ids if bos and prompt.startswith(bos) else [*lead, *ids]
-        for prompt, ids in zip(prompts, rows, strict=True)
-    ]
-
-
-def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns what the tokenizer puts before a text.
-
-    What it may put behind (an end token) does not belong at the end of a prompt.
-    """
-    plain = tokenizer("a", add_special_tokens=False).input_ids
-    special = tokenizer("a").input_ids
-    starts = (place for place in range(len(special)) if special[place : place + len(plain)] == plain)
-    return list(special[: next(starts, 0)])
-
-
-def _tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    if not texts:
-        return []
-    # verbose=False: texts beyond the model's length are no surprise here, they are dropped and counted.
-    rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-    return rows
 
 
 def _gap(prompt: str, prompt_ids: Sequence[int], special: set[int]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fedloom.data.answers import normal_number
 from fedloom.data.example import Example
 from fedloom.data.fields import Row, class_name, text
-from fedloom.data.files import SPLIT_NAMES, SplitNames
+from fedloom.data.rows import SPLIT_NAMES, SplitNames
 
 HUB = "nyu-mll/glue"
 SENTIMENTS = ("negative", "positive")

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from fedloom.data.files import GLOB, SPLIT_NAMES, Limits, data_name, read_local, read_part
+from fedloom.data.files import GLOB, data_name, read_local, read_part
 from fedloom.data.recognise import recognised
-from fedloom.data.rows import Located
+from fedloom.data.rows import SPLIT_NAMES, Limits, Located
 from fedloom.data.sources import read_hub
 from fedloom.data.tasks import TASKS, Task
 

@@ -16,6 +16,16 @@ import psutil
 
 from fedloom.errors import UserError, shown
 
+SplitNames = Mapping[str, tuple[str, ...]]
+SPLIT_NAMES: SplitNames = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+"""The names that a split's file may have before its extension; the first is the split's own."""
+Limits = Mapping[str, int]
+"""Of a split no more than so many rows are read, from the first on; of one that has no limit all are."""
+
 DEEPEST = 50
 """Lists and objects inside each other, in a field."""
 LONGEST_ROW = 64 << 20

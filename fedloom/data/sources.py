@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from fedloom.data.example import Example, Preference, Splits
 from fedloom.data.fields import NotLearnable, is_missing, label_of
-from fedloom.data.files import read_local, rows_of
+from fedloom.data.files import read_local
 from fedloom.data.glue import has_no_labels
 from fedloom.data.randomness import numpy_rng
 from fedloom.data.recognise import listed, recognised, say
 from fedloom.data.rows import Located
+from fedloom.data.saved_sets import rows_of
 from fedloom.data.tasks import Task
 from fedloom.errors import UserError, without_secrets
 

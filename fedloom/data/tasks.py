@@ -10,9 +10,8 @@ from fedloom.data import arithmetic, glue
 from fedloom.data.answers import extract_number, normal_number, stated_number
 from fedloom.data.example import Example, Preference, Splits
 from fedloom.data.fields import ABSENT, Row, class_name, inner, is_missing, label_of, number, text
-from fedloom.data.files import SPLIT_NAMES, Limits, SplitNames
 from fedloom.data.formats import FORMATS
-from fedloom.data.rows import Located
+from fedloom.data.rows import SPLIT_NAMES, Limits, Located, SplitNames
 
 __all__ = ["TASKS", "Example", "Splits", "Task"]
 

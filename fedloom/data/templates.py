@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedloom.data.conversations import Piece, TemplateTalk, llama_2, plain, special_tokens
 from fedloom.data.example import Turn
 from fedloom.errors import UserError
-from fedloom.options.fed import PROMPT_DATE, FormatName
+from fedloom.options.run import PROMPT_DATE, FormatName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

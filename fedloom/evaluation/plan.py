@@ -26,8 +26,8 @@ from fedloom.model.files import check_model_name
 from fedloom.model.source import locate
 from fedloom.options.check_fed import check_prompts
 from fedloom.options.evaluation import EvalConfig
-from fedloom.options.fed import DATA_SEED, PROMPT_DATE, FormatName
 from fedloom.options.own_data import DPO_BETA, column_names
+from fedloom.options.run import DATA_SEED, PROMPT_DATE, FormatName
 from fedloom.runs.record import EVAL_FOLDER
 
 if TYPE_CHECKING:

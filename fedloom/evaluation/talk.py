@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from fedloom.data.encode import encode_prompts
+from fedloom.data.token_ids import encode_prompts
 from fedloom.errors import UserError, is_plain
 from fedloom.evaluation.saved_adapters import SavedAdapter
 

@@ -11,9 +11,10 @@ import torch
 from fedloom.data.randomness import derive_seed
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
-from fedloom.federation.algorithm import Algorithm, Update, decode_update
+from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.privacy.user import clipped, is_within
 from fedloom.federation.secure_sum import SecureSum
+from fedloom.federation.update import Update, decode_update
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row, norm_of, usable
 

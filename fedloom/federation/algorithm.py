@@ -19,7 +19,6 @@ clients run, or of how they are reached. `federation.server` composes them to a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,17 +30,17 @@ from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
 from fedloom.federation.aggregators import Aggregator, Folding, Refactoring
 from fedloom.federation.aggregators.mean import weighted_mean
-from fedloom.federation.codecs import Codec, feedback
+from fedloom.federation.codecs import Codec
 from fedloom.federation.codecs.none import none as as_it_is
 from fedloom.federation.plugged import made
-from fedloom.federation.privacy.user import UNCLIPPED, UserPrivacy, clipped
+from fedloom.federation.privacy.user import UserPrivacy
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.secure_sum import SecureSum
 from fedloom.federation.sharing import Sharing
 from fedloom.federation.train_factors import TrainFactors
 from fedloom.federation.train_factors.both import everything
 from fedloom.model.adapters.folding import unchanged
-from fedloom.model.bank import AdapterBank, Row, bytes_of
+from fedloom.model.bank import AdapterBank, Row
 from fedloom.options.methods import PARTS
 
 SENT, RESIDUAL, PERSONAL, RULE, BASE = "sent by the rule: ", "residual: ", "personal: ", "rule: ", "base: "
@@ -113,38 +112,6 @@ class Algorithm:
     def handed_out(self, adapter: Row, client: int) -> Row:
         """Where a client starts."""
         return adapter if self.ranks is None else self.ranks.handed_out(adapter, client)
-
-
-@dataclass(frozen=True)
-class Update:
-    """One client's answer to a round.
-
-    Attributes:
-        client: Which client.
-        payload: What it sends: its change as the codec has it, and what its rule sends.
-        examples: Examples it trained on; its weight in the mean.
-        loss: Mean training loss.
-        correct: Answer tokens predicted right while training.
-        labels: Answer tokens seen.
-        tokens: Tokens that went through the model.
-        memory: What it keeps until its next round; never sent. Over a network it is empty here.
-        norm: Euclidean length of its change; known once it has been decoded.
-    """
-
-    client: int
-    payload: Row
-    examples: int
-    loss: float
-    correct: int
-    labels: int
-    tokens: int
-    memory: Row = field(default_factory=dict)
-    norm: float = math.nan
-
-    @property
-    def bytes(self) -> int:
-        """What it sends, as it crosses the wire."""
-        return bytes_of(self.payload)
 
 
 def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: float) -> Algorithm:
@@ -241,69 +208,3 @@ def first_peer_memory(algorithm: Algorithm, shared: Row) -> Row:
     mixed = algorithm.rule.mixed
     memory = with_prefix(RULE, algorithm.rule.memory(shared))
     return memory if mixed is None else memory | with_prefix(SENT, mixed(shared))
-
-
-def encode_update(
-    algorithm: Algorithm, client: int, delta: Row, sent: Row, memory: Row, seed: int, clip: float = math.inf
-) -> tuple[Row, Row]:
-    """What a client sends, and what it remembers of it.
-
-    Args:
-        algorithm: Which.
-        client: Which client.
-        delta: Its change of the shared parameters.
-        sent: What its rule sends.
-        memory: What it remembers.
-        seed: What the codec's random choices depend on.
-        clip: Largest norm of a change, where the algorithm is private; see `privacy.user`.
-
-    Returns:
-        The payload, and the memory.
-    """
-    delta, within = clipped(delta, clip)
-    lost = algorithm.sent(part_of(memory, RESIDUAL), client)
-    payload, residual = feedback(algorithm.codec, algorithm.sent(delta, client), lost, seed)
-    payload = payload | with_prefix(SENT, algorithm.sent(sent, client)) | _whether_within(algorithm, within)
-    return payload, memory | with_prefix(RESIDUAL, algorithm.padded(residual))
-
-
-def _whether_within(algorithm: Algorithm, within: bool) -> Row:
-    """What a payload says of the clip."""
-    adapts = algorithm.privacy is not None and algorithm.privacy.quantile is not None
-    return {UNCLIPPED: torch.tensor(within, dtype=torch.uint8)} if adapts else {}
-
-
-def payload_like(algorithm: Algorithm, client: int, like: Row, kept: Row) -> Row:
-    """A payload of the names, shapes and dtypes that one from a client has.
-
-    Args:
-        algorithm: Which.
-        client: Which client.
-        like: The parameters that are to be trained.
-        kept: What the server sends for the rule.
-    """
-    zeros = {name: torch.zeros_like(t) for name, t in algorithm.sent(like, client).items()}
-    if algorithm.secure is not None:
-        return algorithm.secure.like(zeros)
-    beside = with_prefix(SENT, algorithm.sent(kept, client)) | _whether_within(algorithm, True)
-    return algorithm.codec.encode(zeros, 0) | beside
-
-
-def decode_update(algorithm: Algorithm, client: int, payload: Row, like: Row) -> tuple[Row, Row]:
-    """A client's change of the server's adapter, and what its rule sent.
-
-    Args:
-        algorithm: Which.
-        client: Which client.
-        payload: What came.
-        like: The server's adapter, of the parameters that were to be trained.
-
-    Raises:
-        ValueError: It is not what was asked for.
-        KeyError: The same.
-    """
-    coded = {name: t for name, t in payload.items() if name != UNCLIPPED and not name.startswith(SENT)}
-    delta = algorithm.codec.decode(coded, algorithm.sent(like, client))
-    if algorithm.ranks is not None:
-        delta = algorithm.ranks.change(like, delta, client)
-    return delta, algorithm.padded(part_of(payload, SENT))

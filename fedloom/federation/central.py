@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from fedloom.client.local import LocalResult
 from fedloom.client.optimisers import State
-from fedloom.federation.algorithm import Update
 from fedloom.federation.server import Diverged, RoundReport, ServerState, check_step
+from fedloom.federation.update import Update
 from fedloom.model.bank import AdapterBank, usable
 
 Train = Callable[[int, AdapterBank, State], tuple[LocalResult, int]]

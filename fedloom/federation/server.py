@@ -33,8 +33,9 @@ from dataclasses import dataclass, field
 from fedloom.client.optimisers import State, step_some
 from fedloom.data.randomness import numpy_rng
 from fedloom.federation.aggregate import Aggregate, Collected, Reduce, aggregate
-from fedloom.federation.algorithm import RULE, Algorithm, Update, payload_like, with_prefix
+from fedloom.federation.algorithm import RULE, Algorithm, with_prefix
 from fedloom.federation.transport import Train
+from fedloom.federation.update import Update, payload_like
 from fedloom.model.adapters.folding import bytes_of_fold, folded
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row, bytes_of, usable

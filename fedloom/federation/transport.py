@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fedloom.federation.aggregate import Reduce
-from fedloom.federation.algorithm import Update
 from fedloom.federation.choco import Payloads
 from fedloom.federation.matrix import RoundMixing
+from fedloom.federation.update import Update
 from fedloom.model.bank import AdapterBank, Row
 
 Train = Callable[[int, Sequence[int], Row, Row, Row], Iterable[Update]]

@@ -3,8 +3,8 @@
 from fedloom.errors import UserError
 from fedloom.options.check_fed import check_device, check_prompts, check_rules
 from fedloom.options.evaluation import EvalConfig
-from fedloom.options.fed import PROMPT_DATE
 from fedloom.options.own_data import check_own_data
+from fedloom.options.run import PROMPT_DATE
 
 
 def check(config: EvalConfig) -> None:

@@ -8,11 +8,12 @@ from fedloom.errors import UserError, shown
 from fedloom.options.attack import check_attack
 from fedloom.options.check_method import check_method
 from fedloom.options.declare import did_you_mean, names_or_pattern, options
-from fedloom.options.fed import PROMPT_DATE, FedConfig, FormatName, Prompts, Run
+from fedloom.options.fed import FedConfig
 from fedloom.options.lora_variants import check_lora_variants
 from fedloom.options.own_data import OwnData, check_own_data
 from fedloom.options.partition import Partition, check_partition
 from fedloom.options.privacy import check_privacy
+from fedloom.options.run import PROMPT_DATE, FormatName, Prompts, Run
 from fedloom.options.secure import check_secure
 from fedloom.options.synonyms import DEVICES
 from fedloom.options.trackers import check_trackers

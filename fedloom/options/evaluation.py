@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedloom.options.declare import option
-from fedloom.options.fed import AnyTask, FormatName, Hardware
 from fedloom.options.own_data import BETA_HELP, COLUMNS_HELP, DPO_BETA, FORMAT_HELP, LIMIT_HELP, DataFormat
+from fedloom.options.run import AnyTask, FormatName, Hardware
 
 
 @dataclass(frozen=True, kw_only=True)

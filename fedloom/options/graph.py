@@ -5,12 +5,12 @@ from typing import Literal
 
 from fedloom.options.attack import SimulatedAttack
 from fedloom.options.declare import names_or_pattern, option
-from fedloom.options.fed import DATA_SEED, AnyTask, Hardware, Prompts, Run
 from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Kind, Partition
 from fedloom.options.privacy import Privacy
+from fedloom.options.run import DATA_SEED, AnyTask, Hardware, Prompts, Run
 
 
 @dataclass(frozen=True, kw_only=True)

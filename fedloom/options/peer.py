@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from fedloom.options.declare import option
-from fedloom.options.fed import Hardware, Prompts, Run
 from fedloom.options.graph import PeerData, PeerModel, PeerReports, PeerTraining
 from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Partition
+from fedloom.options.run import Hardware, Prompts, Run
 
 
 @dataclass(frozen=True, kw_only=True)

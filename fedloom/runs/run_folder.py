@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from fedloom.errors import UserError
 from fedloom.options.declare import options
-from fedloom.options.fed import Run
 from fedloom.options.parsing import RUN_CONFIG, RUN_RECORD, read_options
+from fedloom.options.run import Run
 from fedloom.runs.checkpoint import intact_checkpoint
 from fedloom.runs.contents import OPTIONS_DIGEST, check_options, command_of, digest_of_options
 from fedloom.runs.files import TEMPORARY, remove, write_atomically, writing

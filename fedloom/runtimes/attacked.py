@@ -14,9 +14,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from fedloom.client.work import ClientWork
-from fedloom.federation.algorithm import Update
 from fedloom.federation.attacks import Attackers, Sight, Watch
 from fedloom.federation.peers import PeerState, Trained
+from fedloom.federation.update import Update
 from fedloom.model.bank import AdapterBank, Row
 
 Total = Callable[[Row], Row]

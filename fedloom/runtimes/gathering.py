@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fedloom.errors import UserError
 from fedloom.federation.aggregate import Collected
-from fedloom.federation.algorithm import Update
 from fedloom.federation.choco import Payloads
 from fedloom.federation.matrix import Edge, RoundMixing
+from fedloom.federation.update import Update
 from fedloom.model.bank import AdapterBank, Row, bytes_of
 from fedloom.runtimes.group import Group
 

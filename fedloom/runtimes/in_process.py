@@ -17,15 +17,14 @@ from fedloom.federation.algorithm import (
     RULE,
     SENT,
     Algorithm,
-    Update,
     as_remembered,
-    encode_update,
     moments_of,
     part_of,
     with_prefix,
 )
 from fedloom.federation.peers import PeerState, Trained
 from fedloom.federation.secure_sum import Counts
+from fedloom.federation.update import Update, encode_update
 from fedloom.model.adapters.ranks import within_ranks
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Layout

@@ -21,7 +21,7 @@ from fedloom.data.carried import carried_tokenizer, messages_of
 from fedloom.data.tasks import TASKS
 from fedloom.data.templates import PromptFormat
 from fedloom.evaluation.saved_adapters import PROMPT_FILE
-from fedloom.options.fed import Prompts
+from fedloom.options.run import Prompts
 
 CARD = "README.md"
 _QUESTION = "QUESTION"

@@ -20,10 +20,10 @@ import torch
 from fedloom.client.optimisers import Optimiser, State
 from fedloom.data.randomness import derive_seed, numpy_rng
 from fedloom.errors import UserError
-from fedloom.federation.algorithm import Update, encode_update
 from fedloom.federation.privacy.audit import log_likelihood_ratio
 from fedloom.federation.server import Diverged, ServerState
 from fedloom.federation.transport import ClientTransport
+from fedloom.federation.update import Update, encode_update
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.training.fed import first_standing
 from fedloom.training.fed_rounds import ClientTraining, ServerProgress, play_round

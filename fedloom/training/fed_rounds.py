@@ -13,11 +13,11 @@ from typing import Any
 from fedloom.client.local import LocalResult, step_gradients, train_locally
 from fedloom.client.optimisers import State
 from fedloom.client.work import ClientWork, plan_work
-from fedloom.federation.algorithm import Update
 from fedloom.federation.central import central_round
 from fedloom.federation.focus import FocusReport, focused_round
 from fedloom.federation.server import RoundReport, ServerState, federated_round, sample_clients
 from fedloom.federation.transport import ClientTransport
+from fedloom.federation.update import Update
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.runtimes.attacked import attacked_updates
 from fedloom.runtimes.dealing import share_of, share_of_step

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fedloom.client.local import step_gradients
 from fedloom.client.work import ClientWork, plan_work
-from fedloom.federation.algorithm import payload_like
 from fedloom.federation.consensus import consensus
 from fedloom.federation.layer_votes import VoteReport, voted_round
 from fedloom.federation.peers import PeerReport, PeerState, Trained, peer_round
 from fedloom.federation.server import Diverged
 from fedloom.federation.transport import PeerTransport
+from fedloom.federation.update import payload_like
 from fedloom.model.bank import AdapterBank
 from fedloom.runtimes.attacked import attacked_peers
 from fedloom.runtimes.gathering import payloads_heard, rows_heard

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedloom.data.own import is_own_files
 from fedloom.errors import UserError
-from fedloom.federation.algorithm import payload_like
+from fedloom.federation.update import payload_like
 from fedloom.model.bank import Row
 from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig

@@ -10,9 +10,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fedloom.data.arithmetic import generate
-from fedloom.data.encode import encode, encode_prompts
+from fedloom.data.encode import encode
 from fedloom.data.example import Example, Preference, Turn
 from fedloom.data.templates import PromptFormat, prompt_format
+from fedloom.data.token_ids import encode_prompts
 from fedloom.errors import UserError
 
 ADD = Example("What is 11 + 8?", "11 + 8 = 19", "19")

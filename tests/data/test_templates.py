@@ -11,8 +11,8 @@ from chat_templates import (
 )
 from tiny import CHAT_TEMPLATE, tiny_llama, tiny_tokenizer
 
-from fedloom.data.encode import encode_prompts
 from fedloom.data.templates import prompt_format
+from fedloom.data.token_ids import encode_prompts
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import ends_of_answer
 

@@ -5,12 +5,13 @@ import torch
 
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
-from fedloom.federation.algorithm import Algorithm, Update
+from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.lora_aggregations.fedsvd import by_svd, fedsvd
 from fedloom.federation.lora_aggregations.hetlora import hetlora
 from fedloom.federation.lora_aggregations.lora_fair import lora_fair
 from fedloom.federation.server import federated_round, initial_state
 from fedloom.federation.train_factors.b import b
+from fedloom.federation.update import Update
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedloom.federation.algorithm import Update
+from fedloom.federation.update import Update
 
 
 def update_by(

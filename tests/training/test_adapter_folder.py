@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from fedloom.commands.cli import main
 from fedloom.data.carried import carried_tokenizer, messages_of
-from fedloom.data.encode import encode_prompts
 from fedloom.data.templates import prompt_format
+from fedloom.data.token_ids import encode_prompts
 from fedloom.evaluation.talk import Talk
 
 NO_SYSTEM = (

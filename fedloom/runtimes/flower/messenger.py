@@ -22,14 +22,8 @@ from typing import Any
 import torch
 
 from fedloom.errors import UserError
-from fedloom.federation.algorithm import (
-    RULE,
-    Algorithm,
-    Update,
-    decode_update,
-    payload_like,
-    with_prefix,
-)
+from fedloom.federation.algorithm import RULE, Algorithm, with_prefix
+from fedloom.federation.update import Update, decode_update, payload_like
 from fedloom.model.bank import Row, bytes_of
 from fedloom.options.secure import FEWEST
 from fedloom.runtimes.flower.connected_clients import ConnectedClients, Replies

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from fedloom.errors import UserError
-from fedloom.federation.algorithm import Update
+from fedloom.federation.update import Update
 from fedloom.model.bank import Row
 from fedloom.options.flower import FlowerConfig
 from fedloom.options.secure import FEWEST

@@ -13,8 +13,9 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedloom.errors import UserError
-from fedloom.federation.algorithm import BASE, Update, with_prefix
+from fedloom.federation.algorithm import BASE, with_prefix
 from fedloom.federation.transport import ClientTransport
+from fedloom.federation.update import Update
 from fedloom.model.bank import Row
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig

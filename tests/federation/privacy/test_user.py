@@ -7,10 +7,11 @@ import pytest
 import torch
 from updates import update_by
 
-from fedloom.federation.algorithm import Algorithm, decode_update, encode_update
+from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.codecs.int8 import int8
 from fedloom.federation.privacy.user import UserPrivacy, clipped
 from fedloom.federation.server import federated_round, initial_state
+from fedloom.federation.update import decode_update, encode_update
 from fedloom.model.bank import norm_of
 
 START = {"a": torch.zeros(3), "b": torch.zeros(2, 2)}
