@@ -32,9 +32,9 @@ from fedloom.model.files import check_model_name
 from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.quiet import quieten
 from fedloom.model.structure import positions_of
-from fedloom.options.declare import did_you_mean
 from fedloom.options.export import ChatConfig
 from fedloom.options.run import PROMPT_DATE, FormatName
+from fedloom.options.synonyms import did_you_mean
 from fedloom.runtimes.signals import Terminated
 
 BASE = "base"

@@ -14,9 +14,9 @@ from fedloom.commands.examples import EXAMPLES, example
 from fedloom.commands.table import COMMANDS, Command
 from fedloom.errors import UserError, one_line, shown, without_secrets
 from fedloom.options import synonyms
-from fedloom.options.declare import did_you_mean
 from fedloom.options.help import coloured
 from fedloom.options.parsing import given_options, help_text
+from fedloom.options.synonyms import did_you_mean
 from fedloom.process import place, prepare_process, tells
 from fedloom.runtimes.signals import Terminated, ended_by_sigterm
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedloom.data.encode import Tokens, encode, prompt_of
-from fedloom.data.encode_classes import encode_classes
 from fedloom.data.example import Example
 from fedloom.data.sources import load_splits
-from fedloom.data.templates import PromptFormat, prompt_format
-from fedloom.data.token_ids import encode_prompts
 from fedloom.errors import UserError, plain_console
 from fedloom.evaluation.adapter_tensors import read_fitting
 from fedloom.evaluation.answering import Questions, answer
+from fedloom.evaluation.asked import Asked, asked_of
 from fedloom.evaluation.evaluate import Validation, predict_rows, validate_rows
 from fedloom.evaluation.plan import Plan, make_plan
 from fedloom.evaluation.preferred import preference_scores
@@ -42,25 +38,6 @@ from fedloom.runs.run_folder import sole_writer
 from fedloom.training.provenance import device_name, versions
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The examples to judge by.
-
-    Attributes:
-        examples: As the data set has them.
-        texts: What the model reads of each.
-        prompts: Token ids of the texts, where the model writes answers.
-        form: How a question is put to it there.
-        sequences: Encoded texts, where it predicts classes, or examples, where they are judged by their loss.
-    """
-
-    examples: list[Example]
-    texts: list[str]
-    prompts: list[list[int]]
-    form: PromptFormat | None
-    sequences: list[Tokens]
 
 
 def run_eval(config: EvalConfig) -> list[Verdict]:
@@ -150,7 +127,7 @@ def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[A
             read_fitting(adapter.folder, expected, structure)
         virtual = max((getattr(peft, "num_virtual_tokens", 0) for _, peft in plan.adapters), default=0)
         room = positions_of(structure)
-        made = _encode(plan, examples, tokenizer, None if room is None else room - virtual)
+        made = asked_of(plan, examples, tokenizer, None if room is None else room - virtual)
         texts = [*made.prompts, *(side.ids for tokens in made.sequences for side in tokens.sides)]
         if made.prompts:
             _check_room(config, texts, virtual, room)
@@ -167,27 +144,6 @@ def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[A
         num_labels=plan.task.num_labels if plan.classify else None,
         before_weights=before_weights,
     )
-
-
-def _encode(
-    plan: Plan, examples: list[Example], tokenizer: PreTrainedTokenizerBase, room: int | None
-) -> Asked:
-    if plan.classify:
-        longest = plan.max_length if room is None else min(plan.max_length, room)
-        sequences, _ = encode_classes(examples, tokenizer, plan.classes, longest)
-        texts = ["\n".join(example.pair or (example.question,)) for example in examples]
-        return Asked(examples, texts, [], None, sequences)
-    form = prompt_format(tokenizer, plan.instruction, plan.prompt_format, plan.prompt_date)
-    if not all(example.final for example in examples):
-        longest = plan.max_length if room is None else min(plan.max_length, room)
-        sequences, left_out = encode(examples, tokenizer, form, longest)
-        if left_out:
-            log.warning(
-                "%d of %d examples are longer than %d tokens and left out", left_out, len(examples), longest
-            )
-        return Asked(examples, [], [], form, sequences)
-    texts = [prompt_of(example, form) for example in examples]
-    return Asked(examples, texts, encode_prompts(texts, tokenizer), form, [])
 
 
 BASE = ("base", None)

@@ -17,7 +17,7 @@ from fedloom.data.rows import SPLIT_NAMES, Limits, Located, SplitNames, locate, 
 from fedloom.data.saved_sets import read_saved
 from fedloom.data.text_files import read_text_lines
 from fedloom.errors import UserError, shown
-from fedloom.options.declare import path_meant
+from fedloom.options.synonyms import path_meant
 
 log = logging.getLogger(__name__)
 

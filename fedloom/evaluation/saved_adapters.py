@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.errors import UserError
-from fedloom.options.declare import options, path_meant
+from fedloom.options.declare import options
 from fedloom.options.evaluation import EvalConfig
 from fedloom.options.fed import FedConfig
 from fedloom.options.parsing import RUN_CONFIG
+from fedloom.options.synonyms import path_meant
 from fedloom.options.yaml_file import read_yaml
 from fedloom.runs.checkpoint import checkpoints_of
 from fedloom.runs.reading import read_mapping, verify

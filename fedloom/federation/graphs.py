@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from fedloom.data.randomness import derive_seed
 from fedloom.errors import UserError
-from fedloom.options.declare import did_you_mean
+from fedloom.options.synonyms import did_you_mean
 
 Edges = Int64[np.ndarray, "edges 2"]
 """Links, each once, the lower peer first, in ascending order."""

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from fedloom.errors import UserError
-from fedloom.options.declare import did_you_mean, path_meant
+from fedloom.options.synonyms import did_you_mean, path_meant
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; beside each may be an index of several such files."""

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from peft import PeftConfig
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedloom.model.adapters.folding import DOWN, FoldedBase, with_factors
+from fedloom.model.adapters.folding import FoldedBase
 from fedloom.model.adapters.injection import adapted_by_layer, inject
 from fedloom.model.adapters.lora import StackedLora
-from fedloom.model.adapters.prompts import as_saved
-from fedloom.model.adapters.ranks import at_ranks, check_ranks, rank_factor, truncated
+from fedloom.model.adapters.ranks import at_ranks
+from fedloom.model.adapters.saving import save_adapter
 from fedloom.model.adapters.square import as_lora
 from fedloom.model.bank import Row
 from fedloom.model.dropout import Draws
@@ -36,11 +35,7 @@ from fedloom.model.packing import build_pack
 from fedloom.model.pads import skip_pads
 from fedloom.model.trial import choose_way, explained, in_float32, is_causal, tolerance_of, ways
 from fedloom.model.trial_clients import Clients, as_tried, trial_clients, two_adapters
-from fedloom.model.trunk import (
-    find_anatomy,
-    keep_backward,
-    states_of,
-)
+from fedloom.model.trunk import find_anatomy, keep_backward, states_of
 from fedloom.model.wave import Wave, drops, stack_dropout
 
 
@@ -118,13 +113,8 @@ class StackedModel:
             if not self.layout.packed:
                 adapters = two_adapters(self.initial, model.device)
                 clients = trial_clients(model, virtual)
-                skip_pads(
-                    model,
-                    layers_name,
-                    wave,
-                    lambda: self._logits(adapters, clients, self.layout),
-                    tolerance_of(model),
-                )
+                whole = partial(self._logits, adapters, clients, self.layout)
+                skip_pads(model, layers_name, wave, whole, tolerance_of(model))
         if self.layout.packed:
             anatomy = self._forward.anatomy
             stack_dropout(model, wave, anatomy.behind if anatomy else frozenset())
@@ -238,26 +228,7 @@ class StackedModel:
             UserError: The adapter cannot have such a rank.
         """
         assert self.config is not None, "the base alone has no adapter to save"
-        row = as_lora(row)
-        config = copy(self.config)
-        config.inference_mode = True
-        if rank is not None:
-            check_ranks(config, [rank])
-            config.r, row = rank, truncated(row, rank)
-        if base:
-            if rank is not None:  # the base's change has the adapter's own scale, not the client's
-                factor = rank_factor(self.config, rank)
-                base = {name: t if name.endswith(DOWN) else t / factor for name, t in base.items()}
-            own = config.r
-            row, more = with_factors(dict(row), base)
-            config.r = own + more
-            # PEFT's scale is that of the higher rank.
-            factor = rank_factor(config, own)
-            row = {name: t * factor if name.endswith(".lora_B.weight") else t for name, t in row.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(str(folder))
-        tensors = {name: t.detach().cpu().contiguous() for name, t in as_saved(row).items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_adapter(self.config, row, folder, rank, base)
 
     def _one_pass(self, parameters: Mapping[str, Tensor], pack: Pack, dropout_seed: int | None) -> Losses:
         pack = pack.to(self.device)
@@ -298,11 +269,9 @@ class StackedModel:
         return states if pools else states.reshape(-1, states.shape[-1]).index_select(0, pack.sources)
 
     def _classes(self, selected: Tensor, pack: Pack, layout: Layout) -> Float[Tensor, "labels classes"]:
-        return (
-            self._forward.pooled(selected, pack)
-            if layout.head is Head.SEQUENCES
-            else self._forward.head(selected)
-        )
+        if layout.head is Head.SEQUENCES:
+            return self._forward.pooled(selected, pack)
+        return self._forward.head(selected)
 
     def _logits(self, parameters: Mapping[str, Tensor], clients: Clients, layout: Layout) -> Tensor:
         """Logits of all labels of a trial, run in a given way, ``[labels, classes]``."""

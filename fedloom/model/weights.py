@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,12 +20,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fedloom.errors import UserError
 from fedloom.model.layers import decoder_layers, layer_of
 from fedloom.model.structure import setting
+from fedloom.model.weights_advice import advice, some, what_is_wrong
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 3  # names in a message
 _MOST_LAYERS = 10_000
-_GATHER = "DeepSpeed ZeRO-3 leaves tensors of size 0: gather them (zero_to_fp32.py) and save them again."
 
 
 def check_depth(config: PretrainedConfig, held: Mapping[str, Sequence[int]], name: str) -> None:
@@ -72,8 +70,8 @@ def check_shapes(
         if own in tensors and list(shape) != list(tensors[own].shape) and (0 in shape or not empty)
     }
     if wrong:
-        what = _what_is_wrong([], wrong, len(tensors))
-        raise UserError(f"model {name!r}: {what}. {_advice(structure, set(), wrong, ())}")
+        what = what_is_wrong([], wrong, len(tensors))
+        raise UserError(f"model {name!r}: {what}. {advice(structure, set(), wrong, ())}")
 
 
 def check_weights(
@@ -101,8 +99,8 @@ def check_weights(
     wrong = {tensor: shape for tensor, shape in shapes.items() if tensor not in new}
     if lacking - new or wrong:
         raise UserError(
-            f"model {name!r}: {_what_is_wrong(sorted(lacking - new), wrong, len(parameters))}. "
-            f"{_advice(model, lacking - new, wrong, report['unexpected_keys'])}"
+            f"model {name!r}: {what_is_wrong(sorted(lacking - new), wrong, len(parameters))}. "
+            f"{advice(model, lacking - new, wrong, report['unexpected_keys'])}"
         )
     _check_unused(model, report["unexpected_keys"], name)
     drawn = _drawn(model, sorted(new), shapes, name)
@@ -112,7 +110,7 @@ def check_weights(
     }
     if set_here:
         log.warning(
-            "the model's files lack %s: set to what the architecture begins with", _some(sorted(set_here))
+            "the model's files lack %s: set to what the architecture begins with", some(sorted(set_here))
         )
     return drawn
 
@@ -147,7 +145,7 @@ def _check_unused(model: PreTrainedModel, unexpected: Iterable[str], name: str) 
             "the model has no use for %d tensors that its files hold in its layers (%s): config.json may be "
             "another model's",
             len(inside),
-            _some(inside),
+            some(inside),
         )
 
 
@@ -245,69 +243,3 @@ def _without_layers(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         setattr(model.get_submodule(parent), leaf, layers)
-
-
-def _what_is_wrong(lacking: Sequence[str], wrong: Mapping[str, tuple[Any, Any]], every: int) -> str:
-    said = []
-    if lacking:
-        said.append(f"its files lack {len(lacking)} of {every} tensors ({_some(lacking)})")
-    if wrong:
-        first = sorted(wrong)[0]
-        found, wanted = wrong[first]
-        said.append(
-            f"{len(wrong)} of {every} tensors have another shape than config.json says ({first} is "
-            f"{list(found)}, not {list(wanted)})"
-        )
-    return ", and ".join(said)
-
-
-def _advice(
-    model: PreTrainedModel, lacking: set[str], wrong: Mapping[str, tuple[Any, Any]], unexpected: Iterable[str]
-) -> str:
-    prefix = _prefix(lacking, unexpected)
-    if prefix is not None:
-        return prefix
-    if any(0 in found for found, _ in wrong.values()):
-        return _GATHER
-    head = model.get_output_embeddings()
-    heads = {name for name, module in model.named_modules() if module is head}
-    if lacking and not wrong and {tensor.rpartition(".")[0] for tensor in lacking} <= heads:
-        return (
-            "It is the language model's head: set tie_word_embeddings to true in config.json if it is the "
-            "embedding, else fetch the file that holds it."
-        )
-    if wrong and not lacking:
-        return "Fetch config.json and the weights again, both from one place."
-    return (
-        "Fetch the missing file of weights; if all are there, config.json (num_hidden_layers, model_type) is "
-        "another model's."
-    )
-
-
-def _prefix(lacking: set[str], unexpected: Iterable[str]) -> str | None:
-    """What to do where the files name the missing tensors with a prefix too many or too few."""
-    more: Counter[str] = Counter()
-    less: Counter[str] = Counter()
-    by_end: dict[str, list[str]] = {}
-    for tensor in lacking:
-        by_end.setdefault(".".join(tensor.split(".")[-2:]), []).append(tensor)
-    for there in unexpected:
-        for tensor in by_end.get(".".join(there.split(".")[-2:]), []):
-            if there.endswith(f".{tensor}"):
-                more[there.removesuffix(tensor)] += 1
-            elif tensor.endswith(f".{there}"):
-                less[tensor.removesuffix(there)] += 1
-    if more:
-        ((prefix, count),) = more.most_common(1)
-        return (
-            f"The files hold {count} of them as {prefix}…: strip the prefix {prefix!r} from their names (a "
-            "model that was compiled or wrapped must be unwrapped before it is saved)."
-        )
-    if less:
-        ((prefix, count),) = less.most_common(1)
-        return f"The files hold {count} of them without {prefix!r} in front: put that before their names."
-    return None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if names[_SHOWN:] else "")

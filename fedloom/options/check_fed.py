@@ -7,7 +7,7 @@ from typing import Any, get_args
 from fedloom.errors import UserError, shown
 from fedloom.options.attack import check_attack
 from fedloom.options.check_method import check_method
-from fedloom.options.declare import did_you_mean, names_or_pattern, options
+from fedloom.options.declare import names_or_pattern, options
 from fedloom.options.fed import FedConfig
 from fedloom.options.lora_variants import check_lora_variants
 from fedloom.options.own_data import OwnData, check_own_data
@@ -15,7 +15,7 @@ from fedloom.options.partition import Partition, check_partition
 from fedloom.options.privacy import check_privacy
 from fedloom.options.run import PROMPT_DATE, FormatName, Prompts, Run
 from fedloom.options.secure import check_secure
-from fedloom.options.synonyms import DEVICES
+from fedloom.options.synonyms import DEVICES, did_you_mean
 from fedloom.options.trackers import check_trackers
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?")

@@ -3,9 +3,9 @@
 from typing import Any
 
 from fedloom.errors import UserError, shown
-from fedloom.options.declare import did_you_mean
 from fedloom.options.methods import AUTO, METHODS, PARTS, chosen, method
 from fedloom.options.parts import check_choice, is_plugged, load_plugins
+from fedloom.options.synonyms import did_you_mean
 
 _BY_NAME = {part.option: part for part in PARTS}
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.errors import UserError, shown
-from fedloom.options.declare import did_you_mean, option
+from fedloom.options.declare import option
+from fedloom.options.synonyms import did_you_mean
 from fedloom.options.yaml_file import read_yaml
 
 KEYS = ("command", "options", "grid", "seeds", "metric")

@@ -1,16 +1,13 @@
 """How an option is declared in a dataclass, and read back as a table of options."""
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedloom.errors import HIDDEN, is_plain, looks_like_a_token, shown
-from fedloom.options.synonyms import values_of_others, why_not
+from fedloom.options.synonyms import did_you_mean, values_of_others, why_not
 
 _PATTERN = re.compile(r"[*+?|^$\\()\[\]{}]")
 
@@ -251,32 +248,6 @@ def names_or_pattern(text: str | None) -> list[str] | str | None:
     if text is None or _PATTERN.search(text):
         return text
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def did_you_mean(
-    value: object, names: Iterable[str], cutoff: float = 0.5, others: Mapping[str, str] = MappingProxyType({})
-) -> str:
-    """Return `; did you mean NAME?` for the name nearest to `value`, or nothing when none is near.
-
-    Args:
-        value: What was given.
-        names: Those that there are.
-        cutoff: How near is near, from 0 to 1.
-        others: Words that other tools have, and the name that each stands for; see `options.synonyms`.
-    """
-    word = shown(value).lower()
-    # So near only that a slip of the keyboard lies between: most of these words are like no name of ours.
-    stands_for = {other: others[other] for other in difflib.get_close_matches(word, others, 1, 0.8)}
-    by_lower = {**stands_for, **{name.lower(): name for name in reversed(list(names))}}
-    near = difflib.get_close_matches(word, by_lower, 1, cutoff)
-    return f"; did you mean {shown(by_lower[near[0]])}?" if near else ""
-
-
-def path_meant(path: Path) -> str:
-    """As `did_you_mean`, for a path where nothing is: what is called so beside it."""
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, 1)
-    return f"; did you mean {shown(near[0])}?" if near else ""
 
 
 _OPTIONS: dict[type, tuple[Option, ...]] = {}

@@ -7,10 +7,11 @@ from functools import cache
 from typing import Any, TypeVar
 
 from fedloom.errors import UserError
-from fedloom.options.declare import did_you_mean, option
+from fedloom.options.declare import option
 from fedloom.options.methods import method, with_method
 from fedloom.options.parsing import by_own_names
 from fedloom.options.parts import listed, load_plugins
+from fedloom.options.synonyms import did_you_mean
 
 log = logging.getLogger(__name__)
 

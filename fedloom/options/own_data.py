@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedloom.errors import UserError, shown
-from fedloom.options.declare import Option, did_you_mean, option, options
+from fedloom.options.declare import Option, option, options
+from fedloom.options.synonyms import did_you_mean
 
 DataFormat = Literal[
     "auto",

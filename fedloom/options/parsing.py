@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fedloom.errors import UserError, shown
-from fedloom.options.declare import WORDS, Option, did_you_mean, options
+from fedloom.options.declare import WORDS, Option, options
 from fedloom.options.help import HelpFormatter
 from fedloom.options.parts import load_plugins
-from fedloom.options.synonyms import of_others
+from fedloom.options.synonyms import did_you_mean, of_others
 from fedloom.options.yaml_file import read_yaml
 
 RUN_CONFIG = "config.yaml"

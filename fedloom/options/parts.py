@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.errors import UserError, shown
-from fedloom.options.declare import did_you_mean
 from fedloom.options.methods import ATTACK, METHODS, PARTS, Method, Part
+from fedloom.options.synonyms import did_you_mean
 
 ENTRY_POINTS = "fedloom.plugins"
 """Group of the entry points whose modules are plugins without being named."""

@@ -3,7 +3,12 @@
 Letters alone lead astray: of our flags `--server_batches` is the one most like `--lernrate`.
 """
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from fedloom.errors import shown
 
 OPTIONS: dict[str, str] = {
     # Ours, the first of them that a command has: what others call it.
@@ -165,3 +170,29 @@ def values_of_others(choices: Collection[str]) -> dict[str, str]:
         for other in others.split()
         if other not in choices
     }
+
+
+def did_you_mean(
+    value: object, names: Iterable[str], cutoff: float = 0.5, others: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Return `; did you mean NAME?` for the name nearest to `value`, or nothing when none is near.
+
+    Args:
+        value: What was given.
+        names: Those that there are.
+        cutoff: How near is near, from 0 to 1.
+        others: Words that other tools have, and the name that each stands for; see above.
+    """
+    word = shown(value).lower()
+    # So near only that a slip of the keyboard lies between: most of these words are like no name of ours.
+    stands_for = {other: others[other] for other in difflib.get_close_matches(word, others, 1, 0.8)}
+    by_lower = {**stands_for, **{name.lower(): name for name in reversed(list(names))}}
+    near = difflib.get_close_matches(word, by_lower, 1, cutoff)
+    return f"; did you mean {shown(by_lower[near[0]])}?" if near else ""
+
+
+def path_meant(path: Path) -> str:
+    """As `did_you_mean`, for a path where nothing is: what is called so beside it."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, 1)
+    return f"; did you mean {shown(near[0])}?" if near else ""

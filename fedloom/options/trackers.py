@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 from fedloom.errors import UserError, shown
-from fedloom.options.declare import did_you_mean
+from fedloom.options.synonyms import did_you_mean
 
 NONE = "none"
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from fedloom.errors import UserError, is_plain
 from fedloom.federation.algorithm import Algorithm
+from fedloom.runtimes.flower.answers import read_update
 from fedloom.runtimes.flower.connected_clients import ConnectedClients
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.messages import from_records, to_records
-from fedloom.runtimes.flower.messenger import Delivery, RoundMessenger, read_update
+from fedloom.runtimes.flower.messenger import Delivery, RoundMessenger
 from fedloom.runtimes.flower.post import Post
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, pack
 

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,20 +23,17 @@ import torch
 
 from fedloom.errors import UserError
 from fedloom.federation.algorithm import RULE, Algorithm, with_prefix
-from fedloom.federation.update import Update, decode_update, payload_like
+from fedloom.federation.update import Update, payload_like
 from fedloom.model.bank import Row, bytes_of
 from fedloom.options.secure import FEWEST
+from fedloom.runtimes.flower.answers import read_update
 from fedloom.runtimes.flower.connected_clients import ConnectedClients, Replies
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.messages import told
-from fedloom.runtimes.flower.rows import Unfit, mask_of, pack, unpack
+from fedloom.runtimes.flower.rows import Unfit, mask_of, pack
 from fedloom.runtimes.flower.secure_round import SecureRound
 
 log = logging.getLogger(__name__)
-
-_COUNTS = ("examples", "correct", "labels", "tokens")
-_MOST = 2**53
-"""Whole numbers up to this are exact in floating point."""
 
 
 @dataclass
@@ -125,15 +122,11 @@ class RoundMessenger:
                 yield self._summed(round_, clients, trained, rule, drawn, delivery, clip)
             return
         until = time.monotonic() + self.round_timeout
-        contents = {k: self._content(round_, k, trained, rule, drawn[k], delivery, clip) for k in clients}
-        replies = self.connected.ask(contents, self.round_timeout)
-        if lacking := [k for k, reply in replies.contents.items() if reply.facts.get("lacks")]:
-            for client in lacking:
-                self._held.pop(client, None)
-            again = {k: self._content(round_, k, trained, rule, drawn[k], delivery, clip) for k in lacking}
-            second = self.connected.ask(again, max(until - time.monotonic(), 1.0))
-            replies.contents.update(second.contents)
-            replies.failures.update(second.failures)
+
+        def content_of(client: int) -> Content:
+            return self._content(round_, client, trained, rule, drawn[client], delivery, clip)
+
+        replies = self._ask({k: content_of(k) for k in clients}, self.round_timeout, content_of, until)
         for client, why in sorted(replies.failures.items()):
             replies.contents.pop(client, None)
             self._held.pop(client, None)
@@ -190,17 +183,10 @@ class RoundMessenger:
             return Content({**made.facts, **facts}, made.tensors)
 
         def ask(contents: Mapping[int, Content]) -> Replies:
-            replies = self.connected.ask(contents, max(until - time.monotonic(), 1.0))
-            lacking = [k for k, reply in replies.contents.items() if reply.facts.get("lacks")]
-            if lacking:  # they get everything
-                for client in lacking:
-                    self._held.pop(client, None)
-                masks = {k: {n: contents[k].facts[n] for n in ("secret", "others")} for k in lacking}
-                again = {k: content_of(k, facts) for k, facts in masks.items()}
-                second = self.connected.ask(again, max(until - time.monotonic(), 1.0))
-                replies.contents.update(second.contents)
-                replies.failures.update(second.failures)
-            return replies
+            def again(k: int) -> Content:
+                return content_of(k, {name: contents[k].facts[name] for name in ("secret", "others")})
+
+            return self._ask(contents, max(until - time.monotonic(), 1.0), again, until)
 
         fewest = 1 if self.algorithm.privacy is not None else FEWEST
         played = SecureRound(ask, self._word(round_), fewest)
@@ -233,6 +219,23 @@ class RoundMessenger:
             labels=counts.labels,
             tokens=counts.tokens,
         )
+
+    def _ask(
+        self,
+        contents: Mapping[int, Content],
+        seconds: float,
+        again: Callable[[int], Content],
+        until: float,
+    ) -> Replies:
+        """What clients answer; those that lack what they should hold are asked again, with everything."""
+        replies = self.connected.ask(contents, seconds)
+        if lacking := [k for k, reply in replies.contents.items() if reply.facts.get("lacks")]:
+            for client in lacking:
+                self._held.pop(client, None)
+            second = self.connected.ask({k: again(k) for k in lacking}, max(until - time.monotonic(), 1.0))
+            replies.contents.update(second.contents)
+            replies.failures.update(second.failures)
+        return replies
 
     def _note_changes(self, round_: int, whole: Row) -> None:
         for name, t in whole.items():
@@ -276,53 +279,3 @@ class RoundMessenger:
             "clip": clip if math.isfinite(clip) else None,
         }
         return Content(facts, self._packed[shapes])
-
-
-def read_update(
-    reply: Content,
-    client: int,
-    round_: int,
-    trained: Row,
-    examples: int,
-    algorithm: Algorithm,
-    rule: Row,
-) -> Update:
-    """A client's answer, judged. Whether its numbers are finite is for the aggregation to see.
-
-    Args:
-        reply: What came.
-        client: Whose answer it should be.
-        round_: Which round's.
-        trained: The parameters that were to be trained.
-        examples: As many was it asked to train on, at most: its weight in the mean.
-        algorithm: The run's.
-        rule: What was sent for the clients' rule.
-
-    Raises:
-        Unfit: It is not what was asked for.
-    """
-    facts = reply.facts
-    for name, expected in (("client", client), ("round", round_)):
-        if facts.get(name) != expected:
-            raise Unfit(f"{name} is {facts.get(name)!r}, not {expected}")
-    for name in _COUNTS:
-        value = facts.get(name)
-        if type(value) is not int or not 0 <= value < _MOST or (name == "examples" and value == 0):
-            raise Unfit(f"{name} is {value!r}, not a count")
-    if facts["examples"] > examples:
-        raise Unfit(f"examples is {facts['examples']}, and {examples} were asked for")
-    if not facts["correct"] <= facts["labels"] <= facts["tokens"]:
-        raise Unfit(
-            f"{facts['correct']} of {facts['labels']} labels are right, of {facts['tokens']} tokens in all"
-        )
-    loss: Any = facts.get("loss")
-    if type(loss) not in (float, int) or (isinstance(loss, int) and abs(loss) >= _MOST) or loss < 0:
-        raise Unfit(f"loss is {loss!r}, not a loss")
-    device = next(iter(trained.values())).device
-    payload = unpack(reply.tensors, payload_like(algorithm, client, trained, rule), device, all_of_it=True)
-    try:
-        decode_update(algorithm, client, payload, trained)
-    except (ValueError, KeyError, IndexError) as error:
-        raise Unfit(f"its change cannot be decoded ({error})") from None
-    counts = {name: facts[name] for name in _COUNTS}
-    return Update(client=client, payload=payload, loss=float(loss), **counts)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedloom.errors import UserError
 from fedloom.options.check_peer import check_address
-from fedloom.options.declare import did_you_mean
+from fedloom.options.synonyms import did_you_mean
 from fedloom.options.yaml_file import read_yaml
 
 _FIELDS = ("client", "id", "addresses")

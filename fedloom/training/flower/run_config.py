@@ -8,8 +8,9 @@ from typing import Any
 
 from fedloom.errors import UserError
 from fedloom.options.check_flower import check
-from fedloom.options.declare import Option, did_you_mean, options
+from fedloom.options.declare import Option, options
 from fedloom.options.flower import FlowerConfig
+from fedloom.options.synonyms import did_you_mean
 
 _NOT_IN_AN_APP = ("config", "output_path", "token", "signing_key", "hub_url")
 _NONE = "none"

@@ -29,10 +29,10 @@ from tiny import save_tiny_llama
 from fedloom.commands.cli import main
 from fedloom.errors import UserError
 from fedloom.federation.algorithm import Algorithm
+from fedloom.runtimes.flower.answers import read_update
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.memory import Memory
 from fedloom.runtimes.flower.messages import from_records, to_records
-from fedloom.runtimes.flower.messenger import read_update
 from fedloom.runtimes.flower.resident import _address, ask_resident
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
 from fedloom.training.flower.place import client_number, own_data
