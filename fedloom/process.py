@@ -93,8 +93,10 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         rank, size, local_rank, local_size = map(int, given.values())
         if rank < size and local_rank < local_size <= size:
             return Place(rank, size, local_rank, local_size)
-    said = ", ".join(f"{name}={value}" for name, value in given.items())
-    raise UserError(f"environment: {said} is no place in a run; start fedloom with torchrun, or unset these")
+    variables = ", ".join(f"{name}={value}" for name, value in given.items())
+    raise UserError(
+        f"environment: {variables} is no place in a run; start fedloom with torchrun, or unset these"
+    )
 
 
 class RankLost(UserError):

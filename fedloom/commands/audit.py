@@ -28,11 +28,12 @@ def run_audit(runs: Sequence[str]) -> bool:
     """
     folders = [Path(folder) for folder in runs]
     peers = [read_peer(folder) for folder in folders]
-    told = two_things(peers)
+    conflicts = two_things(peers)
     try:
         peers = _together(peers)
     except UserError:
-        print(*told, sep="\n", end="\n" if told else "")  # for this the others' journals are not needed
+        # For this the others' journals are not needed.
+        print(*conflicts, sep="\n", end="\n" if conflicts else "")
         raise
     rounds = max((round_ for peer in peers for round_ in peer.weights), default=0)
     aggregator = next((peer.aggregator for peer in peers if peer.aggregator), "mean")
@@ -55,11 +56,11 @@ def run_audit(runs: Sequence[str]) -> bool:
     else:
         print(f"every row was taken in as both ends agreed; {aggregator} does not keep the mean of all peers")
     rows = sum(len(peer.said) for peer in peers)
-    print(*told or [f"nobody has told two things, in {rows} statements"], sep="\n")
+    print(*conflicts or [f"nobody has told two things, in {rows} statements"], sep="\n")
     error = _consensus_error(folders)
     if error is not None:
         print(f"consensus error of the last adapters: {error:.4g}")
-    return not (faulty or told)
+    return not (faulty or conflicts)
 
 
 def two_things(peers: Sequence[PeerJournal]) -> list[str]:

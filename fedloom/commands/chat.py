@@ -95,8 +95,8 @@ def _talk(config: ChatConfig, base: BaseModel, adapter: SavedAdapter) -> Talk:
     """As the run put its questions, in its format: with its instruction, unless another is given."""
     run = options_of_run(adapter.run) if adapter.run is not None else options_of_folder(adapter.folder)
     task = TASKS.get(str(run.get("data_name")))
-    told = instruction_of(task.instruction if task else "", run.get("system_prompt") or "auto")
-    instruction = instruction_of(told, config.system_prompt)
+    run_instruction = instruction_of(task.instruction if task else "", run.get("system_prompt") or "auto")
+    instruction = instruction_of(run_instruction, config.system_prompt)
     name: FormatName = run.get("prompt_format") or "auto"
     day = str(run.get("prompt_date") or PROMPT_DATE)
     form = prompt_format(base.tokenizer, instruction, name, day)

@@ -264,11 +264,11 @@ def _report(console: Console, before: Answers, after: Answers, folder: Path) -> 
     console.print(table)
     assert adapter is not None, "there has been a round"
     run = adapter.parents[1]
-    said = (
+    advice = (
         f"The adapter lies in {adapter}; ask it, take it out, look at the run:",
         f"  fedloom chat {run}",
         f"  fedloom merge {run} --output_path my-model",
         f"  fedloom report {run} -o report.html    # needs pip install -e '.[report]'",
         f'  AutoPeftModelForCausalLM.from_pretrained("{adapter}")    # in Python, from peft',
     )
-    console.print("\n".join(said), soft_wrap=True)
+    console.print("\n".join(advice), soft_wrap=True)

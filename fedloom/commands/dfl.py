@@ -46,6 +46,6 @@ def run_dfl(
                 write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
                 write_clients(folder, parts.train, parts.peers, parts.validation)
                 held.enter_context(logging_to(folder / config.log_path))
-            told = replace(intervals(resolved), on_round=on_round, on_validation=on_validation)
-            drive(parts, told, folder, run.checkpoint)
+            watched = replace(intervals(resolved), on_round=on_round, on_validation=on_validation)
+            drive(parts, watched, folder, run.checkpoint)
         return recall(folder, group)

@@ -252,15 +252,15 @@ def _classes(plan: Plan, asked: Asked, every: Sequence[Sequence[int]]) -> list[J
     names = plan.task.label_names
     number = [names.index(name) for name in plan.classes]  # the task's, of an output of the head
     expected = [number[sequence.label] for sequence in asked.sequences]
-    judged = []
+    found = []
     for outputs in every:
         predicted = [number[output] for output in outputs]
         right = [a == b for a, b in zip(predicted, expected, strict=True)]
         f1, matthews = class_scores(expected, predicted, len(names))
         words, wanted = ([names[number] for number in numbers] for numbers in (predicted, expected))
         scores = accuracy_of(right) | {"f1": f1, "matthews": matthews}
-        judged.append((scores, _predictions(asked.texts, words, words, wanted, right)))
-    return judged
+        found.append((scores, _predictions(asked.texts, words, words, wanted, right)))
+    return found
 
 
 def _predictions(

@@ -41,6 +41,6 @@ def run_fed(
             if group.rank == 0:
                 write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
                 write_held(folder, parts)
-            told = replace(intervals(resolved), on_round=on_round, on_validation=on_validation)
-            drive(parts, told, folder, run.checkpoint)
+            watched = replace(intervals(resolved), on_round=on_round, on_validation=on_validation)
+            drive(parts, watched, folder, run.checkpoint)
         return recall(folder, group)

@@ -33,8 +33,8 @@ def run_report(*, runs: Sequence[str], output: str) -> None:
     # It tells what the model answered to whose questions, and who holds how much.
     write_atomically(path, page(groups, script), private=True, then="start again, or choose another place")
     console = plain_console()
-    said = f"Page: {path} ({decimal(path.stat().st_size)})"
-    console.print(said, soft_wrap=True)
+    summary = f"Page: {path} ({decimal(path.stat().st_size)})"
+    console.print(summary, soft_wrap=True)
 
 
 def plotly_script() -> str:

@@ -251,14 +251,14 @@ def _as_text(match: re.Match[str]) -> str:
 
 def _system_in_user(turns: Sequence[Turn]) -> Sequence[Turn]:
     """The conversation for templates without a system message: it then begins what the user says next."""
-    made, told = list[Turn](), ""
+    made, system = list[Turn](), ""
     for turn in turns:
         if turn.role == "system":
-            told += f"{turn.text}\n\n"
+            system += f"{turn.text}\n\n"
         else:
-            said = told if turn.role == "user" else ""
-            made.append(turn._replace(text=said + turn.text))
-            told = told.removeprefix(said)
+            before = system if turn.role == "user" else ""
+            made.append(turn._replace(text=before + turn.text))
+            system = system.removeprefix(before)
     return made
 
 

@@ -62,7 +62,7 @@ def load_whole(
     task: Task, *, data_dir: str | Path | None, seed: int, token: str | None
 ) -> dict[str, list[Sourced]]:
     """Loads what `load_splits` does, with the rows: for a field that is no part of a problem."""
-    return _complete(load_rows(task, data_dir=data_dir, seed=seed, token=token), seed, told=task.own)
+    return _complete(load_rows(task, data_dir=data_dir, seed=seed, token=token), seed, announced=task.own)
 
 
 def load_rows(
@@ -216,7 +216,7 @@ def field_values(rows: Sequence[Sourced], field: str) -> list[str]:
     return values
 
 
-def _complete(parts: dict[str, list[T]], seed: int, told: bool = False) -> dict[str, list[T]]:
+def _complete(parts: dict[str, list[T]], seed: int, announced: bool = False) -> dict[str, list[T]]:
     """Holds out of the training data whatever split is missing."""
     missing = [split for split in ("validation", "test") if split not in parts]
     examples = parts["train"]
@@ -230,7 +230,7 @@ def _complete(parts: dict[str, list[T]], seed: int, told: bool = False) -> dict[
     order = numpy_rng(seed, "split").permutation(len(examples))
     for place, split in enumerate(missing):
         parts[split] = [examples[index] for index in order[place * held : (place + 1) * held]]
-    if missing and told:
+    if missing and announced:
         names = " and ".join(f"{held} for {split}" for split in missing)
         say(f"held out of {len(examples)} training examples, drawn by seed {seed}: {names}")
     # What remains for training stays in the data set's own order.

@@ -123,8 +123,8 @@ def success_rates(
         # Each sequence as if it had an adapter of its own: so it is judged apart from the others.
         own = [[one] for one in triggered[group.rank :: group.size]]
         alone = AdapterBank({name: t.expand(len(own), *t.shape[1:]) for name, t in row.tensors.items()})
-        judged = validate_rows(model, alone, own, wave_tokens, frozen) if own else []
-        right = torch.tensor([sum(one.accuracy == 1 for one in judged)], dtype=torch.float64)
+        results = validate_rows(model, alone, own, wave_tokens, frozen) if own else []
+        right = torch.tensor([sum(one.accuracy == 1 for one in results)], dtype=torch.float64)
         rates.append(float(group.sum({"right": right})["right"]) / len(triggered))
     return rates
 

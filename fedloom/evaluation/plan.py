@@ -115,8 +115,8 @@ def make_plan(config: EvalConfig) -> Plan:
     prompt_date = str(choose("prompt_date", config.prompt_date, of_runs) or PROMPT_DATE)
     check_prompts(prompt_format, prompt_date)
     given = config.system_prompt if config.system_prompt != "auto" else None
-    told = [run for run in of_runs if run["data_name"] == data_name or _has_prompt_of_its_own(run)]
-    system_prompt = choose("system_prompt", given, told) or "auto"
+    same_prompts = [run for run in of_runs if run["data_name"] == data_name or _has_prompt_of_its_own(run)]
+    system_prompt = choose("system_prompt", given, same_prompts) or "auto"
     check_model_name(model_name, config.token)
     task = open_task(
         data_name,

@@ -73,7 +73,7 @@ def aggregate(
     before: Row,
     updates: Iterable[Update],
     algorithm: Algorithm,
-    reduce: Reduce = lambda here: here,
+    reduce: Reduce = lambda local: local,
     round_: int = 0,
     clip: float = math.inf,
 ) -> Aggregate:

@@ -71,7 +71,7 @@ def payloads_of(
     mixing: RoundMixing,
     codec: Codec,
     *,
-    here: range,
+    local: range,
     seed: int,
     round_: int,
 ) -> Payloads:
@@ -82,13 +82,13 @@ def payloads_of(
         estimates: What both ends of their edges know.
         mixing: The round's matrix.
         codec: What encodes.
-        here: Their numbers.
+        local: Their numbers.
         seed: Of the run.
         round_: Which round, from 0.
     """
     payloads = {}
-    for peer, heard in mixing.neighbourhoods(here).items():
-        row = bank.row(peer - here.start)
+    for peer, heard in mixing.neighbourhoods(local).items():
+        row = bank.row(peer - local.start)
         for other in heard:
             if other != peer:
                 known = estimates.of((peer, other))

@@ -41,7 +41,7 @@ def consensus(
     frozen: Row,
     modules: Sequence[str],
     peers: int | None = None,
-    total: Total = lambda here: here,
+    total: Total = lambda local: local,
 ) -> Consensus:
     """The consensus error of peers' adapters.
 

@@ -97,7 +97,7 @@ def focused_round(
     focus: Focus,
     algorithm: Algorithm,
     of: int | None = None,
-    reduce: Reduce = lambda here: here,
+    reduce: Reduce = lambda local: local,
 ) -> tuple[ServerState, RoundReport, FocusReport]:
     """One round in which clients train and send the selected layers.
 
@@ -126,7 +126,7 @@ def focused_round(
         numbers=numbers,
     )
     unselected = focus.unselected_names(selected)
-    elsewhere = {name: focus.server_grad_scale * t for name, t in gradient.items() if name in unselected}
+    unsent = {name: focus.server_grad_scale * t for name, t in gradient.items() if name in unselected}
     after, report = federated_round(
         state,
         clients,
@@ -134,11 +134,11 @@ def focused_round(
         algorithm,
         of=of,
         sent=state.adapter.keys() - unselected,
-        elsewhere=elsewhere if focus.server_grad_scale else None,
+        unsent_gradient=unsent if focus.server_grad_scale else None,
         reduce=reduce,
     )
-    told = len(report.clients) if algorithm.privacy is None else algorithm.privacy.per_round
-    telling = focus.selection_bytes * told
+    receivers = len(report.clients) if algorithm.privacy is None else algorithm.privacy.per_round
+    telling = focus.selection_bytes * receivers
     report = replace(report, bytes_down=report.bytes_down + telling)
     by_number = {} if scores is None else dict(zip(numbers, scores.tolist(), strict=True))
     return after, report, FocusReport(selected, by_number, loss)

@@ -175,9 +175,9 @@ def voted_round(
         seed: As in `peer_round`.
         transport: As in `peer_round`.
     """
-    here = range(mixing.peers) if transport.peers is None else transport.peers
-    active = torch.tensor(mixing.active)[here.start : here.stop]
-    device, shape = state.bank.device, (len(here), len(votes.numbers))
+    local = range(mixing.peers) if transport.peers is None else transport.peers
+    active = torch.tensor(mixing.active)[local.start : local.stop]
+    device, shape = state.bank.device, (len(local), len(votes.numbers))
     cast, mean = None, torch.zeros(shape)
     if votes.voted:
         cast = torch.zeros(shape)
@@ -185,10 +185,10 @@ def voted_round(
         for row, peer in enumerate(active.nonzero()[:, 0].tolist()):
             cast[peer] = votes.vote(state.bank.row(peer), bank.row(row))
         sent = AdapterBank({"votes": cast.to(device)})
-        mean = mix(sent, mixing.rows(here), {"votes"}, heard_over(transport, mixing)).tensors["votes"]
+        mean = mix(sent, mixing.rows(local), {"votes"}, heard_over(transport, mixing)).tensors["votes"]
     chosen = votes.chosen(mean, state.round) & active[:, None]
     told = transport.fetch(AdapterBank({"chosen": chosen.to(device, torch.uint8)}), mixing).tensors["chosen"]
-    by_layer = votes.by_layer(mixing, told.bool().cpu().numpy(), mixing.heard_by(here).tolist())
+    by_layer = votes.by_layer(mixing, told.bool().cpu().numpy(), mixing.heard_by(local).tolist())
     after, report = peer_round(
         state,
         partial(_trained, train, chosen),
@@ -199,7 +199,7 @@ def voted_round(
         transport=transport,
         narrower=by_layer,
     )
-    links = int(mixing.degrees[here.start : here.stop].sum())
+    links = int(mixing.degrees[local.start : local.stop].sum())
     report = replace(report, bytes_sent=report.bytes_sent + votes.bytes_per_link * links)
     return after, report, VoteReport(cast, chosen)
 

@@ -93,8 +93,8 @@ class RoundMixing:
         """For each of some peers, those that it hears and their weights, itself among them; ascending."""
         found: dict[int, dict[int, float]] = {peer: {} for peer in peers}
         rows, columns, weights = self.entries
-        here = (rows >= peers.start) & (rows < peers.stop) & ((weights > 0) | (rows == columns))
-        for row, column, weight in zip(rows[here], columns[here], weights[here], strict=True):
+        theirs = (rows >= peers.start) & (rows < peers.stop) & ((weights > 0) | (rows == columns))
+        for row, column, weight in zip(rows[theirs], columns[theirs], weights[theirs], strict=True):
             found[int(row)][int(column)] = float(weight)
         return found
 
@@ -105,10 +105,10 @@ class RoundMixing:
         if len(peers) == self.peers:
             return self.tensor()
         rows, columns, weights = self.entries
-        here = (rows >= peers.start) & (rows < peers.stop)
+        theirs = (rows >= peers.start) & (rows < peers.stop)
         heard = self.heard_by(peers)
         matrix = np.zeros((len(peers), len(heard)))
-        matrix[rows[here] - peers.start, np.searchsorted(heard, columns[here])] = weights[here]
+        matrix[rows[theirs] - peers.start, np.searchsorted(heard, columns[theirs])] = weights[theirs]
         return torch.from_numpy(matrix)
 
     def tensor(self) -> torch.Tensor:

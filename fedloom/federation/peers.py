@@ -143,30 +143,30 @@ def peer_round(
     """
     for matrix in (mixing, *(own for own, _ in narrower)):
         check_mixing(matrix)
-    here = range(mixing.peers) if transport.peers is None else transport.peers
+    local = range(mixing.peers) if transport.peers is None else transport.peers
     active = torch.tensor(mixing.active)
-    trained, left_out = _finite_only(state, train(state, active[here.start : here.stop]))
+    trained, left_out = _finite_only(state, train(state, active[local.start : local.stop]))
     bank, estimates, lost = trained.bank, state.estimates, list[int]()
     everything = bank.tensors | trained.memory
     own = AdapterBank({name: t for name, t in everything.items() if name in mixed})
     if algorithm.codec.lossy:
         payloads = payloads_of(
-            own, estimates, mixing, algorithm.codec, here=here, seed=seed, round_=state.round
+            own, estimates, mixing, algorithm.codec, local=local, seed=seed, round_=state.round
         )
         sent = sum(map(bytes_of, payloads.values()))
         estimates = estimates.advanced(transport.deliver(payloads, mixing), algorithm.codec)
-        own, lost = combine(own, algorithm.aggregator, mixing, here, estimates.differences)
+        own, lost = combine(own, algorithm.aggregator, mixing, local, estimates.differences)
     elif algorithm.aggregator is weighted_mean:
         sent = 0
         for matrix, names in _by_matrix(mixing, narrower, own.tensors):
             part = AdapterBank({name: own.tensors[name] for name in names})
-            sent += _bytes_sent(algorithm, part, matrix, here)
-            own = mix(own, matrix.rows(here), names, heard_over(transport, matrix))
+            sent += _bytes_sent(algorithm, part, matrix, local)
+            own = mix(own, matrix.rows(local), names, heard_over(transport, matrix))
     else:
-        sent = _bytes_sent(algorithm, own, mixing, here)
-        heard = partial(_differences, transport.fetch(own, mixing), mixing.heard_by(here).tolist())
-        own, lost = combine(own, algorithm.aggregator, mixing, here, heard)
-    left_out = sorted({*lost, *(here.start + peer for peer in left_out)})
+        sent = _bytes_sent(algorithm, own, mixing, local)
+        heard = partial(_differences, transport.fetch(own, mixing), mixing.heard_by(local).tolist())
+        own, lost = combine(own, algorithm.aggregator, mixing, local, heard)
+    left_out = sorted({*lost, *(local.start + peer for peer in left_out)})
     report = PeerReport(trained, active, left_out, sent)
     everything |= own.tensors
     bank = AdapterBank({name: everything[name] for name in bank.tensors})
@@ -189,9 +189,9 @@ def heard_over(transport: PeerTransport, mixing: RoundMixing) -> Callable[[Adapt
     return lambda rows: transport.fetch(rows, mixing)
 
 
-def _bytes_sent(algorithm: Algorithm, bank: AdapterBank, mixing: RoundMixing, here: range) -> int:
+def _bytes_sent(algorithm: Algorithm, bank: AdapterBank, mixing: RoundMixing, local: range) -> int:
     """Bytes of the rows of a bank that peers send over a round's links."""
-    links = int(mixing.degrees[here.start : here.stop].sum())
+    links = int(mixing.degrees[local.start : local.stop].sum())
     return bytes_per_round(bytes_of(algorithm.codec.encode(bank.row(0), 0)), links)
 
 
@@ -199,7 +199,7 @@ def combine(
     bank: AdapterBank,
     aggregator: Aggregator,
     mixing: RoundMixing,
-    here: range,
+    local: range,
     differences: Callable[[int, Collection[int]], Mapping[int, Row]],
 ) -> tuple[AdapterBank, list[int]]:
     """Every peer's own aggregate, for any aggregator.
@@ -211,15 +211,15 @@ def combine(
         bank: The peers' rows, of what is sent.
         aggregator: Which.
         mixing: The round's matrix.
-        here: The peers' numbers.
+        local: The peers' numbers.
         differences: ``(peer, its neighbours) -> w_j − w_i by neighbour``, or what is known of it.
 
     Returns:
         The rows, and the peers that go on with the row that they have.
     """
     rows, lost = [], []
-    for peer, weights in mixing.neighbourhoods(here).items():
-        own = bank.row(peer - here.start)
+    for peer, weights in mixing.neighbourhoods(local).items():
+        own = bank.row(peer - local.start)
         heard = differences(peer, weights.keys() - {peer})
         after = moved(own, [combined(aggregator, own, peer, heard, weights)])
         if not usable(after):

@@ -132,8 +132,8 @@ def federated_round(
     *,
     of: int | None = None,
     sent: Collection[str] | None = None,
-    elsewhere: Row | None = None,
-    reduce: Reduce = lambda here: here,
+    unsent_gradient: Row | None = None,
+    reduce: Reduce = lambda local: local,
 ) -> tuple[ServerState, RoundReport]:
     """One round of any algorithm.
 
@@ -145,8 +145,8 @@ def federated_round(
         of: How many clients there are; None: no more than these.
         sent: Names of the parameters that clients train and send, of those that are shared; None is all of
             them. With none at all, clients do nothing.
-        elsewhere: A gradient for parameters that are not sent. One that has neither keeps its value, its
-            moments and its step count.
+        unsent_gradient: A gradient for parameters that are not sent. One that has neither keeps its value,
+            its moments and its step count.
         reduce: Where ``train`` gives the updates of a part of the clients: adds those of the others.
 
     Raises:
@@ -176,7 +176,7 @@ def federated_round(
         change = {name: -algorithm.client_lr * g for name, g in direction.items()}
         change, kept_here = algorithm.rule.amend(change, kept_here, share)
         direction = {name: t / -algorithm.client_lr for name, t in change.items()}
-    gradient = direction | {n: g for n, g in (elsewhere or {}).items() if n in trains}
+    gradient = direction | {n: g for n, g in (unsent_gradient or {}).items() if n in trains}
     adapter, moments = step_some(algorithm.server_optimiser, state.adapter, gradient, state.optimiser)
     check_step(state.round + 1, adapter | result.fold, moments, came.kept)
     turned = algorithm.refactoring

@@ -34,8 +34,8 @@ class Share(NamedTuple):
         """Add the sequences' gradients of the prefix to the prefix's own, in place."""
         dim = grad.shape[-1]
         seen = of_bucket.view(*self.view, dim)[:, self.first : self.last, : self.shared]
-        here = grad[self.rows].view(self.shared, -1, dim)
-        here += seen.sum(1).transpose(0, 1)
+        of_rows = grad[self.rows].view(self.shared, -1, dim)
+        of_rows += seen.sum(1).transpose(0, 1)
 
 
 @dataclass(frozen=True)

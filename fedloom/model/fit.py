@@ -50,10 +50,10 @@ def check_fit(
     if room is None or longest + virtual <= room:
         return
     beside = f" beside {virtual} virtual ones" if virtual else ""
-    said = (
+    message = (
         f"max_length: {max_length} is more than the model's {room} positions{beside}, and the longest text "
         f"has {longest} tokens; use --max_length {room - virtual}"
     )
     if ends_with_its_positions(model):
-        raise UserError(said)
-    log.warning("%s, as the model was trained on no longer ones", said)
+        raise UserError(message)
+    log.warning("%s, as the model was trained on no longer ones", message)

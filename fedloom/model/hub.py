@@ -55,6 +55,6 @@ def _explained(name: str, error: Exception, token: str | None, then: str) -> Use
     elif isinstance(error, OfflineModeIsEnabled):
         why = "HF_HUB_OFFLINE is set; unset it"
     else:
-        said = " ".join(str(error).split())[:_LONGEST]
-        why = f"the hub cannot be reached or refuses ({type(error).__name__}: {said})"
+        message = " ".join(str(error).split())[:_LONGEST]
+        why = f"the hub cannot be reached or refuses ({type(error).__name__}: {message})"
     return UserError(without_secrets(f"push_to_hub: {name}: {why}; {then}", token))

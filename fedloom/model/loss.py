@@ -38,12 +38,12 @@ class _TokenLosses(torch.autograd.Function):
             top, best = scores.max(-1)
             exps = (scores - top[:, None]).exp_()
             total = exps.sum(-1)
-            here = t[:, None]
-            losses.append(total.log() + top - scores.gather(1, here)[:, 0])
+            target = t[:, None]
+            losses.append(total.log() + top - scores.gather(1, target)[:, 0])
             correct.append(best == t)
             if grad is not None:
                 slope = exps.div_(total[:, None])
-                slope.scatter_add_(1, here, slope.new_full(here.shape, -1.0))
+                slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
                 (grad[part],) = torch.autograd.grad(logits, h, slope.to(logits.dtype))
         ctx.save_for_backward(grad)
         every_correct = torch.cat(correct)

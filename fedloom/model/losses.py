@@ -72,11 +72,11 @@ def by_client_compared(
     rounding = 8 * torch.finfo(per_label.dtype).eps * zeros.index_add(0, pairs.labels, per_label.detach())
     weighted = F.softplus(-beta * margins) * pairs.weights.to(per_label.dtype)
     counts = torch.zeros(clients, dtype=torch.long, device=per_label.device)
-    told = margins.detach() * (margins.detach().abs() > rounding)
+    preferred = margins.detach() * (margins.detach().abs() > rounding)
     return Losses(
         loss=per_label.new_zeros(clients).index_add(0, pairs.clients, weighted),
-        correct=counts.index_add(0, pairs.clients, (told > 0).long()),
+        correct=counts.index_add(0, pairs.clients, (preferred > 0).long()),
         labels=counts.index_add(0, pairs.clients, torch.ones_like(pairs.clients)),
         predicted=None,
-        margins=told,
+        margins=preferred,
     )

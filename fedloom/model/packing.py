@@ -55,8 +55,8 @@ class _Builder:
 
     def lay_virtual(self, client: int) -> None:
         layout = self.layout
-        here = len(self.ids)
-        self.virtual += range(here, here + layout.virtual)
+        start = len(self.ids)
+        self.virtual += range(start, start + layout.virtual)
         self.virtual_source += range(client * layout.virtual, (client + 1) * layout.virtual)
         self.lay([layout.pad_id] * layout.virtual, 0)
 

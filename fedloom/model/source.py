@@ -229,13 +229,13 @@ def explain_hub(source: Source, error: Exception) -> UserError | None:
                 f"model {name!r}: it needs a package that is not installed ({_in_a_line(cause)}). Install "
                 "it, or choose another model."
             )
-        said = str(cause)
-        if isinstance(cause, UnpicklingError) or "weights_only" in said:
+        message = str(cause)
+        if isinstance(cause, UnpicklingError) or "weights_only" in message:
             return UserError(
                 f"model {name!r}: a file of its weights (.bin) is damaged, or holds more than tensors, which "
                 "could run code. Fetch it again, or the model as .safetensors."
             )
-        if isinstance(cause, MemoryError) or "allocate memory" in said or "out of memory" in said:
+        if isinstance(cause, MemoryError) or "allocate memory" in message or "out of memory" in message:
             return UserError(
                 f"model {name!r}: there is not enough memory for it ({_in_a_line(cause)}). "
                 "Close other programs, use --quantize 4bit, or choose a smaller model."
@@ -245,8 +245,8 @@ def explain_hub(source: Source, error: Exception) -> UserError | None:
 
 def _in_a_line(error: BaseException) -> str:
     """An error's kind, and the beginning of what it says."""
-    said = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
-    return f"{type(error).__name__}: {said[:_LONGEST]}{'…' if said[_LONGEST:] else ''}"
+    message = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return f"{type(error).__name__}: {message[:_LONGEST]}{'…' if message[_LONGEST:] else ''}"
 
 
 def unreachable(source: Source) -> UserError:

@@ -16,17 +16,17 @@ _GATHER = "DeepSpeed ZeRO-3 leaves tensors of size 0: gather them (zero_to_fp32.
 
 def what_is_wrong(lacking: Sequence[str], wrong: Mapping[str, tuple[Any, Any]], every: int) -> str:
     """What the files lack, and what has another shape."""
-    said = []
+    faults = []
     if lacking:
-        said.append(f"its files lack {len(lacking)} of {every} tensors ({some(lacking)})")
+        faults.append(f"its files lack {len(lacking)} of {every} tensors ({some(lacking)})")
     if wrong:
         first = sorted(wrong)[0]
         found, wanted = wrong[first]
-        said.append(
+        faults.append(
             f"{len(wrong)} of {every} tensors have another shape than config.json says ({first} is "
             f"{list(found)}, not {list(wanted)})"
         )
-    return ", and ".join(said)
+    return ", and ".join(faults)
 
 
 def advice(

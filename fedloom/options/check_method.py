@@ -23,7 +23,7 @@ def check_method(config: Any, *, server: bool) -> None:
     load_plugins(config.plugin)
     if config.method is not None:
         row = method(config.method)
-        here = [other.name for other in METHODS if other.settings(server=server) is not None]
+        fitting = [other.name for other in METHODS if other.settings(server=server) is not None]
         if row is None:
             known = [other.name for other in METHODS]
             raise UserError(
@@ -32,7 +32,7 @@ def check_method(config: Any, *, server: bool) -> None:
             )
         if row.settings(server=server) is None:
             where = "with a server" if server else "without a server"
-            raise UserError(f"method: {row.name} has no meaning {where}; choose one of {', '.join(here)}")
+            raise UserError(f"method: {row.name} has no meaning {where}; choose one of {', '.join(fitting)}")
     texts = {option: text for option, text in chosen(config).items() if hasattr(config, option)}
     for option, text in texts.items():
         check_choice(_BY_NAME[option], text)

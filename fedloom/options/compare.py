@@ -49,8 +49,8 @@ class Planned:
     def label(self) -> str:
         """Its setting in words: a method by its name alone."""
         method_first = sorted(self.setting.items(), key=lambda item: item[0] != "method")
-        said = [str(value) if name == "method" else f"{name}={value}" for name, value in method_first]
-        return " ".join(said) or "run"
+        words = [str(value) if name == "method" else f"{name}={value}" for name, value in method_first]
+        return " ".join(words) or "run"
 
     @property
     def name(self) -> str:

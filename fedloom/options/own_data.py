@@ -50,10 +50,10 @@ class OwnData:
         """How many rows of a split are read at most where there is a train_limit."""
         if self.train_limit is None:
             return {}
-        judged = getattr(self, "val_limit", None)
+        val_limit = getattr(self, "val_limit", None)
         # Training has no use for a test split, of which the hub may have a large one.
         limits = {"train": self.train_limit, "test": self.train_limit}
-        return limits | ({"validation": judged} if judged else {})
+        return limits | ({"validation": val_limit} if val_limit else {})
 
 
 DPO_BETA = 0.1

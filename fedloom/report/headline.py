@@ -68,10 +68,10 @@ def _compared(groups: Sequence[Group], metric: Metric, first: int) -> str:
     if len(groups) < 2:
         return ""
     cells = results(groups, [metric])[metric.title]
-    said = (
+    verdict = (
         " Best of those it compares with."
         if cells[first].best
         else " No run is shown to be best by this: intervals overlap, or there is one seed alone."
     )
     missing = [group.label for group, cell in zip(groups, cells, strict=True) if cell.text == NOT_EVALUATED]
-    return said + (f" Not evaluated: {', '.join(missing)}." if missing else "")
+    return verdict + (f" Not evaluated: {', '.join(missing)}." if missing else "")

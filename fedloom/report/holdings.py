@@ -87,6 +87,6 @@ def _range(numbers: list[int]) -> str:
 def _kept(run: RunRecord) -> str:
     sizes: list[int] = run.clients["validation"]
     own = " of each client's own" if len(sizes) > 1 else ""
-    said = f"Validation is on {_range(sizes)} others{own}."
+    validation = f"Validation is on {_range(sizes)} others{own}."
     server = run.clients["server"]
-    return f"{said} The server keeps {server:,} for itself." if server else said
+    return f"{validation} The server keeps {server:,} for itself." if server else validation

@@ -100,9 +100,9 @@ def _note(groups: Sequence[Group], name: str) -> str:
 
 def how_to_read(groups: Sequence[Group]) -> str:
     """What one has to know of the curves of these groups."""
-    said = []
+    notes = []
     if any(len(group.runs) > 1 for group in groups):
-        said.append("Lines of several seeds are means, their bands reach from the lowest to the highest.")
+        notes.append("Lines of several seeds are means, their bands reach from the lowest to the highest.")
     if len({(group.first.model, group.first.data) for group in groups}) > 1:
-        said.append("Losses and accuracies on different data, or of different models, do not compare.")
-    return " ".join(said)
+        notes.append("Losses and accuracies on different data, or of different models, do not compare.")
+    return " ".join(notes)

@@ -22,12 +22,12 @@ def tag(name: str, *children: str, **attributes: str | bool | None) -> Markup:
         **attributes: A trailing underscore is left out and others become hyphens (`class_`, `data_label`);
             True is an attribute without a value, False and None are none.
     """
-    told = "".join(
+    given = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(value)}"')
         for key, value in attributes.items()
         if value is not None and value is not False
     )
-    opening = f"<{name}{told}>"
+    opening = f"<{name}{given}>"
     return Markup(opening if name in NEVER_CLOSED else f"{opening}{join(*children)}</{name}>")
 
 

@@ -102,12 +102,12 @@ def graph(run: RunRecord) -> list[Figure]:
         traces = [_links(at, edges, look(i) if topology.varies else GREY) for i, edges in enumerate(links)]
         entries = [Entry(f"round {i + 1}", look(i), [i]) for i in range(rounds)] if topology.varies else []
     traces.append(_dots(at, np.bincount(links[0].ravel(), minlength=peers)))
-    told = _told(topology, links)
+    caption = _told(topology, links)
     limits = {"visible": False, "fixedrange": True}
     return [
         Figure(
             f"Graph {name}, {peers} peers",
-            told,
+            caption,
             traces,
             {
                 "xaxis": limits,
@@ -115,7 +115,7 @@ def graph(run: RunRecord) -> list[Figure]:
                 "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
             },
             entries,
-            told + ("" if drawn else " There are too many links to draw."),
+            caption + ("" if drawn else " There are too many links to draw."),
             height=360,
             runs=(run.name,),
         )

@@ -196,12 +196,12 @@ def interval(group: Group, metric: Metric, numbers: Sequence[float] | None) -> I
     """
     if not numbers:
         return None
-    told = [metric.interval_of_run(run) for run in group.runs]
-    known = [each for each in told if each is not None]
+    intervals = [metric.interval_of_run(run) for run in group.runs]
+    known = [each for each in intervals if each is not None]
     low, high = [], []
     if len(numbers) > 1:
         low, high = [mean(numbers) - deviation(numbers)], [mean(numbers) + deviation(numbers)]
-    if len(known) == len(told):
+    if len(known) == len(intervals):
         low.append(mean([each[0] for each in known]))
         high.append(mean([each[1] for each in known]))
     return (min(low), max(high)) if low else None

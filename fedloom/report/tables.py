@@ -143,20 +143,20 @@ def _shown(cell: Cell) -> Markup:
 def differing(groups: Sequence[Group]) -> Markup:
     """The options that differ among the groups that have them; nothing where none do."""
     names = dict.fromkeys(name for group in groups for name in group.first.options if name not in IGNORED)
-    told = [
+    differ = [
         name
         for name in names
         if len({option(group.first, name) for group in groups if name in group.first.options}) > 1
     ]
-    if not told:
+    if not differ:
         return Markup("")
     title = "Options that differ"
     # The shorter way across the page.
-    if len(groups) <= len(told):
-        rows = [(name, *(option(group.first, name) for group in groups)) for name in told]
+    if len(groups) <= len(differ):
+        rows = [(name, *(option(group.first, name) for group in groups)) for name in differ]
         return table(("Option", *(group.label for group in groups)), rows, title)
-    rows = [(group.label, *(option(group.first, name) for name in told)) for group in groups]
-    return table(("Run", *told), rows, title)
+    rows = [(group.label, *(option(group.first, name) for name in differ)) for group in groups]
+    return table(("Run", *differ), rows, title)
 
 
 def option(run: RunRecord, name: str) -> str:

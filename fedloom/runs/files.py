@@ -61,8 +61,8 @@ def writing(path: Path, then: str = GO_ON) -> Iterator[None]:
         raise _refused(path, number, "", then) from error
 
 
-def _refused(path: Path, number: int | None, said: str, then: str) -> CannotWrite:
-    reason = os.strerror(number) if number else said
+def _refused(path: Path, number: int | None, message: str, then: str) -> CannotWrite:
+    reason = os.strerror(number) if number else message
     first = _FIRST.get(number or 0)
     what_to_do = f"{first}, then {then}" if first else then
     # The name that the file will have, not the one that it has until it is whole.

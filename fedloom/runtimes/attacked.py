@@ -78,7 +78,7 @@ def attacked_peers(
     attackers: Attackers,
     active: np.ndarray,
     sent: Collection[str],
-    here: range,
+    local: range,
     total: Total,
 ) -> TrainPeers:
     """Training after which an attacker's row is where it began and what it sends instead of its change.
@@ -90,7 +90,7 @@ def attacked_peers(
         attackers: Which of them attack, and how.
         active: Whether each peer takes part in the round.
         sent: Names of what peers send.
-        here: The peers of this process.
+        local: The peers of this process.
         total: Adds what other processes have.
     """
 
@@ -98,17 +98,17 @@ def attacked_peers(
         trained = train(state, who, *layers)
         rows = {name: t for name, t in trained.bank.tensors.items() if name in sent}
         watch = Watch({name: t[0] for name, t in rows.items()})
-        going = [peer for peer in here if active[peer]]
+        going = [peer for peer in local if active[peer]]
         if attackers.attack.looks:
             for peer in going:
                 if peer not in attackers.clients:
-                    watch.add({name: t[peer - here.start] for name, t in rows.items()})
+                    watch.add({name: t[peer - local.start] for name, t in rows.items()})
         mean, deviation = watch.seen(total) if attackers.attack.looks else ({}, {})
         attacking = int(sum(bool(active[peer]) for peer in attackers.clients))
         moved = {name: t.clone() for name, t in rows.items()}
         for peer in going:
             if peer in attackers.clients:
-                place = peer - here.start
+                place = peer - local.start
                 begun = {name: state.bank.tensors[name][place] for name in rows}
                 seen = {name: t - begun[name] for name, t in mean.items()}
                 sight = Sight(int(active.sum()), attacking, seen, deviation)

@@ -18,7 +18,7 @@ from fedloom.model.bank import AdapterBank, Row, bytes_of
 from fedloom.runtimes.group import Group
 
 
-def collect_over_ranks(group: Group, here: Collected) -> Collected:
+def collect_over_ranks(group: Group, local: Collected) -> Collected:
     """What all ranks have collected; who counted, in the order of the clients.
 
     Changes and memories of single clients come to every rank: any of them may train a client in the next
@@ -28,45 +28,45 @@ def collect_over_ranks(group: Group, here: Collected) -> Collected:
         UserError: Ranks have trained different parameters.
     """
     if group.size == 1:
-        return here
+        return local
     # An aggregator that needs every change has no total; a rank whose clients are all left out has neither.
-    trained = sorted({*here.total, *(name for row in here.deltas.values() for name in row)})
+    trained = sorted({*local.total, *(name for row in local.deltas.values() for name in row)})
     if len({tuple(names) for names in group.gather(trained) if names}) > 1:
         raise UserError(
             "the ranks have selected different layers, because their processors round differently; "
             "run all ranks on machines of one kind, with the same versions"
         )
-    kept = [Update(**u) for rank in group.gather([asdict(u) for u in here.kept]) for u in rank]
-    left_out = [client for rank in group.gather(here.left_out) for client in rank]
+    kept = [Update(**u) for rank in group.gather([asdict(u) for u in local.kept]) for u in rank]
+    left_out = [client for rank in group.gather(local.left_out) for client in rank]
     return Collected(
-        group.sum(here.total),
-        _rows_of_all(group, here.deltas),
-        _sum_of_all(group, here.sent),
-        _rows_of_all(group, here.memories),
+        group.sum(local.total),
+        _rows_of_all(group, local.deltas),
+        _sum_of_all(group, local.sent),
+        _rows_of_all(group, local.memories),
         sorted(kept, key=lambda update: update.client),
         sorted(left_out),
-        sum(group.gather(here.bytes_up)),
-        sum(group.gather(here.unclipped)),
+        sum(group.gather(local.bytes_up)),
+        sum(group.gather(local.unclipped)),
     )
 
 
-def _sum_of_all(group: Group, here: Row) -> Row:
+def _sum_of_all(group: Group, local: Row) -> Row:
     """The sums over ranks, of which some may have nothing to add."""
     shapes: dict[str, list[int]] = {}
-    for rank in group.gather({name: list(t.shape) for name, t in here.items()}):
+    for rank in group.gather({name: list(t.shape) for name, t in local.items()}):
         shapes |= rank
     if not shapes:
         return {}
-    dtype = next((t.dtype for t in here.values()), torch.float32)
+    dtype = next((t.dtype for t in local.values()), torch.float32)
     device = group.device or torch.device("cpu")
     zeros = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
-    return group.sum({**zeros, **here})
+    return group.sum({**zeros, **local})
 
 
-def _rows_of_all(group: Group, here: Mapping[int, Row]) -> dict[int, Row]:
+def _rows_of_all(group: Group, local: Mapping[int, Row]) -> dict[int, Row]:
     """The rows of the clients of all ranks."""
     # Every row is on one rank and zero on the others.
-    flat = {f"{client}/{name}": t for client, row in here.items() for name, t in row.items()}
+    flat = {f"{client}/{name}": t for client, row in local.items() for name, t in row.items()}
     rows: dict[int, Row] = {}
     for key, t in _sum_of_all(group, flat).items():
         client, _, name = key.partition("/")
@@ -74,12 +74,12 @@ def _rows_of_all(group: Group, here: Mapping[int, Row]) -> dict[int, Row]:
     return dict(sorted(rows.items()))
 
 
-def sum_of_gradients(group: Group, here: Row, loss: float) -> tuple[Row, float]:
+def sum_of_gradients(group: Group, local: Row, loss: float) -> tuple[Row, float]:
     """The sums over ranks of what each has of a gradient and of its loss."""
-    return group.sum(here), sum(group.gather(loss))
+    return group.sum(local), sum(group.gather(loss))
 
 
-def rows_heard(group: Group, blocks: Sequence[range], here: AdapterBank, mixing: RoundMixing) -> AdapterBank:
+def rows_heard(group: Group, blocks: Sequence[range], local: AdapterBank, mixing: RoundMixing) -> AdapterBank:
     """The rows of those that this rank's peers hear in a round, in ascending order.
 
     From each rank come the rows that a peer of this one hears, each once, in one message.
@@ -87,13 +87,13 @@ def rows_heard(group: Group, blocks: Sequence[range], here: AdapterBank, mixing:
     Args:
         group: The run's processes.
         blocks: The peers of each rank.
-        here: Rows of this rank's peers; only what is mixed.
+        local: Rows of this rank's peers; only what is mixed.
         mixing: The round's matrix.
     """
     if group.size == 1:
-        return here
+        return local
     own = blocks[group.rank]
-    flat = torch.cat([t.flatten(1) for t in here.tensors.values()], 1)
+    flat = torch.cat([t.flatten(1) for t in local.tensors.values()], 1)
     outgoing, incoming = {}, {}
     for rank, block in enumerate(blocks):
         wanted = _of(own, mixing.heard_by(block))
@@ -107,17 +107,17 @@ def rows_heard(group: Group, blocks: Sequence[range], here: AdapterBank, mixing:
     heard = torch.cat(
         [flat if rank == group.rank else incoming[rank] for rank in sorted([*incoming, group.rank])]
     )
-    pieces = heard.split([t[0].numel() for t in here.tensors.values()], 1)
+    pieces = heard.split([t[0].numel() for t in local.tensors.values()], 1)
     return AdapterBank(
         {
             name: piece.reshape(-1, *t.shape[1:])
-            for (name, t), piece in zip(here.tensors.items(), pieces, strict=True)
+            for (name, t), piece in zip(local.tensors.items(), pieces, strict=True)
         }
     )
 
 
 def payloads_heard(
-    group: Group, blocks: Sequence[range], here: Payloads, mixing: RoundMixing, like: Row
+    group: Group, blocks: Sequence[range], local: Payloads, mixing: RoundMixing, like: Row
 ) -> Payloads:
     """All payloads of a round that leave or reach this rank's peers.
 
@@ -126,12 +126,12 @@ def payloads_heard(
     Args:
         group: The run's processes.
         blocks: The peers of each rank.
-        here: What leaves this rank's peers.
+        local: What leaves this rank's peers.
         mixing: The round's matrix.
         like: A payload of the names, shapes and dtypes that every one has.
     """
     if group.size == 1:
-        return here
+        return local
     own = blocks[group.rank]
     between: dict[int, list[Edge]] = {}
     for peer, heard in mixing.neighbourhoods(own).items():
@@ -142,10 +142,10 @@ def payloads_heard(
     size, device = bytes_of(like), group.device or torch.device("cpu")
     outgoing, incoming = {}, {}
     for rank, edges in between.items():
-        outgoing[rank] = torch.cat([_as_bytes(here[edge]) for edge in sorted(edges)]).to(device)
+        outgoing[rank] = torch.cat([_as_bytes(local[edge]) for edge in sorted(edges)]).to(device)
         incoming[rank] = torch.empty(size * len(edges), dtype=torch.uint8, device=device)
     group.exchange(outgoing, incoming)
-    arrived = dict(here)
+    arrived = dict(local)
     for rank, edges in between.items():
         # In the order in which the other rank sends them.
         reverse = sorted((other, peer) for peer, other in edges)

@@ -176,17 +176,17 @@ def train_peers(
     for wave in waves(work, model.layout, rules.wave_tokens, alike=lambda peer: own_names.get(peer.client)):
         names = own_names.get(wave[0].client, bank.tensors.keys())
         rows = torch.tensor([peer.client - first for peer in wave])
-        here = rows.to(bank.device)
+        places = rows.to(bank.device)
         rows_here = bank.rows(rows.tolist()).tensors
         moving = AdapterBank({n: t for n, t in rows_here.items() if n in names})
         resting = {name: t for name, t in rows_here.items() if name not in moving.tensors}
         own = {
-            key: t.index_select(0, here)
+            key: t.index_select(0, places)
             for key, t in optimiser.items()
             if key.partition(".")[2] in moving.tensors
         }
         steps = [peer.steps for peer in wave]
-        remembered = {key: t.index_select(0, here) for key, t in memory.items()}
+        remembered = {key: t.index_select(0, places) for key, t in memory.items()}
         result = train_locally(
             model,
             moving,
@@ -202,11 +202,11 @@ def train_peers(
         )
         new = with_prefix(RULE, result.memory) | with_prefix(SENT, result.sent)
         for name, t in result.bank.tensors.items():
-            bank.tensors[name].index_copy_(0, here, t)
+            bank.tensors[name].index_copy_(0, places, t)
         for key, t in result.state.items():
-            optimiser[key].index_copy_(0, here, t)
+            optimiser[key].index_copy_(0, places, t)
         for key, t in new.items():
-            memory[key].index_copy_(0, here, t)
+            memory[key].index_copy_(0, places, t)
         loss[rows] = result.loss
         correct[rows], labels[rows], tokens[rows] = result.correct, result.labels, result.tokens
     return Trained(bank, optimiser, loss, correct, labels, tokens, memory)

@@ -81,10 +81,10 @@ def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
     """Leave a checkpoint: a PEFT adapter folder per peer, and the state."""
     if now.peers.round == 0:
         return
-    own, here = _tensors(now.peers), parts.here
+    own, local = _tensors(now.peers), parts.here
     counts = [len(block) for block in parts.blocks]
     # Of an edge between two ranks, both have the same estimate: that of the sender is kept.
-    leaving = {edge: row for edge, row in now.peers.estimates.rows.items() if edge[0] in here}
+    leaving = {edge: row for edge, row in now.peers.estimates.rows.items() if edge[0] in local}
     edges = parts.group.gather(sorted(leaving))
     estimates = as_bank(leaving, parts.sent).tensors if any(edges) else {}
     collected = {name: (rows, counts) for name, rows in own.items()}

@@ -255,16 +255,16 @@ def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
         raise damaged_checkpoint(checkpoint, "state.json", "a count or the accuracy is not one")
     new = replace(new, memories=dict.fromkeys(remembering, parts.first_memory))
     check_state(checkpoint, tensors, _tensors(new))
-    here = {name: t.to(parts.model.device) for name, t in tensors.items()}
+    on_device = {name: t.to(parts.model.device) for name, t in tensors.items()}
     server = ServerState(
         state["round"],
-        part_of(here, "adapter."),
-        part_of(here, "optimiser."),
-        part_of(here, "rule."),
-        part_of(here, "base."),
+        part_of(on_device, "adapter."),
+        part_of(on_device, "optimiser."),
+        part_of(on_device, "rule."),
+        part_of(on_device, "base."),
         math.inf if state.get("clip") is None else float(state["clip"]),
     )
-    memories = {client: part_of(here, f"client-{client + 1:04d}.") for client in remembering}
+    memories = {client: part_of(on_device, f"client-{client + 1:04d}.") for client in remembering}
     words = {int(client): word for client, word in taken.items()}
     return ServerProgress(
         server, state["drawn"], state["accuracy"], state["validations_without_gain"], memories, words

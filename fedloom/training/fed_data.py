@@ -205,8 +205,8 @@ def _attacked(
             train += tokens
     triggered: list[Tokens] = []
     if attackers.attack.probe is not None:
-        judged = held.splits.validation[: config.val_limit]
-        triggered = read(attackers.attack.probe(judged, classes))
+        looked_at = held.splits.validation[: config.val_limit]
+        triggered = read(attackers.attack.probe(looked_at, classes))
     return replace(data, train=train, clients=clients, triggered=triggered)
 
 
@@ -234,13 +234,13 @@ def _open(config: FedConfig) -> Task:
 
 
 def _load(config: FedConfig, task: Task) -> FedExamples:
-    own, judged = config.dataset_path_template, config.val_dataset_path_template
+    template, validation_template = config.dataset_path_template, config.val_dataset_path_template
     clients, count = config.client_num, "client_num"
     # The folders first: what is missing there is known at once, the hub takes its time.
-    brought = load_clients(own, clients, task, counted_by=count) if own is not None else None
+    brought = load_clients(template, clients, task, counted_by=count) if template is not None else None
     validation = None
-    if judged is not None:
-        lists = load_validation(judged, clients, task, counted_by=count)
+    if validation_template is not None:
+        lists = load_validation(validation_template, clients, task, counted_by=count)
         validation = [example for part in lists for example in part]
     data_set: dict[str, Any] = {"data_dir": config.data_dir, "seed": config.data_seed, "token": config.token}
     if brought is None:

@@ -76,18 +76,15 @@ def hold(config: Setting, task: Task, only: int | None = None) -> PeerExamples:
     Raises:
         UserError: Data that cannot be found, read or split.
     """
-    own, judged, peers = config.dataset_path_template, config.val_dataset_path_template, config.num_clients
+    template, judged_by = config.dataset_path_template, config.val_dataset_path_template
+    peers = config.num_clients
     if only is not None:
-        own, judged = own and path_of(own, only + 1), judged and path_of(judged, only + 1)
-        peers = 1 if own else peers
+        template, judged_by = (given and path_of(given, only + 1) for given in (template, judged_by))
+        peers = 1 if template else peers
     # The folders first: what is missing there is known at once, the hub takes its time.
-    train = load_clients(own, peers, task) if own is not None else None
-    validation = load_validation(judged, peers, task) if judged is not None else None
-    data_set: dict[str, Any] = {
-        "data_dir": config.data_dir,
-        "seed": config.data_seed,
-        "token": config.token,
-    }
+    train = load_clients(template, peers, task) if template is not None else None
+    validation = load_validation(judged_by, peers, task) if judged_by is not None else None
+    data_set: dict[str, Any] = {"data_dir": config.data_dir, "seed": config.data_seed, "token": config.token}
     if train is not None:
         return PeerExamples(train, validation or [published_validation(task, **data_set)])
     splits, values = splits_and_values(task, config.field, **data_set)
@@ -117,9 +114,9 @@ def attacked(
     examples = [example for own in held.train for example in own]
     classes = tuple(names) if classify else told_apart(names, examples)
     train = [attackers.poisoned(peer, own, classes) for peer, own in enumerate(held.train)]
-    judged = [example for own in held.validation for example in own[: config.val_limit]]
+    looked_at = [example for own in held.validation for example in own[: config.val_limit]]
     probe = attackers.attack.probe
-    return PeerExamples(train, held.validation), probe(judged, classes) if probe else []
+    return PeerExamples(train, held.validation), probe(looked_at, classes) if probe else []
 
 
 def encode(config: Setting, held: PeerExamples, triggered: list[Example], reader: Reader) -> Encoded:

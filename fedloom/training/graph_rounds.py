@@ -59,14 +59,14 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
         look = partial(first_gradients, parts, now.drawn)
         peers, report, voted = voted_round(now.peers, learn, look, matrix, names, parts.votes, **how)
     moved = moved_since(parts.group, sent)
-    told = _told(parts.group, report)
-    for peer in told["peers_left_out"]:
+    training = _told(parts.group, report)
+    for peer in training["peers_left_out"]:
         log.warning(
             "round %d: peer %d goes on from where it was, its loss or update is not finite, or too large",
             peers.round,
             peer + 1,
         )
-    if told["peers_left_out"] and len(told["peers_left_out"]) == int(report.active.sum()):
+    if training["peers_left_out"] and len(training["peers_left_out"]) == int(report.active.sum()):
         raise Diverged(f"round {peers.round}: the loss or update of every peer is not finite, or too large")
     drawn = [
         count + (schedule.batches if takes_part else 0)
@@ -74,7 +74,7 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
             now.drawn, parts.schedules, report.active.tolist(), strict=True
         )
     ]
-    row = _row(peers.round, report, told) | moved | _voted(parts, voted)
+    row = _row(peers.round, report, training) | moved | _voted(parts, voted)
     if parts.attackers is not None:
         row |= {"attackers": int(sum(bool(report.active[peer]) for peer in parts.attackers.clients))}
     row |= {"seconds": time.perf_counter() - began}
@@ -165,20 +165,20 @@ def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:
     return {name: [value for process in everyone for value in process[name]] for name in own}
 
 
-def _row(round_: int, report: PeerReport, told: dict[str, list[Any]]) -> dict[str, Any]:
-    seen = [loss for loss in told["loss"] if not math.isnan(loss)]
-    labels = sum(told["labels"])
+def _row(round_: int, report: PeerReport, trained: dict[str, list[Any]]) -> dict[str, Any]:
+    seen = [loss for loss in trained["loss"] if not math.isnan(loss)]
+    labels = sum(trained["labels"])
     return {
         "round": round_,
         "train_loss": sum(seen) / len(seen) if seen else math.nan,
-        "train_accuracy": sum(told["correct"]) / labels if labels else math.nan,
-        "peer_train_loss": told["loss"],
+        "train_accuracy": sum(trained["correct"]) / labels if labels else math.nan,
+        "peer_train_loss": trained["loss"],
         "peers_out": (~report.active).nonzero()[:, 0].tolist(),
-        "peers_left_out": told["peers_left_out"],
+        "peers_left_out": trained["peers_left_out"],
         # What one sends another receives.
-        "bytes_up": sum(told["bytes_sent"]),
-        "bytes_down": sum(told["bytes_sent"]),
-        "tokens": sum(told["tokens"]),
+        "bytes_up": sum(trained["bytes_sent"]),
+        "bytes_down": sum(trained["bytes_sent"]),
+        "tokens": sum(trained["tokens"]),
     }
 
 

@@ -28,13 +28,13 @@ def processes(device: str) -> Iterator[Group]:
     Raises:
         UserError: The device will not do for all of them.
     """
-    here = place()
-    if here.size == 1:
+    own_place = place()
+    if own_place.size == 1:
         yield ALONE
         return
     from fedloom.runtimes.meeting import joined
 
-    with joined(here, device) as ranks:
+    with joined(own_place, device) as ranks:
         yield ranks
 
 
@@ -42,12 +42,12 @@ def processes(device: str) -> Iterator[Group]:
 def opened_together(folder: Path, config: C, group: Group) -> Iterator[Opened[C]]:
     """As `opened`; it is rank 0 that opens the folder and holds it, and chooses the checkpoint."""
     with ExitStack() as held:
-        elsewhere = Opened(config, None, {})
-        own = group.together(
-            lambda: held.enter_context(opened(folder, config)) if group.rank == 0 else elsewhere
+        other_ranks = Opened(config, None, {})
+        run = group.together(
+            lambda: held.enter_context(opened(folder, config)) if group.rank == 0 else other_ranks
         )
-        found = group.share(None if own.checkpoint is None else str(own.checkpoint))
-        yield replace(own, checkpoint=None if found is None else Path(found))
+        found = group.share(None if run.checkpoint is None else str(run.checkpoint))
+        yield replace(run, checkpoint=None if found is None else Path(found))
 
 
 def build_together(

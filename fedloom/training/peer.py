@@ -71,7 +71,7 @@ def run_peer(config: PeerConfig) -> RunRecord:
         UserError: A mistake of the user.
         KeyboardInterrupt: After a checkpoint was left.
     """
-    config, said = bounded(config)
+    config, which_aggregator = bounded(config)
     neighbors = _neighbors(config)
     folder = run_folder(config)
     with (
@@ -90,8 +90,8 @@ def run_peer(config: PeerConfig) -> RunRecord:
                 network, daemon, folder, number, neighbors, expected, timeout, signer, _rule(config, parts)
             ) as node,
         ):
-            if said:
-                log.info("%s", said)
+            if which_aggregator:
+                log.info("%s", which_aggregator)
             drive(parts, intervals(resolved), node, folder)
     return read_run(folder, judged=False)
 

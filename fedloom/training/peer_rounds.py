@@ -58,10 +58,10 @@ def play_round(
             "rounds missed: %d, from round %d on; the neighbours are in %d", missed, following, round_
         )
     node.begin(round_)
-    trained, told = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
+    trained, training = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
     mix = node.swap(round_, sent(parts, trained.peers), missed)
     after = _add(trained, mix, trained.peers.bank if parts.judged == "before" else None)
-    row: dict[str, Any] = {"round": round_, "rounds_missed": missed, **told, "neighbors": mix.neighbours}
+    row: dict[str, Any] = {"round": round_, "rounds_missed": missed, **training, "neighbors": mix.neighbours}
     row |= {"neighbors_in_doubt": mix.in_doubt, "neighbors_bounded": mix.bounded, "neighbors_late": mix.late}
     if round_ == rounds:
         mix = node.finish()

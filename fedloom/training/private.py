@@ -82,8 +82,8 @@ class UserBudget:
             row: All that is known of the round.
             drawn: Batches that each client has drawn by its end; serves `ExampleBudget`.
         """
-        told = {name: value for name, value in row.items() if name not in _UNPROTECTED}
-        return told | {"epsilon": self.epsilon(row["round"])}
+        public = {name: value for name, value in row.items() if name not in _UNPROTECTED}
+        return public | {"epsilon": self.epsilon(row["round"])}
 
     def reason_to_stop(self, round_: int, drawn: Sequence[int]) -> str | None:
         """Why there is no round after so many; None where there may be one."""
@@ -118,12 +118,12 @@ class ExampleBudget:
 
     def row(self, row: Mapping[str, Any], drawn: Sequence[int]) -> dict[str, Any]:
         """See `UserBudget`."""
-        told = {name: value for name, value in row.items() if name not in _OF_EXAMPLES}
+        public = {name: value for name, value in row.items() if name not in _OF_EXAMPLES}
         spent = self._spent(drawn)
-        told |= {"epsilon": self._largest(spent), "delta": self.delta}
+        public |= {"epsilon": self._largest(spent), "delta": self.delta}
         if self.peers and len(set(spent)) <= _MOST_ACCOUNTS:
-            told["peer_epsilon"] = [self._epsilon(*one) for one in spent]
-        return told
+            public["peer_epsilon"] = [self._epsilon(*one) for one in spent]
+        return public
 
     def reason_to_stop(self, round_: int, drawn: Sequence[int]) -> str | None:
         """See `UserBudget`."""

@@ -25,13 +25,13 @@ def base_noted(inputs: Inputs, name: str) -> Iterator[None]:
     Raises:
         UserError: It, or something taken down before, is not what the run began with.
     """
-    here = locate(name)
-    if here.local:
-        note_model(inputs, Path(here.location), here.gguf_file)
+    files = locate(name)
+    if files.local:
+        note_model(inputs, Path(files.location), files.gguf_file)
     inputs.check()
     yield
-    if not here.local and (here := locate(name)).local:  # it has been downloaded
-        note_model(inputs, Path(here.location), here.gguf_file)
+    if not files.local and (files := locate(name)).local:  # it has been downloaded
+        note_model(inputs, Path(files.location), files.gguf_file)
         inputs.check()
 
 

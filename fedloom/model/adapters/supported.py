@@ -155,8 +155,8 @@ def build(model: PreTrainedModel, config: PeftConfig, where: str = "adapter", **
             RuntimeError,
             re.error,
         ) as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"{where}: PEFT does not take this adapter ({said[:240]})") from error
+            message = " ".join(str(error).split())
+            raise UserError(f"{where}: PEFT does not take this adapter ({message[:240]})") from error
     prefix = next((f"{name}." for name, module in wrapped.named_modules() if module is model), "")
     for full_name, module in wrapped.named_modules():
         name = full_name.removeprefix(prefix)

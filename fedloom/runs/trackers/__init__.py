@@ -64,12 +64,12 @@ def forgiving(name: str, tracker: Tracker) -> Tracker:
             step()
         except Exception as error:  # another's program, another's network
             failed.append(name)
-            said = " ".join(str(error).split())[:200]
+            message = " ".join(str(error).split())[:200]
             log.warning(
                 "report_to: %s fails (%s: %s), so it is told no more; metrics.jsonl has every round",
                 name,
                 type(error).__name__,
-                said,
+                message,
             )
 
     return Tracker(

@@ -35,9 +35,9 @@ def open_tracker(folder: Path, resume_round: int | None, rows: Sequence[Row]) ->
         else:
             client.set_terminated(id_, "RUNNING")
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise UserError(
-            f"report_to: mlflow does not begin ({said}); set MLFLOW_TRACKING_URI to a server or a folder "
+            f"report_to: mlflow does not begin ({message}); set MLFLOW_TRACKING_URI to a server or a folder "
             "that it can use, such as file:mlruns, or leave it out"
         ) from error
     keep_id(folder, "mlflow", id_)

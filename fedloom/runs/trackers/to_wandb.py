@@ -37,10 +37,10 @@ def open_tracker(folder: Path, resume_round: int | None, rows: Sequence[Row]) ->
         # Rounds are its x axis. Its own counter of steps only grows, and a run that goes on repeats some.
         run.define_metric("*", step_metric="round")
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise UserError(
-            f"report_to: wandb does not begin ({said}); log in with `wandb login`, set WANDB_MODE=offline, "
-            "or leave it out"
+            f"report_to: wandb does not begin ({message}); log in with `wandb login`, set "
+            "WANDB_MODE=offline, or leave it out"
         ) from error
     keep_id(folder, "wandb", id_)
     return forgiving(

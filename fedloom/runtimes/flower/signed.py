@@ -67,7 +67,7 @@ def sign_app(app: Path, key: Any, hub: str) -> Path:
     signature = sign_message(key, create_message_to_sign(hashlib.sha256(fab).digest(), now))
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     name = f"fpk_{hashlib.sha256(public.encode()).hexdigest()[:16]}"
-    said = {
+    verification = {
         "public_key_id": name,
         "signature": base64.urlsafe_b64encode(signature).decode().rstrip("="),
         "signed_at": now,
@@ -75,7 +75,7 @@ def sign_app(app: Path, key: Any, hub: str) -> Path:
     folder = app / SIGNED_FOLDER
     folder.mkdir()
     (folder / "app.fab").write_bytes(fab)
-    answer = {"fab_url": f"{hub.rstrip('/')}/hub/app.fab", "verifications": [said]}
+    answer = {"fab_url": f"{hub.rstrip('/')}/hub/app.fab", "verifications": [verification]}
     (folder / "fetch-fab.json").write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
     (folder / "trusted-entities.yaml").write_text(f"{name}: {public}\n", encoding="utf-8")
     return folder

@@ -95,16 +95,16 @@ class Node:
         self.lag.enters()
         journal, store, rule = self.journal, self.store, self.rule
         neighbours, number = self.exchange.neighbours, self.exchange.wire.number
-        said = self._say(round_, own)
+        statement = self._say(round_, own)
         if rule.compression is None:
             whole = Offered(own)
-            self.network.run(self.exchange.swap(round_, dict.fromkeys(neighbours, whole), said))
+            self.network.run(self.exchange.swap(round_, dict.fromkeys(neighbours, whole), statement))
         else:
             contents = offered(rule.compression, journal, store, neighbours, round_, own, number)
             known = {peer: rule.compression.known(store, peer) for peer in contents}
             fits = rule.compression.fits
             self.network.run(
-                self.exchange.swap(round_, contents, said, lambda peer, row: fits(known[peer], row))
+                self.exchange.swap(round_, contents, statement, lambda peer, row: fits(known[peer], row))
             )
         edges = agreed(journal, store, neighbours, round_, own, number, rule)
         if rule.keeps_mean:
@@ -138,18 +138,18 @@ class Node:
         """What this peer says of its row; what it has said before it was killed stands."""
         wire = self.exchange.wire
         digest = hashlib.sha256(Schema.of(own).pack(own)).hexdigest()
-        said = self.journal.said.get(round_)
-        if said is None:
+        statement = self.journal.said.get(round_)
+        if statement is None:
             last = max(self.journal.said, default=0)
             before = self.journal.said[last].mark(wire.expected.run, wire.number) if last else NOTHING
-            said = wire.signer.say(round_, digest, before)
-            self.journal.say(said)
-        elif said.row != digest:
+            statement = wire.signer.say(round_, digest, before)
+            self.journal.say(statement)
+        elif statement.row != digest:
             raise UserError(
                 f"round {round_}: this peer has told its neighbours another row than it has; exchange/ is "
                 "not as fedloom left it: put it back, or take another exp_name and another key"
             )
-        return said
+        return statement
 
     def keep_trained(self, round_: int, tensors: Row, state: dict[str, Any], seconds: float) -> None:
         """Save what training came to, and how long it took; what only earlier rounds needed goes."""

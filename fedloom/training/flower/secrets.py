@@ -31,17 +31,17 @@ def secret_step(request: Request, client: int, config: FlowerConfig) -> Answer:
         raise UserError("the server plays secure aggregation, and the run config has none")
     facts = request.content_.facts
     if facts["stage"] == "keys":
-        kept, said = begin()
-        return _answer(request, {**kept, "secret": facts["secret"], "next": "shares"}, said)
+        kept, reply = begin()
+        return _answer(request, {**kept, "secret": facts["secret"], "next": "shares"}, reply)
     kept = _kept(request, facts["stage"])
     if facts["stage"] == "shares":
         # What the owner of a client insists on, no option of the server's takes back.
         alone = config.privacy == "user" and not insists(request.node)
         fewest = 1 if alone else FEWEST
-        kept, said = share(kept, client, facts["public"], fewest)
-        return _answer(request, {**kept, "next": "masked"}, said)
-    said = reveal(kept, client, facts["sealed"], facts["there"], facts["gone"])
-    return _answer(request, None, said)
+        kept, reply = share(kept, client, facts["public"], fewest)
+        return _answer(request, {**kept, "next": "masked"}, reply)
+    reply = reveal(kept, client, facts["sealed"], facts["there"], facts["gone"])
+    return _answer(request, None, reply)
 
 
 def hidden(request: Request, client: int, update: Update) -> tuple[Row, dict[str, Any]]:
@@ -70,8 +70,8 @@ def _kept(request: Request, stage: str) -> dict[str, Any]:
     return kept
 
 
-def _answer(request: Request, kept: dict[str, Any] | None, said: dict[str, Any]) -> Answer:
+def _answer(request: Request, kept: dict[str, Any] | None, reply: dict[str, Any]) -> Answer:
     facts = {name: value for name, value in request.kept.facts.items() if name != _SECRETS}
     if kept is not None:
         facts[_SECRETS] = kept
-    return Answer(Content(said), kept=Content(facts, request.kept.tensors))
+    return Answer(Content(reply), kept=Content(facts, request.kept.tensors))

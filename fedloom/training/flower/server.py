@@ -49,9 +49,9 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
         UserError: A mistake of the user, too few clients, or a run whose numbers are no longer finite.
     """
     prepare_process()
-    wanted, said = bounded(from_run_config(run_config))
-    if said:
-        print(said, flush=True)
+    wanted, which_aggregator = bounded(from_run_config(run_config))
+    if which_aggregator:
+        print(which_aggregator, flush=True)
     folder = run_folder(wanted)
     with opened(folder, wanted.of_the_run) as run:
         _run(grid, wanted, folder, run)

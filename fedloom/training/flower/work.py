@@ -122,21 +122,21 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         round_=facts["round"],
         clip=math.inf if facts["clip"] is None else facts["clip"],
     )
-    said = {name: value for name, value in vars(update).items() if name not in ("payload", "memory")}
+    report = {name: value for name, value in vars(update).items() if name not in ("payload", "memory")}
     payload: Row = update.payload
     secrets: dict[str, Any] = {}
     if algorithm.secure is not None:
         payload, secrets = hidden(request, client, update)
-        said = {"client": client}
+        report = {"client": client}
     if memory is not None:
         memory.keep(facts["word"], update.memory, facts["kept_from"], facts["remembers"])
         if personal := part_of(update.memory, PERSONAL):
             own, base = memory.folder / "adapter", part_of(row, BASE)
             model.save(whole | personal, own, rank=algorithm.rank(client), base=base)
             parts.beside.write(own)
-        said["forgot"] = facts["remembers"] is not None and remembered is None
+        report["forgot"] = facts["remembers"] is not None and remembered is None
     return Answer(
-        Content({"round": facts["round"], **said}, pack(payload)),
+        Content({"round": facts["round"], **report}, pack(payload)),
         kept=Content({"word": facts["word"], **secrets}, pack(row)),
     )
 
