@@ -9,13 +9,11 @@ from fedloom.options.graph import DflConfig
 from fedloom.runs.clients import write_clients
 from fedloom.runs.logfile import logging_to
 from fedloom.runs.record import RunRecord
-from fedloom.runs.run_folder import run_folder, write_run_config
+from fedloom.runs.run_folder import run_folder
 from fedloom.training.algorithms import algorithm_on_graph, chosen_attack
 from fedloom.training.dfl import drive
-from fedloom.training.launch import build_together, opened_together, processes, recall
+from fedloom.training.launch import built, processes, recall
 from fedloom.training.loop import Callback
-from fedloom.training.private import with_noise
-from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_graph import build, intervals
 
 
@@ -38,14 +36,10 @@ def run_dfl(
     chosen_attack(config)
     with processes(config.device) as group:
         folder = run_folder(config)
-        with ExitStack() as held:
-            run = held.enter_context(opened_together(folder, config, group))
-            run = replace(run, config=with_noise(run.config))
-            resolved, parts, inputs = build_together(build, run, group)
+        with built(config, folder, build, group) as (run, parts), ExitStack() as held:
             if group.rank == 0:
-                write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
                 write_clients(folder, parts.train, parts.peers, parts.validation)
                 held.enter_context(logging_to(folder / config.log_path))
-            watched = replace(intervals(resolved), on_round=on_round, on_validation=on_validation)
+            watched = replace(intervals(run.config), on_round=on_round, on_validation=on_validation)
             drive(parts, watched, folder, run.checkpoint)
         return recall(folder, group)

@@ -6,13 +6,11 @@ from dataclasses import replace
 
 from fedloom.options.fed import FedConfig
 from fedloom.runs.record import RunRecord
-from fedloom.runs.run_folder import run_folder, write_run_config
+from fedloom.runs.run_folder import run_folder
 from fedloom.training.algorithms import algorithm_with_server, chosen_attack
 from fedloom.training.fed import drive, write_held
-from fedloom.training.launch import build_together, opened_together, processes, recall
+from fedloom.training.launch import built, processes, recall
 from fedloom.training.loop import Callback
-from fedloom.training.private import with_noise
-from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_fed import build, intervals
 
 
@@ -35,12 +33,9 @@ def run_fed(
     chosen_attack(config)
     with processes(config.device) as group:
         folder = run_folder(config)
-        with opened_together(folder, config, group) as run:
-            run = replace(run, config=with_noise(run.config))
-            resolved, parts, inputs = build_together(build, run, group)
+        with built(config, folder, build, group) as (run, parts):
             if group.rank == 0:
-                write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
                 write_held(folder, parts)
-            watched = replace(intervals(resolved), on_round=on_round, on_validation=on_validation)
+            watched = replace(intervals(run.config), on_round=on_round, on_validation=on_validation)
             drive(parts, watched, folder, run.checkpoint)
         return recall(folder, group)

@@ -14,8 +14,7 @@ from typing import Any
 from fedloom.commands.examples import check_divided, check_trained_on
 from fedloom.options.audit_privacy import AuditPrivacyConfig
 from fedloom.options.audit_privacy import check as check_audit_privacy
-from fedloom.options.check_evaluation import check as check_eval
-from fedloom.options.check_export import check_chat, check_merge
+from fedloom.options.check_export import check_chat, check_eval, check_merge
 from fedloom.options.check_fed import check, check_rules, check_values
 from fedloom.options.check_flower import check as check_flower
 from fedloom.options.check_graph import check as check_dfl
@@ -24,14 +23,13 @@ from fedloom.options.check_peer import check as check_peer
 from fedloom.options.compare import CompareConfig
 from fedloom.options.compare import check as check_compare
 from fedloom.options.evaluation import EvalConfig
-from fedloom.options.export import ChatConfig, MergeConfig
+from fedloom.options.export import ChatConfig, MergeConfig, ReportConfig
 from fedloom.options.fed import DemoConfig, FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.options.graph import DflConfig, SplitConfig, TopologyConfig, ViewConfig
 from fedloom.options.help import CompletionConfig
 from fedloom.options.method import MethodsConfig
 from fedloom.options.peer import AuditConfig, IdentityConfig, PeerConfig
-from fedloom.options.report import ReportConfig
 from fedloom.process import place
 
 EXIT_DOES_NOT_HOLD = 1

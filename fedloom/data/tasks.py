@@ -46,11 +46,11 @@ class Task:
     """
 
     name: str
-    hub: str
-    hub_config: str | None
     instruction: str
     fields: tuple[str, ...]
     to_example: Callable[[Row], Example | Preference]
+    hub: str = ""
+    hub_config: str | None = None
     keep: Callable[[Row], bool] = keep_all
     label_names: tuple[str, ...] = ()
     split_names: SplitNames = field(default_factory=lambda: SPLIT_NAMES)
@@ -148,7 +148,6 @@ _TASKS = (
     Task(
         name="camel-ai/math",
         hub="camel-ai/math",
-        hub_config=None,
         instruction="Solve the algebra problem and explain each step. End with '####' and the result.",
         fields=("message_1", "message_2", "topic;|topic"),
         to_example=_camel_math,
@@ -157,7 +156,6 @@ _TASKS = (
     Task(
         name="ChilleD/SVAMP",
         hub="ChilleD/SVAMP",
-        hub_config=None,
         instruction="Solve the math problem. Write the equation and what it comes to.",
         fields=("Body", "Question", "Equation", "Answer"),
         to_example=_svamp,
@@ -165,15 +163,12 @@ _TASKS = (
     Task(
         name="ChilleD/MultiArith",
         hub="ChilleD/MultiArith",
-        hub_config=None,
         instruction="Solve the math problem. Answer with the number alone.",
         fields=("question", "final_ans"),
         to_example=_multiarith,
     ),
     Task(
         name="arithmetic",
-        hub="",
-        hub_config=None,
         instruction="Solve the math problem. Write one calculation per line.",
         fields=("question", "answer"),
         to_example=_arithmetic,
@@ -210,8 +205,6 @@ _TASKS = (
     ),
     Task(
         name="qa",
-        hub="",
-        hub_config=None,
         instruction=QUESTION_ANSWER.instruction,
         fields=QUESTION_ANSWER.columns,
         to_example=QUESTION_ANSWER.read,

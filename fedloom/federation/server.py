@@ -27,9 +27,10 @@ Clients may be held to a part of w; `federation.focus` chooses which.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from fedloom.client.local import LocalResult
 from fedloom.client.optimisers import State, step_some
 from fedloom.data.randomness import numpy_rng
 from fedloom.federation.aggregate import Aggregate, Collected, Reduce, aggregate
@@ -200,3 +201,27 @@ def federated_round(
         bytes_down = algorithm.privacy.per_round * bytes_of(down)
     report = RoundReport(took_part, came.kept, came.left_out, bytes_up, bytes_down, came.memories)
     return ServerState(state.round + 1, adapter, moments, rule, base, result.clip), report
+
+
+TrainAll = Callable[[int, AdapterBank, State], tuple[LocalResult, int]]
+"""``(round, bank of one row, optimiser state) -> (result, examples used)``."""
+
+
+def central_round(state: ServerState, train: TrainAll) -> tuple[ServerState, RoundReport]:
+    """The baseline without federation: one adapter, AdamW, all data in one place.
+
+    As many steps as `train` takes; moments last from round to round, and nothing crosses a wire.
+
+    Raises:
+        Diverged: The loss or the step is not finite; there is nobody else to go on with.
+    """
+    result, examples = train(state.round, AdapterBank.repeat(state.adapter, 1), state.optimiser)
+    adapter = result.bank.row(0)
+    update = Update(
+        0, {}, examples, float(result.loss), int(result.correct), int(result.labels), int(result.tokens)
+    )
+    if not (math.isfinite(update.loss) and usable(adapter)):
+        raise Diverged(f"round {state.round + 1}: the loss or the update is not finite")
+    check_step(state.round + 1, adapter, result.state, [])
+    report = RoundReport([], [update], [], 0, 0)
+    return ServerState(state.round + 1, adapter, result.state), report

@@ -1,6 +1,6 @@
 """The options of `fedloom audit-privacy`; see `fedloom.options.fed`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fedloom.errors import UserError
 from fedloom.options.check_fed import check as check_fed
@@ -33,11 +33,6 @@ class Audit:
 @dataclass(frozen=True, kw_only=True)
 class AuditPrivacyConfig(FedConfig, Audit):
     """All options of `fedloom audit-privacy`, by their flat names."""
-
-    @property
-    def of_the_run(self) -> FedConfig:
-        """The options of the run that is audited."""
-        return FedConfig(**{field.name: getattr(self, field.name) for field in fields(FedConfig)})
 
 
 def check(config: AuditPrivacyConfig) -> None:

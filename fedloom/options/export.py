@@ -1,4 +1,4 @@
-"""The options of the ways out of a run, `fedloom merge` and `fedloom chat`; see `fedloom.options.fed`."""
+"""The options of the ways out of a run: `fedloom merge`, `fedloom chat`, `fedloom report`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -85,3 +85,15 @@ class Answers:
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig(SavedModel, Answers):
     """All options of `fedloom chat`, by their flat names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Report."""
+
+    runs: tuple[str, ...] = option(
+        (),
+        "folders of runs, <out_dir>/<exp_name>, or a folder that holds some; may stand first, without --runs",
+        path=True,
+    )
+    output: str = option("report.html", "page to write; -o is short for it", path=True)

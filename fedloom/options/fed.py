@@ -5,7 +5,7 @@ the dataclasses here. `options.parsing` turns a command line into one of them, `
 values. None of this needs torch, so that `--help` and a bad value answer at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from fedloom.options.attack import SimulatedAttack
@@ -256,6 +256,11 @@ class FedConfig(
         # Two documented spellings of one algorithm; everything behind this line knows one.
         if self.fed_alg == "FedAvg":
             object.__setattr__(self, "fed_alg", "FedAVG")
+
+    @property
+    def of_the_run(self) -> "FedConfig":
+        """The options of `fedloom fed` alone, of a command that has more."""
+        return FedConfig(**{field.name: getattr(self, field.name) for field in fields(FedConfig)})
 
 
 @dataclass(frozen=True, kw_only=True)

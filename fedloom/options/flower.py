@@ -1,6 +1,6 @@
 """The options of `fedloom flower`; see `fedloom.options.fed`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fedloom.options.declare import option
 from fedloom.options.fed import FedConfig
@@ -66,8 +66,3 @@ class FlowerConfig(FedConfig, OverFlower):
     def clients_needed(self) -> int:
         """`min_clients`, or its default."""
         return self.client_num_per_step if self.min_clients is None else self.min_clients
-
-    @property
-    def of_the_run(self) -> FedConfig:
-        """The options of the run itself, which `fedloom fed` has too."""
-        return FedConfig(**{field.name: getattr(self, field.name) for field in fields(FedConfig)})

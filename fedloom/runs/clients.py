@@ -29,12 +29,7 @@ def write_clients(
 
     Only this user may read it.
 
-    Args:
-        folder: The run's folder.
-        train: All training sequences.
-        clients: For each client the indices of its own.
-        validation: One list of sequences, or one for each client; the same list may stand there many times.
-        server: How many training sequences the server keeps.
+    For the arguments after the run's folder see `count_held`.
     """
     content = count_held(train, clients, validation, server=server)
     write_atomically(folder / CLIENTS_FILE, json.dumps(content) + "\n", private=True)

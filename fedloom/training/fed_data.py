@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.data.clients import load_clients, load_validation, paths_of
 from fedloom.data.encode import Tokens
@@ -16,8 +16,9 @@ from fedloom.data.own import open_task
 from fedloom.data.partition import for_server, iid
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import Task
-from fedloom.evaluation.answering import Questions, questions_of
+from fedloom.evaluation.answering import Questions, questions_of, within_room
 from fedloom.federation.attacks import Attackers, told_apart
+from fedloom.model.fit import check_fit
 from fedloom.model.layout import shared_prefix
 from fedloom.options.fed import FedConfig
 from fedloom.options.own_data import column_names
@@ -99,29 +100,31 @@ class ClientData:
     open: Callable[[FedConfig], Task]
 
 
-def encode_data(
+def fitting_data(
     config: FedConfig,
     task: Task,
     held: FedExamples,
-    deal: Deal,
+    holdings: ClientData,
     tokenizer: PreTrainedTokenizerBase,
-    classes: Sequence[str] = (),
+    model: PreTrainedModel,
+    classes: Sequence[str],
     attackers: Attackers | None = None,
 ) -> Encoded:
-    """Make token ids of examples; what is too long is left out, or cut where it is classified.
+    """Examples as token ids that a model can read; what is too long is left out, or cut to be classified.
 
     Args:
         config: What the user wants.
         task: The data set.
         held: The examples that this process has.
-        deal: Who has which of those that no client brings.
+        holdings: Whose they are.
         tokenizer: The model's.
+        model: As its configuration has it; its weights are not looked at.
         classes: In the order of the outputs of the model's head; none where it writes answers.
         attackers: Who alters what it trains on, and how.
 
     Raises:
-        UserError: Nothing is left, of all or of a client's own; the clients are more than the examples; or
-            there is no such attack on them.
+        UserError: They do not fit the model, or nothing is left, of all or of a client's own; the clients are
+            more than the examples; or there is no such attack on them.
     """
     how = reader(config, task, tokenizer, classes)
     long = 0
@@ -157,7 +160,7 @@ def encode_data(
     validation = read(held.splits.validation)
     how.warn_of_long(long, [held.splits.validation], "validation")
     if held.own is None:
-        server, clients = deal(config, [tokens.kind for tokens in train])
+        server, clients = holdings.deal(config, [tokens.kind for tokens in train])
     else:
         server, clients = _in_turn(config, [len(part) for part in parts])
     if config.train_mode != "local" and any(map(len, clients)):
@@ -167,7 +170,14 @@ def encode_data(
         questions = questions_of(validation, config.eval_generate_limit, how.form.end)
     word = how.name([*train, *validation])
     data = Encoded(train, validation, clients, server, how, word, questions)
-    return data if attackers is None else _attacked(config, task, held, data, attackers, place, read)
+    if attackers is not None:
+        data = _attacked(config, task, held, data, attackers, place, read)
+    virtual = 0 if config.peft == "lora" else config.virtual_tokens
+    texts = [side.ids for tokens in (*data.train, *data.validation, *data.triggered) for side in tokens.sides]
+    check_fit(model, tokenizer, texts, max_length=config.max_length, virtual=virtual)
+    if data.questions:
+        data = replace(data, questions=within_room(data.questions, model, virtual))
+    return data
 
 
 def _attacked(

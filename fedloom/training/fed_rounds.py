@@ -13,9 +13,8 @@ from typing import Any
 from fedloom.client.local import LocalResult, step_gradients, train_locally
 from fedloom.client.optimisers import State
 from fedloom.client.work import ClientWork, plan_work
-from fedloom.federation.central import central_round
 from fedloom.federation.focus import FocusReport, focused_round
-from fedloom.federation.server import RoundReport, ServerState, federated_round, sample_clients
+from fedloom.federation.server import RoundReport, ServerState, central_round, federated_round, sample_clients
 from fedloom.federation.transport import ClientTransport
 from fedloom.federation.update import Update
 from fedloom.model.bank import AdapterBank, Row

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fedloom.process import place
 from fedloom.runs.inputs import Inputs
 from fedloom.runs.record import RunRecord, read_run
-from fedloom.runs.run_folder import Opened, opened
+from fedloom.runs.run_folder import Opened, opened, write_run_config
 from fedloom.runtimes.group import ALONE, Group
+from fedloom.training.private import with_noise
+from fedloom.training.provenance import device_name, versions
 
 C = TypeVar("C", bound=Any)
 P = TypeVar("P")
@@ -79,6 +81,29 @@ def build_together(
     inputs = Inputs(group.share(inputs.found))
     resolved, parts = group.together(lambda: first or build(replace(own, **auto), group, inputs))
     return replace(resolved, device=run.config.device), parts, dict(inputs.before)
+
+
+@contextmanager
+def built(
+    config: C, folder: Path, build: Callable[[C, Group, Inputs], tuple[C, Any]], group: Group
+) -> Iterator[tuple[Opened[C], Any]]:
+    """A run whose folder this run alone writes, with its config.yaml; and its parts.
+
+    Args:
+        config: What the user wants.
+        folder: The run's.
+        build: As for `build_together`.
+        group: The run's processes.
+
+    Raises:
+        UserError: A mistake of the user.
+    """
+    with opened_together(folder, config, group) as run:
+        run = replace(run, config=cast(C, with_noise(cast(Any, run.config))))
+        resolved, parts, inputs = build_together(build, run, group)
+        if group.rank == 0:
+            write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
+        yield replace(run, config=resolved), parts
 
 
 def recall(folder: Path, group: Group) -> RunRecord:

@@ -191,10 +191,8 @@ def user_budget(config: FedConfig) -> UserBudget | None:
     """What the run may cost; None where a client asks, which adds no noise."""
     if config.noise_multiplier == "auto":
         return None
-    rate, delta = (
-        config.client_num_per_step / config.client_num,
-        delta_of(config.delta, config.client_num, "clients"),
-    )
+    delta = delta_of(config.delta, config.client_num, "clients")
+    rate = config.client_num_per_step / config.client_num
     account = Account(rate, config.noise_multiplier, delta, config.accountant)
     return UserBudget(account, config.target_epsilon, config.privacy_seed)
 

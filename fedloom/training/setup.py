@@ -14,11 +14,12 @@ from fedloom.data.encode import Tokens, encode, reading
 from fedloom.data.encode_classes import class_reading, encode_classes
 from fedloom.data.example import Example
 from fedloom.data.randomness import derive_seed
-from fedloom.data.tasks import Task
+from fedloom.data.tasks import TASKS, Task
 from fedloom.data.templates import PromptFormat, instruction_of, prompt_format
+from fedloom.errors import UserError
 from fedloom.model.adapters import choice
-from fedloom.model.base import BaseModel, BeforeWeights, load_base
-from fedloom.model.class_order import name_classes
+from fedloom.model.base import BaseModel, BeforeWeights, configuration, encodes, load_base
+from fedloom.model.class_order import class_order, name_classes
 from fedloom.model.files import check_model_name
 from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.memory import auto_wave_tokens
@@ -30,7 +31,6 @@ from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs
 from fedloom.runtimes.group import Group
 from fedloom.training.adapter_folder import AdapterFolder, of_classes, of_prompts
-from fedloom.training.classes import check_written, classes_of_head
 from fedloom.training.provenance import base_noted
 
 log = logging.getLogger(__name__)
@@ -102,16 +102,37 @@ def check_base(config: Setting, name: str) -> None:
     check_model_name(name, config.token)
 
 
-def classes_to_learn(config: Setting, name: str, task: Task, *, own_by_head: bool) -> tuple[str, ...]:
-    """The classes of the model's head; none where it writes answers; see `classes_of_head`.
+def classes_of_head(config: Setting, name: str, task: Task, *, own_by_head: bool) -> tuple[str, ...]:
+    """The classes that a model's head is trained to tell apart, in the order of its outputs.
+
+    A model that reads and cannot write classifies whatever has classes; one that writes does so for the tasks
+    of sentence classification, and writes its answers to everything else.
+
+    Args:
+        config: Options of the run.
+        name: The model, of which the configuration alone is read.
+        task: What is learned.
+        own_by_head: Whether a model that can write classifies a user's own labelled texts too; else it learns
+            to write their labels.
+
+    Returns:
+        The classes; none where answers are written.
 
     Raises:
-        UserError: It classifies, and is to write answers.
+        UserError: The configuration cannot be had, or names other classes; or the model is to write answers.
     """
-    classes = classes_of_head(
-        task, name, token=config.token, trust_remote_code=config.trust_remote_code, own_by_head=own_by_head
-    )
-    check_written(classes, config.eval_generate_every)
+    if not task.num_labels:
+        return ()
+    known = task.name in TASKS and task.embedded is None and not task.own
+    structure = configuration(name, token=config.token, trust_remote_code=config.trust_remote_code)
+    if not (known or encodes(structure) or (own_by_head and task.own)):
+        return ()
+    classes = class_order(structure, task.label_names, name)
+    if config.eval_generate_every:
+        raise UserError(
+            f"eval_generate_every: {config.eval_generate_every}, but this model classifies and writes no "
+            "answers; leave it out, or choose a causal language model and a task that is answered in words"
+        )
     return classes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from peft import PeftConfig
@@ -11,16 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedloom.client.local import LocalRules
 from fedloom.client.work import Schedule
 from fedloom.data.example import Splits
-from fedloom.data.tasks import Task
 from fedloom.errors import UserError
-from fedloom.evaluation.answering import within_room
 from fedloom.federation.algorithm import Algorithm, first_memory
 from fedloom.federation.attacks import Attackers
 from fedloom.federation.focus import Focus
 from fedloom.model.adapters import choice
 from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.bank import Row
-from fedloom.model.fit import check_fit
 from fedloom.model.stacked import StackedModel
 from fedloom.options.check_fed import check
 from fedloom.options.fed import FedConfig
@@ -37,10 +33,10 @@ from fedloom.training.algorithms import (
     simulated_attackers,
 )
 from fedloom.training.division import check_comparable
-from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, encode_data
+from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, fitting_data
 from fedloom.training.loop import Intervals
 from fedloom.training.private import Budget, example_budget, example_privacy, user_budget
-from fedloom.training.setup import beside_adapters, check_base, classes_to_learn, load, lora, resolved, stack
+from fedloom.training.setup import beside_adapters, check_base, classes_of_head, load, lora, resolved, stack
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,7 @@ def build(
     check_comparable([*held.train, splits.validation])
     inputs.note("training data", digest_of_examples(held.train))
     inputs.note("validation data", digest_of_examples([splits.validation]))
-    classes = classes_to_learn(config, config.model_name, task, own_by_head=False)
+    classes = classes_of_head(config, config.model_name, task, own_by_head=False)
     if held.own is None:
         holdings.deal(
             config, held.values or [example.label for example in splits.train]
@@ -190,40 +186,6 @@ def intervals(config: FedConfig) -> Intervals:
         save_every=config.val_steps,
         report_to=config.report_to,
     )
-
-
-def fitting_data(
-    config: FedConfig,
-    task: Task,
-    held: FedExamples,
-    holdings: ClientData,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    classes: Sequence[str],
-    attackers: Attackers | None = None,
-) -> Encoded:
-    """Examples as token ids that a model can read; its weights are not looked at.
-
-    Args:
-        config: What the user wants.
-        task: The data set.
-        held: The examples that this process has.
-        holdings: Whose they are.
-        tokenizer: The model's.
-        model: As its configuration has it.
-        classes: From `classes_of_head`.
-        attackers: Who alters what it trains on, and how.
-
-    Raises:
-        UserError: They do not fit the model, or nothing is left of them.
-    """
-    data = encode_data(config, task, held, holdings.deal, tokenizer, classes, attackers)
-    virtual = 0 if config.peft == "lora" else config.virtual_tokens
-    texts = [side.ids for tokens in (*data.train, *data.validation, *data.triggered) for side in tokens.sides]
-    check_fit(model, tokenizer, texts, max_length=config.max_length, virtual=virtual)
-    if data.questions:
-        data = replace(data, questions=within_room(data.questions, model, virtual))
-    return data
 
 
 def _adapter(config: FedConfig, model: PreTrainedModel) -> PeftConfig:

@@ -44,7 +44,7 @@ from fedloom.training.private import example_budget, example_privacy
 from fedloom.training.setup import (
     beside_adapters,
     check_base,
-    classes_to_learn,
+    classes_of_head,
     load,
     lora,
     reader,
@@ -139,7 +139,7 @@ def _build(
     check_comparable([*held.train, *held.validation])
     inputs.note("training data", digest_of_examples(held.train))
     inputs.note("validation data", digest_of_examples(held.validation))
-    classes = classes_to_learn(config, config.model_checkpoint, task, own_by_head=True)
+    classes = classes_of_head(config, config.model_checkpoint, task, own_by_head=True)
     held, triggered = attacked(config, held, attackers, task.label_names, bool(classes))
     ready: list[tuple[Encoded, PeftConfig]] = []
 

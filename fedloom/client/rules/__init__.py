@@ -71,3 +71,8 @@ class ClientRule(NamedTuple):
     def at_server(self) -> bool:
         """Whether it has a part at the server: something kept, or done to the combined change."""
         return bool(self.kept({"": torch.zeros(1)})) or self.amend is not None
+
+
+def zeros(adapter: Row) -> Row:
+    """What a rule that begins at zero remembers, or keeps, of each parameter."""
+    return {name: torch.zeros_like(t) for name, t in adapter.items()}

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedloom.client.optimisers import State
-from fedloom.client.rules import ClientRule
+from fedloom.client.rules import ClientRule, zeros
 from fedloom.client.rules.none import none
 from fedloom.errors import UserError
 from fedloom.model.bank import AdapterBank, Row
@@ -46,9 +46,6 @@ def feddyn(alpha: float = 0.1, *, client_lr: float) -> ClientRule:
         raise UserError(
             f"client_rule: feddyn:{alpha:g} divides by 0; alpha must be above 0, as in feddyn:0.1"
         )
-
-    def memory_of(adapter: Row) -> Row:
-        return {name: torch.zeros_like(t) for name, t in adapter.items()}
 
     def kept_of(adapter: Row) -> Row:
         return {_H + name: torch.zeros_like(t) for name, t in adapter.items()}
@@ -74,4 +71,4 @@ def feddyn(alpha: float = 0.1, *, client_lr: float) -> ClientRule:
         h = {_H + name: kept[_H + name] - alpha * share * t for name, t in change.items()}
         return {name: t - h[_H + name] / alpha for name, t in change.items()}, kept | h
 
-    return none()._replace(memory=memory_of, kept=kept_of, correct=correct, finish=finish, amend=amend)
+    return none()._replace(memory=zeros, kept=kept_of, correct=correct, finish=finish, amend=amend)

@@ -18,11 +18,10 @@ is kept and sent here is η z and η c, of the size of a step, so that a codec l
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fedloom.client.optimisers import State
-from fedloom.client.rules import ClientRule
+from fedloom.client.rules import ClientRule, zeros
 from fedloom.client.rules.none import none
 from fedloom.client.rules.quasi_global import check_descends_by_sgd
 from fedloom.model.bank import AdapterBank, Row
@@ -40,9 +39,6 @@ def gradient_tracking(*, lr: float, client_optimizer: str, loraplus_lr_ratio: fl
         UserError: They do not descend by SGD.
     """
     check_descends_by_sgd("gradient_tracking", client_optimizer, loraplus_lr_ratio)
-
-    def zeros(adapter: Row) -> Row:
-        return {name: torch.zeros_like(t) for name, t in adapter.items()}
 
     def correct(
         gradients: AdapterBank, bank: AdapterBank, start: AdapterBank, memory: State, received: Row

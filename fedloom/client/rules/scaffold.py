@@ -16,11 +16,10 @@ clip_norm it is one of the clipped step: c_i⁺ then mixes the estimate before w
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fedloom.client.optimisers import State
-from fedloom.client.rules import ClientRule
+from fedloom.client.rules import ClientRule, zeros
 from fedloom.client.rules.quasi_global import check_descends_by_sgd
 from fedloom.model.bank import AdapterBank, Row
 
@@ -39,9 +38,6 @@ def scaffold(
         UserError: They do not descend by SGD.
     """
     check_descends_by_sgd("scaffold", client_optimizer, loraplus_lr_ratio)
-
-    def zeros(adapter: Row) -> Row:
-        return {name: torch.zeros_like(t) for name, t in adapter.items()}
 
     def correct(
         gradients: AdapterBank, bank: AdapterBank, start: AdapterBank, memory: State, received: Row

@@ -14,7 +14,7 @@ the codec is the attacker's own. What a client rule sends beside (`client.rules`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,14 +86,8 @@ class Attackers:
         """What an attacker sends instead of its change."""
         if self.attack.craft is None or (self.attack.looks and not sight.mean):
             return delta
-        seen = Sight(
-            sight.senders,
-            sight.attackers,
-            sight.mean,
-            sight.deviation,
-            derive_seed(self.seed, "attack", round_, client),
-        )
-        made = self.attack.craft(delta, seen)
+        seed = derive_seed(self.seed, "attack", round_, client)
+        made = self.attack.craft(delta, replace(sight, seed=seed))
         return {name: made[name].to(t) for name, t in delta.items()}
 
 

@@ -11,11 +11,13 @@ it are. Where τ is large beside all changes and lr = 2 τ, it is FedAvg.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
-from fedloom.client.optimisers import Optimiser, State
+from torch import Tensor
+
+from fedloom.client.optimisers import Optimiser
 from fedloom.errors import UserError
-from fedloom.model.bank import AdapterBank
+from fedloom.federation.server_optimizers import along_change
 
 
 def adagrad(tau: float = 1e-3, *, lr: float, client_lr: float) -> Optimiser:
@@ -24,7 +26,7 @@ def adagrad(tau: float = 1e-3, *, lr: float, client_lr: float) -> Optimiser:
     Args:
         tau: τ, how adaptive it is: small is more.
         lr: The server's learning rate.
-        client_lr: The pseudo-gradient is −Δ / client_lr; times it, it is the change again.
+        client_lr: See `along_change`.
 
     Raises:
         UserError: τ is not above 0: the step would divide by 0 where nothing has changed yet.
@@ -34,19 +36,8 @@ def adagrad(tau: float = 1e-3, *, lr: float, client_lr: float) -> Optimiser:
             f"server_optimizer: adagrad:{tau:g} divides by 0; tau must be above 0, as in adagrad:0.001"
         )
 
-    def init(bank: AdapterBank) -> State:
-        return {f"second.{name}": torch.full_like(w, tau**2) for name, w in bank.tensors.items()}
+    def move(w: Tensor, change: Tensor, moments: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        v = moments["second"] + change.square()
+        return w + lr * change / (v.sqrt() + tau), {"second": v}
 
-    def step(
-        bank: AdapterBank, gradients: AdapterBank, state: State, active: torch.Tensor
-    ) -> tuple[AdapterBank, State]:
-        moved, new = {}, {}
-        for name, w in bank.tensors.items():
-            on, v = active.view(-1, *[1] * (w.ndim - 1)), state[f"second.{name}"]
-            change = -client_lr * gradients.tensors[name]
-            v = torch.where(on, v + change.square(), v)
-            moved[name] = torch.where(on, w + lr * change / (v.sqrt() + tau), w)
-            new[f"second.{name}"] = v
-        return AdapterBank(moved), new
-
-    return Optimiser(init, step)
+    return along_change(client_lr, {"second": tau**2}, move)

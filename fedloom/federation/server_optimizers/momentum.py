@@ -11,11 +11,13 @@ v begins at 0. With β = 0 and lr = 1 it is FedAvg. A change that comes back eve
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
-from fedloom.client.optimisers import Optimiser, State
+from torch import Tensor
+
+from fedloom.client.optimisers import Optimiser
 from fedloom.errors import UserError
-from fedloom.model.bank import AdapterBank
+from fedloom.federation.server_optimizers import along_change
 
 
 def momentum(beta: float = 0.9, *, lr: float, client_lr: float) -> Optimiser:
@@ -24,29 +26,18 @@ def momentum(beta: float = 0.9, *, lr: float, client_lr: float) -> Optimiser:
     Args:
         beta: β, how much of the speed is kept.
         lr: The server's learning rate.
-        client_lr: The pseudo-gradient is −Δ / client_lr; times it, it is the change again.
+        client_lr: See `along_change`.
 
     Raises:
         UserError: β is not at least 0 and below 1: the speed would grow for ever.
     """
     check_beta("momentum", beta)
 
-    def step(
-        bank: AdapterBank, gradients: AdapterBank, state: State, active: torch.Tensor
-    ) -> tuple[AdapterBank, State]:
-        moved, new = {}, {}
-        for name, w in bank.tensors.items():
-            on, v = active.view(-1, *[1] * (w.ndim - 1)), state[f"speed.{name}"]
-            v = torch.where(on, beta * v - client_lr * gradients.tensors[name], v)
-            moved[name], new[f"speed.{name}"] = torch.where(on, w + lr * v, w), v
-        return AdapterBank(moved), new
+    def move(w: Tensor, change: Tensor, moments: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        v = beta * moments["speed"] + change
+        return w + lr * v, {"speed": v}
 
-    return Optimiser(at_rest, step)
-
-
-def at_rest(bank: AdapterBank) -> State:
-    """The state before the first step: no speed."""
-    return {f"speed.{name}": torch.zeros_like(w) for name, w in bank.tensors.items()}
+    return along_change(client_lr, {"speed": 0.0}, move)
 
 
 def check_beta(name: str, beta: float) -> None:

@@ -12,11 +12,13 @@ they keep from round to round.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
-from fedloom.client.optimisers import Optimiser, State
-from fedloom.federation.server_optimizers.momentum import at_rest, check_beta
-from fedloom.model.bank import AdapterBank
+from torch import Tensor
+
+from fedloom.client.optimisers import Optimiser
+from fedloom.federation.server_optimizers import along_change
+from fedloom.federation.server_optimizers.momentum import check_beta
 
 
 def nesterov(beta: float = 0.9, *, lr: float, client_lr: float) -> Optimiser:
@@ -25,23 +27,15 @@ def nesterov(beta: float = 0.9, *, lr: float, client_lr: float) -> Optimiser:
     Args:
         beta: β, how much of the speed is kept.
         lr: The server's learning rate.
-        client_lr: The pseudo-gradient is −Δ / client_lr; times it, it is the change again.
+        client_lr: See `along_change`.
 
     Raises:
         UserError: β is not at least 0 and below 1.
     """
     check_beta("nesterov", beta)
 
-    def step(
-        bank: AdapterBank, gradients: AdapterBank, state: State, active: torch.Tensor
-    ) -> tuple[AdapterBank, State]:
-        moved, new = {}, {}
-        for name, w in bank.tensors.items():
-            on, v = active.view(-1, *[1] * (w.ndim - 1)), state[f"speed.{name}"]
-            change = -client_lr * gradients.tensors[name]
-            v = torch.where(on, beta * v + change, v)
-            moved[name] = torch.where(on, w + lr * (change + beta * v), w)
-            new[f"speed.{name}"] = v
-        return AdapterBank(moved), new
+    def move(w: Tensor, change: Tensor, moments: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        v = beta * moments["speed"] + change
+        return w + lr * (change + beta * v), {"speed": v}
 
-    return Optimiser(at_rest, step)
+    return along_change(client_lr, {"speed": 0.0}, move)

@@ -12,11 +12,14 @@ large v as fast as it learnt it, Yogi's v changes by at most (1 − β₂) Δ².
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
-from fedloom.client.optimisers import Optimiser, State
+import torch
+from torch import Tensor
+
+from fedloom.client.optimisers import Optimiser
 from fedloom.errors import UserError
-from fedloom.model.bank import AdapterBank
+from fedloom.federation.server_optimizers import along_change
 
 BETA1, BETA2 = 0.9, 0.99
 """The paper's, section 4."""
@@ -28,7 +31,7 @@ def yogi(tau: float = 1e-3, *, lr: float, client_lr: float) -> Optimiser:
     Args:
         tau: τ, how adaptive it is: small is more.
         lr: The server's learning rate.
-        client_lr: The pseudo-gradient is −Δ / client_lr; times it, it is the change again.
+        client_lr: See `along_change`.
 
     Raises:
         UserError: τ is not above 0: the step would divide by 0 where nothing has changed yet.
@@ -36,22 +39,10 @@ def yogi(tau: float = 1e-3, *, lr: float, client_lr: float) -> Optimiser:
     if not tau > 0:
         raise UserError(f"server_optimizer: yogi:{tau:g} divides by 0; tau must be above 0, as in yogi:0.001")
 
-    def init(bank: AdapterBank) -> State:
-        state = {f"first.{name}": torch.zeros_like(w) for name, w in bank.tensors.items()}
-        return state | {f"second.{name}": torch.full_like(w, tau**2) for name, w in bank.tensors.items()}
+    def move(w: Tensor, change: Tensor, moments: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        v, square = moments["second"], change.square()
+        m = BETA1 * moments["first"] + (1 - BETA1) * change
+        v = v - (1 - BETA2) * square * torch.sign(v - square)
+        return w + lr * m / (v.sqrt() + tau), {"first": m, "second": v}
 
-    def step(
-        bank: AdapterBank, gradients: AdapterBank, state: State, active: torch.Tensor
-    ) -> tuple[AdapterBank, State]:
-        moved, new = {}, {}
-        for name, w in bank.tensors.items():
-            change = -client_lr * gradients.tensors[name]
-            m, v, square = state[f"first.{name}"], state[f"second.{name}"], change.square()
-            on = active.view(-1, *[1] * (w.ndim - 1))
-            m = torch.where(on, BETA1 * m + (1 - BETA1) * change, m)
-            v = torch.where(on, v - (1 - BETA2) * square * torch.sign(v - square), v)
-            moved[name] = torch.where(on, w + lr * m / (v.sqrt() + tau), w)
-            new[f"first.{name}"], new[f"second.{name}"] = m, v
-        return AdapterBank(moved), new
-
-    return Optimiser(init, step)
+    return along_change(client_lr, {"first": 0.0, "second": tau**2}, move)

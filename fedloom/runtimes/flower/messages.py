@@ -1,4 +1,4 @@
-"""Parcels as Flower's records and messages."""
+"""Contents as Flower's records and messages."""
 
 from __future__ import annotations
 
