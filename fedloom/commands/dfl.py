@@ -20,18 +20,7 @@ from fedloom.training.setup_graph import build, intervals
 def run_dfl(
     config: DflConfig, *, on_round: Callback | None = None, on_validation: Callback | None = None
 ) -> RunRecord:
-    """`fedloom dfl`: from a config to a run's folder, and what it holds.
-
-    Args:
-        config: The options.
-        on_round: Is given the metrics of every round, as `metrics.jsonl` has them, once they are written.
-        on_validation: Is given those of every round with a validation, the one before training (round 0)
-            included. Of several processes rank 0 calls both. What they raise ends the run, with a checkpoint.
-
-    Raises:
-        UserError: A mistake of the user, or a run whose numbers are no longer finite.
-        KeyboardInterrupt: After a checkpoint was left.
-    """
+    """`fedloom dfl`: from a config to a run's folder, and what it holds; see `run_fed` for all the rest."""
     algorithm_on_graph(config)  # what cannot be combined is told before there is a folder
     chosen_attack(config)
     with processes(config.device) as group:

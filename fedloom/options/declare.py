@@ -244,7 +244,7 @@ class Option:
 
 
 def names_or_pattern(text: str | None) -> list[str] | str | None:
-    """Names with commas between, as a list; a text that can only be a regular expression as it is."""
+    """Names with commas between, as a list; as they are a regular expression, and None for the default."""
     if text is None or _PATTERN.search(text):
         return text
     return [name.strip() for name in text.split(",") if name.strip()]

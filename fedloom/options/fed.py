@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from fedloom.options.attack import SimulatedAttack
-from fedloom.options.declare import names_or_pattern, option
+from fedloom.options.declare import option
 from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, ServerMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
@@ -61,11 +61,6 @@ class Adapter:
         minimum=1,
         maximum=16_384,
     )
-
-    @property
-    def target_module_names(self) -> list[str] | str | None:
-        """The names in `target_modules`, the regular expression that it is, or None for the default."""
-        return names_or_pattern(self.target_modules)
 
     @property
     def ranks(self) -> list[int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedloom.options.attack import SimulatedAttack
-from fedloom.options.declare import names_or_pattern, option
+from fedloom.options.declare import option
 from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
@@ -46,11 +46,6 @@ class PeerModel:
     def frozen_a(self) -> bool:
         """Whether LoRA's A is frozen, the same for all."""
         return self.training_type != "LoRA"
-
-    @property
-    def target_module_names(self) -> list[str] | str | None:
-        """The names in `target_modules`, the regular expression that it is, or None for the default."""
-        return names_or_pattern(self.target_modules)
 
 
 @dataclass(frozen=True, kw_only=True)

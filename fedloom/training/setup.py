@@ -25,6 +25,7 @@ from fedloom.model.hardware import check_quantize, resolve_device
 from fedloom.model.memory import auto_wave_tokens
 from fedloom.model.quiet import quieten
 from fedloom.model.stacked import StackedModel
+from fedloom.options.declare import names_or_pattern
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.peer import PeerConfig
@@ -163,7 +164,7 @@ def lora(config: Setting, rank: int, model: PreTrainedModel) -> PeftConfig:
         r=rank,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
-        target_modules=config.target_module_names,
+        target_modules=names_or_pattern(config.target_modules),
         rslora=config.use_rslora,
     )
 

@@ -8,7 +8,7 @@ import pytest
 from fedloom.commands.cli import COMMANDS, main
 from fedloom.errors import UserError
 from fedloom.options.check_fed import check
-from fedloom.options.declare import options
+from fedloom.options.declare import names_or_pattern, options
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.options.graph import DflConfig
@@ -278,8 +278,8 @@ def test_an_option_knows_which_values_keep_its_rule(name, good, bad):
 
 
 def test_derived_values():
-    assert FedConfig(target_modules="q_proj, v_proj").target_module_names == ["q_proj", "v_proj"]
-    assert FedConfig().target_module_names is None
+    assert names_or_pattern("q_proj, v_proj") == ["q_proj", "v_proj"]
+    assert names_or_pattern(FedConfig().target_modules) is None
     assert FedConfig(peft="p-tuning").virtual_tokens == 20
     assert FedConfig(peft="prompt-tuning").virtual_tokens == 40
     assert FedConfig(peft="p-tuning", num_virtual_tokens=7).virtual_tokens == 7

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,15 +118,12 @@ class RoundMessenger:
             UserError: Nobody answered, or nobody what was asked for.
         """
         self._note_changes(round_, trained | frozen)
+        content_of = partial(self._content, round_, trained, rule, drawn, delivery, clip)
         if self.algorithm.secure is not None:
             if clients:
-                yield self._summed(round_, clients, trained, rule, drawn, delivery, clip)
+                yield self._summed(round_, clients, trained, rule, content_of, delivery)
             return
         until = time.monotonic() + self.round_timeout
-
-        def content_of(client: int) -> Content:
-            return self._content(round_, client, trained, rule, drawn[client], delivery, clip)
-
         replies = self._ask({k: content_of(k) for k in clients}, self.round_timeout, content_of, until)
         for client, why in sorted(replies.failures.items()):
             replies.contents.pop(client, None)
@@ -166,9 +164,8 @@ class RoundMessenger:
         clients: Sequence[int],
         trained: Row,
         rule: Row,
-        drawn: Sequence[int],
+        content_of: Callable[[int], Content],
         delivery: Delivery,
-        clip: float,
     ) -> Update:
         """One update that stands for those of all clients, of which nothing else is learned.
 
@@ -178,13 +175,13 @@ class RoundMessenger:
         assert self.algorithm.secure is not None
         until = time.monotonic() + self.round_timeout
 
-        def content_of(client: int, facts: dict[str, Any]) -> Content:
-            made = self._content(round_, client, trained, rule, drawn[client], delivery, clip)
+        def with_facts(client: int, facts: dict[str, Any]) -> Content:
+            made = content_of(client)
             return Content({**made.facts, **facts}, made.tensors)
 
         def ask(contents: Mapping[int, Content]) -> Replies:
             def again(k: int) -> Content:
-                return content_of(k, {name: contents[k].facts[name] for name in ("secret", "others")})
+                return with_facts(k, {name: contents[k].facts[name] for name in ("secret", "others")})
 
             return self._ask(contents, max(until - time.monotonic(), 1.0), again, until)
 
@@ -192,7 +189,7 @@ class RoundMessenger:
         played = SecureRound(ask, self._word(round_), fewest)
         like = payload_like(self.algorithm, 0, trained, rule)
         try:
-            total, there = played.play(clients, content_of, like)
+            total, there = played.play(clients, with_facts, like)
         finally:
             for client in played.failures:
                 self._held.pop(client, None)
@@ -210,22 +207,11 @@ class RoundMessenger:
                 f"secure_aggregation: {error}: a client sent other counts than those of its round; go on "
                 "later with resume=true"
             ) from None
-        return Update(
-            client=there[0],
-            payload=total,
-            examples=counts.examples,
-            loss=counts.loss,
-            correct=counts.correct,
-            labels=counts.labels,
-            tokens=counts.tokens,
-        )
+        known = {name: value for name, value in vars(counts).items() if name != "clients"}
+        return Update(client=there[0], payload=total, **known)
 
     def _ask(
-        self,
-        contents: Mapping[int, Content],
-        seconds: float,
-        again: Callable[[int], Content],
-        until: float,
+        self, contents: Mapping[int, Content], seconds: float, again: Callable[[int], Content], until: float
     ) -> Replies:
         """What clients answer; those that lack what they should hold are asked again, with everything."""
         replies = self.connected.ask(contents, seconds)
@@ -250,12 +236,12 @@ class RoundMessenger:
     def _content(
         self,
         round_: int,
-        client: int,
         trained: Row,
         rule: Row,
-        drawn: int,
+        drawn: Sequence[int],
         delivery: Delivery,
         clip: float,
+        client: int,
     ) -> Content:
         held = self._held.get(client)
         versions = held.versions if held else {}
@@ -270,7 +256,7 @@ class RoundMessenger:
         facts = {
             "round": round_,
             "client": client,
-            "drawn": drawn,
+            "drawn": drawn[client],
             "trained": mask,
             "held": held.word if held else None,
             "word": self._word(round_),

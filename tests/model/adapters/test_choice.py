@@ -28,7 +28,7 @@ from fedloom.model.adapters.supported import check_adapter, check_config
 from fedloom.model.stacked import StackedModel
 from fedloom.model.structure import without_weights
 from fedloom.options.check_fed import check_target_modules
-from fedloom.options.fed import FedConfig
+from fedloom.options.declare import names_or_pattern
 
 DECODER = {
     "vocab_size": 100,
@@ -165,7 +165,7 @@ def test_all_linear_leaves_out_what_peft_takes_for_experts_and_says_so(caplog):
     ],
 )
 def test_target_modules_are_names_or_a_regular_expression(given, means):
-    assert FedConfig(target_modules=given).target_module_names == means
+    assert names_or_pattern(given) == means
     check_target_modules(given)
 
 
