@@ -6,10 +6,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from fedloom.options.graph import DflConfig
-from fedloom.runs.clients import write_clients
 from fedloom.runs.logfile import logging_to
 from fedloom.runs.record import RunRecord
-from fedloom.runs.run_folder import run_folder
+from fedloom.runs.run_folder import run_folder, write_clients
 from fedloom.training.algorithms import algorithm_on_graph, chosen_attack
 from fedloom.training.dfl import drive
 from fedloom.training.launch import built, processes, recall

@@ -12,7 +12,6 @@ from typing import Any
 from fedloom.errors import UserError
 from fedloom.options.parsing import RUN_CONFIG, RUN_RECORD
 from fedloom.runs.checkpoint import latest_checkpoint
-from fedloom.runs.clients import CLIENTS_FILE
 from fedloom.runs.contents import (
     SUMMARY,
     check_clients,
@@ -25,6 +24,7 @@ from fedloom.runs.contents import (
 )
 from fedloom.runs.metrics import METRICS_FILE, SUMMARY_FILE, read_rows
 from fedloom.runs.reading import Damaged, read_mapping
+from fedloom.runs.run_folder import CLIENTS_FILE
 
 log = logging.getLogger(__name__)
 

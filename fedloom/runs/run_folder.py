@@ -1,4 +1,4 @@
-"""The folder of a run that begins, or goes on: whose it is, and whether it is the same run.
+"""The folder of a run that begins, or goes on: whose it is, whether it is the same run, who holds what in it.
 
 One process at a time writes into it.
 """
@@ -9,12 +9,13 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -29,12 +30,19 @@ from fedloom.runs.files import TEMPORARY, remove, write_atomically, writing
 from fedloom.runs.metrics import METRICS_FILE
 from fedloom.runs.reading import read_mapping
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fedloom.data.encode import Tokens
+
 log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Any)
 
+CLIENTS_FILE = "clients.json"
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".holder.json"
+NO_LABEL = "no label"
 INPUTS = "inputs"
 """What the record in config.yaml calls the digests of `fedloom.runs.inputs`."""
 
@@ -175,6 +183,55 @@ def write_run_config(
     record[OPTIONS_DIGEST] = digest_of_options(values, command_of(values))
     content = yaml.safe_dump(values | {RUN_RECORD: record}, sort_keys=False)
     write_atomically(folder / RUN_CONFIG, content, then="start again")
+
+
+def write_clients(
+    folder: Path,
+    train: Sequence[Tokens],
+    clients: Sequence[np.ndarray],
+    validation: Sequence[Sequence[Tokens]],
+    *,
+    server: int = 0,
+) -> None:
+    """Write clients.json to a run's folder, with counts alone, so that a thousand clients take few kilobytes.
+
+    Only this user may read it.
+
+    For the arguments after the run's folder see `count_held`.
+    """
+    content = count_held(train, clients, validation, server=server)
+    write_atomically(folder / CLIENTS_FILE, json.dumps(content) + "\n", private=True)
+
+
+def count_held(
+    train: Sequence[Tokens],
+    clients: Sequence[np.ndarray],
+    validation: Sequence[Sequence[Tokens]],
+    *,
+    server: int = 0,
+) -> dict[str, Any]:
+    """Count each client's examples and labels.
+
+    Args:
+        train: All training sequences.
+        clients: For each client the indices of its own.
+        validation: One list of sequences, or one for each client; the same list may stand there many times.
+        server: How many training sequences the server keeps.
+
+    Returns:
+        `examples`, a number per client; `labels`, for each label a number per client, empty where no example
+        has one; `validation`, the size of every distinct list; `server`.
+    """
+    found = [Counter(train[i].kind or NO_LABEL for i in own.tolist()) for own in clients]
+    labels = sorted({label for counter in found for label in counter})
+    return {
+        "examples": [len(own) for own in clients],
+        "labels": {}
+        if labels == [NO_LABEL]
+        else {label: [counter[label] for counter in found] for label in labels},
+        "validation": [len(own) for own in {id(own): own for own in validation}.values()],
+        "server": server,
+    }
 
 
 def inputs_of(folder: Path) -> dict[str, str]:

@@ -24,8 +24,8 @@ from fedloom.runs.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from fedloom.runs.clients import write_clients
 from fedloom.runs.contents import is_number
+from fedloom.runs.run_folder import write_clients
 from fedloom.training import loop
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.loop import Intervals, RunSteps

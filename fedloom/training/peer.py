@@ -17,12 +17,11 @@ from fedloom.model.bank import Row
 from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.checkpoint import save_checkpoint
-from fedloom.runs.clients import write_clients
 from fedloom.runs.inputs import Inputs
 from fedloom.runs.logfile import logging_to
 from fedloom.runs.metrics import read_rows
 from fedloom.runs.record import RunRecord, read_run
-from fedloom.runs.run_folder import opened, run_folder, write_run_config
+from fedloom.runs.run_folder import opened, run_folder, write_clients, write_run_config
 from fedloom.runtimes.libp2p.compressed import Compression
 from fedloom.runtimes.libp2p.identity import read_identity
 from fedloom.runtimes.libp2p.messages import Expected

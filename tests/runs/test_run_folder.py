@@ -9,7 +9,7 @@ from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom.commands.cli import main
 from fedloom.data.encode import Tokens
-from fedloom.runs.clients import count_held, write_clients
+from fedloom.runs.run_folder import count_held, write_clients
 
 
 def sequences(*kinds):
