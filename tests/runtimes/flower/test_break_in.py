@@ -63,7 +63,8 @@ def look(message, context):
 def main(grid, context):
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(0.1)
-    waiting = set(grid.push_messages(Message(RecordDict(), node, MessageType.QUERY) for node in nodes))
+    questions = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+    waiting = set(grid.push_messages(questions))
     until = time.monotonic() + 60
     while waiting and time.monotonic() < until:
         for answer in grid.pull_messages(waiting):
