@@ -23,17 +23,27 @@ def percent_of(values: Iterable[float]) -> str:
 
 def geometric(ratios: Iterable[float]) -> tuple[float, float, float]:
     """Geometric mean of some ratios and its 95 % interval, Student's t of their logarithms; nan of one."""
-    logs = [math.log(ratio) for ratio in ratios]
-    mean = statistics.fmean(logs)
-    if len(logs) < 2:
-        return math.exp(mean), math.nan, math.nan
-    half = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+    mean, low, high = map(math.exp, _centre(map(math.log, ratios)))
+    return mean, low, high
+
+
+def _centre(values: Iterable[float]) -> tuple[float, float, float]:
+    every = list(values)
+    mean, count = statistics.fmean(every), len(every)
+    if count < 2:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(every) / math.sqrt(count)
+    return mean, mean - half, mean + half
 
 
 def interval(ratios: Iterable[float]) -> str:
     mean, low, high = geometric(ratios)
     return f"{mean:.2f}" + ("" if math.isnan(low) else f" ({low:.2f}{DASH}{high:.2f})")
+
+
+def points(differences: Iterable[float]) -> str:
+    mean, low, high = _centre(100 * difference for difference in differences)
+    return f"{mean:+.0f}" + ("" if math.isnan(low) else f" ({low:+.0f} to {high:+.0f})")
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

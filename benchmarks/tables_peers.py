@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from cells import DASH, gib, interval, mean_of, percent_of, table
+from cells import DASH, gib, interval, mean_of, percent_of, points, table
 
 
 def peers_table(result: dict[str, Any]) -> list[str]:
@@ -72,29 +72,47 @@ def consensus_table(result: dict[str, Any]) -> list[str]:
         )
     head = ["graph", "", "accuracy, mean of peers", "of the averaged adapter"]
     head += ["consensus error", "relative", "bytes sent"]
-    return [*table(head, rows), "", _consensus_notes(by_case)]
+    return [*table(head, rows), "", _consensus_note(by_case), "", *_consensus_pairs(by_case)]
 
 
-def _consensus_notes(by_case: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+def _consensus_note(by_case: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     first = next(iter(by_case.values()))
     settings, seeds = first[0]["settings"], sorted({run["seed"] for runs in by_case.values() for run in runs})
-    ratios: dict[str, list[str]] = {"consensus_error": [], "consensus_error_relative": []}
-    for graph in sorted({graph for graph, _ in by_case}):
-        both, frozen = (
-            sorted(by_case[graph, way], key=lambda run: run["seed"]) for way in ("LoRA", "DFL-LoRA")
-        )
-        for name, told in ratios.items():
-            # Where everybody averages with everybody, nobody is apart.
-            if all(run[name][-1] for run in frozen):
-                pairs = zip(both, frozen, strict=True)
-                told.append(f"{graph} {interval(one[name][-1] / other[name][-1] for one, other in pairs)}")
     return (
         f"minilm, sst2: {settings['num_clients']} peers, {settings['partition']} {settings['alpha']}, "
         f"{settings['num_rounds']} rounds of {settings['local_steps']} batches of {settings['batch_size']}, "
         f"LoRA r {settings['lora_r']}, Adam, lr {settings['lr']}. Means over the seeds "
-        f"{', '.join(map(str, seeds))} (smallest{DASH}largest), after the last round's mixing. The "
-        f"consensus error of LoRA is that of DFL-LoRA times: {', '.join(ratios['consensus_error'])}; "
-        f"relative errors: {', '.join(ratios['consensus_error_relative'])} (geometric means over these "
-        f"{len(seeds)} seeds "
-        "and their 95 % intervals, by Student's t of the logarithms)."
+        f"{', '.join(map(str, seeds))} (smallest{DASH}largest), after the last round's mixing. Below, LoRA "
+        f"against DFL-LoRA seed by seed (n = {len(seeds)}; Student's 95 % intervals, of errors those of the "
+        "geometric mean): points of accuracy, how many times as large the consensus error is, and the same "
+        "where LoRA stops when it has sent as many bytes."
     )
+
+
+def _consensus_pairs(by_case: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
+    """LoRA against DFL-LoRA on every graph, at equal rounds and at equal bytes."""
+    rows = []
+    for graph in sorted({graph for graph, _ in by_case}):
+        lora, frozen = (
+            sorted(by_case[graph, way], key=lambda run: run["seed"]) for way in ("LoRA", "DFL-LoRA")
+        )
+        pairs = list(zip(lora, frozen, strict=True))
+        accuracies = [
+            points(
+                one["evaluations"][-1]["val_accuracy"] - other["evaluations"][-1]["val_accuracy"]
+                for one, other in pairs
+            ),
+            points(one["averaged_accuracy"] - other["averaged_accuracy"] for one, other in pairs),
+        ]
+        errors = []
+        for share in (1.0, frozen[0]["bytes_up"] / lora[0]["bytes_up"]):
+            for name in ("consensus_error", "consensus_error_relative"):
+                last = int(share * len(lora[0][name])) - 1  # every round sends as much
+                # Where everybody averages with everybody, nobody is apart.
+                apart = all(run[name][-1] for run in frozen)
+                errors.append(
+                    interval(one[name][last] / other[name][-1] for one, other in pairs) if apart else ""
+                )
+        rows.append([graph, *accuracies, *errors])
+    head = ["LoRA against DFL-LoRA", "accuracy of peers", "of the averaged adapter", "error", "relative"]
+    return table([*head, "error, equal bytes", "relative"], rows)
