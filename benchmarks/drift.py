@@ -40,8 +40,9 @@ Factors = dict[str, float]
 Stack = dict[str, Float64[Tensor, "peers rows columns"]]
 """A parameter of LoRA by its name, of all peers."""
 
-SETTINGS = ("name", "training_type", "local_steps", "num_rounds", "batch_size", "lr", "lora_r", "alpha")
-KEPT = ("consensus_error", "consensus_error_relative")
+SETTINGS = ("name", "method", "training_type", "mixing_step", "local_steps", "num_rounds", "batch_size", "lr")
+SETTINGS += ("lora_r", "alpha")
+KEPT = ("consensus_error", "consensus_error_relative", "bytes_up")
 
 
 def read_adapters(checkpoint: Path) -> Stack:
@@ -60,26 +61,27 @@ def factors(adapters: Stack, start: Stack) -> Factors:
         start: As everybody started; its A counts.
 
     Returns:
-        `start_rms`, the root mean square of A's entries at the start; `moved` and `apart`, the norms of
-        Ā − A₀ and (their root mean square over peers) of A_i − Ā, relative to that of A₀; `by_B` and `by_A`,
-        the means over peers of the sums over modules of ‖(B_i − B̄) A_i‖_F and ‖B̄ (A_i − Ā)‖_F; and
+        `start_rms`, the root mean square of A's entries at the start; `moved`, `apart` and `grown`, the norms
+        of A_i − A₀, A_i − Ā and A_i relative to that of A₀ (root mean squares over peers); `by_B` and `by_A`,
+        means over peers of the sums over modules of ‖(B_i − B̄) A_i‖_F and ‖B̄ (A_i − Ā)‖_F; and
         `by_B_at_start`, with A₀ in place of A_i.
     """
-    squares = dict.fromkeys(("start", "moved", "apart"), 0.0)
+    squares = dict.fromkeys(("start", "moved", "apart", "grown"), 0.0)
     by = dict.fromkeys(("by_B", "by_A", "by_B_at_start"), 0.0)
     entries = 0
     for name in (name for name in adapters if ".lora_A." in name):
         A, B, A0 = adapters[name], adapters[name.replace(".lora_A.", ".lora_B.")], start[name][:1]
         mean_A, mean_B = A.mean(0, keepdim=True), B.mean(0, keepdim=True)
         squares["start"] += float(A0.square().sum())
-        squares["moved"] += float((mean_A - A0).square().sum())
-        squares["apart"] += float((A - mean_A).square().sum()) / len(A)
+        for what, factor in (("moved", A - A0), ("apart", A - mean_A), ("grown", A)):
+            squares[what] += float(factor.square().sum()) / len(A)
         entries += A0.numel()
         by["by_B"] += float(product_norms(B - mean_B, A).mean())
         by["by_A"] += float(product_norms(mean_B.expand_as(B), A - mean_A).mean())
         by["by_B_at_start"] += float(product_norms(B - mean_B, A0.expand_as(A)).mean())
-    moved, apart = ((squares[what] / squares["start"]) ** 0.5 for what in ("moved", "apart"))
-    return {"start_rms": (squares["start"] / entries) ** 0.5, "moved": moved, "apart": apart, **by}
+    at_start = squares.pop("start")
+    sizes = {what: (square / at_start) ** 0.5 for what, square in squares.items()}
+    return {"start_rms": (at_start / entries) ** 0.5, **sizes, **by}
 
 
 def read_comparison(file: Path, folder: Path) -> list[RunRecord]:
@@ -102,9 +104,8 @@ def summarised(run: RunRecord, start: Stack | None) -> dict[str, Any]:
         "seed": run.seed,
         "settings": {name: run.options[name] for name in SETTINGS},
         **{name: [row[name] for row in rounds] for name in KEPT},
-        "val_accuracy": run.rows[-1]["val_accuracy"],
+        "val_accuracy": {row["round"]: row["val_accuracy"] for row in rounds if "val_accuracy" in row},
         "averaged_accuracy": run.summary["averaged_adapter"]["accuracy"],
-        "bytes_up": sum(row["bytes_up"] for row in rounds),
         "factors": {} if start is None else {n: factors(read_adapters(at), start) for n, at in saved(run)},
     }
 
@@ -114,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("config", type=Path, help="file of the comparison")
     parser.add_argument("folder", type=Path, help="its --out_dir")
+    parser.add_argument("--kind", default="drift", choices=["drift", "epochs"], help="of the table")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
     try:
@@ -125,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     result = {
-        "kind": "drift",
+        "kind": options.kind,
         "command": f"fedloom compare configs/compare/{options.config.name}",
         "machine": describe_machine(torch.device("cpu")),
         "versions": versions(),

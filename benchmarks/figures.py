@@ -66,24 +66,31 @@ def _accuracies(axes: Axes, cases: Runs, graphs: list[str]) -> None:
 
 
 def drift(result: dict[str, Any]) -> Figure:
-    """How many times as large the consensus error is with A trained, over how far A may move in a round."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    names = {
-        "consensus_error": "consensus error",
-        "consensus_error_relative": "the same, relative to the mean product",
-    }
-    for axes, (name, title) in zip(panels, names.items(), strict=True):
+    """How many times as large the consensus error is with A trained, over what A may do and what it does."""
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
+    error, relative = "consensus_error", "consensus_error_relative"
+    reach, growth = "lr · K / rms(A₀)", "‖A_i‖ / ‖A₀‖"
+    shown = ((error, reach), (error, growth), (relative, growth))
+    for axes, (name, over) in zip(panels, shown, strict=True):
         for colour, pairs in zip(COLOURS, pairs_of(result), strict=False):
-            rounds = np.arange(1, len(pairs.both[0][name]) + 1)
+            if over == reach:
+                rounds = list(range(1, len(pairs.both[0][name]) + 1))
+                x = [round_ * pairs.settings["local_steps"] * pairs.step for round_ in rounds]
+            else:
+                rounds = [int(round_) for round_ in pairs.both[0]["factors"]]
+                x = [pairs.mean_factor("grown", round_) for round_ in rounds]
             curve = np.array([geometric(pairs.ratios(name, round_)) for round_ in rounds])
-            reach = rounds * pairs.settings["local_steps"] * pairs.step
             label = f"lr {pairs.settings['lr']:g}, n = {len(pairs.both)}"
-            axes.plot(reach, curve[:, 0], color=colour, label=label, linewidth=1.4)
-            axes.fill_between(reach, curve[:, 1], curve[:, 2], color=colour, alpha=0.15, linewidth=0)
+            style = "-" if over == reach else "o-"
+            axes.plot(x, curve[:, 0], style, color=colour, label=label, linewidth=1.4, markersize=3)
+            axes.fill_between(x, curve[:, 1], curve[:, 2], color=colour, alpha=0.15, linewidth=0)
         axes.axhline(1, color="0.7", linewidth=0.8)
         axes.axhspan(6.5, 8, color="0.85", linewidth=0)
-        axes.set(xscale="log", yscale="log", xlabel="lr · K / rms(A₀)", title=title)
-        axes.set_yticks([1, 1.5, 2, 3, 5, 8], ["1", "1.5", "2", "3", "5", "8"], minor=False)
+        title = "consensus error" if name == error else "relative to the mean product"
+        axes.set(xscale="log", yscale="log", xlabel=over, title=title)
+        axes.set_yticks([1, 1.5, 2, 3, 5, 8], ["1", "1.5", "2", "3", "5", "8"])
+        if over == growth:
+            axes.set_xticks([1, 1.5, 2, 3, 4], ["1", "1.5", "2", "3", "4"])
         axes.minorticks_off()
     panels[0].set(ylabel="LoRA's by DFL-LoRA's")
     panels[0].legend(fontsize=7, frameon=False, loc="center left")

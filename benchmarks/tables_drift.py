@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from cells import interval, table
 
 Run = dict[str, Any]
-
-SHOWN = (8, 16, 32, 48, 72)
-"""Rounds that have a row; there are checkpoints of them."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,10 @@ class Pairs:
         pairs = zip(self.both, self.frozen, strict=True)
         return [one[name][round_ - 1] / other[name][round_ - 1] for one, other in pairs]
 
+    def mean_factor(self, what: str, round_: int) -> float:
+        """Of the runs with A trained, what a checkpoint says of the factors; see `drift.factors`."""
+        return statistics.fmean(run["factors"][str(round_)][what] for run in self.both)
+
 
 def pairs_of(result: dict[str, Any]) -> list[Pairs]:
     """All settings that have a seed with both; by learning rate."""
@@ -59,13 +61,11 @@ def drift_table(result: dict[str, Any]) -> list[str]:
     """A row per learning rate and number of local steps."""
     rows = []
     for pairs in pairs_of(result):
-        for round_ in SHOWN:
-            if not all(str(round_) in run["factors"] for run in pairs.both):
-                continue
+        for round_ in _some(map(int, pairs.both[0]["factors"])):
             steps = round_ * pairs.settings["local_steps"]
-            found = [run["factors"][str(round_)] for run in pairs.both]
-            moved, apart, by_B, by_A = (
-                statistics.fmean(one[what] for one in found) for what in ("moved", "apart", "by_B", "by_A")
+            moved, grown, by_B_at_start, by_B, by_A = (
+                pairs.mean_factor(what, round_)
+                for what in ("moved", "grown", "by_B_at_start", "by_B", "by_A")
             )
             lora, frozen = (
                 statistics.fmean(run["consensus_error"][round_ - 1] for run in runs)
@@ -77,29 +77,50 @@ def drift_table(result: dict[str, Any]) -> list[str]:
                     str(steps),
                     f"{pairs.step * steps:.2g}",
                     str(len(pairs.both)),
-                    f"{lora:.3f}",
-                    f"{frozen:.3f}",
+                    f"{lora:.3g}",
+                    f"{frozen:.3g}",
                     interval(pairs.ratios("consensus_error", round_)),
                     interval(pairs.ratios("consensus_error_relative", round_)),
-                    f"{moved:.3f}",
-                    f"{apart:.3f}",
-                    f"{by_B:.3f}",
-                    f"{by_A:.3f}",
+                    f"{moved:.2f}",
+                    f"{grown:.2f}",
+                    f"{by_B_at_start:.3g}",
+                    f"{by_B:.3g}",
+                    f"{by_A:.3g}",
                 ]
             )
-    head = ["lr", "K", "lr · K / rms(A₀)", "n", "error, LoRA", "DFL-LoRA", "ratio", "of relative errors"]
-    head += ["A moved", "As apart", "by the Bs", "by the As"]
+    head = [
+        "lr",
+        "steps",
+        "lr · steps / rms(A₀)",
+        "n",
+        "error, LoRA",
+        "DFL-LoRA",
+        "ratio",
+        "of relative errors",
+    ]
+    head += ["A_i moved", "A_i grown", "by the Bs at A₀", "by the Bs", "by the As"]
     return [*table(head, rows), "", _note(result)]
+
+
+def _some(rounds: Iterable[int]) -> list[int]:
+    """The first of some rounds, the last, and between them such as are well apart."""
+    shown, every = list[int](), sorted(rounds)
+    for round_ in every:
+        if not shown or round_ >= 1.6 * shown[-1] or round_ == every[-1]:
+            shown.append(round_)
+    return shown
 
 
 def _note(result: dict[str, Any]) -> str:
     settings = result["runs"][0]["settings"]
     seeds = sorted({run["seed"] for run in result["runs"]})
+    rounds = f"Rounds of {settings['local_steps']} steps, errors after mixing."
+    when = rounds if settings["mixing_step"] > 0.01 else "Nobody mixes."
     return (
         f"minilm, sst2: 7 peers, Dirichlet {settings['alpha']}, the same division for all, batches of "
         f"{settings['batch_size']}, LoRA r {settings['lora_r']}, Adam, heads not mixed; seeds "
-        f"{', '.join(map(str, seeds))}, n of them finished in both. Errors before mixing. Ratio: LoRA's by "
+        f"{', '.join(map(str, seeds))}, n of them finished in both. {when} Ratio: LoRA's by "
         "DFL-LoRA's, the geometric mean over seeds and the 95 % interval of Student's t of the logarithms. "
-        "Of LoRA: how far the mean of A has moved and how far the peers' are from it, relative to A₀'s norm; "
-        "and the error if only the Bs differed, or only the As."
+        "Of LoRA: how far the peers' As have moved and how large they are, both in units of A₀'s norm; and "
+        "the error if only the Bs differed and A were A₀, if only the Bs differed, and if only the As did."
     )

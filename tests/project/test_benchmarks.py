@@ -245,9 +245,11 @@ def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(modu
         found, error = run["factors"]["8"], run["consensus_error"][-1]
         if run["settings"]["training_type"] == "DFL-LoRA":
             assert found["moved"] == found["apart"] == found["by_A"] == 0
+            assert found["grown"] == pytest.approx(1)
+            assert found["by_B_at_start"] == found["by_B"]
             assert found["by_B"] == pytest.approx(error, rel=1e-5)
         else:
-            assert found["moved"] > 0.01 and found["apart"] > 0.01
+            assert found["moved"] > found["apart"] > 0.01 and found["grown"] > 1
             assert abs(found["by_B"] - found["by_A"]) <= error <= found["by_B"] + found["by_A"]
 
     (pairs,) = module("tables_drift").pairs_of(result)
@@ -263,6 +265,6 @@ def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(modu
     mean = math.sqrt(ratios[0] * ratios[1])
     expected = (mean, mean * math.exp(-half), mean * math.exp(half))
     assert module("cells").geometric(ratios) == pytest.approx(expected)
-    assert f" | 2 | {sum(run['consensus_error'][-1] for run in pairs.both) / 2:.3f} | " in module(
+    assert f" | 2 | {sum(run['consensus_error'][-1] for run in pairs.both) / 2:.3g} | " in module(
         "tables"
     ).as_markdown(result)
