@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 # Altogether, shared out among the tests.
 FUZZ_SECONDS ?= 600
 
-.PHONY: help demo test test-deploy fuzz lint lock clean
+.PHONY: help demo test test-models test-deploy fuzz lint lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +22,11 @@ help: ## this list
 demo: $(VENV)/.runtime ## a real federated fine-tuning of a small model, a few minutes on two CPU cores
 	$(BIN)/fedloom demo
 
-test: $(VENV)/.dev ## the test suite, but for what `make test-deploy` runs
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not deploy"
+test: $(VENV)/.dev ## the test suite, but for what the next two run
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not deploy and not families"
+
+test-models: $(VENV)/.dev ## the other families of models: after a change to fedloom/model or of transformers' version
+	$(BIN)/python -m pytest -n auto --dist worksteal -m families
 
 test-deploy: $(VENV)/.dev ## tests of real processes: ranks, a Flower federation, peers over libp2p
 	$(BIN)/python -m pytest -n auto --dist loadfile -m deploy

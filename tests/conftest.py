@@ -36,9 +36,11 @@ check_shapes(SHAPED)
 
 
 def pytest_ignore_collect(collection_path, config):
-    """With ``-m deploy`` a file that has no such test need not be imported: most have none."""
-    if config.option.markexpr == "deploy" and collection_path.match("test_*.py"):
-        return True if "mark.deploy" not in collection_path.read_text(encoding="utf-8") else None
+    """With ``-m deploy`` or ``-m families`` a file without such a test is not imported: most have none."""
+    words = {"deploy": "mark.deploy", "families": "sweep("}
+    word = words.get(config.option.markexpr)
+    if word and collection_path.match("test_*.py"):
+        return True if word not in collection_path.read_text(encoding="utf-8") else None
     return None
 
 

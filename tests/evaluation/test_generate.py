@@ -7,7 +7,7 @@ from itertools import takewhile
 
 import pytest
 import torch
-from architectures import CAUSAL, LONGROPE_FROM, VOCABULARY, WINDOW
+from architectures import CAUSAL, LONGROPE_FROM, VOCABULARY, WINDOW, sweep
 from peft import (
     LoraConfig,
     PeftModel,
@@ -154,7 +154,7 @@ def assert_answers_are_those_of_transformers(architecture, adapter):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("without_shape_checks")
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", sweep(CAUSAL))
 def test_answers_are_those_of_transformers(architecture):
     assert_answers_are_those_of_transformers(architecture, low_rank)
 

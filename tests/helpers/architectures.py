@@ -6,9 +6,10 @@ architecture's own features small enough to matter in a dozen tokens: windows of
 grouped queries, caps, sinks, shared experts. `tiny_model(CAUSAL["mixtral"](), None)` makes the model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pytest
 from transformers import AutoConfig, PretrainedConfig
 
 Factory = Callable[[], PretrainedConfig]
@@ -723,3 +724,17 @@ ENCODERS: dict[str, Factory] = {
     "nystromformer": _encoder("nystromformer", num_landmarks=64, segment_means_seq_len=64),
     "yoso": _encoder("yoso", use_expectation=True),
 }
+
+# One family of each mechanism and each way to be run: `make test` has these, `make test-models` the others,
+# which are variants of them: what those show can change with `fedloom/model` and with transformers alone.
+FIRST = """llama; llama, dynamic rope; gpt-2; openai-gpt; gpt-neo; opt; bloom; mpt; falcon; mistral; gemma-3;
+    gemma-4; phi-3, longrope; mixtral; gpt-oss; deepseek-v3; deepseek-v3.2; deepseek-v4; llama-4; lfm-2;
+    mamba-2; qwen-3-next; recurrent-gemma; kimi-linear; llama-4, multimodal; bert; roberta; distilbert;
+    albert; modernbert; deberta-v3; xlm; squeezebert; longformer; funnel"""
+
+
+def sweep(names: Iterable[str]) -> list[Any]:
+    """These names as parameters of a test, those that `make test` leaves to `make test-models` marked."""
+    first = {" ".join(name.split()) for name in FIRST.split(";")}
+    assert first <= CAUSAL.keys() | ENCODERS.keys()
+    return [name if name in first else pytest.param(name, marks=pytest.mark.families) for name in names]

@@ -6,14 +6,14 @@ The table in `docs/models.md` says how each family is run; tests hold it to what
 
 import pytest
 import torch
-from architectures import CAUSAL
+from architectures import CAUSAL, sweep
 from engine import make_stacked
 from families import FAMILIES, PAGE, build, check_lora, full_float64, lora, way_of
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name in CAUSAL])
+@pytest.mark.parametrize("name", sweep(name for name in FAMILIES if name in CAUSAL))
 def test_lora_beside_others_equals_lora_alone_with_peft(name, tmp_path):
     check_lora(name, tmp_path)
 

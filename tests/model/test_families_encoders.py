@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import CAUSAL, ENCODERS
+from architectures import CAUSAL, ENCODERS, sweep
 from engine import make_stacked
 from families import DATA, FAMILIES, REFUSED, build, check_lora, first_step, lora, way_of, written_ways
 
@@ -11,7 +11,7 @@ from fedloom.errors import UserError
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name in ENCODERS])
+@pytest.mark.parametrize("name", sweep(name for name in FAMILIES if name in ENCODERS))
 def test_lora_beside_others_equals_lora_alone_with_peft(name, tmp_path):
     check_lora(name, tmp_path)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import sweep
 from engine import make_stacked
 from families import FAMILIES, SHORT, WITHOUT_PROMPTS, build, loss_alone, losses
 from peft import PromptTuningConfig, get_peft_model
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("without_shape_checks")
 NAMES = [name for name in FAMILIES if "," not in name or name.endswith(("multimodal", "projected"))]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_PROMPTS])
+@pytest.mark.parametrize("name", sweep(name for name in NAMES if name not in WITHOUT_PROMPTS))
 def test_float32_and_prompts_give_what_the_plain_model_gives(name):
     base = build(name, torch.float32)
     task = "CAUSAL_LM" if base.can_generate() else "SEQ_CLS"
