@@ -67,15 +67,39 @@ def truncated_product(
     """
     basis_out, core_out = _narrowed(left)
     basis_in, core_in = _narrowed(right.T)
-    core = core_out @ core_in.T
-    # A layer may be narrower than the rank, and only then are directions needed that have no singular value.
-    U, S, Vh = torch.linalg.svd(core, full_matrices=rank > min(core.shape))
+    U, S, Vh = _leading(core_out @ core_in.T, rank)
     products, rows = min(rank, len(S)), min(rank, len(Vh))
     out, into = U[:, :products] * S[:products], Vh[:rows]
     new_left, new_right = left.new_zeros(len(left), rank), right.new_zeros(rank, right.shape[1])
     new_left[:, :products] = out if basis_out is None else basis_out @ out
     new_right[:rows] = into if basis_in is None else into @ basis_in.T
     return new_left, new_right
+
+
+def _leading(
+    core: Float[Tensor, "rows columns"], rank: int
+) -> tuple[Float[Tensor, "rows left"], Float[Tensor, " some"], Float[Tensor, "right columns"]]:
+    """At least the first ``rank`` singular vectors and values of a matrix, as far as it has them.
+
+    Of a large matrix the leading few by subspace iteration (Halko, Martinsson & Tropp, 2011, arXiv:0909.4061,
+    algorithm 4.4): the space of M Mᵀ M Mᵀ … Ω converges as the ratio of the first singular value left out to
+    the last one wanted, so fast where clients began with one adapter. Taken is only what has converged,
+    ‖M V − U S‖ ≤ 10⁻¹³ ‖M‖; elsewhere the whole matrix is decomposed.
+    """
+    block = rank + 8
+    if min(core.shape) > 4 * block:
+        numbers = torch.Generator().manual_seed(0)  # the same on every rank, and whatever was drawn before
+        start = torch.randn(core.shape[1], block, generator=numbers, dtype=core.dtype).to(core.device)
+        basis = torch.linalg.qr(core @ start).Q
+        for _ in range(8):
+            basis = torch.linalg.qr(core @ torch.linalg.qr(core.T @ basis).Q).Q
+            small, S, Vh = torch.linalg.svd(basis.T @ core, full_matrices=False)
+            U = basis @ small
+            if (core @ Vh[:rank].T - U[:, :rank] * S[:rank]).norm() <= 1e-13 * S.norm():
+                return U, S, Vh
+    # A layer may be narrower than the rank, and only then are directions needed that have no singular value.
+    U, S, Vh = torch.linalg.svd(core, full_matrices=rank > min(core.shape))
+    return U, S, Vh
 
 
 def svd_of_product(
