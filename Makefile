@@ -29,7 +29,7 @@ test-models: $(VENV)/.dev ## the other families of models: after a change to fed
 	$(BIN)/python -m pytest -n auto --dist worksteal -m families
 
 test-deploy: $(VENV)/.dev ## tests of real processes: ranks, a Flower federation, peers over libp2p
-	$(BIN)/python -m pytest -n auto --dist loadfile -m deploy
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m deploy
 
 fuzz: $(VENV)/.dev ## random and damaged input for ten minutes; FUZZ_SECONDS=60 for one
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz

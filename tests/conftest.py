@@ -50,6 +50,27 @@ def pytest_collection_finish():
     gc.enable()
 
 
+# Of the tests of real processes: the others of `-m deploy` are over sooner than these.
+LONGEST = [
+    "test_distributed.py",
+    "test_processes.py",
+    "test_deployed.py",
+    "test_simulation.py",
+    "test_break_in.py",
+]
+
+
+def pytest_collection_modifyitems(config, items):
+    """What takes longest begins first, or all would wait for it at the end."""
+    if config.option.markexpr == "deploy":
+        items.sort(key=lambda item: ([*LONGEST, item.path.name]).index(item.path.name))
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores for processes that wait for each other much of the time."""
+    return (os.cpu_count() or 1) + 1 if config.option.markexpr == "deploy" else None
+
+
 @pytest.fixture
 def full_precision(monkeypatch):
     """Llama's norm and BLOOM's softmax round to float32 on the way; at 1e-10 that is noise on either side."""
