@@ -112,7 +112,7 @@ class Loopback:
     def new_key(self, name, kind="ecdsa"):
         path, bits = self.folder / name, ["-b", "384"] if kind == "ecdsa" else []
         ssh = ["ssh-keygen", "-q", "-t", kind, *bits, "-N", "", "-f", str(path)]
-        subprocess.run(ssh, check=True, timeout=30)
+        subprocess.run(ssh, check=True, timeout=200)
         return path
 
     def try_flwr(self, *words, home="flwr"):
@@ -172,4 +172,4 @@ def make_certificates(folder):
         "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile server.ext "
         "-out server.pem",
     ):
-        subprocess.run(["openssl", *words.split()], cwd=folder, check=True, capture_output=True, timeout=60)
+        subprocess.run(["openssl", *words.split()], cwd=folder, check=True, capture_output=True, timeout=200)

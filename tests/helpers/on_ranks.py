@@ -83,7 +83,7 @@ def ranks_of(folder, todo, count=2):
             rank.kill()
 
 
-def on_ranks(folder, todo, count=2, seconds=200):
+def on_ranks(folder, todo, count=2, seconds=800):
     """Run commands on ranks of this machine, as `ranks_of` does, and wait until they are done.
 
     Args:

@@ -66,7 +66,7 @@ class Federation:
     def summary(self, name):
         return json.loads((self.run(name) / "summary.json").read_text())
 
-    def wait_for_round(self, name, round_, seconds=200):
+    def wait_for_round(self, name, round_, seconds=800):
         """Until this peer has done a round."""
         ends = time.monotonic() + seconds
         while not any(row["round"] >= round_ for row in self.rows(name)):
@@ -74,7 +74,7 @@ class Federation:
             assert time.monotonic() < ends, f"peer {name} does not get to round {round_}: {self.said(name)}"
             time.sleep(0.05)
 
-    def wait(self, seconds=200):
+    def wait(self, seconds=800):
         """Until all have ended; returns their exit statuses."""
         ends = time.monotonic() + seconds
         for process in self.processes.values():

@@ -48,7 +48,7 @@ def rows_written(folder: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for_rows(folder: Path, count: int, is_alive, seconds: float = 120) -> None:
+def wait_for_rows(folder: Path, count: int, is_alive, seconds: float = 280) -> None:
     """Until a run has written so many rows."""
     deadline = time.monotonic() + seconds
     while rows_written(folder) < count:

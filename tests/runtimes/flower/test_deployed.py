@@ -25,7 +25,7 @@ from fedloom.commands.cli import main
 from fedloom.options.fed import FedConfig
 from fedloom.training.setup_fed import build
 
-pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]  # whatever else the machine does
+pytestmark = pytest.mark.deploy
 
 KILLED = 1  # client 2 as people count
 ROUNDS = 3

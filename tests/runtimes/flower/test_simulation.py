@@ -53,7 +53,7 @@ def flwr(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=800,
         )
         return done.stdout + done.stderr
 

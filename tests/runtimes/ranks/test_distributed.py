@@ -247,7 +247,7 @@ def killed_under_torchrun(words, folder, rank):
         child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == str(rank)
     )
     victim.send_signal(signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=200)
     assert process.returncode == 1, said  # torchrun's own, whatever ended a rank
     return said
 
@@ -258,7 +258,7 @@ def killed_among_forked(words, folder, rank):
         wait_for_rows(folder, 6, ranks[rank].is_alive)
         ranks[rank].kill()
         survivor = 1 - rank
-        ranks[survivor].join(60)
+        ranks[survivor].join(200)
     assert json.loads((folder.parent / f"found-{survivor}.json").read_text())[0]["status"] == 2
     return (folder.parent / "said.txt").read_text()
 
