@@ -40,9 +40,8 @@ Factors = dict[str, float]
 Stack = dict[str, Float64[Tensor, "peers rows columns"]]
 """A parameter of LoRA by its name, of all peers."""
 
-SETTINGS = ("name", "method", "training_type", "mixing_step", "local_steps", "num_rounds", "batch_size", "lr")
-SETTINGS += ("lora_r", "alpha")
-KEPT = ("consensus_error", "consensus_error_relative", "bytes_up")
+SETTINGS = ("name", "training_type", "mixing_step", "local_steps", "batch_size", "lr", "lora_r", "alpha")
+KEPT = ("consensus_error", "consensus_error_relative")
 
 
 def read_adapters(checkpoint: Path) -> Stack:
@@ -104,8 +103,6 @@ def summarised(run: RunRecord, start: Stack | None) -> dict[str, Any]:
         "seed": run.seed,
         "settings": {name: run.options[name] for name in SETTINGS},
         **{name: [row[name] for row in rounds] for name in KEPT},
-        "val_accuracy": {row["round"]: row["val_accuracy"] for row in rounds if "val_accuracy" in row},
-        "averaged_accuracy": run.summary["averaged_adapter"]["accuracy"],
         "factors": {} if start is None else {n: factors(read_adapters(at), start) for n, at in saved(run)},
     }
 
@@ -115,7 +112,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("config", type=Path, help="file of the comparison")
     parser.add_argument("folder", type=Path, help="its --out_dir")
-    parser.add_argument("--kind", default="drift", choices=["drift", "epochs"], help="of the table")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
     try:
@@ -127,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     result = {
-        "kind": options.kind,
+        "kind": "drift",
         "command": f"fedloom compare configs/compare/{options.config.name}",
         "machine": describe_machine(torch.device("cpu")),
         "versions": versions(),

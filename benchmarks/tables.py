@@ -7,7 +7,6 @@ from typing import Any
 
 from cells import DASH, gib, mean_of, percent_of, table, times
 from tables_drift import drift_table
-from tables_epochs import epochs_table
 from tables_peers import consensus_table, peers_table, scale_table
 from tables_ranks import ranks_table
 
@@ -23,7 +22,6 @@ def as_markdown(result: dict[str, Any]) -> str:
         "peers-scale": scale_table,
         "consensus": consensus_table,
         "drift": drift_table,
-        "epochs": epochs_table,
         "evaluate": _evaluate_table,
         "ranks": ranks_table,
     }
