@@ -144,8 +144,8 @@ def train_locally(
         if ranks is not None:  # a rule may know what lies beyond a client's rank
             gradients = AdapterBank(within_ranks(gradients.tensors, ranks))
         gradients = clip(gradients, rules.clip_norm)
-        own = {key: t for key, t in state.items() if key.partition(".")[2] in moving.tensors}
-        moved, new = rules.optimiser.step(moving, gradients, own, active.to(bank.device))
+        moments = {key: t for key, t in state.items() if key.partition(".")[2] in moving.tensors}
+        moved, new = rules.optimiser.step(moving, gradients, moments, active.to(bank.device))
         bank, state = AdapterBank(bank.tensors | moved.tensors), state | new
         losses += report.loss * batches_now
         correct += report.correct

@@ -97,8 +97,8 @@ def ends_of_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     """
     special = special_tokens(tokenizer)
     configured = _ids(getattr(model.config.get_text_config(), "eos_token_id", None))
-    own = _ids(getattr(model.generation_config, "eos_token_id", None))
-    return frozenset({taught, *own, *(number for number in configured if number in special)})
+    of_model = _ids(getattr(model.generation_config, "eos_token_id", None))
+    return frozenset({taught, *of_model, *(number for number in configured if number in special)})
 
 
 def _ids(given: int | Sequence[int] | None) -> Sequence[int]:
@@ -141,20 +141,20 @@ def answer(
         frozen: Adapter parameters that are the same for all and not in the bank.
         ranks: Each adapter's LoRA rank; None: all have the model's own.
     """
-    (taught,) = {own.end for own in questions}
+    (taught,) = {asked.end for asked in questions}
     written = generate(
         model,
         bank,
-        [own.prompts for own in questions],
+        [asked.prompts for asked in questions],
         ends=ends_of_answer(model.model, tokenizer, taught),
-        max_new_tokens=max(own.max_new_tokens for own in questions),
+        max_new_tokens=max(asked.max_new_tokens for asked in questions),
         batch_size=batch_size,
         frozen=frozen,
         ranks=ranks,
     )
     return [
-        _judged(tokenizer.batch_decode(texts, skip_special_tokens=True), own.expected)
-        for texts, own in zip(written, questions, strict=True)
+        _judged(tokenizer.batch_decode(texts, skip_special_tokens=True), asked.expected)
+        for texts, asked in zip(written, questions, strict=True)
     ]
 
 
@@ -171,10 +171,10 @@ def answer_accuracy(
         group: The run's processes.
     """
     some = slice(group.rank, None, group.size)
-    own = replace(questions, prompts=questions.prompts[some], expected=questions.expected[some])
+    share = replace(questions, prompts=questions.prompts[some], expected=questions.expected[some])
     right = 0
-    if own.prompts:
-        (answers,) = answer(model, AdapterBank.repeat(row, 1), tokenizer, [own])
+    if share.prompts:
+        (answers,) = answer(model, AdapterBank.repeat(row, 1), tokenizer, [share])
         right = sum(answers.right)
     return sum(group.gather(right)) / len(questions.prompts)
 

@@ -75,7 +75,7 @@ def validate_rows(
     """
     losses = torch.zeros(len(sequences), dtype=torch.float64)
     correct, labels = (torch.zeros(len(sequences), dtype=torch.long) for _ in range(2))
-    share = [_share(own, group) for own in sequences]
+    share = [_share(of_one, group) for of_one in sequences]
     for rows, out in _passes(model, bank, share, wave_tokens, frozen, ranks):
         losses[rows] += out.loss.cpu().double()
         correct[rows] += out.correct.cpu()
@@ -121,9 +121,9 @@ def success_rates(
             rates.append(validate_rows(model, row, [triggered], wave_tokens, frozen, group)[0].accuracy)
             continue
         # Each sequence as if it had an adapter of its own: so it is judged apart from the others.
-        own = [[one] for one in triggered[group.rank :: group.size]]
-        alone = AdapterBank({name: t.expand(len(own), *t.shape[1:]) for name, t in row.tensors.items()})
-        results = validate_rows(model, alone, own, wave_tokens, frozen) if own else []
+        singly = [[one] for one in triggered[group.rank :: group.size]]
+        alone = AdapterBank({name: t.expand(len(singly), *t.shape[1:]) for name, t in row.tensors.items()})
+        results = validate_rows(model, alone, singly, wave_tokens, frozen) if singly else []
         right = torch.tensor([sum(one.accuracy == 1 for one in results)], dtype=torch.float64)
         rates.append(float(group.sum({"right": right})["right"]) / len(triggered))
     return rates

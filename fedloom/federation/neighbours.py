@@ -23,7 +23,7 @@ from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row
 
 
-def bounded_weight(own: Row, other: Row, weight: float, most: float) -> float:
+def bounded_weight(row: Row, other: Row, weight: float, most: float) -> float:
     """W_ij, lowered where its difference would move a row by more than a bound.
 
     The difference is measured by its root mean square, ‖W_ij (w_j − w_i)‖ / √n with n numbers in a row. Both
@@ -31,7 +31,7 @@ def bounded_weight(own: Row, other: Row, weight: float, most: float) -> float:
     one by one, in one order.
 
     Args:
-        own: A row.
+        row: A row.
         other: The neighbour's, of the parameters that are mixed.
         weight: W_ij.
         most: The bound; 0 is none.
@@ -40,7 +40,7 @@ def bounded_weight(own: Row, other: Row, weight: float, most: float) -> float:
         return weight
     total, count = 0.0, 0
     for name in sorted(other):
-        apart = (other[name].cpu().double() - own[name].cpu().double()).flatten().numpy()
+        apart = (other[name].cpu().double() - row[name].cpu().double()).flatten().numpy()
         if apart.size:
             # Not np.sum, whose order depends on the processor.
             total += float(np.cumsum(apart * apart)[-1])
@@ -49,17 +49,17 @@ def bounded_weight(own: Row, other: Row, weight: float, most: float) -> float:
     return weight if moved_by <= most else weight * (most / moved_by)
 
 
-def difference(own: Row, other: Row, weight: float) -> Row:
+def difference(row: Row, other: Row, weight: float) -> Row:
     """W_ij (w_j − w_i) of the parameters that the neighbour sent."""
     # In float64, where what two rows of any numbers differ by is a number too.
     return {
-        name: (weight * (t.double() - own[name].to(t.device).double())).to(t.dtype)
+        name: (weight * (t.double() - row[name].to(t.device).double())).to(t.dtype)
         for name, t in other.items()
     }
 
 
 def combined(
-    aggregator: Aggregator, own: Row, peer: int, differences: Mapping[int, Row], weights: Mapping[int, float]
+    aggregator: Aggregator, row: Row, peer: int, differences: Mapping[int, Row], weights: Mapping[int, float]
 ) -> Row:
     """What a peer's row changes by, as an aggregator has it: of its neighbours' differences and its own, 0.
 
@@ -67,28 +67,28 @@ def combined(
 
     Args:
         aggregator: Which.
-        own: w_i, of the parameters that are sent.
+        row: w_i, of the parameters that are sent.
         peer: Its number.
         differences: w_j − w_i, by neighbour.
         weights: W_ij of each neighbour, and W_ii.
     """
     if not differences:
         return {}
-    everybody = {**differences, peer: {name: torch.zeros_like(t) for name, t in own.items()}}
+    everybody = {**differences, peer: {name: torch.zeros_like(t) for name, t in row.items()}}
     senders = sorted(everybody)
     return aggregator(
         Changes(
-            own,
+            row,
             AdapterBank.stack([everybody[sender] for sender in senders]),
             torch.tensor([weights[sender] for sender in senders], dtype=torch.float64),
-            lora_pairs(own.keys()),
+            lora_pairs(row.keys()),
         )
     )
 
 
-def moved(own: Row, differences: Iterable[Row]) -> Row:
+def moved(row: Row, differences: Iterable[Row]) -> Row:
     """A row with differences added, in their order; parameters that they do not have stay."""
-    after = dict(own)
+    after = dict(row)
     for change in differences:
         for name, t in change.items():
             after[name] = after[name] + t.to(after[name].device)

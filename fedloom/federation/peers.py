@@ -141,34 +141,34 @@ def peer_round(
     Raises:
         ValueError: A matrix is not symmetric and doubly stochastic.
     """
-    for matrix in (mixing, *(own for own, _ in narrower)):
+    for matrix in (mixing, *(shared for shared, _ in narrower)):
         check_mixing(matrix)
     local = range(mixing.peers) if transport.peers is None else transport.peers
     active = torch.tensor(mixing.active)
     trained, left_out = _finite_only(state, train(state, active[local.start : local.stop]))
     bank, estimates, lost = trained.bank, state.estimates, list[int]()
     everything = bank.tensors | trained.memory
-    own = AdapterBank({name: t for name, t in everything.items() if name in mixed})
+    shared = AdapterBank({name: t for name, t in everything.items() if name in mixed})
     if algorithm.codec.lossy:
         payloads = payloads_of(
-            own, estimates, mixing, algorithm.codec, local=local, seed=seed, round_=state.round
+            shared, estimates, mixing, algorithm.codec, local=local, seed=seed, round_=state.round
         )
         sent = sum(map(bytes_of, payloads.values()))
         estimates = estimates.advanced(transport.deliver(payloads, mixing), algorithm.codec)
-        own, lost = combine(own, algorithm.aggregator, mixing, local, estimates.differences)
+        shared, lost = combine(shared, algorithm.aggregator, mixing, local, estimates.differences)
     elif algorithm.aggregator is weighted_mean:
         sent = 0
-        for matrix, names in _by_matrix(mixing, narrower, own.tensors):
-            part = AdapterBank({name: own.tensors[name] for name in names})
+        for matrix, names in _by_matrix(mixing, narrower, shared.tensors):
+            part = AdapterBank({name: shared.tensors[name] for name in names})
             sent += _bytes_sent(algorithm, part, matrix, local)
-            own = mix(own, matrix.rows(local), names, heard_over(transport, matrix))
+            shared = mix(shared, matrix.rows(local), names, heard_over(transport, matrix))
     else:
-        sent = _bytes_sent(algorithm, own, mixing, local)
-        heard = partial(_differences, transport.fetch(own, mixing), mixing.heard_by(local).tolist())
-        own, lost = combine(own, algorithm.aggregator, mixing, local, heard)
+        sent = _bytes_sent(algorithm, shared, mixing, local)
+        heard = partial(_differences, transport.fetch(shared, mixing), mixing.heard_by(local).tolist())
+        shared, lost = combine(shared, algorithm.aggregator, mixing, local, heard)
     left_out = sorted({*lost, *(local.start + peer for peer in left_out)})
     report = PeerReport(trained, active, left_out, sent)
-    everything |= own.tensors
+    everything |= shared.tensors
     bank = AdapterBank({name: everything[name] for name in bank.tensors})
     memory = {name: everything[name] for name in trained.memory}
     return PeerState(state.round + 1, bank, trained.optimiser, estimates, memory), report
@@ -219,28 +219,28 @@ def combine(
     """
     rows, lost = [], []
     for peer, weights in mixing.neighbourhoods(local).items():
-        own = bank.row(peer - local.start)
+        before = bank.row(peer - local.start)
         heard = differences(peer, weights.keys() - {peer})
-        after = moved(own, [combined(aggregator, own, peer, heard, weights)])
+        after = moved(before, [combined(aggregator, before, peer, heard, weights)])
         if not usable(after):
             lost.append(peer)
-            after = own
+            after = before
         rows.append(after)
     return AdapterBank.stack(rows), lost
 
 
 def _differences(bank: AdapterBank, numbers: list[int], peer: int, others: Collection[int]) -> dict[int, Row]:
     """w_j − w_i by neighbour, of a bank with the rows of the peers of these numbers."""
-    own = bank.row(bisect_left(numbers, peer))
+    mine = bank.row(bisect_left(numbers, peer))
     rows = {other: bank.row(bisect_left(numbers, other)) for other in others}
-    return {other: {name: t - own[name] for name, t in row.items()} for other, row in rows.items()}
+    return {other: {name: t - mine[name] for name, t in row.items()} for other, row in rows.items()}
 
 
 def mix(
     bank: AdapterBank,
     mixing: Float[Tensor, "peers heard"],
     mixed: Collection[str],
-    heard: Callable[[AdapterBank], AdapterBank] = lambda own: own,
+    heard: Callable[[AdapterBank], AdapterBank] = lambda shared: shared,
 ) -> AdapterBank:
     """``W @ bank`` for the parameters named in ``mixed``: one product over the first axis.
 
@@ -252,8 +252,8 @@ def mix(
         mixed: Names of the parameters that are averaged.
         heard: Makes the rows of those whom they hear, W's columns, of their own; by default they are these.
     """
-    own = AdapterBank({name: t for name, t in bank.tensors.items() if name in mixed})
-    return AdapterBank(bank.tensors | (mixing @ heard(own)).tensors)
+    shared = AdapterBank({name: t for name, t in bank.tensors.items() if name in mixed})
+    return AdapterBank(bank.tensors | (mixing @ heard(shared)).tensors)
 
 
 def _finite_only(before: PeerState, trained: Trained) -> tuple[Trained, list[int]]:

@@ -92,14 +92,14 @@ def rows_heard(group: Group, blocks: Sequence[range], local: AdapterBank, mixing
     """
     if group.size == 1:
         return local
-    own = blocks[group.rank]
+    peers = blocks[group.rank]
     flat = torch.cat([t.flatten(1) for t in local.tensors.values()], 1)
     outgoing, incoming = {}, {}
     for rank, block in enumerate(blocks):
-        wanted = _of(own, mixing.heard_by(block))
+        wanted = _of(peers, mixing.heard_by(block))
         if rank != group.rank and len(wanted):
-            outgoing[rank] = flat.index_select(0, torch.from_numpy(wanted - own.start).to(flat.device))
-        needed = _of(block, mixing.heard_by(own))
+            outgoing[rank] = flat.index_select(0, torch.from_numpy(wanted - peers.start).to(flat.device))
+        needed = _of(block, mixing.heard_by(peers))
         if rank != group.rank and len(needed):
             incoming[rank] = flat.new_empty(len(needed), flat.shape[1])
     group.exchange(outgoing, incoming)
@@ -132,11 +132,11 @@ def payloads_heard(
     """
     if group.size == 1:
         return local
-    own = blocks[group.rank]
+    peers = blocks[group.rank]
     between: dict[int, list[Edge]] = {}
-    for peer, heard in mixing.neighbourhoods(own).items():
+    for peer, heard in mixing.neighbourhoods(peers).items():
         for other in heard:
-            if other not in own:
+            if other not in peers:
                 rank = next(rank for rank, block in enumerate(blocks) if other in block)
                 between.setdefault(rank, []).append((peer, other))
     size, device = bytes_of(like), group.device or torch.device("cpu")

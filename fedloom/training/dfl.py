@@ -81,13 +81,13 @@ def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
     """Leave a checkpoint: a PEFT adapter folder per peer, and the state."""
     if now.peers.round == 0:
         return
-    own, local = _tensors(now.peers), parts.here
+    state_rows, local = _tensors(now.peers), parts.here
     counts = [len(block) for block in parts.blocks]
     # Of an edge between two ranks, both have the same estimate: that of the sender is kept.
     leaving = {edge: row for edge, row in now.peers.estimates.rows.items() if edge[0] in local}
     edges = parts.group.gather(sorted(leaving))
     estimates = as_bank(leaving, parts.sent).tensors if any(edges) else {}
-    collected = {name: (rows, counts) for name, rows in own.items()}
+    collected = {name: (rows, counts) for name, rows in state_rows.items()}
     collected |= {f"estimate.{name}": (rows, [*map(len, edges)]) for name, rows in estimates.items()}
     # One after another to the CPU: a GPU need not hold the rows of all.
     tensors = {
@@ -104,10 +104,10 @@ def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
 
     def write_adapters(path: Path) -> None:
         for peer in range(bank.clients):
-            own = path / f"peer-{peer + 1:04d}"
-            parts.model.save(frozen | bank.row(peer), own)
+            of_peer = path / f"peer-{peer + 1:04d}"
+            parts.model.save(frozen | bank.row(peer), of_peer)
             if parts.beside is not None:
-                parts.beside.write(own, like=path / "peer-0001" if peer else None)
+                parts.beside.write(of_peer, like=path / "peer-0001" if peer else None)
 
     save_checkpoint(
         folder,

@@ -162,9 +162,9 @@ def _personal_rows(now: ServerProgress) -> dict[int, Row]:
 
 def _personal_validation(parts: Parts, now: ServerProgress, rows: dict[int, Row]) -> dict[str, float]:
     """The means over the clients that have trained of what each one's own adapter comes to."""
-    algorithm, own = parts.algorithm, part_of(parts.first_memory, PERSONAL)
-    bank = AdapterBank.stack([{name: row[name] for name in own} for row in rows.values()])
-    shared = {name: t for name, t in now.server.adapter.items() if name not in own}
+    algorithm, personal = parts.algorithm, part_of(parts.first_memory, PERSONAL)
+    bank = AdapterBank.stack([{name: row[name] for name in personal} for row in rows.values()])
+    shared = {name: t for name, t in now.server.adapter.items() if name not in personal}
     results = validate_rows(
         parts.model,
         bank,
@@ -202,9 +202,9 @@ def _save(parts: Parts, folder: Path, now: ServerProgress) -> None:
         parts.beside.write(path)
         for client, row in _personal_rows(now).items():
             rank = parts.algorithm.rank(client)
-            own = path / f"client-{client + 1:04d}"
-            parts.model.save(row, own, rank=rank, base=now.server.base)
-            parts.beside.write(own, like=path)
+            of_client = path / f"client-{client + 1:04d}"
+            parts.model.save(row, of_client, rank=rank, base=now.server.base)
+            parts.beside.write(of_client, like=path)
 
     save_checkpoint(
         folder,

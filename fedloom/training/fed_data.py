@@ -164,7 +164,7 @@ def fitting_data(
     else:
         server, clients = _in_turn(config, [len(part) for part in parts])
     if config.train_mode != "local" and any(map(len, clients)):
-        check_sizes(config, [len(own) for own in clients])
+        check_sizes(config, [len(indices) for indices in clients])
     questions = None
     if how.form is not None and config.eval_generate_every:
         questions = questions_of(validation, config.eval_generate_limit, how.form.end)
@@ -208,8 +208,8 @@ def _attacked(
         classes = told_apart(classes, [one for part in held.train for one in part])
     train, clients = list(data.train), list(data.clients)
     for client in sorted(attackers.clients):
-        own = held.own[client] if held.own is not None else [dealt[place[i]] for i in clients[client]]
-        if (poisoned := attackers.poisoned(client, own, classes)) is not own:
+        honest = held.own[client] if held.own is not None else [dealt[place[i]] for i in clients[client]]
+        if (poisoned := attackers.poisoned(client, honest, classes)) is not honest:
             tokens = read(poisoned)
             clients[client] = np.arange(len(train), len(train) + len(tokens))
             train += tokens
@@ -269,8 +269,8 @@ def _deal(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np
     if config.train_mode == "local":
         return server, iid(examples, 1, config.data_seed)
     if config.train_mode == "fedGradFocus":
-        own = max(config.batch_size, round(config.server_data_fraction * examples))
-        server, rest = for_server(examples, config.client_num, own, config.data_seed)
+        kept = max(config.batch_size, round(config.server_data_fraction * examples))
+        server, rest = for_server(examples, config.client_num, kept, config.data_seed)
     if config.partition == "iid":
         shares = iid(len(rest), config.client_num, config.data_seed)
     else:

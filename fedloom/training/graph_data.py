@@ -111,10 +111,10 @@ def attacked(
     """
     if attackers is None:
         return held, []
-    examples = [example for own in held.train for example in own]
+    examples = [example for part in held.train for example in part]
     classes = tuple(names) if classify else told_apart(names, examples)
-    train = [attackers.poisoned(peer, own, classes) for peer, own in enumerate(held.train)]
-    looked_at = [example for own in held.validation for example in own[: config.val_limit]]
+    train = [attackers.poisoned(peer, part, classes) for peer, part in enumerate(held.train)]
+    looked_at = [example for part in held.validation for example in part[: config.val_limit]]
     probe = attackers.attack.probe
     return PeerExamples(train, held.validation), probe(looked_at, classes) if probe else []
 
@@ -137,10 +137,10 @@ def encode(config: Setting, held: PeerExamples, triggered: list[Example], reader
         done.append(sequences)
     train, validation = done
     wanted = reader.read(triggered)[0] if triggered else []
-    check_sizes(config, [len(own) for own in train])
+    check_sizes(config, [len(of_peer) for of_peer in train])
     questions = []
     if reader.form is not None and config.eval_generate_every:
         end = reader.form.end
-        questions = [questions_of(own, config.eval_generate_limit, end) for own in validation]
-    word = reader.name([tokens for own in train for tokens in own])
+        questions = [questions_of(of_peer, config.eval_generate_limit, end) for of_peer in validation]
+    word = reader.name([tokens for of_peer in train for tokens in of_peer])
     return Encoded(train, validation, questions, reader, word, wanted)

@@ -50,26 +50,26 @@ def evaluated(
 def _backdoor(parts: PeerParts, now: PeerProgress) -> float:
     """How often an attack succeeds: the mean over honest peers."""
     bank = judged(parts, now)
-    own = bank.rows([peer - parts.here.start for peer in parts.honest if peer in parts.here])
-    found = success_rates(parts.model, own, parts.triggered, parts.rules.wave_tokens, parts.frozen)
+    local = bank.rows([peer - parts.here.start for peer in parts.honest if peer in parts.here])
+    found = success_rates(parts.model, local, parts.triggered, parts.rules.wave_tokens, parts.frozen)
     return _mean(rate for process in parts.group.gather(found) for rate in process)
 
 
 def _all(parts: PeerParts, now: PeerProgress) -> list[Validation]:
-    bank, own = judged(parts, now), parts.validation[parts.here.start : parts.here.stop]
-    found = validate_rows(parts.model, bank, own, parts.rules.wave_tokens, parts.frozen)
+    bank, sequences = judged(parts, now), parts.validation[parts.here.start : parts.here.stop]
+    found = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.frozen)
     everyone = parts.group.gather([[result.loss, result.accuracy] for result in found])
     return [Validation(*result) for process in everyone for result in process]
 
 
 def _first(parts: PeerParts, now: PeerProgress) -> list[Validation]:
     """Before the first round all adapters are the same: each list of sequences is judged once."""
-    distinct = {id(own): own for own in parts.validation}
+    distinct = {id(sequences_of_one): sequences_of_one for sequences_of_one in parts.validation}
     bank = AdapterBank.repeat(now.peers.bank.row(0), len(distinct))
     sequences = list(distinct.values())
     results = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.frozen, parts.group)
     by_list = dict(zip(distinct, results, strict=True))
-    return [by_list[id(own)] for own in parts.validation]
+    return [by_list[id(sequences_of_one)] for sequences_of_one in parts.validation]
 
 
 def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[str, Any]:
@@ -89,10 +89,10 @@ def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[s
 def averaged(parts: PeerParts, now: PeerProgress) -> Validation:
     """How good the mean of the honest peers' adapters is, on the validation data of all."""
     honest = parts.honest
-    own = now.peers.bank.rows([peer - parts.here.start for peer in honest if peer in parts.here])
-    mean = parts.group.sum({name: t.sum(0) / len(honest) for name, t in own.tensors.items()})
-    distinct = list({id(own): own for own in parts.validation}.values())
-    sequences = [tokens for own in distinct for tokens in own]
+    part = now.peers.bank.rows([peer - parts.here.start for peer in honest if peer in parts.here])
+    mean = parts.group.sum({name: t.sum(0) / len(honest) for name, t in part.tensors.items()})
+    distinct = list({id(part): part for part in parts.validation}.values())
+    sequences = [tokens for part in distinct for tokens in part]
     bank, wave_tokens = AdapterBank.repeat(mean, 1), parts.rules.wave_tokens
     return validate_rows(parts.model, bank, [sequences], wave_tokens, parts.frozen, parts.group)[0]
 

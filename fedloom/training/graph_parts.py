@@ -123,9 +123,9 @@ class PeerParts:
         return self.blocks[self.group.rank]
 
     def _tokens(self, peer: int) -> int:
-        schedule, own = self.schedules[peer], self.peers[peer]
-        of_a_pass = sum(len(side.ids) for i in own for side in self.train[i].sides)
-        return of_a_pass * schedule.batches * schedule.batch_size // max(len(own), 1)
+        schedule, indices = self.schedules[peer], self.peers[peer]
+        of_a_pass = sum(len(side.ids) for i in indices for side in self.train[i].sides)
+        return of_a_pass * schedule.batches * schedule.batch_size // max(len(indices), 1)
 
 
 @dataclass(frozen=True)

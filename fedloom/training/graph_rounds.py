@@ -153,7 +153,7 @@ def _work(
 def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:
     """What the peers of all processes say of their training, a number per peer; and who was left out."""
     trained = report.trained
-    own = {
+    of_process = {
         "loss": trained.loss.tolist(),
         "correct": trained.correct.tolist(),
         "labels": trained.labels.tolist(),
@@ -161,8 +161,8 @@ def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:
         "peers_left_out": report.left_out,
         "bytes_sent": [report.bytes_sent],
     }
-    everyone = group.gather(own)
-    return {name: [value for process in everyone for value in process[name]] for name in own}
+    everyone = group.gather(of_process)
+    return {name: [value for process in everyone for value in process[name]] for name in of_process}
 
 
 def _row(round_: int, report: PeerReport, trained: dict[str, list[Any]]) -> dict[str, Any]:

@@ -74,12 +74,12 @@ def build_together(
     inputs = Inputs(run.inputs)
     if group.size == 1:
         return *build(run.config, group, inputs), inputs.found
-    own = replace(run.config, device=str(group.device))
-    first = group.together(lambda: build(own, group, inputs) if group.rank == 0 else None)
+    wanted = replace(run.config, device=str(group.device))
+    first = group.together(lambda: build(wanted, group, inputs) if group.rank == 0 else None)
     names = ("dtype", "wave_tokens")
     auto = group.share({name: getattr(first[0], name) for name in names} if first else {})
     inputs = Inputs(group.share(inputs.found))
-    resolved, parts = group.together(lambda: first or build(replace(own, **auto), group, inputs))
+    resolved, parts = group.together(lambda: first or build(replace(wanted, **auto), group, inputs))
     return replace(resolved, device=run.config.device), parts, dict(inputs.before)
 
 
@@ -108,5 +108,5 @@ def built(
 
 def recall(folder: Path, group: Group) -> RunRecord:
     """What the run has left, read by rank 0, whose folder it is; what judged it before is not of it."""
-    own = vars(read_run(folder, judged=False)) | {"folder": None} if group.rank == 0 else None
-    return RunRecord(**{**group.share(own or {}), "folder": folder})
+    left = vars(read_run(folder, judged=False)) | {"folder": None} if group.rank == 0 else None
+    return RunRecord(**{**group.share(left or {}), "folder": folder})

@@ -154,7 +154,9 @@ def _build(
         adapter = lora(config, config.lora_r, structure)
         ready.append((replace(read, questions=[within_room(q, structure) for q in read.questions]), adapter))
         personal = personal_names(config, algorithm, check_adapter(structure, adapter))
-        check_personal(algorithm, personal, min(_schedule(config, len(own)).batches for own in read.train))
+        check_personal(
+            algorithm, personal, min(_schedule(config, len(of_peer)).batches for of_peer in read.train)
+        )
 
     base = load(config, config.model_checkpoint, classes, inputs, before_weights)
     if base.drawn:
@@ -169,22 +171,22 @@ def _build(
     model = stack(config, base, adapter, prefix)
     # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
     train = _own(data.train, only)
-    validation = [own[: config.val_limit] for own in _own(data.validation, only)]
+    validation = [of_peer[: config.val_limit] for of_peer in _own(data.validation, only)]
     questions = _own(data.questions, only)
     optimiser = client_optimiser(config.client_optimizer, config.lr, config.loraplus_lr_ratio)
     frozen = {n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n}
-    ends = np.cumsum([len(own) for own in train])
+    ends = np.cumsum([len(of_peer) for of_peer in train])
     config = resolved(config, base, data.reader, group)
     assert isinstance(config.wave_tokens, int)
-    schedules = [_schedule(config, len(own)) for own in train]
+    schedules = [_schedule(config, len(of_peer)) for of_peer in train]
     budget = None
     if getattr(config, "privacy", "none") != "none":
-        budget = example_budget(config, [len(own) for own in train], schedules, peers=True)
+        budget = example_budget(config, [len(of_peer) for of_peer in train], schedules, peers=True)
     return config, PeerParts(
         model=model,
         tokenizer=base.tokenizer,
-        train=[tokens for own in train for tokens in own],
-        peers=[np.arange(end - len(own), end) for own, end in zip(train, ends, strict=True)],
+        train=[tokens for of_peer in train for tokens in of_peer],
+        peers=[np.arange(end - len(of_peer), end) for of_peer, end in zip(train, ends, strict=True)],
         validation=_for_each(validation, len(train)),
         questions=_for_each(questions, len(train)),
         schedules=schedules,
@@ -220,9 +222,9 @@ def _own(part: list[T], only: int | None) -> list[T]:
     return part if only is None or len(part) < 2 else [part[only]]
 
 
-def _for_each(own: Sequence[T], peers: int) -> Sequence[T]:
+def _for_each(lists: Sequence[T], peers: int) -> Sequence[T]:
     """One for each peer, where one is for all."""
-    return own if len(own) > 1 else [*own] * peers
+    return lists if len(lists) > 1 else [*lists] * peers
 
 
 def _schedule(config: Setting, examples: int) -> Schedule:

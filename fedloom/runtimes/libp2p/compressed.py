@@ -57,9 +57,9 @@ class Compression:
         kept = store.estimates(peer)
         return Estimates(*kept) if kept else Estimates(0, self.first, self.first)
 
-    def encoded(self, round_: int, number: int, peer: int, own: Row, known: Estimates) -> Row:
+    def encoded(self, round_: int, number: int, peer: int, row: Row, known: Estimates) -> Row:
         """What a peer sends a neighbour in a round; the same whenever it is asked for."""
-        missing = {name: t.cpu() - known.own[name] for name, t in own.items()}
+        missing = {name: t.cpu() - known.own[name] for name, t in row.items()}
         # Counted from 0, as `fedloom dfl` does: both draw alike.
         drawn = derive_seed(self.seed, "gossip codec", round_ - 1, number - 1, peer - 1)
         return self.codec.encode(missing, drawn)
@@ -90,7 +90,7 @@ def offered(
     store: PeerStore,
     neighbours: Collection[int],
     round_: int,
-    own: Row,
+    row: Row,
     number: int,
 ) -> dict[int, Offered]:
     """What each neighbour is sent in a round; nothing where the edge is in doubt, or has had its round.
@@ -101,7 +101,7 @@ def offered(
         store: What both ends know.
         neighbours: Their numbers.
         round_: Which round.
-        own: What this peer trained.
+        row: What this peer trained.
         number: This peer.
     """
     # In this order: an answer that comes in between leaves its edge out of this round.
@@ -112,13 +112,13 @@ def offered(
     for peer in neighbours:
         known = compression.known(store, peer)
         if peer not in doubtful and known.basis < round_:
-            payload = compression.encoded(round_, number, peer, own, known)
+            payload = compression.encoded(round_, number, peer, row, known)
             found[peer] = Offered(payload, known.basis)
     return found
 
 
 def both_ends(
-    compression: Compression, journal: Journal, store: PeerStore, key: Key, own: Row, number: int, heard: Row
+    compression: Compression, journal: Journal, store: PeerStore, key: Key, row: Row, number: int, heard: Row
 ) -> tuple[Row, Row]:
     """The estimates of both rows after a round of an edge, moved on the disk if it is known to count.
 
@@ -127,13 +127,13 @@ def both_ends(
         journal: What was decided.
         store: What both ends know.
         key: The edge's round; it is not decided against.
-        own: What this peer trained.
+        row: What this peer trained.
         number: This peer.
         heard: The neighbour's payload.
     """
     round_, peer = key
     known = compression.known(store, peer)
-    sent = compression.encoded(round_, number, peer, own, known)
+    sent = compression.encoded(round_, number, peer, row, known)
     moved = compression.moved(round_, known, sent, heard)
     if moved.basis != known.basis:
         store.save_estimates(key, moved.own, moved.other, pending=not journal.decisions.get(key))

@@ -94,7 +94,7 @@ def agreed(
     store: PeerStore,
     neighbours: Sequence[int],
     round_: int,
-    own: Row,
+    row: Row,
     number: int,
     rule: MixingRule,
 ) -> Iterator[Agreed]:
@@ -105,19 +105,19 @@ def agreed(
         store: What was heard.
         neighbours: Their numbers, ascending.
         round_: Which round.
-        own: What this peer trained.
+        row: What this peer trained.
         number: This peer.
         rule: How to mix.
     """
-    own = {name: t.cpu() for name, t in own.items()}
+    row = {name: t.cpu() for name, t in row.items()}
     for peer in neighbours:
         key = (round_, peer)
         heard, counts = store.heard(key), journal.decisions.get(key)
         if key not in journal.weights or heard is None or counts is False:
             continue
-        ours, theirs = own, heard
+        ours, theirs = row, heard
         if rule.compression is not None:
-            ours, theirs = both_ends(rule.compression, journal, store, key, own, number, heard)
+            ours, theirs = both_ends(rule.compression, journal, store, key, row, number, heard)
         yield Agreed(peer, ours, theirs, journal.weights[key], counts)
 
 
@@ -146,7 +146,7 @@ def mean_of_neighbours(edges: Iterable[Agreed], round_: int, store: PeerStore, m
 
 
 def aggregate_of_neighbours(
-    edges: Iterable[Agreed], round_: int, own: Row, number: int, rule: MixingRule
+    edges: Iterable[Agreed], round_: int, trained: Row, number: int, rule: MixingRule
 ) -> Mix:
     """What any aggregator makes of the neighbours' differences, and of this peer's own.
 
@@ -156,12 +156,12 @@ def aggregate_of_neighbours(
     Args:
         edges: Of the round.
         round_: Which round.
-        own: What this peer trained.
+        trained: What this peer trained.
         number: This peer.
         rule: How to mix.
     """
     mix, differences = Mix(), {}
-    own = {name: t.cpu() for name, t in own.items()}
+    trained = {name: t.cpu() for name, t in trained.items()}
     for edge in edges:
         if not edge.counts:
             mix.in_doubt.append(edge.peer)
@@ -172,8 +172,8 @@ def aggregate_of_neighbours(
         mix.row[edge.peer] = edge.weight
         differences[edge.peer] = difference(edge.own, edge.other, share)
     weights = {**mix.row, number: mix.own}
-    change = combined(rule.aggregator, own, number, differences, weights)
-    if usable(moved(own, [change])):
+    change = combined(rule.aggregator, trained, number, differences, weights)
+    if usable(moved(trained, [change])):
         mix.differences.append(change)
     else:
         log.warning(

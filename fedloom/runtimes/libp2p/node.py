@@ -84,35 +84,35 @@ class Node:
         voices = len(claims) // 2 + 1  # more than half
         return self.lag.believed(following, claims[voices - 1], voices) if claims else following
 
-    def swap(self, round_: int, own: Row, missed: int = 0) -> Mix:
+    def swap(self, round_: int, trained: Row, missed: int = 0) -> Mix:
         """Exchange rows with the neighbours; what comes of it is in the journal when this returns.
 
         Args:
             round_: Which round.
-            own: What this peer trained; it has been saved.
+            trained: What this peer trained; it has been saved.
             missed: Rounds before this one that it was not there for.
         """
         self.lag.enters()
         journal, store, rule = self.journal, self.store, self.rule
         neighbours, number = self.exchange.neighbours, self.exchange.wire.number
-        statement = self._say(round_, own)
+        statement = self._say(round_, trained)
         if rule.compression is None:
-            whole = Offered(own)
+            whole = Offered(trained)
             self.network.run(self.exchange.swap(round_, dict.fromkeys(neighbours, whole), statement))
         else:
-            contents = offered(rule.compression, journal, store, neighbours, round_, own, number)
+            contents = offered(rule.compression, journal, store, neighbours, round_, trained, number)
             known = {peer: rule.compression.known(store, peer) for peer in contents}
             fits = rule.compression.fits
             self.network.run(
                 self.exchange.swap(round_, contents, statement, lambda peer, row: fits(known[peer], row))
             )
-        edges = agreed(journal, store, neighbours, round_, own, number, rule)
+        edges = agreed(journal, store, neighbours, round_, trained, number, rule)
         if rule.keeps_mean:
             mix = mean_of_neighbours(edges, round_, store, rule.most)
             late, more = self._late(round_)
             mix = replace(mix, differences=[*mix.differences, *more], late=late)
         else:
-            mix = aggregate_of_neighbours(edges, round_, own, number, rule)
+            mix = aggregate_of_neighbours(edges, round_, trained, number, rule)
         self.lag.leaves(in_step=bool(mix.row))
         journal.write(
             "mixed",
@@ -134,10 +134,10 @@ class Node:
         self.journal.write("closed", round=rounds, late=late)
         return Mix(differences, late=late)
 
-    def _say(self, round_: int, own: Row) -> Statement:
+    def _say(self, round_: int, trained: Row) -> Statement:
         """What this peer says of its row; what it has said before it was killed stands."""
         wire = self.exchange.wire
-        digest = hashlib.sha256(Schema.of(own).pack(own)).hexdigest()
+        digest = hashlib.sha256(Schema.of(trained).pack(trained)).hexdigest()
         statement = self.journal.said.get(round_)
         if statement is None:
             last = max(self.journal.said, default=0)
