@@ -102,17 +102,10 @@ class StackedModel:
                 if isinstance(module, StackedLora) and anatomy:
                     module.behind_trunk = name in anatomy.behind
             self.layout = replace(self.layout, virtual=virtual)
-            self.layout = choose_way(
-                self._logits,
-                plain,
-                two_adapters(self.initial, model.device),
-                list(ways(self.layout, packed, whole_only=anatomy is None)),
-                trial_clients(model, virtual),
-                model,
-            )
+            adapters, clients = two_adapters(self.initial, model.device), trial_clients(model, virtual)
+            possible = list(ways(self.layout, packed, whole_only=anatomy is None))
+            self.layout = choose_way(self._logits, plain, adapters, possible, clients, model)
             if not self.layout.packed:
-                adapters = two_adapters(self.initial, model.device)
-                clients = trial_clients(model, virtual)
                 whole = partial(self._logits, adapters, clients, self.layout)
                 skip_pads(model, layers_name, wave, whole, tolerance_of(model))
         if self.layout.packed:
