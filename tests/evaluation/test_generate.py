@@ -20,8 +20,8 @@ from tiny import tiny_llama, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedloom.data.encode import encode_prompts
 from fedloom.data.templates import prompt_format
+from fedloom.data.token_ids import encode_prompts
 from fedloom.evaluation.answering import ends_of_answer
 from fedloom.evaluation.decode_padded import PaddedRows
 from fedloom.evaluation.generate import generate
