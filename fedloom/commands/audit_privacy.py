@@ -16,10 +16,12 @@ from fedloom.federation.privacy.audit import LEVEL, audit
 from fedloom.options.audit_privacy import AuditPrivacyConfig
 from fedloom.process import place
 from fedloom.runs.files import check_output, write_atomically
-from fedloom.training.audit_clients import Played, play_with_clients, with_key
+from fedloom.training.audit_clients import play_with_clients
+from fedloom.training.audit_examples import play_with_examples
+from fedloom.training.audit_rounds import Played, with_key
 from fedloom.training.inversion import invert
-from fedloom.training.private import UserBudget, with_noise
-from fedloom.training.setup_fed import Parts, build
+from fedloom.training.private import with_noise
+from fedloom.training.setup_fed import build
 
 
 def run_audit_privacy(config: AuditPrivacyConfig) -> bool:
@@ -41,8 +43,9 @@ def run_audit_privacy(config: AuditPrivacyConfig) -> bool:
     run = with_noise(config.of_the_run)
     resolved, parts = build(run)
     parts = with_key(parts)
-    played = play_with_clients(parts, run.max_steps, config.canaries, lambda n: _tell(n, run.max_steps))
-    found = {"privacy": run.privacy, **_judged(parts, played)}
+    play = play_with_clients if run.privacy == "user" else play_with_examples
+    played = play(parts, run.max_steps, config.canaries, lambda n: _tell(n, run.max_steps))
+    found = {"privacy": run.privacy, **_judged(played)}
     found |= {"noise_multiplier": resolved.noise_multiplier, "clip": resolved.clip}
     inverted = invert(parts, played.server, config.inverted) if config.inverted else []
     found["inversion"] = None if inverted is None else [asdict(one) for one in inverted]
@@ -52,14 +55,11 @@ def run_audit_privacy(config: AuditPrivacyConfig) -> bool:
     return bool(found["holds"])
 
 
-def _judged(parts: Parts, played: Played) -> dict[str, Any]:
-    budget = parts.budget
-    assert isinstance(budget, UserBudget)
-    found = audit(played.scores, played.included, budget.account.delta)
-    proven = budget.epsilon(played.server.round)
+def _judged(played: Played) -> dict[str, Any]:
+    found, proven = audit(played.scores, played.included, played.delta), played.epsilon
     return {
         "rounds": played.server.round,
-        "delta": budget.account.delta,
+        "delta": played.delta,
         "epsilon_proven": proven if math.isfinite(proven) else None,
         "epsilon_lower_bound": found.epsilon,
         "confidence": 1 - LEVEL,

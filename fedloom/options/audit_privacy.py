@@ -44,12 +44,8 @@ def check(config: AuditPrivacyConfig) -> None:
     check_fed(config)
     if config.privacy == "none":
         raise UserError(
-            "privacy: none promises nothing that could be measured; choose --privacy user, with "
-            "--noise_multiplier 0 for what an attacker sees without noise"
-        )
-    if config.privacy == "example":
-        raise UserError(
-            "privacy: example is noise at each client, and canaries here are clients; choose --privacy user"
+            "privacy: none promises nothing that could be measured; choose --privacy user or example, "
+            "with --noise_multiplier 0 for what an attacker sees without noise"
         )
     if config.resume:
         raise UserError("resume: an audit begins afresh, and leaves no run; leave resume out")

@@ -3,10 +3,10 @@
 A canary is a client beside the run's own, of which a fair coin decides whether it exists. It changes one
 number of what clients train and send in the round, its own, by more than the clip (a Dirac canary). Nobody
 can move a round by more than C, and canaries do not hide each other, so that no client shows more. What a
-round shows of it is that number of Σ Δ_k, in units of the clip, as the server's optimiser is given it. All of
-it is what `fedloom fed` runs: who is sampled, what sender and server clip, the sum, the noise, the
-denominator, the server's step. A canary takes part as likely as a client of the run; one that does not exist
-never answers.
+round shows of it is that number of Σ Δ_k, in units of the clip, as the server's optimiser is given it, less
+what the run's own clients add to it: the attacker of the definition knows all but the coins. All of it is
+what `fedloom fed` runs: who is sampled, what sender and server clip, the sum, the noise, the denominator, the
+server's step. A canary takes part as likely as a client of the run; one that does not exist never answers.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from fedloom.client.optimisers import Optimiser, State
 from fedloom.data.randomness import derive_seed, numpy_rng
 from fedloom.errors import UserError
 from fedloom.federation.privacy.audit import log_likelihood_ratio
-from fedloom.federation.server import Diverged, ServerState
+from fedloom.federation.privacy.user import clipped
+from fedloom.federation.server import initial_state
 from fedloom.federation.transport import ClientTransport
-from fedloom.federation.update import Update, encode_update
+from fedloom.federation.update import Update, decode_update, encode_update
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.training.fed import first_standing
-from fedloom.training.fed_rounds import ClientTraining, ServerProgress, play_round
-from fedloom.training.private import UserBudget, secret_key
+from fedloom.training.audit_rounds import Played, played_rounds, watched
+from fedloom.training.fed_rounds import ClientTraining, ServerProgress
+from fedloom.training.private import UserBudget
 from fedloom.training.setup_fed import Parts
 
 _BEYOND = 10.0
@@ -92,30 +92,6 @@ def _unit(clip: float) -> float:
     return clip if np.isfinite(clip) else 1.0
 
 
-@dataclass(frozen=True)
-class Played:
-    """What rounds with canaries came to.
-
-    Attributes:
-        scores: Of each canary.
-        included: Whether it was there.
-        server: Where the run stands.
-    """
-
-    scores: np.ndarray
-    included: np.ndarray
-    server: ServerState
-
-
-def with_key(parts: Parts) -> Parts:
-    """A run with the key of its noise, as at every start: a secret one, or the seed that was asked for."""
-    privacy = parts.algorithm.privacy
-    if privacy is None or parts.budget is None:
-        return parts
-    key = secret_key() if parts.budget.seed is None else parts.budget.seed
-    return replace(parts, algorithm=replace(parts.algorithm, privacy=replace(privacy, key=key)))
-
-
 def play_with_clients(
     parts: Parts, rounds: int, canaries: int, on_round: Callable[[int], None] = lambda round_: None
 ) -> Played:
@@ -133,32 +109,29 @@ def play_with_clients(
     privacy, budget = parts.algorithm.privacy, parts.budget
     assert privacy is not None and isinstance(budget, UserBudget)
     included = numpy_rng(parts.seed, "coins of the canaries").random(canaries) < 0.5
-    first = len(parts.data.clients)
     kept_within = 0 if privacy.quantile is None else round(privacy.quantile * canaries)
-    who = CanaryClients(first, included, kept_within, parts.seed)
+    who = CanaryClients(len(parts.data.clients), included, kept_within, parts.seed)
     gradients: list[AdapterBank] = []
-    parts = _with_places(parts, canaries, gradients.append)
-    shares = parts.algorithm.privacy
-    assert shares is not None
-    now, scores = first_standing(parts), np.zeros(canaries)
-    while now.server.round < rounds and not budget.reason_to_stop(now.server.round, now.drawn):
-        gradients.clear()
-        clip, trained = now.server.clip, list[str]()
-        try:
-            now, _ = play_round(parts, now, _transport(parts, now, who, trained))
-        except Diverged as error:
-            raise UserError(f"{error}; lower client_lr or lr, and audit again") from error
+    parts = _with_places(parts, canaries, lambda bank, gradient: gradients.append(gradient))
+    places = parts.algorithm.privacy
+    assert places is not None
+    scores, others = np.zeros(canaries), Row()
+    server = initial_state(parts.model.initial, parts.algorithm)
+    for now, after in played_rounds(parts, rounds, lambda now: _transport(parts, now, who, others)):
         # −Δ / client_lr, of which Δ is Σ Δ_k / (q N)
-        scale = -parts.algorithm.client_lr * shares.per_round
-        total = {name: scale * gradients[-1].tensors[name][0] for name in trained}
-        if total:
-            seen = who.seen(total, clip)
+        scale = -parts.algorithm.client_lr * places.per_round
+        rest = {name: scale * gradients[-1].tensors[name][0] - t for name, t in others.items()}
+        if rest:
+            seen = who.seen(rest, now.server.clip)
             scores += log_likelihood_ratio(seen, privacy.per_round / privacy.clients, privacy.sum_noise)
-        on_round(now.server.round)
-    return Played(scores, included, now.server)
+        others.clear()
+        gradients.clear()
+        server = after.server
+        on_round(server.round)
+    return Played(scores, included, server, budget.epsilon(server.round), budget.account.delta)
 
 
-def _with_places(parts: Parts, canaries: int, see: Callable[[AdapterBank], None]) -> Parts:
+def _with_places(parts: Parts, canaries: int, see: Callable[[AdapterBank, AdapterBank], None]) -> Parts:
     """A run with places for so many more clients, each as likely in a round as before.
 
     Args:
@@ -174,7 +147,7 @@ def _with_places(parts: Parts, canaries: int, see: Callable[[AdapterBank], None]
     privacy = replace(privacy, clients=privacy.clients * times, per_round=privacy.per_round * times)
     nothing = np.array([], dtype=np.int64)
     clients = [*parts.data.clients, *[nothing] * (privacy.clients - len(parts.data.clients))]
-    optimiser = _watched(algorithm.server_optimiser, see)
+    optimiser = watched(algorithm.server_optimiser, see)
     return replace(
         parts,
         data=replace(parts.data, clients=clients),
@@ -182,39 +155,31 @@ def _with_places(parts: Parts, canaries: int, see: Callable[[AdapterBank], None]
     )
 
 
-def _watched(optimiser: Optimiser, see: Callable[[AdapterBank], None]) -> Optimiser:
-    """An optimiser that shows what it is given."""
-
-    def step(
-        bank: AdapterBank, gradients: AdapterBank, state: State, active: torch.Tensor
-    ) -> tuple[AdapterBank, State]:
-        see(gradients)
-        return optimiser.step(bank, gradients, state, active)
-
-    return Optimiser(optimiser.init, step)
-
-
-def _transport(parts: Parts, now: ServerProgress, who: CanaryClients, names: list[str]) -> ClientTransport:
+def _transport(parts: Parts, now: ServerProgress, who: CanaryClients, others: Row) -> ClientTransport:
     """Reaches the run's clients, and the canaries that exist.
 
     Args:
         parts: What the run is made of.
         now: Where it stands.
         who: The canaries.
-        names: Gets what is trained in the round.
+        others: Gets what is trained in the round, and in it Σ Δ_k of the run's own clients.
     """
-    honest = ClientTraining(parts, now)
+    honest, clip = ClientTraining(parts, now), now.server.clip
 
     def train(
         round_: int, clients: Sequence[int], trained: Row, frozen: Row, received: Row
     ) -> Iterator[Update]:
-        names[:] = trained
+        others.update({name: torch.zeros_like(t) for name, t in trained.items()})
         who.coordinates(trained)  # too many canaries: say so before anybody trains
-        yield from honest(round_, [k for k in clients if k < who.first], trained, frozen, received)
+        for update in honest(round_, [k for k in clients if k < who.first], trained, frozen, received):
+            delta, _ = decode_update(parts.algorithm, update.client, update.payload, trained)
+            for name, t in clipped(delta, clip)[0].items():
+                others[name] += t
+            yield update
         for client in (k for k in clients if k >= who.first):
-            delta = who.change(client, trained, now.server.clip)
+            delta = who.change(client, trained, clip)
             seed = derive_seed(parts.seed, "codec", round_, client)
-            payload, _ = encode_update(parts.algorithm, client, delta, {}, {}, seed, now.server.clip)
+            payload, _ = encode_update(parts.algorithm, client, delta, {}, {}, seed, clip)
             yield Update(client, payload, examples=1, loss=0.0, correct=0, labels=0, tokens=0)
 
     return ClientTransport([*range(who.first), *(who.first + np.flatnonzero(who.included)).tolist()], train)

@@ -128,7 +128,7 @@ class ClientTraining:
         self, round_: int, clients: Sequence[int], trained: Row, frozen: Row, received: Row
     ) -> Iterable[Update]:
         """See `federation.transport.Train`."""
-        work = [_work(self.parts, self.now, client) for client in clients]
+        work = [client_work(self.parts, self.now, client) for client in clients]
         parts, group = self.parts, self.parts.group
         share = share_of(work, parts.model.layout, group.rank, group.size)
 
@@ -190,11 +190,12 @@ class _CentralTraining:
     now: ServerProgress
 
     def __call__(self, round_: int, bank: AdapterBank, state: State) -> tuple[LocalResult, int]:
-        work = _work(self.parts, self.now, 0)
+        work = client_work(self.parts, self.now, 0)
         return train_locally(self.parts.model, bank, [work.steps], self.parts.rules, state), work.examples
 
 
-def _work(parts: Parts, now: ServerProgress, client: int) -> ClientWork:
+def client_work(parts: Parts, now: ServerProgress, client: int) -> ClientWork:
+    """What a client does in the next round."""
     return plan_work(
         parts.data.train,
         parts.data.clients[client],

@@ -7,13 +7,11 @@ and examples with more tokens than a change has dimensions to tell them apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
 
 from fedloom.client.private import Noised
 from fedloom.client.work import ClientWork
@@ -21,19 +19,11 @@ from fedloom.data.encode import Tokens
 from fedloom.federation.privacy.inversion import Span, distances, span_of
 from fedloom.federation.privacy.user import clipped
 from fedloom.federation.server import ServerState
-from fedloom.model.adapters.lora import StackedLora
 from fedloom.model.bank import Row
 from fedloom.model.layout import Batch, counted
-from fedloom.model.stacked import StackedModel
 from fedloom.runtimes.in_process import run_clients
+from fedloom.training.first_layer import FirstLayer, candidates, first_layer
 from fedloom.training.setup_fed import Parts
-
-_CANDIDATES = 4096
-"""Tokens of the vocabulary that go through the embedding at once."""
-
-
-class _Seen(Exception):
-    """Ends a pass behind the first layer's inputs."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +44,6 @@ class Inverted:
     recovered: int
 
 
-@dataclass(frozen=True)
-class _FirstLayer:
-    """The modules whose input is a function of a token and its place alone; and whether the place matters."""
-
-    names: list[str]
-    modules: list[nn.Module]
-    by_place: bool
-
-
 def invert(parts: Parts, server: ServerState, examples: int) -> list[Inverted] | None:
     """Attack some clients' examples.
 
@@ -74,7 +55,7 @@ def invert(parts: Parts, server: ServerState, examples: int) -> list[Inverted] |
     Returns:
         A row for each case that the data have; None where no module of the adapter reads embeddings.
     """
-    first = _first_layer(parts.model)
+    first = first_layer(parts.model)
     if first is None:
         return None
     change = partial(_change, parts, server)
@@ -95,7 +76,7 @@ def invert(parts: Parts, server: ServerState, examples: int) -> list[Inverted] |
 def _judged(
     parts: Parts,
     server: ServerState,
-    first: _FirstLayer,
+    first: FirstLayer,
     case: str,
     seen: Sequence[tuple[Row, Sequence[Tokens]]],
 ) -> Inverted:
@@ -105,7 +86,7 @@ def _judged(
     nearest = torch.full((len(seen), vocabulary), torch.inf)
     longest = max(len(text.ids) for _, texts in seen for text in texts)
     places = longest if first.by_place else 1
-    for start, inputs in _candidates(parts.model, first, vocabulary, places):
+    for start, inputs in candidates(parts.model, first, vocabulary, places):
         for k, own in enumerate(spans):
             found = distances(inputs.flatten(0, 1), own).view(-1, places)
             nearest[k, start : start + len(inputs)] = found.amin(1).cpu()
@@ -125,13 +106,13 @@ def _read(parts: Parts, tokens: Tokens) -> list[int]:
     return tokens.ids if parts.model.layout.classify else tokens.ids[:-1]
 
 
-def _width(parts: Parts, first: _FirstLayer, tokens: Tokens) -> int:
+def _width(parts: Parts, first: FirstLayer, tokens: Tokens) -> int:
     """How many dimensions an example's inputs have at most."""
     read = _read(parts, tokens)
     return len(read) if first.by_place else len(set(read))
 
 
-def _dimensions(parts: Parts, server: ServerState, first: _FirstLayer) -> int:
+def _dimensions(parts: Parts, server: ServerState, first: FirstLayer) -> int:
     """How many dimensions of inputs a change can tell apart."""
     names = parts.algorithm.trains(server.adapter.keys(), server.round)
     ranks = [server.adapter[f"{name}.lora_A.weight"].shape for name in first.names]
@@ -143,7 +124,7 @@ def _dimensions(parts: Parts, server: ServerState, first: _FirstLayer) -> int:
     return min(sum(down), ranks[0][1] - 1) if down else max(r for r, _ in ranks) - 1
 
 
-def _spans(delta: Row, adapter: Row, first: _FirstLayer) -> list[Span]:
+def _spans(delta: Row, adapter: Row, first: FirstLayer) -> list[Span]:
     """What a change tells of the first layer's inputs."""
     down = [delta[n] for name in first.names if (n := f"{name}.lora_A.weight") in delta]
     found = [span_of(torch.cat(down))] if down else []
@@ -151,64 +132,6 @@ def _spans(delta: Row, adapter: Row, first: _FirstLayer) -> list[Span]:
         if (up := f"{name}.lora_B.weight") in delta:
             found.append(span_of(delta[up], adapter[f"{name}.lora_A.weight"]))
     return found
-
-
-def _first_layer(model: StackedModel) -> _FirstLayer | None:
-    """The adapted modules of the first layer that read embeddings; None where there are none."""
-    if not model.adapted:
-        return None
-    names = [name for name, *_ in model.adapted[min(model.adapted)]]
-    modules = [m for m in model.model.modules() if isinstance(m, StackedLora) and m.name in names]
-    # The second and the fourth token are the same in the first two rows, and what stands before them is not.
-    inputs = _inputs(model, modules, torch.tensor([[5, 6, 7, 8], [9, 6, 5, 8], [6, 5, 7, 8]]))
-    own = {
-        id(m): m
-        for m in modules
-        if (x := inputs.get(id(m))) is not None
-        and torch.allclose(x[0, [1, 3]], x[1, [1, 3]], atol=1e-5 * float(x.abs().max()))
-    }
-    if not own:
-        return None
-    x = inputs[next(iter(own))]
-    anywhere = torch.allclose(x[0, 1], x[2, 0], atol=1e-5 * float(x.abs().max()))
-    return _FirstLayer([m.name for m in own.values()], [*own.values()], not anywhere)
-
-
-def _inputs(
-    model: StackedModel, modules: Sequence[nn.Module], ids: Tensor, stop: bool = False
-) -> dict[int, Tensor]:
-    """What enters some modules when the frozen base reads some sequences, ``[sequences, tokens, d_in]``."""
-    seen: dict[int, Tensor] = {}
-
-    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen[id(module)] = args[0].detach().reshape(*ids.shape, -1)
-        if stop:
-            raise _Seen
-
-    hooks = [module.register_forward_pre_hook(look) for module in modules]
-    try:
-        with torch.no_grad(), suppress(_Seen), model.as_clients({}, [len(ids)]) as plain:
-            plain(input_ids=ids.to(model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
-def _candidates(
-    model: StackedModel, first: _FirstLayer, vocabulary: int, places: int
-) -> Iterator[tuple[int, Tensor]]:
-    """What enters the first layer for each token of the vocabulary, at each place that matters.
-
-    Yields:
-        The first token of a block, and the inputs from there on, ``[tokens, places, d_in]``.
-    """
-    size = -(-_CANDIDATES // places)
-    for start in range(0, vocabulary, size):
-        block = torch.arange(start, min(start + size, vocabulary))
-        ids = block[:, None].expand(-1, places)  # one token, over and over
-        (x,) = _inputs(model, first.modules[:1], ids, stop=True).values()
-        yield start, x
 
 
 def _change(parts: Parts, server: ServerState, examples: Sequence[Tokens], protected: bool = False) -> Row:

@@ -1,6 +1,7 @@
 """`fedloom audit-privacy`: what it finds of runs that keep their promise, and of runs that were broken."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -10,6 +11,8 @@ from tiny import TRAINING_LINES, save_tiny_bert, save_tiny_llama
 if find_spec("dp_accounting") is None:
     pytest.skip("dp-accounting is not installed", allow_module_level=True)
 
+from fedloom.client import private
+from fedloom.client.private import ExamplePrivacy
 from fedloom.commands.cli import main
 from fedloom.federation import aggregate, algorithm
 from fedloom.federation.privacy.user import UserPrivacy
@@ -26,7 +29,7 @@ USER = "--privacy user --clip 0.5 --target_epsilon 1 --canaries 200 --inverted 0
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     save_tiny_llama(folder / "llama")
-    write_problems(folder / "data", train=16)
+    write_problems(folder / "data", train=64)
     return ["--model_name", str(folder / "llama"), "--data_dir", str(folder / "data")]
 
 
@@ -155,3 +158,41 @@ def test_the_tokens_of_an_example_are_rebuilt_unless_noise_or_their_number_hide_
     assert share["alone, clip and noise"] < 0.3
     assert share["alone, more tokens than dimensions"] < 0.6
     assert "sum of 2 clients" in share
+
+
+EXAMPLE = """
+    --privacy example --clip 0.01 --noise_multiplier 7 --client_num 1 --client_num_per_step 1 --batch_size 64
+    --max_steps 1 --canaries 60 --inverted 0 --lora_dropout 0
+"""
+
+
+def no_noise_of_steps(monkeypatch):
+    quiet = ExamplePrivacy.noised
+    monkeypatch.setattr(ExamplePrivacy, "noised", lambda self, *args: quiet(replace(self, noise=0.0), *args))
+
+
+def no_clip_of_examples(monkeypatch):
+    sums = private.clipped_sums
+
+    def wrong(model, leaves, frozen, clients, clip, *args):
+        return sums(model, leaves, frozen, clients, 1e9, *args)
+
+    monkeypatch.setattr(private, "clipped_sums", wrong)
+
+
+@pytest.mark.parametrize(
+    ("broken", "more"),
+    [
+        (None, ""),
+        (None, "--batch_size 16 --noise_multiplier 2 --client_num 2 --canaries 30 --lora_dropout 0.1"),
+        (no_noise_of_steps, ""),
+        (no_clip_of_examples, ""),
+    ],
+)
+def test_examples_are_canaries_of_the_client_that_adds_the_noise(audit, monkeypatch, broken, more):
+    if broken:
+        broken(monkeypatch)
+    status, found = audit(EXAMPLE, more)
+    assert found["holds"] == (status == 0) == (broken is None)
+    if broken:
+        assert found["guesses_right"] > 0.9 * found["guesses"]

@@ -1,0 +1,212 @@
+"""`fedloom audit-privacy` at example level: canaries among the examples of one client of a real run.
+
+A canary stands in the place of one of a client's examples, so that their number and the probability of being
+drawn are the run's; a fair coin decides whether it exists, and one that does not is drawn in vain. Its tokens
+are drawn at random, so that its gradient is larger than the clip and like no other's. The attacker is who
+sees all that leaves the client: each step's gradient, as its optimiser is given it, and with it where the
+client stands, so that each canary's clipped gradient g_i is known in every step. All of it is what
+`fedloom fed` runs: which examples are drawn, the packed pass with its clipping, the noise, the denominator.
+
+Canaries' gradients have much in common. Of a step's sum y = Σ c_j g_j + noise, in which c_j is 1 with
+probability q / 2, the best linear estimate of c_i that counts the other canaries as noise is, with K the g's
+inner products, v = q / 2 (1 − q / 2), σ = z C and H = K (σ² + v K)⁻¹,
+
+    x_i = (((σ² + v K)⁻¹ G y)_i − q / 2 · Σ_{j ≠ i} H_ij) / H_ii        of variance (1 − v H_ii) / H_ii
+
+which goes into the likelihood ratio. Of orthogonal canaries it is ⟨g_i, y⟩ / C², of variance z².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedloom.client.local import step_gradients
+from fedloom.client.private import rate_of
+from fedloom.data.encode import Tokens
+from fedloom.data.randomness import numpy_rng
+from fedloom.errors import UserError
+from fedloom.federation.privacy.account import Account
+from fedloom.federation.privacy.audit import log_likelihood_ratio
+from fedloom.federation.server import initial_state, sample_clients
+from fedloom.federation.transport import ClientTransport
+from fedloom.federation.update import Update
+from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.layout import Batch, counted
+from fedloom.runtimes.in_process import run_clients
+from fedloom.training.audit_rounds import Played, played_rounds, watched
+from fedloom.training.fed_rounds import ClientTraining, ServerProgress, client_work
+from fedloom.training.private import ExampleBudget
+from fedloom.training.setup_fed import Parts
+
+_LEAST_NOISE = 0.1
+"""Of the clip: where there is none, what keeps a sum of nearly equal gradients solvable."""
+
+
+def play_with_examples(
+    parts: Parts, rounds: int, canaries: int, on_round: Callable[[int], None] = lambda round_: None
+) -> Played:
+    """Play a run's rounds with canaries among the examples of the client that takes part most often.
+
+    Args:
+        parts: What the run is made of, its privacy at example level.
+        rounds: How many, unless the budget is spent before.
+        canaries: How many.
+        on_round: Is told how many rounds are done.
+
+    Raises:
+        UserError: The client has fewer examples, or nothing finite came of a round.
+    """
+    budget, everybody = parts.budget, len(parts.data.clients)
+    assert isinstance(budget, ExampleBudget) and parts.rules.privacy is not None
+    per_round = min(parts.per_round, everybody)
+    taken = np.zeros(everybody, dtype=np.int64)
+    for round_ in range(rounds):
+        taken[sample_clients(parts.seed, round_, everybody, per_round)] += 1
+    client = int(taken.argmax())
+    included = numpy_rng(parts.seed, "coins of the canaries").random(canaries) < 0.5
+    parts = _with_canaries(parts, client, canaries)
+    attacker = _Attacker(parts, client, included)
+    server, steps = initial_state(parts.model.initial, parts.algorithm), 0
+    for _, after in played_rounds(parts, rounds, attacker.transport):
+        server, steps = after.server, after.drawn[client] // parts.schedule.batches * parts.schedule.steps
+        on_round(server.round)
+    account = Account(attacker.rate, budget.noise, budget.delta, budget.kind)
+    return Played(attacker.scores, included, server, account.epsilon(steps), budget.delta)
+
+
+def _with_canaries(parts: Parts, client: int, canaries: int) -> Parts:
+    """A run in which a client's first examples are canaries.
+
+    Raises:
+        UserError: It has fewer.
+    """
+    own = parts.data.clients[client]
+    if len(own) < canaries:
+        raise UserError(
+            f"canaries: {canaries:,} stand in the place of examples of client {client + 1}, which has "
+            f"{len(own):,}; lower canaries, or client_num"
+        )
+    train, first = list(parts.data.train), len(parts.data.train)
+    vocabulary = parts.model.model.get_input_embeddings().weight.shape[0]
+    for place in range(canaries):
+        drawn = numpy_rng(parts.seed, "canaries", place).integers(vocabulary, size=4096)
+        train.append(_at_random(train[int(own[place])], parts.model.layout.prefix, drawn))
+    clients = list(parts.data.clients)
+    clients[client] = np.concatenate([np.arange(first, first + canaries), own[canaries:]])
+    return replace(parts, data=replace(parts.data, train=train, clients=clients))
+
+
+def _at_random(tokens: Tokens, prefix: int, drawn: np.ndarray) -> Tokens:
+    """A text of the same shape, of random tokens behind what all begin with; its first and last stay."""
+    first = max(prefix, 1)
+    middle = np.resize(drawn, max(0, len(tokens.ids) - 1 - first)).tolist()
+    rejected = None if tokens.rejected is None else _at_random(tokens.rejected, prefix, drawn[::-1])
+    return tokens._replace(
+        ids=[*tokens.ids[:first], *middle, *tokens.ids[first + len(middle) :]], rejected=rejected
+    )
+
+
+@dataclass
+class _Attacker:
+    """Who sees every step of a client, and keeps the canaries' scores."""
+
+    parts: Parts
+    client: int
+    included: np.ndarray
+
+    def __post_init__(self) -> None:
+        own = self.parts.data.clients[self.client]
+        self.canaries = [self.parts.data.train[int(i)] for i in own[: len(self.included)]]
+        self.rate = rate_of(len(own), self.parts.schedule.per_step)
+        self.expected = self.rate * len(own)
+        self.scores = np.zeros(len(self.included))
+
+    def transport(self, now: ServerProgress) -> ClientTransport:
+        """Reaches the run's clients; that of the canaries trains under the attacker's eyes."""
+        honest = ClientTraining(self.parts, now)
+
+        def train(
+            round_: int, clients: Sequence[int], trained: Row, frozen: Row, received: Row
+        ) -> Iterator[Update]:
+            others = [k for k in clients if k != self.client]
+            yield from honest(round_, others, trained, frozen, received)
+            if self.client in clients:
+                yield from self._seen(now, round_, trained, frozen, received)
+
+        return ClientTransport(range(len(self.parts.data.clients)), train)
+
+    def _seen(
+        self, now: ServerProgress, round_: int, trained: Row, frozen: Row, received: Row
+    ) -> Iterator[Update]:
+        parts, step = self.parts, count()
+
+        def see(bank: AdapterBank, gradients: AdapterBank) -> None:
+            y = torch.cat([t[0].flatten() for t in gradients.tensors.values()]).double() * self.expected
+            g = self._clipped(bank.row(0), frozen, round_, next(step))
+            self.scores += self._scored(g, y)
+
+        work = client_work(parts, now, self.client)
+        absent = set(np.flatnonzero(~self.included).tolist())
+        there = [[batch for batch in own if batch.key[-1] not in absent] for own in work.steps]
+        yield from run_clients(
+            parts.model,
+            trained,
+            [replace(work, steps=there)],
+            replace(parts.rules, optimiser=watched(parts.rules.optimiser, see)),
+            parts.algorithm,
+            frozen=frozen,
+            received=received,
+            memories=now.memories,
+            first=parts.first_memory,
+            seed=parts.seed,
+            round_=round_,
+            clip=now.server.clip,
+        )
+
+    def _clipped(self, row: Row, frozen: Row, round_: int, step: int) -> Float[Tensor, "canaries d"]:
+        """Each canary's gradient from where the client stands, cut to the clip."""
+        privacy = self.parts.rules.privacy
+        assert privacy is not None
+        batches = [
+            [Batch([t], 1 / counted(t, self.parts.model.layout), (round_, self.client, step, place))]
+            for place, t in enumerate(self.canaries)
+        ]
+        bank = AdapterBank.repeat(row, len(batches))
+        gradients, _ = step_gradients(self.parts.model, bank, batches, self.parts.rules, frozen)
+        g = torch.cat([t.flatten(1) for t in gradients.tensors.values()], dim=1).double()
+        norms = g.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        return g * (privacy.clip / norms).clamp(max=1.0)
+
+    def _scored(self, g: Float[Tensor, "canaries d"], y: Float[Tensor, " d"]) -> np.ndarray:
+        """The likelihood ratio of a step."""
+        privacy = self.parts.rules.privacy
+        assert privacy is not None
+        clip = privacy.clip if np.isfinite(privacy.clip) else float(g.norm(dim=1).median())
+        x, spread = estimates(g, y, self.rate / 2, max(privacy.noise, _LEAST_NOISE) * clip)
+        return log_likelihood_ratio(x.cpu().numpy(), self.rate, spread.cpu().numpy())
+
+
+def estimates(
+    g: Float[Tensor, "canaries d"], y: Float[Tensor, " d"], mean: float, noise: float
+) -> tuple[Float[Tensor, " canaries"], Float[Tensor, " canaries"]]:
+    """How often each canary is in a sum, and the standard deviation of that; see the module.
+
+    Args:
+        g: Their gradients.
+        y: The sum.
+        mean: q / 2, with which probability a canary is in it.
+        noise: σ, above 0.
+    """
+    v, inner = mean * (1 - mean), g @ g.T
+    whole = noise**2 * torch.eye(len(g), dtype=g.dtype, device=g.device) + v * inner
+    solved = torch.linalg.solve(whole, torch.cat([(g @ y)[:, None], inner], dim=1))
+    a, h = solved[:, 0], solved[:, 1:]
+    own = h.diagonal().clamp(min=1e-12)
+    return (a - mean * (h.sum(1) - own)) / own, ((1 - v * own) / own).clamp(min=0).sqrt()
