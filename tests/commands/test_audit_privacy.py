@@ -14,7 +14,7 @@ if find_spec("dp_accounting") is None:
 from fedloom.client import private
 from fedloom.client.private import ExamplePrivacy
 from fedloom.commands.cli import main
-from fedloom.federation import aggregate, algorithm
+from fedloom.federation import aggregate, update
 from fedloom.federation.privacy.user import UserPrivacy
 
 RUN = """
@@ -87,7 +87,7 @@ def noise_is_divided_twice(monkeypatch):
 
 
 def clip_is_forgotten(monkeypatch):
-    for module in (aggregate, algorithm):
+    for module in (aggregate, update):
         monkeypatch.setattr(module, "clipped", lambda row, clip: (row, True))
 
 
