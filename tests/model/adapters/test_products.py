@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
-from fedloom.model.adapters.products import truncated_product
+from fedloom.model.adapters.products import product_norms, truncated_product
 
 
 @pytest.mark.parametrize("spectrum", ["few directions", "slowly falling", "flat", "nothing"])
@@ -25,3 +26,8 @@ def test_the_leading_few_of_a_wide_layer_are_those_of_the_whole_decomposition(sp
     torch.testing.assert_close(new_right @ new_right.T, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-10)
     again = truncated_product(left, right, 2)
     assert torch.equal(again[0], new_left), "no draw of before decides"
+
+
+def test_while_tests_run_shapes_are_checked():
+    with pytest.raises(TypeCheckError, match="product_norms"):
+        product_norms(torch.ones(2, 3, 1), torch.ones(3, 1, 4))
