@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from fedloom.errors import UserError, plain_console
+from fedloom.evaluation.reference import with_references
 from fedloom.federation.privacy.audit import LEVEL, audit
 from fedloom.options.audit_privacy import AuditPrivacyConfig
 from fedloom.process import place
@@ -42,7 +43,8 @@ def run_audit_privacy(config: AuditPrivacyConfig) -> bool:
     check_output(path, "audit.json")
     run = with_noise(config.of_the_run)
     resolved, parts = build(run)
-    parts = with_key(parts)
+    (train,) = with_references(parts.model, [parts.data.train], parts.rules.wave_tokens)
+    parts = with_key(replace(parts, data=replace(parts.data, train=train)))
     play = play_with_clients if run.privacy == "user" else play_with_examples
     played = play(parts, run.max_steps, config.canaries, lambda n: _tell(n, run.max_steps))
     found = {"privacy": run.privacy, **_judged(played)}
@@ -95,6 +97,6 @@ def _show(found: dict[str, Any]) -> None:
             table.add_row(one["case"], f"{one['examples']}", f"{one['tokens']}", share)
         console.print(table)
     elif found["inversion"] is None:
-        console.print("Tokens were not rebuilt: no module of the adapter reads the embeddings")
+        console.print("Tokens were not rebuilt: no LoRA factor that trains reads the embeddings")
     if not found["holds"]:
         console.print("What was found is more than what was proven: this run does not keep its promise")

@@ -2,8 +2,8 @@
 
 A canary stands in the place of one of a client's examples, so that their number and the probability of being
 drawn are the run's; a fair coin decides whether it exists, and one that does not is drawn in vain. Its tokens
-are drawn at random, so that its gradient is larger than the clip and like no other's. The attacker is who
-sees all that leaves the client: each step's gradient, as its optimiser is given it, and with it where the
+are the client's at random, so that its gradient is larger than the clip and like no other's. The attacker is
+who sees all that leaves the client: each step's gradient, as its optimiser is given it, and with it where the
 client stands, so that each canary's clipped gradient g_i is known in every step. All of it is what
 `fedloom fed` runs: which examples are drawn, the packed pass with its clipping, the noise, the denominator.
 
@@ -94,9 +94,9 @@ def _with_canaries(parts: Parts, client: int, canaries: int) -> Parts:
             f"{len(own):,}; lower canaries, or client_num"
         )
     train, first = list(parts.data.train), len(parts.data.train)
-    vocabulary = parts.model.model.get_input_embeddings().weight.shape[0]
+    words = np.unique(np.concatenate([np.array(train[int(i)].ids) for i in own]))
     for place in range(canaries):
-        drawn = numpy_rng(parts.seed, "canaries", place).integers(vocabulary, size=4096)
+        drawn = numpy_rng(parts.seed, "canaries", place).choice(words, size=4096)
         train.append(_at_random(train[int(own[place])], parts.model.layout.prefix, drawn))
     clients = list(parts.data.clients)
     clients[client] = np.concatenate([np.arange(first, first + canaries), own[canaries:]])

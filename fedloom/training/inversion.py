@@ -53,10 +53,11 @@ def invert(parts: Parts, server: ServerState, examples: int) -> list[Inverted] |
         examples: How many examples are attacked in each case.
 
     Returns:
-        A row for each case that the data have; None where no module of the adapter reads embeddings.
+        A row for each case that the data have; None where no factor that trains reads embeddings.
     """
     first = first_layer(parts.model)
-    if first is None:
+    trained = parts.algorithm.trains(server.adapter.keys(), server.round)
+    if first is None or not any(f"{n}.lora_{x}.weight" in trained for n in first.names for x in "AB"):
         return None
     change = partial(_change, parts, server)
     dimensions = _dimensions(parts, server, first)

@@ -148,10 +148,18 @@ def reviews(tmp_path_factory):
     return ["--model_name", str(folder / "bert"), "--data_dir", str(folder), "--data_name", "sst2"]
 
 
+ALONE = "--privacy user --clip 0.1 --noise_multiplier 0.6 --canaries 8 --lora_dropout 0 --lora_alpha 64"
+
+
+def test_where_no_factor_that_trains_reads_the_embeddings_that_is_told(audit, reviews, capsys):
+    status, found = audit(ALONE, " ".join(reviews), "--method Fed-SB")
+    assert status == 0 and found["inversion"] is None
+    assert "Tokens were not rebuilt: no LoRA factor that trains reads" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", ["--lora_r 8", "--method FFA-LoRA --lora_r 16"])
 def test_the_tokens_of_an_example_are_rebuilt_unless_noise_or_their_number_hide_them(audit, reviews, method):
-    flags = "--privacy user --clip 0.1 --noise_multiplier 0.6 --canaries 8 --lora_dropout 0 --lora_alpha 64"
-    status, found = audit(flags, " ".join(reviews), method)
+    status, found = audit(ALONE, " ".join(reviews), method)
     assert status == 0
     share = {one["case"]: one["recovered"] / one["tokens"] for one in found["inversion"]}
     assert share["alone"] > 0.9

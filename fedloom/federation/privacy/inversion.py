@@ -7,8 +7,9 @@ are dA = Σ_t (s Bᵀ d_t) x_tᵀ and dB = s Σ_t d_t (A x_t)ᵀ. So the rows of
 dB sums of the A x_t. In the first layer x_t is a function of the token (and perhaps its place) alone, and the
 embedding is frozen and known: an attacker tries the whole vocabulary, and a token was there if it lies in the
 span of the rows. As long as a text has fewer different tokens than the rows have dimensions that is exact,
-from a step of SGD; beyond, no token lies in the span. Modules with one input, such as query and value, give
-rows of one span.
+from a step of SGD; beyond, no token lies in the span, but those that were there are still the nearest where
+the rows have fewer dimensions than an embedding. Modules with one input, such as query and value, give rows
+of one span.
 """
 
 from __future__ import annotations
