@@ -4,7 +4,8 @@ A canary stands in the place of one of a client's examples, so that their number
 drawn are the run's; a fair coin decides whether it exists, and one that does not is drawn in vain. Its tokens
 are the client's at random, so that its gradient is larger than the clip and like no other's. The attacker is
 who sees all that leaves the client: each step's gradient, as its optimiser is given it, and with it where the
-client stands, so that each canary's clipped gradient g_i is known in every step. All of it is what
+client stands, so that each canary's clipped gradient g_i is known in every step, and what the other examples
+add, which is taken off: the attacker of the definition knows all but the coins. All of it is what
 `fedloom fed` runs: which examples are drawn, the packed pass with its clipping, the noise, the denominator.
 
 Canaries' gradients have much in common. Of a step's sum y = Σ c_j g_j + noise, in which c_j is 1 with
@@ -145,14 +146,21 @@ class _Attacker:
     def _seen(
         self, now: ServerProgress, round_: int, trained: Row, frozen: Row, received: Row
     ) -> Iterator[Update]:
-        parts, step = self.parts, count()
+        parts, index = self.parts, count()
+        work = client_work(parts, now, self.client)
 
         def see(bank: AdapterBank, gradients: AdapterBank) -> None:
+            step = next(index)
             y = torch.cat([t[0].flatten() for t in gradients.tensors.values()]).double() * self.expected
-            g = self._clipped(bank.row(0), frozen, round_, next(step))
-            self.scores += self._scored(g, y)
+            others = [batch for batch in work.steps[step] if batch.key[-1] >= len(self.canaries)]
+            if others:
+                y -= self._clipped(others, bank.row(0), frozen).sum(0)
+            canaries = [
+                Batch([t], 1 / counted(t, parts.model.layout), (round_, self.client, step, place))
+                for place, t in enumerate(self.canaries)
+            ]
+            self.scores += self._scored(self._clipped(canaries, bank.row(0), frozen), y)
 
-        work = client_work(parts, now, self.client)
         absent = set(np.flatnonzero(~self.included).tolist())
         there = [[batch for batch in own if batch.key[-1] not in absent] for own in work.steps]
         yield from run_clients(
@@ -170,16 +178,14 @@ class _Attacker:
             clip=now.server.clip,
         )
 
-    def _clipped(self, row: Row, frozen: Row, round_: int, step: int) -> Float[Tensor, "canaries d"]:
-        """Each canary's gradient from where the client stands, cut to the clip."""
+    def _clipped(self, batches: Sequence[Batch], row: Row, frozen: Row) -> Float[Tensor, "examples d"]:
+        """Each example's gradient from where the client stands, cut to the clip."""
         privacy = self.parts.rules.privacy
         assert privacy is not None
-        batches = [
-            [Batch([t], 1 / counted(t, self.parts.model.layout), (round_, self.client, step, place))]
-            for place, t in enumerate(self.canaries)
-        ]
         bank = AdapterBank.repeat(row, len(batches))
-        gradients, _ = step_gradients(self.parts.model, bank, batches, self.parts.rules, frozen)
+        gradients, _ = step_gradients(
+            self.parts.model, bank, [[one] for one in batches], self.parts.rules, frozen
+        )
         g = torch.cat([t.flatten(1) for t in gradients.tensors.values()], dim=1).double()
         norms = g.norm(dim=1, keepdim=True).clamp(min=1e-30)
         return g * (privacy.clip / norms).clamp(max=1.0)
