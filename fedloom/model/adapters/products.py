@@ -83,7 +83,8 @@ def _leading(
 
     Of a large matrix the leading few by subspace iteration (Halko, Martinsson & Tropp, 2011, arXiv:0909.4061,
     algorithm 4.4): the space of M Mᵀ M Mᵀ … Ω converges as the ratio of the first singular value left out to
-    the last one wanted, so fast where clients began with one adapter. Taken is only what has converged,
+    the last one wanted, so fast where clients began with one adapter. Where three steps show that it is slow,
+    it goes on from the eigenvectors of M Mᵀ, which leave it one step. Taken is only what has converged,
     ‖M V − U S‖ ≤ 10⁻¹³ ‖M‖; elsewhere the whole matrix is decomposed.
     """
     block = rank + 8
@@ -91,12 +92,17 @@ def _leading(
         numbers = torch.Generator().manual_seed(0)  # the same on every rank, and whatever was drawn before
         start = torch.randn(core.shape[1], block, generator=numbers, dtype=core.dtype).to(core.device)
         basis = torch.linalg.qr(core @ start).Q
-        for _ in range(8):
+        for step in range(8):
             basis = torch.linalg.qr(core @ torch.linalg.qr(core.T @ basis).Q).Q
             small, S, Vh = torch.linalg.svd(basis.T @ core, full_matrices=False)
             U = basis @ small
-            if (core @ Vh[:rank].T - U[:, :rank] * S[:rank]).norm() <= 1e-13 * S.norm():
+            apart = (core @ Vh[:rank].T - U[:, :rank] * S[:rank]).norm() / S.norm()
+            if apart <= 1e-13 or not S.any():
                 return U, S, Vh
+            if step == 2 and apart > 1e-8:
+                short = core if len(core) <= core.shape[1] else core.T
+                leading = torch.linalg.eigh(short @ short.T).eigenvectors[:, -block:]
+                basis = leading if short is core else torch.linalg.qr(core @ leading).Q
     # A layer may be narrower than the rank, and only then are directions needed that have no singular value.
     U, S, Vh = torch.linalg.svd(core, full_matrices=rank > min(core.shape))
     return U, S, Vh
