@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from cells import DASH, gib, mean_of, percent_of, table, times
+from compared import compared_table
 from tables_drift import drift_table
 from tables_peers import consensus_table, peers_table, scale_table
 from tables_ranks import ranks_table
@@ -21,6 +22,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         "peers": peers_table,
         "peers-scale": scale_table,
         "consensus": consensus_table,
+        "compared": compared_table,
         "drift": drift_table,
         "evaluate": _evaluate_table,
         "ranks": ranks_table,

@@ -267,3 +267,12 @@ def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(modu
     assert module("cells").geometric(ratios) == pytest.approx(expected)
     error = sum(run["consensus_error"][-1] for run in pairs.both) / 2
     assert f" | 2 | {error:.3g} | " in module("tables").as_markdown(result)
+
+    assert module("compared").main([str(config), str(folder), "--out", str(out)]) == 0
+    table = module("tables").as_markdown(json.loads(out.read_text())).splitlines()
+    printed = (folder / "compare.csv").read_text().splitlines()[1:]
+    for row, line in zip(table[2:4], printed, strict=True):
+        label, n, mean = line.split(",")[:3]
+        assert [cell.strip() for cell in row.split("|")[1:3]] == [f"`{label}`", n]
+        assert row.split("|")[3].strip().startswith(f"{100 * float(mean):.1f} ± ")
+    assert module("compared").main([str(config), str(tmp_path), "--out", str(out)]) == 2
