@@ -99,4 +99,7 @@ def _show(found: dict[str, Any]) -> None:
     elif found["inversion"] is None:
         console.print("Tokens were not rebuilt: no LoRA factor that trains reads the embeddings")
     if not found["holds"]:
-        console.print("What was found is more than what was proven: this run does not keep its promise")
+        print(
+            f"What was found is above what was proven: with {found['confidence']:.0%} confidence this run "
+            "does not keep its promise"
+        )

@@ -7,6 +7,7 @@ from fedloom.options.check_fed import check as check_fed
 from fedloom.options.declare import option
 from fedloom.options.fed import FedConfig
 from fedloom.options.method import sets_method
+from fedloom.options.methods import chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,13 @@ def check(config: AuditPrivacyConfig) -> None:
     check_fed(config)
     if config.privacy == "none":
         raise UserError(
-            "privacy: none promises nothing that could be measured; choose --privacy user or example, "
+            "privacy: none makes no promise to measure; choose --privacy user or example, "
             "with --noise_multiplier 0 for what an attacker sees without noise"
+        )
+    if config.privacy == "example" and (rule := chosen(config)["client_rule"]).startswith("fedrep"):
+        raise UserError(
+            f"client_rule: {rule} moves a part of the parameters in each step, and the attacker looks "
+            "at all of them; choose another client_rule, or --privacy user"
         )
     if config.resume:
         raise UserError("resume: an audit begins afresh, and leaves no run; leave resume out")

@@ -7,6 +7,9 @@ round shows of it is that number of Σ Δ_k, in units of the clip, as the server
 what the run's own clients add to it: the attacker of the definition knows all but the coins. All of it is
 what `fedloom fed` runs: who is sampled, what sender and server clip, the sum, the noise, the denominator, the
 server's step. A canary takes part as likely as a client of the run; one that does not exist never answers.
+
+N, by which the sum is divided and from which σ_b of an adaptive clip comes, grows with the canaries, at the
+same q: the privacy of a client is the same, and the adapter moves less than in the run.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ import torch
 
 from fedloom.data.randomness import derive_seed, numpy_rng
 from fedloom.errors import UserError
+from fedloom.federation.aggregate import collect
 from fedloom.federation.privacy.audit import log_likelihood_ratio
-from fedloom.federation.privacy.user import clipped
 from fedloom.federation.server import initial_state
 from fedloom.federation.transport import ClientTransport
-from fedloom.federation.update import Update, decode_update, encode_update
+from fedloom.federation.update import Update, encode_update
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.training.audit_rounds import Played, played_rounds, watched
 from fedloom.training.fed_rounds import ClientTraining, ServerProgress
@@ -123,7 +126,7 @@ def play_with_clients(
         rest = {name: scale * gradients[-1].tensors[name][0] - t for name, t in others.items()}
         if rest:
             seen = who.seen(rest, now.server.clip)
-            scores += log_likelihood_ratio(seen, privacy.per_round / privacy.clients, privacy.sum_noise)
+            scores += log_likelihood_ratio(seen, places.per_round / places.clients, places.sum_noise)
         others.clear()
         gradients.clear()
         server = after.server
@@ -172,8 +175,8 @@ def _transport(parts: Parts, now: ServerProgress, who: CanaryClients, others: Ro
         others.update({name: torch.zeros_like(t) for name, t in trained.items()})
         who.coordinates(trained)  # too many canaries: say so before anybody trains
         for update in honest(round_, [k for k in clients if k < who.first], trained, frozen, received):
-            delta, _ = decode_update(parts.algorithm, update.client, update.payload, trained)
-            for name, t in clipped(delta, clip)[0].items():
+            # As the server counts it, which clips it again, or leaves it out.
+            for name, t in collect(trained, [update], parts.algorithm, clip).total.items():
                 others[name] += t
             yield update
         for client in (k for k in clients if k >= who.first):

@@ -1,12 +1,13 @@
 """`fedloom audit-privacy` at example level: canaries among the examples of one client of a real run.
 
 A canary stands in the place of one of a client's examples, so that their number and the probability of being
-drawn are the run's; a fair coin decides whether it exists, and one that does not is drawn in vain. Its tokens
-are the client's at random, so that its gradient is larger than the clip and like no other's. The attacker is
-who sees all that leaves the client: each step's gradient, as its optimiser is given it, and with it where the
-client stands, so that each canary's clipped gradient g_i is known in every step, and what the other examples
-add, which is taken off: the attacker of the definition knows all but the coins. All of it is what
-`fedloom fed` runs: which examples are drawn, the packed pass with its clipping, the noise, the denominator.
+drawn are the run's; a fair coin decides whether it exists, and the draw of one that does not adds nothing.
+Its tokens are the client's at random, so that its gradient is larger than the clip and like no other's. The
+attacker sees each step's gradient with its noise, before the client's rule, `clip_norm` and optimiser, which
+may only hide something; and with it where the client stands, so that each canary's clipped gradient g_i is
+known in every step, and what the other examples add, which is taken off: the attacker of the definition knows
+all but the coins. All of it is what `fedloom fed` runs: which examples are drawn, the packed pass with its
+clipping, which also says what the others add, the noise, the denominator.
 
 Canaries' gradients have much in common. Of a step's sum y = Σ c_j g_j + noise, in which c_j is 1 with
 probability q / 2, the best linear estimate of c_i that counts the other canaries as noise is, with K the g's
@@ -19,6 +20,7 @@ which goes into the likelihood ratio. Of orthogonal canaries it is ⟨g_i, y⟩ 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -28,8 +30,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedloom.client.local import step_gradients
-from fedloom.client.private import rate_of
+from fedloom.client.local import Step, passes
+from fedloom.client.optimisers import State
+from fedloom.client.private import Noised, noised_gradients, rate_of
+from fedloom.client.rules import ClientRule
 from fedloom.data.encode import Tokens
 from fedloom.data.randomness import numpy_rng
 from fedloom.errors import UserError
@@ -40,8 +44,9 @@ from fedloom.federation.transport import ClientTransport
 from fedloom.federation.update import Update
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Batch, counted
+from fedloom.model.per_example import clipped_sums
 from fedloom.runtimes.in_process import run_clients
-from fedloom.training.audit_rounds import Played, played_rounds, watched
+from fedloom.training.audit_rounds import Played, played_rounds
 from fedloom.training.fed_rounds import ClientTraining, ServerProgress, client_work
 from fedloom.training.private import ExampleBudget
 from fedloom.training.setup_fed import Parts
@@ -149,17 +154,16 @@ class _Attacker:
         parts, index = self.parts, count()
         work = client_work(parts, now, self.client)
 
-        def see(bank: AdapterBank, gradients: AdapterBank) -> None:
-            step = next(index)
-            y = torch.cat([t[0].flatten() for t in gradients.tensors.values()]).double() * self.expected
+        def see(gradients: AdapterBank, bank: AdapterBank) -> None:
+            step, row = next(index), bank.row(0)
+            fixed = {name: t for name, t in frozen.items() if name not in row}
             others = [batch for batch in work.steps[step] if batch.key[-1] >= len(self.canaries)]
-            if others:
-                y -= self._clipped(others, bank.row(0), frozen).sum(0)
+            y = _flat(gradients) * self.expected - _flat(self._sum(others, bank, fixed))
             canaries = [
                 Batch([t], 1 / counted(t, parts.model.layout), (round_, self.client, step, place))
                 for place, t in enumerate(self.canaries)
             ]
-            self.scores += self._scored(self._clipped(canaries, bank.row(0), frozen), y)
+            self.scores += self._scored(self._clipped(canaries, row, fixed), y[0])
 
         absent = set(np.flatnonzero(~self.included).tolist())
         there = [[batch for batch in own if batch.key[-1] not in absent] for own in work.steps]
@@ -167,7 +171,7 @@ class _Attacker:
             parts.model,
             trained,
             [replace(work, steps=there)],
-            replace(parts.rules, optimiser=watched(parts.rules.optimiser, see)),
+            replace(parts.rules, rule=_watched(parts.rules.rule, see)),
             parts.algorithm,
             frozen=frozen,
             received=received,
@@ -178,17 +182,34 @@ class _Attacker:
             clip=now.server.clip,
         )
 
+    def _sum(self, batches: Step, bank: AdapterBank, frozen: Row) -> AdapterBank:
+        """What some examples add to a step, by the code of the run: where its clip is wrong, so is this."""
+        model, rules = self.parts.model, self.parts.rules
+        assert rules.privacy is not None
+        return noised_gradients(
+            model,
+            bank,
+            passes([batches], model.layout, rules.wave_tokens),
+            replace(rules.privacy, noise=0.0),
+            [Noised(self.client, 0, expected=1.0)],
+            0,
+            frozen,
+            {},
+            rules.dropout_seed,
+        )
+
     def _clipped(self, batches: Sequence[Batch], row: Row, frozen: Row) -> Float[Tensor, "examples d"]:
         """Each example's gradient from where the client stands, cut to the clip."""
-        privacy = self.parts.rules.privacy
-        assert privacy is not None
-        bank = AdapterBank.repeat(row, len(batches))
-        gradients, _ = step_gradients(
-            self.parts.model, bank, [[one] for one in batches], self.parts.rules, frozen
-        )
-        g = torch.cat([t.flatten(1) for t in gradients.tensors.values()], dim=1).double()
+        model, rules = self.parts.model, self.parts.rules
+        assert rules.privacy is not None
+        found = []
+        for _, each in passes([[one] for one in batches], model.layout, rules.wave_tokens):
+            leaves, fixed = (AdapterBank.repeat(some, len(each)).tensors for some in (row, frozen))
+            own = clipped_sums(model, leaves, fixed, each, math.inf, rules.dropout_seed)
+            found.append(_flat(AdapterBank(own)))
+        g = torch.cat(found)
         norms = g.norm(dim=1, keepdim=True).clamp(min=1e-30)
-        return g * (privacy.clip / norms).clamp(max=1.0)
+        return g * (rules.privacy.clip / norms).clamp(max=1.0)
 
     def _scored(self, g: Float[Tensor, "canaries d"], y: Float[Tensor, " d"]) -> np.ndarray:
         """The likelihood ratio of a step."""
@@ -197,6 +218,22 @@ class _Attacker:
         clip = privacy.clip if np.isfinite(privacy.clip) else float(g.norm(dim=1).median())
         x, spread = estimates(g, y, self.rate / 2, max(privacy.noise, _LEAST_NOISE) * clip)
         return log_likelihood_ratio(x.cpu().numpy(), self.rate, spread.cpu().numpy())
+
+
+def _flat(bank: AdapterBank) -> Float[Tensor, "clients d"]:
+    return torch.cat([t.flatten(1) for t in bank.tensors.values()], dim=1).double()
+
+
+def _watched(rule: ClientRule, see: Callable[[AdapterBank, AdapterBank], None]) -> ClientRule:
+    """A rule that shows each step's gradients, and where clients stand, before it changes anything."""
+
+    def correct(
+        gradients: AdapterBank, bank: AdapterBank, start: AdapterBank, memory: State, received: Row
+    ) -> AdapterBank:
+        see(gradients, bank)
+        return rule.correct(gradients, bank, start, memory, received)
+
+    return rule._replace(correct=correct)
 
 
 def estimates(

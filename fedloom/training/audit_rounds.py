@@ -61,11 +61,16 @@ def played_rounds(
         Where it stands before a round, and after it.
 
     Raises:
-        UserError: Nothing finite came of a round.
+        UserError: Nothing finite came of a round, or the budget is too small for one.
     """
     now = first_standing(parts)
     while now.server.round < rounds:
-        if parts.budget is not None and parts.budget.reason_to_stop(now.server.round, now.drawn):
+        if parts.budget is not None and (why := parts.budget.reason_to_stop(now.server.round, now.drawn)):
+            if now.server.round == 0:
+                raise UserError(
+                    f"target_epsilon: there is not one round to audit, {why}; raise target_epsilon, or "
+                    "noise_multiplier"
+                )
             return
         try:
             after, _ = play_round(parts, now, transport(now))

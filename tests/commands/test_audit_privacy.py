@@ -16,6 +16,8 @@ from fedloom.client.private import ExamplePrivacy
 from fedloom.commands.cli import main
 from fedloom.federation import aggregate, update
 from fedloom.federation.privacy.user import UserPrivacy
+from fedloom.runtimes import in_process
+from fedloom.training import audit_clients
 
 RUN = """
     --data_name arithmetic --train_mode fed --server_optimizer none --client_num 2 --client_num_per_step 2
@@ -95,10 +97,22 @@ def all_take_part(monkeypatch):
     monkeypatch.setattr(UserPrivacy, "sample", lambda self, round_: [*range(self.clients)])
 
 
+def noise_is_forgotten_and_a_client_left_out(monkeypatch):
+    """Whose change is not a number: neither server nor attacker counts it."""
+    noise_is_forgotten(monkeypatch)
+    encode = in_process.encode_update
+
+    def wrong(algorithm, client, delta, *args):
+        return encode(algorithm, client, {n: t / (client > 0) for n, t in delta.items()}, *args)
+
+    monkeypatch.setattr(in_process, "encode_update", wrong)
+
+
 @pytest.mark.parametrize(
     ("broken", "more"),
     [
         (noise_is_forgotten, ""),
+        (noise_is_forgotten_and_a_client_left_out, "--max_steps 1"),
         (noise_is_divided_twice, ""),
         (clip_is_forgotten, ""),
         (
@@ -112,13 +126,32 @@ def test_a_run_that_breaks_its_promise_is_refuted(audit, monkeypatch, capsys, br
     status, found = audit(USER, more)
     assert status == 1 and not found["holds"]
     assert found["epsilon_lower_bound"] > found["epsilon_proven"]
-    assert "does not keep its promise" in capsys.readouterr().out
+    assert "with 95% confidence this run does not keep its promise" in capsys.readouterr().out
+
+
+def test_scores_are_of_the_noise_that_is_added(audit, monkeypatch):
+    """With an adaptive clip it depends on how many take part: also on how many canaries do."""
+    added, assumed = [], []
+    noised, ratio = UserPrivacy.noised, audit_clients.log_likelihood_ratio
+
+    def adds(self, *args):
+        added.append(self.sum_noise)
+        return noised(self, *args)
+
+    def assumes(seen, rate, noise):
+        assumed.append(noise)
+        return ratio(seen, rate, noise)
+
+    monkeypatch.setattr(UserPrivacy, "noised", adds)
+    monkeypatch.setattr(audit_clients, "log_likelihood_ratio", assumes)
+    audit("--privacy user --clip adaptive:0.1:0.5 --noise_multiplier 1 --inverted 0 --max_steps 1")
+    assert added == assumed and len(added) == 1
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--accountant pld --privacy_seed none", "privacy: none promises nothing that could be measured"),
+        ("--accountant pld --privacy_seed none", "privacy: none makes no promise to measure"),
         (f"{USER} --canaries 4", "canaries: 4 is not"),
         (f"{USER} --canaries 5000", "canaries: 5,000 need as many parameters"),
         (f"{USER} --attack sign_flip --attackers 1", "attack: sign_flip has clients that attack"),
@@ -127,6 +160,11 @@ def test_a_run_that_breaks_its_promise_is_refuted(audit, monkeypatch, capsys, br
             "secure_aggregation: 1 hides changes from the server",
         ),
         (f"{USER} --output .", "output: . is a folder; name a file in it"),
+        (
+            "--privacy example --clip 1 --noise_multiplier 1 --share body:1 --client_rule fedrep:1",
+            "client_rule: fedrep:1 moves a part of the parameters in each step",
+        ),
+        (f"{USER} --target_epsilon 0.001 --noise_multiplier 1", "target_epsilon: there is not one round"),
         (f"{USER} --resume", "resume: an audit begins afresh"),
     ],
 )
@@ -188,6 +226,10 @@ def no_clip_of_examples(monkeypatch):
     monkeypatch.setattr(private, "clipped_sums", wrong)
 
 
+SEVERAL_STEPS = "--batch_size 40 --client_batch_per_step 3 --noise_multiplier 12 --canaries 24"
+"""Of 64 examples 40 are no canaries, and a step has 40 of them on average."""
+
+
 @pytest.mark.parametrize(
     ("broken", "more"),
     [
@@ -195,6 +237,11 @@ def no_clip_of_examples(monkeypatch):
         (None, "--batch_size 16 --noise_multiplier 2 --client_num 2 --canaries 30 --lora_dropout 0.1"),
         (no_noise_of_steps, ""),
         (no_clip_of_examples, ""),
+        # What hides a step's gradient from who sees what the client sends does not hide it from the attacker.
+        (no_noise_of_steps, "--clip_norm 0.0001 --client_rule proximal:0.1"),
+        (no_noise_of_steps, "--share a --lora_dropout 0.1"),
+        (no_noise_of_steps, SEVERAL_STEPS),
+        (no_clip_of_examples, SEVERAL_STEPS),
     ],
 )
 def test_examples_are_canaries_of_the_client_that_adds_the_noise(audit, monkeypatch, broken, more):

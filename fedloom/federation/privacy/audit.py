@@ -10,8 +10,8 @@ q = e^ε / (1 + e^ε) and B ~ Binomial(r, q), so many right guesses, or more, ha
     P(B ≥ v) + 2 m δ · max_{i = 1..v} P(v > B ≥ v − i) / i
 
 The bound is the largest ε at which that is below a level. For δ = 0 it is that of randomised response: each
-coin is told right with probability q. ε cannot be found larger than where q^m is the level, which is 4.2 for
-200 canaries and 7.4 for 5,000.
+coin is told right with probability q. ε cannot be found larger than where q^m is a tenth of 5 %, as ten
+numbers of guesses are tried: for δ = 0 that is 3.6 for 200 canaries and 6.8 for 5,000, for another less.
 
 A canary's score is the log-likelihood ratio of the rounds under the mechanism that is accounted for. With x_t
 what a round shows of it, in units of the clip, 1 + z N(0, 1) where it took part (with probability q) and
@@ -19,8 +19,9 @@ z N(0, 1) where it did not:
 
     score = Σ_t log(1 − q + q exp((x_t − ½) / z²))
 
-which by Neyman and Pearson no other score betters, so that what is left between the bound and the proven ε is
-what m canaries cannot show.
+which by Neyman and Pearson no other function of the x_t betters: what is left between the bound and the
+proven ε is then what m canaries cannot show. An adaptive clip tells a little more, how many were within it,
+which this score leaves out.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import binom
+
+from fedloom.errors import UserError
 
 LEVEL = 0.05
 """With what probability the bound may be above the true ε: it is one of 95 % confidence."""
@@ -115,7 +118,15 @@ def audit(scores: np.ndarray, included: np.ndarray, delta: float, level: float =
         included: Whether it was.
         delta: δ.
         level: With what probability the bound may be wrong.
+
+    Raises:
+        UserError: Scores are not finite.
     """
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"canaries: the scores of {np.sum(~np.isfinite(scores)):,} of {len(scores):,} are not finite, "
+            "and nothing follows from them; lower client_lr or lr, and audit again"
+        )
     order = np.argsort(-scores, kind="stable")
     ways = list(_guesses(len(scores), int((scores > 0).sum())))
     found = []
@@ -123,7 +134,7 @@ def audit(scores: np.ndarray, included: np.ndarray, delta: float, level: float =
         right = int(included[order[:high]].sum() + (~included[order[len(order) - low :]]).sum())
         bound = lower_bound(len(scores), high + low, right, delta, level / len(ways))
         found.append(Audited(bound, len(scores), high + low, right))
-    return max(found, key=lambda one: (one.epsilon, one.right / one.guesses))
+    return max(found, key=lambda one: one.epsilon)  # where all are 0 it is the first, with all guesses
 
 
 def _guesses(canaries: int, above: int) -> Iterator[tuple[int, int]]:

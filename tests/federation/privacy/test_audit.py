@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from fedloom.data.randomness import numpy_rng
+from fedloom.errors import UserError
 from fedloom.federation.privacy.audit import audit, log_likelihood_ratio, lower_bound, p_value
 
 
@@ -74,7 +75,14 @@ def test_the_best_of_several_numbers_of_guesses_counts():
     scores = np.where(included & (rng.random(400) < 0.2), 10.0, 0.0) + rng.random(400)
     found = audit(scores, included, 1e-5)
     assert found.right == found.guesses == 25 and found.epsilon > 1
-    assert audit(rng.random(400) - 0.5, included, 1e-5).epsilon == 0.0
+    nothing = audit(rng.random(400) - 0.5, included, 1e-5)
+    assert nothing.epsilon == 0.0 and nothing.guesses == 400
+
+
+def test_scores_that_are_no_numbers_are_not_a_bound_of_0():
+    scores = np.where(np.arange(40) == 3, np.nan, 1.0)
+    with pytest.raises(UserError, match="canaries: the scores of 1 of 40 are not finite"):
+        audit(scores, np.arange(40) % 2 == 0, 1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.2, 1.0])
