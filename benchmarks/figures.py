@@ -84,8 +84,9 @@ def drift(result: dict[str, Any]) -> Figure:
             style = "-" if over == reach else "o-"
             axes.plot(x, curve[:, 0], style, color=colour, label=label, linewidth=1.4, markersize=3)
             axes.fill_between(x, curve[:, 1], curve[:, 2], color=colour, alpha=0.15, linewidth=0)
-        axes.axhline(1, color="0.7", linewidth=0.8)
-        axes.axhspan(6.5, 8, color="0.85", linewidth=0)
+        axes.axhline(1, color="black", linestyle=":", linewidth=0.8)
+        if name == error:
+            axes.axhspan(6.5, 8, color="0.85", linewidth=0)
         title = "consensus error" if name == error else "relative to the mean product"
         axes.set(xscale="log", yscale="log", xlabel=over, title=title)
         axes.set_yticks([1, 1.5, 2, 3, 5, 8], ["1", "1.5", "2", "3", "5", "8"])

@@ -30,6 +30,7 @@ from machine import describe_machine, forget_peak, peak_resident_bytes, versions
 from peer_loop import PeerLoop  # noqa: E402
 
 from fedloom.federation.peers import mix  # noqa: E402
+from fedloom.model.bank import bytes_of  # noqa: E402
 from fedloom.options.graph import DflConfig  # noqa: E402
 from fedloom.training.graph_parts import PeerParts, PeerProgress, start  # noqa: E402
 from fedloom.training.graph_rounds import play_round  # noqa: E402
@@ -145,7 +146,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         began = time.perf_counter()
         mix(now.peers.bank, parts.mixing(now.peers.round).tensor(), now.peers.bank.tensors.keys())
         mixing.append(time.perf_counter() - began)
-    row_bytes = now.peers.bank.bytes_per_row
+    row_bytes = bytes_of(now.peers.bank.row(0))
     moments = sum(t[0].numel() * t.element_size() for t in now.peers.optimiser.values())
     return {
         "peers": options.peers,

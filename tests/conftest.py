@@ -49,6 +49,11 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
+def pytest_runtest_setup(item):
+    calls.clear()
+
+
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()
@@ -121,11 +126,6 @@ SAID_ONCE = (
     ("fedloom.federation.aggregators.krum", "_warn"),
     ("fedloom.options.method", "_say_once"),
 )
-
-
-@pytest.fixture(autouse=True)
-def shapes_of_every_test_are_checked():
-    calls.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -244,7 +244,7 @@ class Option:
 
 
 def names_or_pattern(text: str | None) -> list[str] | str | None:
-    """Names with commas between, as a list; as they are a regular expression, and None for the default."""
+    """Names with commas between, as a list; a regular expression, or None for the default, unchanged."""
     if text is None or _PATTERN.search(text):
         return text
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -184,7 +184,7 @@ class _ServerTraining:
 
 @dataclass(frozen=True)
 class _CentralTraining:
-    """`federation.central.Train`: everything as one client whose optimiser lasts."""
+    """`federation.server.TrainAll`: everything as one client whose optimiser lasts."""
 
     parts: Parts
     now: ServerProgress

@@ -276,3 +276,15 @@ def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(modu
         assert [cell.strip() for cell in row.split("|")[1:3]] == [f"`{label}`", n]
         assert row.split("|")[3].strip().startswith(f"{100 * float(mean):.1f} ± ")
     assert module("compared").main([str(config), str(tmp_path), "--out", str(out)]) == 2
+
+
+def test_a_round_of_some_number_of_peers_is_measured(module, tmp_path, capsys):
+    encoder = save_tiny_bert(tmp_path / "encoder")
+    write_rows(tmp_path / "train.jsonl", ({"sentence": f"good {i}", "label": i % 2} for i in range(60)))
+    write_rows(tmp_path / "validation.jsonl", [{"sentence": "bad", "label": 0}])
+    words = f"one --model {encoder} --data_dir {tmp_path} --device cpu --peers 6 --examples 8 --out unused"
+    assert module("peers").main(words.split()) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["peers"] == 6 and found["tokens"] > 0 and found["row_bytes"] > 0
+    # Adam keeps two numbers for each parameter, and counts its steps.
+    assert 2 * found["row_bytes"] <= found["moment_bytes"] < 2.1 * found["row_bytes"]

@@ -58,7 +58,7 @@ def lora(
         targets = _all_linear(model)
     elif target_modules is not None:
         _check_names(model, targets)
-    config = LoraConfig(
+    return LoraConfig(
         task_type=_task_type(model),
         r=r,
         lora_alpha=alpha,
@@ -66,26 +66,21 @@ def lora(
         use_rslora=rslora,
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
-    return config
 
 
 def prompt_tuning(model: PreTrainedModel, *, virtual_tokens: int) -> PeftConfig:
     """Virtual tokens whose embeddings are learnt."""
-    config = PromptTuningConfig(
-        task_type=_task_type(model), num_virtual_tokens=virtual_tokens, **_sizes(model)
-    )
-    return config
+    return PromptTuningConfig(task_type=_task_type(model), num_virtual_tokens=virtual_tokens, **_sizes(model))
 
 
 def p_tuning(model: PreTrainedModel, *, virtual_tokens: int) -> PeftConfig:
     """Virtual tokens that a learnt MLP makes."""
-    config = PromptEncoderConfig(
+    return PromptEncoderConfig(
         task_type=_task_type(model),
         num_virtual_tokens=virtual_tokens,
         encoder_hidden_size=ENCODER_HIDDEN_SIZE,
         **_sizes(model),
     )
-    return config
 
 
 def with_drawn(config: PeftConfig, drawn: Iterable[str]) -> PeftConfig:

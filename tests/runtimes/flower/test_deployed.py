@@ -194,7 +194,7 @@ def killed(inputs, net):
     return folder, reference, strangers
 
 
-def test_a_round_ends_without_the_client_that_was_killed(killed):
+def test_a_round_ends_when_a_client_that_was_killed_is_unregistered(killed):
     after = rows(killed[0])[1:]
     assert [row["clients"] for row in after] == [[0, 1, 2], [0, 1, 2], [0, 2]]
     assert [row["clients_lost"] for row in after] == [[], [KILLED], []]
