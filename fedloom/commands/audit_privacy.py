@@ -49,10 +49,14 @@ def run_audit_privacy(config: AuditPrivacyConfig) -> bool:
     played = play(parts, run.max_steps, config.canaries, lambda n: _tell(n, run.max_steps))
     found = {"privacy": run.privacy, **_judged(played)}
     found |= {"noise_multiplier": resolved.noise_multiplier, "clip": resolved.clip}
-    inverted = invert(parts, played.server, config.inverted) if config.inverted else []
-    found["inversion"] = None if inverted is None else [asdict(one) for one in inverted]
-    write_atomically(path, json.dumps(found, indent=2) + "\n", private=True, then="start again")
+    # What took long is written and told first: whatever becomes of the rest.
+    _write(path, found)
     _show(found)
+    if config.inverted:
+        inverted = invert(parts, played.server, config.inverted)
+        found["inversion"] = None if inverted is None else [asdict(one) for one in inverted]
+        _write(path, found)
+        _show_inverted(found["inversion"])
     print(f"Written to {path}")
     return bool(found["holds"])
 
@@ -78,6 +82,10 @@ def _tell(done: int, rounds: int) -> None:
         print(f"\rround {done}/{rounds}", end="\n" if done == rounds else "", file=sys.stderr, flush=True)
 
 
+def _write(path: Path, found: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(found, indent=2) + "\n", private=True, then="start again")
+
+
 def _show(found: dict[str, Any]) -> None:
     proven = found["epsilon_proven"]
     table = Table(
@@ -88,18 +96,22 @@ def _show(found: dict[str, Any]) -> None:
     table.add_row("confidence", f"{found['confidence']:.0%}")
     table.add_row("canaries", f"{found['canaries']} ({found['included']} in)")
     table.add_row("guesses right", f"{found['guesses_right']} of {found['guesses']}")
-    console = plain_console()
-    console.print(table)
-    if found["inversion"]:
-        table = Table("what the attacker sees of a change", "examples", "tokens", "recovered")
-        for one in found["inversion"]:
-            share = f"{one['recovered'] / one['tokens']:.0%}" if one["tokens"] else ""
-            table.add_row(one["case"], f"{one['examples']}", f"{one['tokens']}", share)
-        console.print(table)
-    elif found["inversion"] is None:
-        console.print("Tokens were not rebuilt: no LoRA factor that trains reads the embeddings")
+    plain_console().print(table)
     if not found["holds"]:
         print(
             f"What was found is above what was proven: with {found['confidence']:.0%} confidence this run "
             "does not keep its promise"
         )
+
+
+def _show_inverted(cases: list[dict[str, Any]] | None) -> None:
+    if cases is None:
+        print("Tokens were not rebuilt: no LoRA factor that trains reads the embeddings")
+    elif not cases:
+        print("Tokens were not rebuilt: examples are pairs of answers, and the attack is on single texts")
+    else:
+        table = Table("what the attacker sees of a change", "examples", "tokens", "recovered")
+        for one in cases:
+            share = f"{one['recovered'] / one['tokens']:.0%}" if one["tokens"] else ""
+            table.add_row(one["case"], f"{one['examples']}", f"{one['tokens']}", share)
+        plain_console().print(table)

@@ -22,11 +22,19 @@ class _Seen(Exception):
 
 @dataclass(frozen=True)
 class FirstLayer:
-    """The modules whose input is a function of a token and its place alone; and whether the place matters."""
+    """The modules whose input is a function of a token and its place alone.
+
+    Attributes:
+        names: Theirs.
+        modules: They.
+        by_place: Whether the place matters.
+        dtype: What they compute in.
+    """
 
     names: list[str]
     modules: list[nn.Module]
     by_place: bool
+    dtype: torch.dtype
 
 
 def first_layer(model: StackedModel) -> FirstLayer | None:
@@ -47,7 +55,7 @@ def first_layer(model: StackedModel) -> FirstLayer | None:
         return None
     x = inputs[next(iter(own))]
     anywhere = torch.allclose(x[0, 1], x[2, 0], atol=1e-5 * float(x.abs().max()))
-    return FirstLayer([m.name for m in own.values()], [*own.values()], not anywhere)
+    return FirstLayer([m.name for m in own.values()], [*own.values()], not anywhere, x.dtype)
 
 
 def _inputs(

@@ -1,8 +1,9 @@
 """`fedloom audit-privacy`, the other half: what a server rebuilds of one example from a client's change.
 
-The client is real: one step on one example, by the engine that trains all. Four cases: its change as it is;
-clipped, with the noise of the run; in the sum of a round's clients, which is what secure aggregation tells;
-and examples with more tokens than a change has dimensions to tell them apart.
+The client is real: one step on one example, by the engine that trains all, before it is compressed. Four
+cases: its change as it is; clipped, with the noise of the run; in the sum of as many such clients as a round
+has, which is what secure aggregation tells; and examples with more tokens than a change has dimensions to
+tell them apart. Only the span is tried: an attack made for noise may find more.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Inverted:
     Attributes:
         case: Which.
         examples: How many.
-        tokens: Different tokens in them, the shared beginning left out, which everybody knows. The attacker
-            names as many: those nearest to the span.
+        tokens: Different tokens in them, without those that all examples have, which everybody knows. The
+            attacker names as many: those nearest to the span.
         recovered: How many of the named were there: over ``tokens`` it is precision and recall alike.
     """
 
@@ -53,7 +54,8 @@ def invert(parts: Parts, server: ServerState, examples: int) -> list[Inverted] |
         examples: How many examples are attacked in each case.
 
     Returns:
-        A row for each case that the data have; None where no factor that trains reads embeddings.
+        A row for each case that the data have, none where they are preferences; None where no factor that
+        trains reads embeddings.
     """
     first = first_layer(parts.model)
     trained = parts.algorithm.trains(server.adapter.keys(), server.round)
@@ -65,19 +67,21 @@ def invert(parts: Parts, server: ServerState, examples: int) -> list[Inverted] |
     few = [tokens for tokens in data if _width(parts, first, tokens) <= dimensions][:examples]
     many = [tokens for tokens in data if _width(parts, first, tokens) > dimensions][:examples]
     together = data[: parts.per_round]
+    known = set.intersection(*(set(tokens.ids) for tokens in data)) if data else set()
     cases: list[tuple[str, list[tuple[Row, list[Tokens]]]]] = [
         ("alone", [(change([one]), [one]) for one in few]),
-        ("alone, clip and noise", [(change([one], protected=True), [one]) for one in few]),
+        ("alone, clip and noise", [(change([one], draw=draw), [one]) for draw, one in enumerate(few)]),
         (f"sum of {len(together)} clients", [(change(together), together)] if len(together) > 1 else []),
         ("alone, more tokens than dimensions", [(change([one]), [one]) for one in many]),
     ]
-    return [_judged(parts, server, first, case, seen) for case, seen in cases if seen]
+    return [_judged(parts, server, first, known, case, seen) for case, seen in cases if seen]
 
 
 def _judged(
     parts: Parts,
     server: ServerState,
     first: FirstLayer,
+    known: set[int],
     case: str,
     seen: Sequence[tuple[Row, Sequence[Tokens]]],
 ) -> Inverted:
@@ -93,13 +97,12 @@ def _judged(
             nearest[k, start : start + len(inputs)] = found.amin(1).cpu()
     tokens = recovered = 0
     for row, (_, texts) in zip(nearest, seen, strict=True):
-        known = {token for text in texts for token in text.ids[: parts.model.layout.prefix]}
         there = {token for text in texts for token in _read(parts, text)} - known
         row[list(known)] = torch.inf
         tokens += len(there)
         if row.min() < 1:  # else nothing is told
             recovered += len(there.intersection(row.argsort(stable=True)[: len(there)].tolist()))
-    return Inverted(case, len(seen), tokens, recovered)
+    return Inverted(case, sum(len(texts) for _, texts in seen), tokens, recovered)
 
 
 def _read(parts: Parts, tokens: Tokens) -> list[int]:
@@ -128,24 +131,31 @@ def _dimensions(parts: Parts, server: ServerState, first: FirstLayer) -> int:
 def _spans(delta: Row, adapter: Row, first: FirstLayer) -> list[Span]:
     """What a change tells of the first layer's inputs."""
     down = [delta[n] for name in first.names if (n := f"{name}.lora_A.weight") in delta]
-    found = [span_of(torch.cat(down))] if down else []
+    found = [span_of(torch.cat(down), computed_in=first.dtype)] if down else []
     for name in first.names:
         if (up := f"{name}.lora_B.weight") in delta:
-            found.append(span_of(delta[up], adapter[f"{name}.lora_A.weight"]))
+            found.append(span_of(delta[up], adapter[f"{name}.lora_A.weight"], first.dtype))
     return found
 
 
-def _change(parts: Parts, server: ServerState, examples: Sequence[Tokens], protected: bool = False) -> Row:
-    """The sum of the changes of one client for each example, after one step; what is frozen is not in it."""
+def _change(parts: Parts, server: ServerState, examples: Sequence[Tokens], draw: int | None = None) -> Row:
+    """The sum of the changes of one client for each example, after one step; what is frozen is not in it.
+
+    Args:
+        parts: What the run is made of.
+        server: Where it stands.
+        examples: The examples.
+        draw: Of the clip and the noise of so many rounds later; None: without either.
+    """
     algorithm, rules = parts.algorithm, parts.rules
     names = algorithm.share(server.adapter.keys()) & algorithm.trains(server.adapter.keys(), server.round)
     trained = {name: t for name, t in server.adapter.items() if name in names}
-    if not protected:
+    if draw is None:
         rules = replace(rules, privacy=None)
     work = []
     for client, tokens in enumerate(examples):
         batch = Batch([tokens], 1 / counted(tokens, parts.model.layout), (server.round, client, 0, 0))
-        noised = None if rules.privacy is None else Noised(client, server.round, 1.0)
+        noised = None if rules.privacy is None else Noised(client, server.round + (draw or 0), 1.0)
         work.append(ClientWork(client, [[batch]], 1, noised))
     total = {name: torch.zeros_like(t) for name, t in trained.items()}
 
@@ -169,7 +179,7 @@ def _change(parts: Parts, server: ServerState, examples: Sequence[Tokens], prote
     )
     for _ in updates:
         pass
-    if not protected or algorithm.privacy is None:
+    if draw is None or algorithm.privacy is None:
         return total
     total, _ = clipped(total, server.clip)
-    return algorithm.privacy.noised(total, server.clip, server.round)
+    return algorithm.privacy.noised(total, server.clip, server.round + draw)

@@ -195,7 +195,19 @@ def test_where_no_factor_that_trains_reads_the_embeddings_that_is_told(audit, re
     assert "Tokens were not rebuilt: no LoRA factor that trains reads" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", ["--lora_r 8", "--method FFA-LoRA --lora_r 16"])
+def test_pairs_of_answers_are_not_rebuilt_and_that_is_told(audit, tmp_path, capsys):
+    pairs = [{"prompt": f"{i} + 1", "chosen": f" = {i + 1}", "rejected": f" = {i}"} for i in range(16)]
+    for split in ("train", "validation", "test"):
+        write_rows(tmp_path / f"{split}.jsonl", pairs)
+    status, found = audit(ALONE, f"--data_name {tmp_path} --data_dir {tmp_path}")
+    assert status == 0 and found["inversion"] == []
+    assert "Tokens were not rebuilt: examples are pairs of answers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["--lora_r 8", "--method FFA-LoRA --lora_r 16", "--lora_r 8 --dtype bfloat16"],
+)
 def test_the_tokens_of_an_example_are_rebuilt_unless_noise_or_their_number_hide_them(audit, reviews, method):
     status, found = audit(ALONE, " ".join(reviews), method)
     assert status == 0
@@ -203,7 +215,8 @@ def test_the_tokens_of_an_example_are_rebuilt_unless_noise_or_their_number_hide_
     assert share["alone"] > 0.9
     assert share["alone, clip and noise"] < 0.3
     assert share["alone, more tokens than dimensions"] < 0.6
-    assert "sum of 2 clients" in share
+    examples = {one["case"]: one["examples"] for one in found["inversion"]}
+    assert examples["alone"] == 4 and examples["sum of 2 clients"] == 2
 
 
 EXAMPLE = """

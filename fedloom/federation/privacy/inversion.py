@@ -22,14 +22,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 _ROUNDING = 1e-5
-"""Of float32's sums: what is smaller, beside the largest singular value, is none."""
+"""Of float32's sums: what is smaller, beside the largest singular value, is none. Of half precision's sums it
+is what one number is rounded by."""
 
 
 class Span(NamedTuple):
     """What one change tells of the features of the tokens that were there.
 
     Attributes:
-        basis: Orthonormal, of a space in which they lie, ``[rank, features]``.
+        basis: Orthonormal, of a space in which they lie, ``[rank, features]``, in float64.
         features: Makes them of a layer's input, ``[features, d_in]``; None: they are it.
     """
 
@@ -42,11 +43,22 @@ class Span(NamedTuple):
         return 0 < len(self.basis) < self.basis.shape[1]
 
 
-def span_of(rows: Float[Tensor, "rows features"], features: Tensor | None = None) -> Span:
-    """The span of sums of features."""
+def span_of(
+    rows: Float[Tensor, "rows features"],
+    features: Tensor | None = None,
+    computed_in: torch.dtype = torch.float32,
+) -> Span:
+    """The span of sums of features.
+
+    Args:
+        rows: The sums.
+        features: See `Span`.
+        computed_in: In what precision whoever made the sums computed.
+    """
+    rounding = max(_ROUNDING, torch.finfo(computed_in).eps)
     _, values, basis = torch.linalg.svd(rows.double(), full_matrices=False)
-    rank = int((values > _ROUNDING * values[0]).sum()) if bool(values[0] > 0) else 0
-    return Span(basis[:rank].to(rows.dtype), features)
+    rank = int((values > rounding * values[0]).sum()) if bool(values[0] > 0) else 0
+    return Span(basis[:rank], features)
 
 
 def distances(
@@ -58,7 +70,7 @@ def distances(
     """
     found = []
     for basis, features in (span for span in spans if span.tells):
-        x = inputs if features is None else inputs @ features.T
+        x = inputs.double() if features is None else inputs.double() @ features.double().T
         outside = x - (x @ basis.T) @ basis
         found.append(outside.norm(dim=1) / x.norm(dim=1).clamp(min=1e-30))
-    return torch.stack(found).amax(0) if found else inputs.new_ones(len(inputs))
+    return torch.stack(found).amax(0) if found else inputs.new_ones(len(inputs), dtype=torch.float64)
