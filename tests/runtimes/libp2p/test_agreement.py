@@ -70,7 +70,7 @@ def test_who_never_hears_the_decision_mixes_late_and_the_sum_stays(network):
     assert mixes[1].neighbours == [2] and mixes[2].in_doubt == [1]
     assert not torch.allclose(peers.total(), before, atol=1e-3), "one end has mixed, the other not yet"
     peers.cuts = lambda header: False
-    mixes = peers.play(nodes, 2)
+    mixes = peers.play_until_late(nodes, 2, first=2)
     assert [(late["round"], late["peer"]) for late in mixes[2].late] == [(1, 1)]
     torch.testing.assert_close(peers.total(), before)
     assert run_audit(peers.folders())

@@ -287,8 +287,7 @@ def test_a_row_far_away_moves_its_neighbours_by_the_bound_and_the_sum_stays(netw
     mixes = peers.play(nodes, 1)
     if late:
         peers.cuts = lambda header: False
-        mixes = {**mixes, 2: peers.play(nodes, 2)[2]}
-        assert mixes[2].late
+        mixes = {**mixes, 2: peers.play_until_late(nodes, 2, first=2)[2]}
     moved = torch.cat([(peers.rows[1][name] - before[name]).flatten() for name in before])
     if not late:
         assert (mixes[1].bounded, mixes[2].bounded) == ([2], [1])
