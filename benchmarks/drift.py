@@ -10,30 +10,22 @@ there because the Bs differ, and how much because the As do.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
-
-import torch
-from jaxtyping import Float64
-from torch import Tensor
 
 from fedloom.process import prepare_process
 
 prepare_process()
 
-from machine import describe_machine, versions  # noqa: E402
+import torch  # noqa: E402
+from comparison_folder import Runs, write_result  # noqa: E402
+from jaxtyping import Float64  # noqa: E402
+from torch import Tensor  # noqa: E402
 
-from fedloom.errors import UserError  # noqa: E402
 from fedloom.evaluation.adapter_tensors import read_row  # noqa: E402
 from fedloom.model.adapters.products import product_norms  # noqa: E402
-from fedloom.options.compare import read_plan  # noqa: E402
-from fedloom.options.parsing import RUN_CONFIG  # noqa: E402
-from fedloom.runs.files import write_atomically  # noqa: E402
-from fedloom.runs.record import RunRecord, read_run  # noqa: E402
+from fedloom.runs.record import RunRecord  # noqa: E402
 
 Factors = dict[str, float]
 """See `factors`."""
@@ -83,13 +75,6 @@ def factors(adapters: Stack, start: Stack) -> Factors:
     return {"start_rms": (at_start / entries) ** 0.5, **sizes, **by}
 
 
-def read_comparison(file: Path, folder: Path) -> list[RunRecord]:
-    """The runs of a comparison that have come to their end, in its order."""
-    places = [folder / run.name for run in read_plan(file).runs]
-    runs = [read_run(place, judged=False) for place in places if (place / RUN_CONFIG).is_file()]
-    return [run for run in runs if run.finished]
-
-
 def saved(run: RunRecord) -> list[tuple[int, Path]]:
     """The run's checkpoints, each with the number of rounds done."""
     folders = sorted((run.folder / "checkpoints").glob("round-*"))
@@ -107,31 +92,17 @@ def summarised(run: RunRecord, start: Stack | None) -> dict[str, Any]:
     }
 
 
+def found_in(_: Path, labelled: Runs) -> dict[str, Any]:
+    """What tables and figures take from all runs."""
+    runs = [run for _, run in labelled]
+    frozen = [run for run in runs if run.options["training_type"] == "DFL-LoRA"]
+    starts = {run.seed: read_adapters(saved(run)[-1][1]) for run in frozen}
+    return {"runs": [summarised(run, starts.get(run.seed)) for run in runs]}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Read what is there, and write. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("config", type=Path, help="file of the comparison")
-    parser.add_argument("folder", type=Path, help="its --out_dir")
-    parser.add_argument("--out", required=True, type=Path)
-    options = parser.parse_args(arguments)
-    try:
-        runs = read_comparison(options.config, options.folder)
-        frozen = [run for run in runs if run.options["training_type"] == "DFL-LoRA"]
-        starts = {run.seed: read_adapters(saved(run)[-1][1]) for run in frozen}
-        found = [summarised(run, starts.get(run.seed)) for run in runs]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    result = {
-        "kind": "drift",
-        "command": f"fedloom compare configs/compare/{options.config.name}",
-        "machine": describe_machine(torch.device("cpu")),
-        "versions": versions(),
-        "date": date.today().isoformat(),
-        "runs": found,
-    }
-    write_atomically(options.out, json.dumps(result, indent=1) + "\n")
-    return 0
+    return write_result("drift", __doc__, found_in, arguments)
 
 
 if __name__ == "__main__":

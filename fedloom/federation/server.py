@@ -168,11 +168,8 @@ def federated_round(
             f"round {state.round + 1}: the loss or update of every client is not finite, or too large"
         )
     came = result.collected
-    share, kept_here, direction = (
-        len(came.kept) / (of or len(clients) or 1),
-        state.rule,
-        result.pseudo_gradient,
-    )
+    share = len(came.kept) / (of or len(clients) or 1)
+    kept_here, direction = state.rule, result.pseudo_gradient
     if algorithm.rule.amend is not None:
         change = {name: -algorithm.client_lr * g for name, g in direction.items()}
         change, kept_here = algorithm.rule.amend(change, kept_here, share)

@@ -94,7 +94,7 @@ def _parsed(text: str) -> YamlFile:
         if isinstance(root, yaml.MappingNode):
             lines = {loader.construct_object(key): key.start_mark.line + 1 for key, _ in root.value}
         return YamlFile(content, lines)
-    except yaml.YAMLError:
+    except (yaml.MarkedYAMLError, yaml.reader.ReaderError):
         raise
     # The library's scanner lets through what Python's own functions raise, such as chr() of "\U00110000".
     except Exception as error:

@@ -52,7 +52,7 @@ from fedloom.training.private import ExampleBudget
 from fedloom.training.setup_fed import Parts
 
 _LEAST_NOISE = 0.1
-"""Of the clip: where there is none, what keeps a sum of nearly equal gradients solvable."""
+"""Least standard deviation, in units of the clip: nearly equal gradients cannot be told apart without."""
 
 
 def play_with_examples(

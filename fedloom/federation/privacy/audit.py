@@ -42,7 +42,7 @@ LEVEL = 0.05
 
 _SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 _LEAST_NOISE = 0.1
-"""Of a score without noise, of which the others' changes are left."""
+"""Least standard deviation, in units of the clip, that a score divides by: a run may have no noise."""
 
 
 @dataclass(frozen=True)

@@ -121,9 +121,8 @@ def clipped(row: Row, clip: float) -> tuple[Row, bool]:
         return row, True
     squares = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in row.values()]
     norm = float(torch.linalg.vector_norm(torch.stack(squares))) if squares else 0.0
-    if norm <= clip or not math.isfinite(
-        norm
-    ):  # what is not finite is left out, whatever it is multiplied by
+    # What is not finite is left out, whatever it is multiplied by.
+    if norm <= clip or not math.isfinite(norm):
         return row, norm <= clip
     scale = clip / norm * (1 - 1e-6)  # rounding must not lift it above the bound again
     return {name: t * scale for name, t in row.items()}, False

@@ -1,0 +1,76 @@
+"""From the folder of a `fedloom compare` to a file of results, of any kind."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from fedloom.process import prepare_process
+
+prepare_process()
+
+import torch  # noqa: E402
+from machine import describe_machine, versions  # noqa: E402
+
+from fedloom.errors import UserError  # noqa: E402
+from fedloom.options.compare import read_plan  # noqa: E402
+from fedloom.options.parsing import RUN_CONFIG  # noqa: E402
+from fedloom.runs.files import write_atomically  # noqa: E402
+from fedloom.runs.record import RunRecord, read_run  # noqa: E402
+
+Runs = Sequence[tuple[str, RunRecord]]
+"""Runs of a comparison that have come to their end, in its order, each with its setting in words."""
+
+
+def finished_runs(config: Path, folder: Path) -> Runs:
+    """The finished runs of a comparison.
+
+    Raises:
+        UserError: There are none.
+    """
+    plan = read_plan(config).runs
+    there = [(run.label, folder / run.name) for run in plan if (folder / run.name / RUN_CONFIG).is_file()]
+    runs = [(label, read_run(place, judged=False)) for label, place in there]
+    if not any(run.finished for _, run in runs):
+        raise UserError(f"{folder}: no run has come to its end; give the comparison's --out_dir")
+    return [(label, run) for label, run in runs if run.finished]
+
+
+def write_result(
+    kind: str,
+    about: str | None,
+    found_in: Callable[[Path, Runs], dict[str, Any]],
+    arguments: list[str] | None,
+) -> int:
+    """Be the command that makes a result of a comparison. Returns the exit status.
+
+    Args:
+        kind: Of result, for `tables`.
+        about: The help.
+        found_in: Makes of the comparison's config and runs what stands in the file.
+        arguments: The command line; None: the process's own.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("config", type=Path, help="file of the comparison")
+    parser.add_argument("folder", type=Path, help="its --out_dir")
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        found = found_in(options.config, finished_runs(options.config, options.folder))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    origin = {
+        "kind": kind,
+        "command": f"fedloom compare configs/compare/{options.config.name}",
+        "machine": describe_machine(torch.device("cpu")),
+        "versions": versions(),
+        "date": date.today().isoformat(),
+    }
+    write_atomically(options.out, json.dumps(origin | found, indent=1) + "\n")
+    return 0
