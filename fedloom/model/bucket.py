@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from fedloom.model.blocks import segment_sums
+
 
 class Share(NamedTuple):
     """A shared prefix as some sequences of one bucket see it: their gradients of it add up.
@@ -36,6 +38,26 @@ class Share(NamedTuple):
         seen = of_bucket.view(*self.view, dim)[:, self.first : self.last, : self.shared]
         of_rows = grad[self.rows].view(self.shared, -1, dim)
         of_rows += seen.sum(1).transpose(0, 1)
+
+
+class Shares(NamedTuple):
+    """All shared prefixes of a bucket at once, each as its own sequences see it.
+
+    ``rows`` are those of the prefixes, ``[prefixes * key heads * shared]``; ``firsts`` the first sequence of
+    each; ``view`` is as in `Share`.
+    """
+
+    bucket: int
+    rows: Tensor
+    view: tuple[int, int, int]
+    firsts: Tensor
+    shared: int
+
+    def add_gradients(self, grad: Tensor, of_bucket: Tensor) -> None:
+        """Add the sequences' gradients of each prefix to the prefix's own, in place."""
+        seen = of_bucket.view(*self.view, -1)[:, :, : self.shared].transpose(0, 1)
+        sums = segment_sums(seen.flatten(1), self.firsts)
+        grad.index_add_(0, self.rows, sums.view(-1, grad.shape[-1]))  # no row is twice among them
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from fedloom.model.bucket import Bucket, Share
+from fedloom.model import blocks
+from fedloom.model.bucket import Bucket, Share, Shares
 from fedloom.model.pack import Pack
 
 # A bucket holds sequences no shorter than this share of its longest: fewer, larger products
@@ -44,7 +45,7 @@ class Buckets:
     query_pads: Tensor
     query_sizes: list[int]
     key_sizes: list[int]
-    shares: tuple[Share, ...]
+    shares: tuple[Share | Shares, ...]
     run_pairs: tuple[int, ...]
 
 
@@ -91,7 +92,7 @@ def plan_buckets(pack: Pack, causal: bool, rule: Rule | None, heads: int, key_he
         query_pads=query_pads.to(device),
         query_sizes=[b.batch * b.group * b.longest for b in buckets],
         key_sizes=[b.batch * (b.shared + b.longest) for b in buckets],
-        shares=tuple(_shares(buckets)),
+        shares=tuple(_shares(buckets, pack)),
         run_pairs=run_pairs,
     )
 
@@ -191,14 +192,28 @@ def _slots(rows: list[tuple[Tensor, Tensor]], total: int) -> tuple[Tensor, Tenso
     return slots, home, (~is_home).nonzero()[:, 0]
 
 
-def _shares(buckets: tuple[Bucket, ...]) -> Iterator[Share]:
+def _shares(buckets: tuple[Bucket, ...], pack: Pack) -> Iterator[Share | Shares]:
+    device = pack.ids.device
     for index, bucket in enumerate(buckets):
         if not bucket.shared:
             continue
         owners, counts = bucket.prefix_starts.unique_consecutive(return_counts=True)
+        heads, shared = bucket.key_heads, bucket.shared
+        view = (heads, len(bucket.lengths), shared + bucket.longest)
+        if blocks.pay(device, pack.client_tokens):
+            token = owners[:, None, None] + torch.arange(shared)  # [prefixes, 1, shared]
+            rows = token * heads + torch.arange(heads)[:, None]
+            firsts = counts.cumsum(0) - counts
+            yield Shares(index, rows.flatten().to(device), view, firsts.to(device), shared)
+            continue
         first = 0
         for owner, count in zip(owners.tolist(), counts.tolist(), strict=True):
-            rows = slice(owner * bucket.key_heads, (owner + bucket.shared) * bucket.key_heads)
-            view = (bucket.key_heads, len(bucket.lengths), bucket.shared + bucket.longest)
-            yield Share(index, rows, view, first, first + count, bucket.shared)
+            yield Share(
+                index,
+                slice(owner * heads, (owner + shared) * heads),
+                view,
+                first,
+                first + count,
+                shared,
+            )
             first += count

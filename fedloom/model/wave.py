@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fedloom.model import blocks
+from fedloom.model.blocks import Blocks
 from fedloom.model.dropout import Draws
 from fedloom.model.layout import NotPerClient
 
@@ -64,6 +67,7 @@ class Wave:
         real_units: Real tokens of each client in a padded pass.
         examples: Where each example's gradient is wanted; an example is then a client in all of the above but
             LoRA's parameters. None elsewhere.
+        plans: The pass's tokens in blocks, worked out once for all modules that are alike.
     """
 
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
@@ -76,6 +80,7 @@ class Wave:
     tokens: int = 0
     real_units: tuple[int, ...] = ()
     examples: Examples | None = None
+    plans: dict[Any, Blocks] = field(default_factory=dict)
 
     def lengths(self, x: Tensor, name: str) -> tuple[int, ...]:
         """Rows of each client in ``x`` ``[..., features]``, which lies client by client.
@@ -99,6 +104,20 @@ class Wave:
                 f"{name} is called on {list(x.shape)}, which are not the pass's {units} x {self.columns}"
             )
         return tuple(n * (flat // units) for n in self.units)
+
+    def in_blocks(self, lengths: tuple[int, ...], width: int | None, device: torch.device) -> Blocks | None:
+        """These clients' tokens in blocks; None where a loop over the clients is to be preferred.
+
+        Args:
+            lengths: Tokens of each client.
+            width: See `plan_blocks`.
+            device: Where the tokens are.
+        """
+        if not blocks.pay(device, lengths):
+            return None
+        if (lengths, width) not in self.plans:
+            self.plans[lengths, width] = blocks.plan_blocks(lengths, width, device)
+        return self.plans[lengths, width]
 
     def keep(self, flat: Tensor, probability: float) -> Tensor | None:
         """Dropout factors for ``flat`` ``[tokens, features]``; None where nothing is to be dropped."""
@@ -137,8 +156,8 @@ class Wave:
     def without_pads(self) -> Iterator[None]:
         """Let the stacked modules see the real tokens of a padded pass end to end."""
         draws = self.draws.without_pads() if self.draws else None
-        in_head = self.in_head
-        with self.through(self.parameters, self.real_units, draws=draws, in_head=in_head):
+        more = {"in_head": self.in_head, "plans": self.plans}
+        with self.through(self.parameters, self.real_units, draws=draws, **more):
             yield
 
     @contextmanager

@@ -36,10 +36,16 @@ class StackedLinear(nn.Module):
             return self.base(x)
         bias = self._wave.parameters.get(f"{self.name}.bias")
         flat = x.reshape(-1, x.shape[-1])
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        lengths = self._wave.lengths(x, self.name)
+        # Of a whole matrix no client is to have two copies.
+        if (blocks := self._wave.in_blocks(lengths, None, x.device)) is not None:
+            y = torch.bmm(blocks.gather(flat), blocks.spread(weight).transpose(1, 2))
+            if bias is not None:
+                y = y + blocks.spread(bias)[:, None]
+            return blocks.scatter(y).view(*x.shape[:-1], -1)
         pieces = [
-            nn.functional.linear(
-                flat[start:end], weight[k].to(x.dtype), None if bias is None else bias[k].to(x.dtype)
-            )
-            for k, (start, end) in enumerate(bounds_of(self._wave.lengths(x, self.name)))
+            nn.functional.linear(flat[start:end], weight[k], None if bias is None else bias[k])
+            for k, (start, end) in enumerate(bounds_of(lengths))
         ]
         return torch.cat(pieces).view(*x.shape[:-1], -1)

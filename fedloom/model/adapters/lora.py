@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from fedloom.model.adapters.low_rank_blocks import AddLowRankInBlocks
+from fedloom.model.blocks import Blocks
 from fedloom.model.wave import Wave
 
 
@@ -99,6 +101,7 @@ def add_low_rank(
     lengths: Sequence[int],
     keep: Float[Tensor, "tokens d_in"] | None = None,
     note: Callable[[str, Tensor, Tensor], None] | None = None,
+    blocks: Blocks | None = None,
 ) -> Float[Tensor, "tokens d_out"]:
     """Add each client's low-rank term to its segment of ``y``, in place.
 
@@ -112,7 +115,10 @@ def add_low_rank(
         keep: Dropout factors of ``x``: 0, or 1 / (1 - p).
         note: ``(factor, a, b)``: is told, instead of the gradients of A and B, what they are made of,
             Σ_t a_t b_tᵀ; see `model.per_example`.
+        blocks: ``lengths`` in blocks, for all clients at once; None: one client after another.
     """
+    if blocks is not None:
+        return AddLowRankInBlocks.apply(y, x, A, B, scale, blocks, keep, note)
     return _AddLowRank.apply(y, x, A, B, scale, bounds_of(lengths), keep, note)
 
 
@@ -182,7 +188,8 @@ class StackedLora(nn.Module):
                 examples.note(f"{self.name}.{factor}.weight", left, right, own)
 
         keep = wave.keep(flat, self.dropout)
-        y = add_low_rank(y, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep, note)
+        blocks = None if shared else wave.in_blocks(lengths, A.shape[1], x.device)
+        y = add_low_rank(y, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep, note, blocks)
         return y.view(*x.shape[:-1], -1)
 
     def _changed(self, y: Tensor, x: Tensor) -> Tensor:
