@@ -7,6 +7,7 @@ from fedloom.options.check_fed import check_values
 from fedloom.options.check_graph import check_model
 from fedloom.options.check_method import check_method
 from fedloom.options.peer import PeerConfig
+from fedloom.options.privacy import check_privacy
 
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/(\d{1,5})")
 
@@ -20,6 +21,7 @@ def check(config: PeerConfig) -> None:
     check_values(config)
     check_model(config)
     check_method(config, server=False)
+    check_privacy(config, server=False)
     for name, how in (
         ("identity", "make a key with `fedloom identity peer.key` and give its file"),
         ("neighbors", "give a YAML file with client, id and addresses of each neighbour"),

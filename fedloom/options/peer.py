@@ -8,6 +8,7 @@ from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
 from fedloom.options.partition import Partition
+from fedloom.options.privacy import Privacy
 from fedloom.options.run import Hardware, Prompts, Run
 
 
@@ -64,6 +65,7 @@ class PeerConfig(
     AnyMethod,
     GraphMethod,
     PeerTraining,
+    Privacy,
     PeerReports,
 ):
     """All options of `fedloom peer`, by their flat names."""

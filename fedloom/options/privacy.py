@@ -192,7 +192,7 @@ def _check_example(config: Any, share: float | None, *, server: bool) -> None:
             f"lora_r: {config.lora_r} gives clients ranks of their own, and the norm of an example's "
             "gradient would be that of all; choose one rank"
         )
-    if not server and config.layer_votes != "none":
+    if not server and getattr(config, "layer_votes", "none") != "none":
         raise UserError(
             f"layer_votes: {config.layer_votes} tells neighbours of gradients that have no noise; choose "
             "--layer_votes none"

@@ -34,7 +34,15 @@ from fedloom.training import loop
 from fedloom.training.default_bound import bounded
 from fedloom.training.graph_parts import PeerParts, PeerProgress, compared, start
 from fedloom.training.loop import Intervals, RunSteps
-from fedloom.training.peer_rounds import answered, evaluated, play_round, restore
+from fedloom.training.peer_rounds import (
+    answered,
+    evaluated,
+    play_round,
+    reason_to_stop,
+    restore,
+    with_told,
+)
+from fedloom.training.private import with_noise
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_graph import build_one, intervals
 
@@ -78,7 +86,7 @@ def run_peer(config: PeerConfig) -> RunRecord:
         listening(Path(config.identity or ""), config.listen, neighbors) as (network, daemon),
     ):
         inputs = Inputs(run.inputs)
-        resolved, parts = build_one(run.config, inputs)
+        resolved, parts = build_one(with_noise(run.config), inputs)
         write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs.found)
         write_clients(folder, parts.train, parts.peers, parts.validation)
         timeout, number, expected = config.round_timeout, config.client, _expected(config, parts)
@@ -104,7 +112,7 @@ def drive(parts: PeerParts, intervals: Intervals, node: Node, folder: Path) -> P
         node: This peer among its neighbours.
         folder: The run's folder.
     """
-    parts = compared(parts, folder)
+    parts = with_told(compared(parts, folder), node)
     run_steps = RunSteps(
         start=partial(start, parts),
         restore=lambda _: restore(parts, node),
@@ -112,7 +120,7 @@ def drive(parts: PeerParts, intervals: Intervals, node: Node, folder: Path) -> P
         play=partial(play_round, parts, node, intervals.rounds),
         validate=partial(evaluated, parts),
         answer=partial(answered, parts),
-        stops=lambda now: None,
+        stops=partial(reason_to_stop, parts, node, intervals.rounds),
         save=partial(_save, parts),
         saves_alone=True,
         at_end=lambda now: _summary(folder),

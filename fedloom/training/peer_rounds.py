@@ -63,11 +63,44 @@ def play_round(
     after = _add(trained, mix, trained.peers.bank if parts.judged == "before" else None)
     row: dict[str, Any] = {"round": round_, "rounds_missed": missed, **training, "neighbors": mix.neighbours}
     row |= {"neighbors_in_doubt": mix.in_doubt, "neighbors_bounded": mix.bounded, "neighbors_late": mix.late}
-    if round_ == rounds:
-        mix = node.finish()
+    if round_ == rounds or _too_dear(parts, after):
+        mix = node.finish(round_)
         after = _add(after, mix, after.before_mixing)
         row["neighbors_late"] = [*row["neighbors_late"], *mix.late]
-    return after, row | node.counts.since_last() | {"seconds": time.perf_counter() - began}
+    row |= node.counts.since_last() | {"seconds": time.perf_counter() - began}
+    return after, row if parts.budget is None else parts.budget.row(row, after.drawn)
+
+
+def reason_to_stop(parts: PeerParts, node: Node, rounds: int, now: PeerProgress) -> str | None:
+    """Why this peer trains in no further round before the last, if what it may tell of its data is spent.
+
+    What was trained before this process was killed is paid for, and its round is ended.
+    """
+    if now.peers.round >= rounds or node.store.trained_round == now.peers.round + 1:
+        return None
+    return _too_dear(parts, now)
+
+
+def _too_dear(parts: PeerParts, now: PeerProgress) -> str | None:
+    return None if parts.budget is None else parts.budget.reason_to_stop(now.peers.round, now.drawn)
+
+
+def with_told(parts: PeerParts, node: Node) -> PeerParts:
+    """The parts of a peer that counts as spent whatever it has told its neighbours.
+
+    Statements in the journal say of how many rounds that is. What was trained is on the disk before it is
+    sent, so that the two differ only where a file of the run was lost.
+    """
+    if parts.budget is None:
+        return parts
+    told, trained, drawn = set(node.journal.said), node.store.trained_round, 0
+    if trained is not None:
+        told.add(trained)
+        (drawn,) = node.store.load_trained(trained)[1]["drawn"]
+    lost = max(0, len(told) - drawn // parts.schedules[0].batches)
+    if lost:
+        log.warning("epsilon counts %d rounds that neighbours were told of and whose training is lost", lost)
+    return replace(parts, budget=replace(parts.budget, lost=lost))
 
 
 def _add(now: PeerProgress, mix: Mix, before_mixing: AdapterBank | None) -> PeerProgress:
@@ -138,6 +171,8 @@ def evaluated(
 ) -> tuple[PeerProgress, dict[str, Any]]:
     """This peer's loss and accuracy on what it is judged by."""
     began = time.perf_counter()
+    if parts.budget is not None and row["round"] == 0:
+        row = parts.budget.row(row, now.drawn)
     wave_tokens = parts.rules.wave_tokens
     (found,) = validate_rows(parts.model, judged(parts, now), parts.validation, wave_tokens, parts.frozen)
     log.info(

@@ -17,6 +17,7 @@ from fedloom.errors import UserError
 from fedloom.federation.privacy.account import Account, find_noise
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
+from fedloom.options.peer import PeerConfig
 from fedloom.options.privacy import delta_of
 from fedloom.runs.checkpoint import round_of
 from fedloom.runs.files import write_atomically
@@ -26,7 +27,7 @@ from fedloom.runtimes.group import Group
 
 log = logging.getLogger(__name__)
 
-C = TypeVar("C", FedConfig, DflConfig)
+C = TypeVar("C", FedConfig, DflConfig, PeerConfig)
 B = TypeVar("B", bound=Any)
 
 LOST_FILE = "privacy.json"

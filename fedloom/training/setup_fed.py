@@ -119,7 +119,7 @@ def build(
         holdings.deal(
             config, held.values or [example.label for example in splits.train]
         )  # too many clients: say so now
-    ready: list[tuple[Encoded, PeftConfig]] = []
+    ready: list[tuple[Encoded, PeftConfig, Budget | None]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
         data = fitting_data(config, task, held, holdings, tokenizer, structure, classes, attackers)
@@ -130,10 +130,10 @@ def build(
         schedule = _schedule(config)
         steps = -(-schedule.batches * schedule.epochs // schedule.accumulate)
         check_personal(algorithm, names - algorithm.share(names), steps)
-        ready.append((data, adapter))
+        ready.append((data, adapter, _budget(config, data)))
 
     base = load(config, config.model_name, classes, inputs, before_weights)
-    ((data, adapter),) = ready
+    ((data, adapter, budget),) = ready
     model = stack(config, base, adapter, data.prefix)
     algorithm = replace(algorithm, ranks=client_ranks(config, adapter))
     if algorithm.refactoring is not None and algorithm.refactoring.initial is not None:
@@ -169,7 +169,7 @@ def build(
         classes=classes,
         group=group,
         attackers=attackers,
-        budget=_budget(config, data),
+        budget=budget,
         server_sgd=_server_sgd(config),
     )
 

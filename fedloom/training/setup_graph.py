@@ -40,7 +40,7 @@ from fedloom.training.division import check_comparable
 from fedloom.training.graph_data import Encoded, PeerExamples, Setting, attacked, encode, hold, open_data
 from fedloom.training.graph_parts import Mixing, PeerParts
 from fedloom.training.loop import Intervals
-from fedloom.training.private import example_budget, example_privacy
+from fedloom.training.private import Budget, example_budget, example_privacy
 from fedloom.training.setup import (
     beside_adapters,
     check_base,
@@ -141,7 +141,7 @@ def _build(
     inputs.note("validation data", digest_of_examples(held.validation))
     classes = classes_of_head(config, config.model_checkpoint, task, own_by_head=True)
     held, triggered = attacked(config, held, attackers, task.label_names, bool(classes))
-    ready: list[tuple[Encoded, PeftConfig]] = []
+    ready: list[tuple[Encoded, PeftConfig, Budget | None]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
         read: Encoded = encode(config, held, triggered, reader(config, task, tokenizer, classes))
@@ -152,7 +152,8 @@ def _build(
         ]
         check_fit(structure, tokenizer, texts, max_length=config.max_length)
         adapter = lora(config, config.lora_r, structure)
-        ready.append((replace(read, questions=[within_room(q, structure) for q in read.questions]), adapter))
+        read = replace(read, questions=[within_room(q, structure) for q in read.questions])
+        ready.append((read, adapter, _budget(config, read, only)))
         personal = personal_names(config, algorithm, check_adapter(structure, adapter))
         check_personal(
             algorithm, personal, min(_schedule(config, len(of_peer)).batches for of_peer in read.train)
@@ -165,7 +166,7 @@ def _build(
             ", ".join(base.drawn),
         )
     data: Encoded
-    ((data, adapter),) = ready
+    ((data, adapter, budget),) = ready
     every = chain.from_iterable([*data.train, *data.validation])
     prefix = shared_prefix(list(every)) if base.model.can_generate() else 0
     model = stack(config, base, adapter, prefix)
@@ -179,9 +180,6 @@ def _build(
     config = resolved(config, base, data.reader, group)
     assert isinstance(config.wave_tokens, int)
     schedules = [_schedule(config, len(of_peer)) for of_peer in train]
-    budget = None
-    if getattr(config, "privacy", "none") != "none":
-        budget = example_budget(config, [len(of_peer) for of_peer in train], schedules, peers=True)
     return config, PeerParts(
         model=model,
         tokenizer=base.tokenizer,
@@ -215,6 +213,15 @@ def _build(
         attackers=attackers,
         triggered=data.triggered,
     )
+
+
+def _budget(config: Setting, data: Encoded, only: int | None) -> Budget | None:
+    """What the peers may spend; None where nothing is private."""
+    if config.privacy == "none":
+        return None
+    sizes = [len(of_peer) for of_peer in _own(data.train, only)]
+    schedules = [_schedule(config, size) for size in sizes]
+    return example_budget(config, sizes, schedules, peers=only is None)
 
 
 def _own(part: list[T], only: int | None) -> list[T]:

@@ -117,9 +117,12 @@ class Exchange:
             self._remember(peer, round_, spent.get(peer, 0.0))
         self.wire.wake()
 
-    async def finish(self) -> None:
-        """After the last round: ask and answer questions, until nobody needs it or the timeout is over."""
-        last = self.wire.expected.rounds
+    async def finish(self, last: int) -> None:
+        """After a peer's last round: ask and answer questions, until nobody needs it or the timeout is over.
+
+        Args:
+            last: The round.
+        """
         await self.begin(last + 1)
         ends = time.monotonic() + self.wire.timeout
         while (left := ends - time.monotonic()) > 0 and (

@@ -126,12 +126,15 @@ class Node:
         )
         return mix
 
-    def finish(self) -> Mix:
-        """After the last round: leave nobody without an answer, and get one's own."""
-        self.network.run(self.exchange.finish())
-        rounds = self.exchange.wire.expected.rounds
-        late, differences = self._late(rounds + 1) if self.rule.keeps_mean else ([], [])
-        self.journal.write("closed", round=rounds, late=late)
+    def finish(self, last: int) -> Mix:
+        """After this peer's last round: leave nobody without an answer, and get one's own.
+
+        Args:
+            last: The round, the run's last one or an earlier one.
+        """
+        self.network.run(self.exchange.finish(last))
+        late, differences = self._late(last + 1) if self.rule.keeps_mean else ([], [])
+        self.journal.write("closed", round=last, late=late)
         return Mix(differences, late=late)
 
     def _say(self, round_: int, trained: Row) -> Statement:
