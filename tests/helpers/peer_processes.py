@@ -5,6 +5,7 @@ import socket
 import time
 
 import yaml
+from counted_ports import CountedPort
 from processes import CONTEXT, PRELOADED, start
 
 CONTEXT.set_forkserver_preload([*PRELOADED, "fedloom.training.peer", "hivemind.p2p"])
@@ -22,12 +23,17 @@ def free_ports(count):
 
 
 class Federation:
-    """Peers on a graph in a folder: their keys, neighbour files, commands and processes."""
+    """Peers on a graph in a folder: their keys, neighbour files, commands and processes.
 
-    def __init__(self, folder, graph, common):
+    With ``counted`` neighbours reach each other through ports that count bytes; nobody may be killed then,
+    since these go on listening.
+    """
+
+    def __init__(self, folder, graph, common, counted=False):
         self.folder, self.common, self.processes = folder, common, {}
         self.ports = dict(zip([*graph, "stranger"], free_ports(len(graph) + 1), strict=True))
         self.ids = {number: self.identity(number) for number in graph}
+        self.counted = {n: CountedPort(self.ports[n]) for n in graph if counted}
         for number, near in graph.items():
             self.write_neighbors(f"neighbors-{number}", near)
 
@@ -37,9 +43,9 @@ class Federation:
         return make_identity(self.folder / f"{name}.key")
 
     def write_neighbors(self, name, near):
+        reached = self.ports | {n: port.port for n, port in self.counted.items()}
         entries = [
-            {"client": n, "id": self.ids[n], "addresses": [f"/ip4/127.0.0.1/tcp/{self.ports[n]}"]}
-            for n in near
+            {"client": n, "id": self.ids[n], "addresses": [f"/ip4/127.0.0.1/tcp/{reached[n]}"]} for n in near
         ]
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(entries))
 
@@ -85,7 +91,13 @@ class Federation:
         log = self.folder / f"{name}.log"
         return log.read_text()[-2000:] if log.exists() else ""
 
+    def bytes_at_the_sockets(self):
+        """What peers have sent each other so far: encrypted, and with all that it takes."""
+        return sum(port.sent + port.answered for port in self.counted.values())
+
     def kill_all(self):
+        for port in self.counted.values():
+            port.close()
         for process in self.processes.values():
             process.kill()
             process.join()

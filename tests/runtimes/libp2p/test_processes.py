@@ -138,7 +138,8 @@ def test_what_was_sent_was_received(ring):
 METHOD = {
     "llama-preferences": "--client_rule gradient_tracking --dpo_beta 0.5",
     "bert": "--aggregator norm_bound --share a --client_rule proximal:0.1",
-    "bert-compressed": "--compress int8 --mixing_step 0.5",
+    "bert-at-once": "--compress int8 --mixing_step 0.5 --aggregator norm_bound --privacy example --clip 1 "
+    "--noise_multiplier 0.5 --privacy_seed 3 --accountant rdp --lora_r 512",
 }
 
 
@@ -155,7 +156,7 @@ def preferences(folder):
 def three_of(folder, save, data, method=""):
     """Three peers, all neighbours, that nobody has started."""
     common = f"--model_checkpoint {save(folder / 'model')} --dataset_type {data(folder)} {THREE} {method}"
-    return Federation(folder, {1: [2, 3], 2: [1, 3], 3: [1, 2]}, common)
+    return Federation(folder, {1: [2, 3], 2: [1, 3], 3: [1, 2]}, common, counted="--compress" in method)
 
 
 @pytest.fixture(scope="module", params=METHOD)
@@ -187,7 +188,10 @@ def test_peers_are_what_they_are_in_one_process(three):
             # rounds it up or down is off by one step; any fault moves nearly all.
             assert (apart > 1e-6).sum() <= (2 if "--compress" in three.common else 0) and apart.max() < 1e-4
         for mine, all_ in zip(three.rows(number)[1:], one[1:], strict=True):
-            assert mine["train_loss"] == pytest.approx(all_["peer_train_loss"][number - 1], abs=1e-5)
+            if "--privacy" in three.common:
+                assert mine["epsilon"] == all_["peer_epsilon"][number - 1] > 0 and "train_loss" not in mine
+            else:
+                assert mine["train_loss"] == pytest.approx(all_["peer_train_loss"][number - 1], abs=1e-5)
             if "val_accuracy" in mine:
                 assert mine["val_accuracy"] == pytest.approx(all_["peer_val_accuracy"][number - 1])
             assert mine["refused"] == {} and mine["rounds_missed"] == 0
@@ -195,6 +199,14 @@ def test_peers_are_what_they_are_in_one_process(three):
         up, down = (sum(row[f"bytes_{way}"] for row in three.rows(number)[1:]) for way in ("up", "down"))
         assert up == down == sum(row["bytes_up"] for row in one[1:]) // 3
     assert main(["audit", *(str(three.run(number)) for number in (1, 2, 3))]) == 0
+
+
+@pytest.mark.parametrize("three", ["bert-at-once"], indirect=True)
+def test_bytes_of_the_metrics_are_those_at_the_sockets(three):
+    told = [row for number in (1, 2, 3) for row in three.rows(number)[1:]]
+    sockets = three.bytes_at_the_sockets()
+    for counted in ("bytes_up", "message_bytes_up"):
+        assert sum(row[counted] for row in told) == pytest.approx(sockets, rel=0.05)
 
 
 @pytest.fixture(scope="module")
