@@ -7,7 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -46,7 +46,14 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     packages = ("torch", "transformers", "peft", "fedloom")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # fedloom may run from its source, uninstalled
+        return "unknown"
 
 
 def gemm_rate(device: torch.device, dtype: torch.dtype, tokens: int, hidden: int, intermediate: int) -> float:

@@ -14,6 +14,7 @@ dropout, so that losses are comparable), with one SGD step per client over all i
 - `central`: no clients: one PEFT model trains on the same batches with the same number of steps.
 - `central-wide`: the same, the batches of a step as one: what a user with memory to spare would do.
 - `fedloom`: the clients stacked, through the runtime that `fedloom fed` uses.
+- `fedloom-loop`: the same where clients' own weights always take turns, as on a CPU; only if asked for.
 
 In float32 and, where the machine computes in bfloat16, in bfloat16 too; the padded loop in float32 alone. The
 PEFT loop is what a competent user writes: the model is loaded once, adapters are restored by copying
@@ -60,7 +61,8 @@ from workers import Settings, Worker
 
 from fedloom.errors import UserError
 
-CONTENDERS = ("padded", "dynamic", "central", "central-wide", "fedloom")
+USUAL = ("padded", "dynamic", "central", "central-wide", "fedloom")
+CONTENDERS = (*USUAL, "fedloom-loop")
 FEW_CLIENTS, MANY_CLIENTS = 4, 50
 
 
@@ -68,7 +70,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--model", default="smollm2-135m", help="hub id, folder, GGUF file or alias")
-    add("--arch", help="random weights of this architecture instead: llama-7b, llama-1.1b, llama-tiny")
+    add("--arch", help="random weights of this shape instead: llama-7b, llama-1.1b, smollm2-135m, llama-tiny")
     add("--quantize", default="none", choices=["none", "8bit", "4bit"])
     add("--data_name", default="arithmetic", help="a task of fedloom")
     add("--data_dir", help="its local files")
@@ -83,7 +85,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--device", default="auto")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="auto: all that pay here")
-    add("--only", default=",".join(CONTENDERS), help="contenders to run, with commas")
+    add("--only", default=",".join(USUAL), help="contenders to run, with commas")
     add("--repeats", type=int, default=5)
     add("--slow_repeats", type=int, default=3, help="of the padded loop")
     add("--same_start", action="store_true", help="PEFT's process gets fedloom's settings of torch too")
@@ -120,7 +122,8 @@ def measure(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     fedloom = Worker("fedloom", settings, prepared=True)
     facts = fedloom.ask("describe")
     workers = {"fedloom": fedloom}
-    if set(only) - {"fedloom"}:
+    workers["fedloom-loop"] = fedloom
+    if set(only) - workers.keys():
         workers["peft"] = Worker("peft", settings, prepared=options.same_start)
     dtypes = chosen_dtypes(options, facts)
     plan = [(name, d) for d in dtypes for name in CONTENDERS if name in only]
@@ -139,7 +142,7 @@ def measure(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
                 runs[name, dtype].append(got)
         for dtype in dtypes if turn else ():
             rates[dtype].append(fedloom.ask("gemm_rate", dtype, facts["useful_tokens"]))
-    for worker in workers.values():
+    for worker in {*workers.values()}:
         worker.close()
     return report(facts, runs, {dtype: statistics.median(taken) for dtype, taken in rates.items()})
 
@@ -216,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batches=options.batches,
         batch_size=options.batch_size,
         pad=options.pad,
+        dtype=options.dtype,
     )
     try:
         measured = measure_memory(options, settings) if options.memory else measure(options, settings)

@@ -44,7 +44,9 @@ class Stage:
         self.settings = settings
         self.device = resolve_device(settings.device)
         self._bases: dict[str, Any] = {}
-        base = self._base("bfloat16" if settings.quantize != "none" else "float32")
+        # Of the first one only, where only one is measured: a large model is not to be there twice.
+        first = "bfloat16" if settings.quantize != "none" else "float32"
+        base = self._base(first if settings.dtype == "auto" else settings.dtype)
         self.data = load_data(settings, base)
 
     def model(self, dtype: str | None = None) -> Any:

@@ -38,6 +38,7 @@ def _round_table(result: dict[str, Any]) -> list[str]:
         "central": "PEFT, one central model on the same batches",
         "central-wide": "PEFT, one central model, each step's batches as one",
         "fedloom": "**fedloom**",
+        "fedloom-loop": "fedloom, with a loop over the clients' own weights",
     }
     for row in result["contenders"]:
         auto = " (`dtype=auto`)" if row["name"] == "fedloom" and row["dtype"] == result["auto"] else ""

@@ -10,7 +10,7 @@ from typing import Any
 # Rounding in bfloat16 is a matter of percents; a gradient that gets lost on its way is not.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 MEMORY_LIMIT = 1.2
-LOOPS = ("padded", "dynamic")
+LOOPS = ("padded", "dynamic", "fedloom-loop")
 
 Runs = dict[tuple[str, str], list[Any]]
 """``(contender, dtype) -> what was measured, turn by turn``."""
@@ -73,7 +73,7 @@ def times_as_fast(reference: list[Any] | None, taken: list[Any]) -> float | None
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Per dtype: the largest relative difference of fedloom to a PEFT loop, over clients and loops."""
+    """Per dtype: the largest relative difference of fedloom to a loop, over clients and loops."""
     found = {}
     for ours in (row for row in rows if row["name"] == "fedloom"):
         loops = [row for row in rows if row["name"] in LOOPS and row["dtype"] == ours["dtype"]]

@@ -30,6 +30,7 @@ class Settings:
     batches: int
     batch_size: int
     pad: int
+    dtype: str = "auto"
 
 
 class Worker:

@@ -42,6 +42,15 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
         "num_hidden_layers": 22,
         "num_key_value_heads": 4,
     },
+    "smollm2-135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
     # For trying the benchmark itself.
     "llama-tiny": {
         "hidden_size": 64,
