@@ -11,7 +11,7 @@ import torch
 from fedloom.data.randomness import derive_seed
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
-from fedloom.federation.algorithm import Algorithm
+from fedloom.federation.algorithm import SENT, Algorithm, part_of, with_prefix
 from fedloom.federation.privacy.user import clipped, is_within
 from fedloom.federation.secure_sum import SecureSum
 from fedloom.federation.update import Update, decode_update
@@ -25,8 +25,8 @@ class Collected:
 
     Attributes:
         total: Σ_k n_k Δ_k, where the aggregator is the mean; else empty. Under privacy n_k is 1.
-        deltas: Δ_k by client, where it is another; else empty.
-        sent: Σ_k of what rules sent.
+        deltas: Δ_k by client, where it is another, and what its rule sent beside it; else empty.
+        sent: Σ_k of what rules sent, where it is the mean.
         memories: What clients remember, by client, where that is kept here.
         kept: Updates that count, without tensors.
         left_out: Clients whose loss or update was not finite, or too large.
@@ -56,7 +56,8 @@ class Aggregate:
         pseudo_gradient: −Δ / client_lr, with Δ the combined change; None when no client's answer counts. For
             one local SGD step and the mean it is the mean gradient, hence its name (Reddi et al., 2021,
             arXiv:2003.00295).
-        sent: The mean over clients of what their rules sent.
+        sent: What their rules sent, combined in the same way: who may not move the change may not move it.
+            Clients count alike.
         collected: What came.
         fold: Factors of the base's change; empty where the aggregator does not change it.
         clip: Of the next round; see `privacy.user`.
@@ -103,19 +104,25 @@ def aggregate(
     clients = len(all_of_it.kept)
     if not clients:
         return Aggregate(None, {}, all_of_it)
-    sent = {name: t / clients for name, t in all_of_it.sent.items()}
     examples = sum(update.examples for update in all_of_it.kept)
     if algorithm.aggregator is weighted_mean:
+        sent = {name: t / clients for name, t in all_of_it.sent.items()}
         scale = -1.0 / (examples * algorithm.client_lr)
         return Aggregate({name: t.mul_(scale) for name, t in all_of_it.total.items()}, sent, all_of_it)
     weights = torch.tensor([update.examples / examples for update in all_of_it.kept], dtype=torch.float64)
-    deltas = AdapterBank.stack([all_of_it.deltas[update.client] for update in all_of_it.kept])
+    rows = [all_of_it.deltas[update.client] for update in all_of_it.kept]
+    deltas = AdapterBank.stack([{name: row[name] for name in before} for row in rows])
+    beside = AdapterBank.stack([part_of(row, SENT) for row in rows])
     scales = None
     if algorithm.ranks is not None:
         factors = [algorithm.ranks.weight(update.client) for update in all_of_it.kept]
         scales = torch.tensor(factors, dtype=torch.float64)
     seed = derive_seed(algorithm.seed, "aggregate", round_)
     change = algorithm.aggregator(Changes(before, deltas, weights, lora_pairs(before.keys()), scales, seed))
+    sent = {}
+    if beside.tensors:  # rows of numbers, without products
+        alike = torch.full_like(weights, 1 / clients)
+        sent = algorithm.beside(Changes(beside.map(torch.zeros_like).row(0), beside, alike, seed=seed))
     gradient = {name: t / -algorithm.client_lr for name, t in change.items() if name in before}
     fold = {name: t for name, t in change.items() if name not in before}
     return Aggregate(gradient, sent, all_of_it, fold)
@@ -153,9 +160,11 @@ def collect(
         for name, t in total.items():
             t.add_(delta[name], alpha=1 if algorithm.privacy else update.examples)
         if not streams:
-            found.deltas[update.client] = {name: t.clone() for name, t in delta.items()}
-        for name, t in sent.items():
-            found.sent[name] = found.sent[name] + t if name in found.sent else t.clone()
+            row = delta | with_prefix(SENT, sent)
+            found.deltas[update.client] = {name: t.clone() for name, t in row.items()}
+        else:
+            for name, t in sent.items():
+                found.sent[name] = found.sent[name] + t if name in found.sent else t.clone()
         if update.memory:
             found.memories[update.client] = update.memory
         unclipped += is_within(update.payload)

@@ -57,6 +57,8 @@ class Algorithm:
         server_optimiser: Of the server; None takes the change as it is.
         rule, codec, aggregator, share, trains: See the module.
         ranks: The clients' LoRA ranks; None: all have the adapter's own.
+        beside: What combines what the rule sends beside changes: the aggregator, before a LoRA aggregation
+            made one of products of it. None: the aggregator.
         refactoring: Other factors of the same products, after the server's step; None: as they are.
         privacy: How a round hides its clients; None: not at all.
         secure: How clients' changes become whole numbers of which the server needs the sum alone; None: they
@@ -72,6 +74,7 @@ class Algorithm:
     share: Sharing = frozenset
     trains: TrainFactors = everything
     ranks: Ranks | None = None
+    beside: Aggregator = field(default=None)  # type: ignore[assignment]
     refactoring: Refactoring | None = None
     privacy: UserPrivacy | None = None
     secure: SecureSum | None = None
@@ -80,6 +83,8 @@ class Algorithm:
     def __post_init__(self) -> None:
         if self.server_optimiser is None:
             object.__setattr__(self, "server_optimiser", sgd(self.client_lr))
+        if self.beside is None:
+            object.__setattr__(self, "beside", self.aggregator)
 
     @property
     def folds(self) -> bool:
@@ -131,7 +136,8 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
     def chosen(option: str, **more: Any) -> Any:
         return made(part[option], texts[option], {**settings, **more})
 
-    aggregator: Any = chosen("lora_aggregation", aggregator=chosen("aggregator"))
+    beside = chosen("aggregator")
+    aggregator: Any = chosen("lora_aggregation", aggregator=beside)
     refactoring = None
     if isinstance(aggregator, Refactoring):
         aggregator, refactoring = aggregator.aggregator, aggregator
@@ -143,6 +149,7 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         aggregator=aggregator,
         share=chosen("share"),
         trains=chosen("train_factors"),
+        beside=beside,
         refactoring=refactoring,
         seed=settings["seed"],
     )

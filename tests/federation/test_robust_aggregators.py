@@ -3,7 +3,10 @@
 import pytest
 import torch
 from graph_rounds import PEERS, going, random_bank, ring, state_of, uniform
+from updates import update_by
 
+from fedloom.client.rules.scaffold import scaffold
+from fedloom.federation.aggregate import aggregate
 from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.centered_clipping import centered_clipping
 from fedloom.federation.aggregators.geometric_median import geometric_median
@@ -13,7 +16,7 @@ from fedloom.federation.aggregators.median import median
 from fedloom.federation.aggregators.multi_krum import multi_krum
 from fedloom.federation.aggregators.norm_bound import norm_bound
 from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
-from fedloom.federation.algorithm import Algorithm
+from fedloom.federation.algorithm import SENT, Algorithm, with_prefix
 from fedloom.federation.inner_products import inner_products, lengths
 from fedloom.federation.peers import mix, peer_round
 from fedloom.model.adapters.products import lora_pairs
@@ -137,6 +140,34 @@ def test_centred_clipping_is_the_papers_loop(steps):
     torch.testing.assert_close(a @ dense, v)
     if steps == 1:
         close(norm_bound(0.8)(changes), combined(changes, a))
+
+
+def told_beside(aggregator, last=1.0):
+    """What a server makes of seven clients' variates, of which the last one's is ``last`` times as large."""
+    generator = torch.Generator().manual_seed(3)
+    rows = [{"w": torch.randn(50, generator=generator, dtype=torch.float64) + 1} for _ in range(SENDERS)]
+    sent = [{"w": (last if k == SENDERS - 1 else 1.0) * row["w"]} for k, row in enumerate(rows)]
+    algorithm = Algorithm(1.0, rule=scaffold(client_lr=1.0), aggregator=aggregator)
+    # Weights of changes are those of examples; of variates all count alike.
+    updates = [
+        update_by(k, row | with_prefix(SENT, s), examples=k + 1)
+        for k, (row, s) in enumerate(zip(rows, sent, strict=True))
+    ]
+    return aggregate({"w": torch.zeros(50).double()}, updates, algorithm).sent["w"], [s["w"] for s in sent]
+
+
+@pytest.mark.parametrize("name", [*ALL, "median", "trimmed_mean"])
+def test_a_client_cannot_poison_through_what_its_rule_sends_beside_its_change(name):
+    aggregator = (ALL | {"median": median(), "trimmed_mean": trimmed_mean(0.2)})[name]
+    for last in (1.0, -30.0, 1e9):
+        found, sent = told_beside(aggregator, last)
+        assert found.norm() <= max(row.norm() for row in sent[:-1]), "no larger than an honest one"
+    if name == "norm_bound":
+        norms = torch.stack(sent).norm(dim=1)
+        kept = (2 * norms.median() / norms).clamp(max=1)
+        torch.testing.assert_close(found, (kept[:, None] * torch.stack(sent)).mean(0))
+    spoiled, sent = told_beside(weighted_mean, 1e9)
+    torch.testing.assert_close(spoiled, torch.stack(sent).mean(0))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,11 @@ adapter, K local SGD steps of size η, N clients, S of them sampled:
 All variates begin at 0, so that the first round is FedAvg's. Where all clients have the same data, c_i = c
 and the correction vanishes. The estimate is one of SGD's gradient, so clients must descend by SGD. With
 clip_norm it is one of the clipped step: c_i⁺ then mixes the estimate before with the clipped gradient.
+
+Beside an aggregator other than the mean the Δc_i are combined by it too: with norm_bound none counts for more
+than so many medians of their norms. Otherwise one client could ruin everybody's steps by its variate alone.
+Nothing pulls c back: what is kept of Δc_i stays out of c for good, or in it, so that an attacker within the
+bound moves c on from round to round, and of very unlike clients c is no longer the mean of the c_i.
 """
 
 from __future__ import annotations
