@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from cryptography.hazmat.primitives.asymmetric import rsa
+from virtual_time import JumpingThread
 
 from fedloom.federation.neighbours import moved
 from fedloom.runtimes.libp2p.edges import Edges
@@ -16,7 +17,6 @@ from fedloom.runtimes.libp2p.journal import Journal
 from fedloom.runtimes.libp2p.lag import Lag
 from fedloom.runtimes.libp2p.messages import PREFIX, Expected
 from fedloom.runtimes.libp2p.mixes import MixingRule
-from fedloom.runtimes.libp2p.network_thread import NetworkThread
 from fedloom.runtimes.libp2p.node import Node
 from fedloom.runtimes.libp2p.peer_store import PeerStore
 from fedloom.runtimes.libp2p.schema import Schema
@@ -89,7 +89,7 @@ class Network:
         compression = self.rule.compression
         sent = compression.codec.encode(row_of(0), 0) if compression else row_of(0)
         self.expected = Expected("run", Schema.of(sent), rounds, len(graph), bool(compression))
-        self.thread = NetworkThread()
+        self.thread = JumpingThread()
         self.handlers, self.tasks, self.down, self.made = {}, set(), set(), []
         self.cuts = lambda header: False
         self.rows = {number: row_of(number) for number in graph}
@@ -138,8 +138,18 @@ class Network:
 
     def together(self, nodes, do):
         """Each peer in a thread of its own, as in a process of its own."""
+        self.thread.more(len(nodes) - 1)  # this one only waits
+        still = iter(range(len(nodes) - 1, -1, -1))
+
+        def then_leave(number, node):
+            try:
+                return do(number, node)
+            finally:
+                if next(still):  # after the last of them this one goes on
+                    self.thread.more(-1)
+
         with ThreadPoolExecutor(len(nodes)) as pool:
-            running = {number: pool.submit(do, number, node) for number, node in nodes.items()}
+            running = {number: pool.submit(then_leave, number, node) for number, node in nodes.items()}
             return {number: future.result() for number, future in running.items()}
 
     def play(self, nodes, round_):
