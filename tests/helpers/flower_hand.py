@@ -1,6 +1,9 @@
 """Flower's grid as a test needs it: nodes are ClientApps in this process, whose answers may be spoiled."""
 
+import time
 import tomllib
+from types import SimpleNamespace
+from unittest import mock
 
 from flwr.app import Context, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -9,6 +12,8 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedloom.commands.cli import main
+from fedloom.runtimes.flower import connected_clients, messenger
+from fedloom.training.flower import server
 from fedloom.training.flower.client import app as client_app
 
 KEYS = [public_key_to_bytes(generate_key_pairs()[1]) for _ in range(5)]
@@ -59,6 +64,19 @@ class Hand(Grid):
             if isinstance(message.content, Exception):  # as Flower's own reader raises
                 raise message.content
         return found
+
+
+def serve(grid, run_config):
+    """A server among these nodes: what it waits for them is over at once, as they answer when they are asked."""
+    waited = 0.0
+
+    def sleep(seconds):
+        nonlocal waited
+        waited += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + waited, sleep=sleep)
+    with mock.patch.object(connected_clients, "time", clock), mock.patch.object(messenger, "time", clock):
+        server.serve(grid, run_config)
 
 
 def nodes(count=3):

@@ -21,7 +21,7 @@ if find_spec("flwr") is None:
 
 import torch
 import yaml
-from flower_hand import KEYS, Hand, nodes, written
+from flower_hand import KEYS, Hand, nodes, serve, written
 from flwr.app import ConfigRecord, RecordDict
 from safetensors.torch import load_file, save
 from tiny import save_tiny_llama
@@ -37,7 +37,6 @@ from fedloom.runtimes.flower.resident import _address, ask_resident
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
 from fedloom.training.flower.place import client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
-from fedloom.training.flower.server import serve
 
 RUN = """
     --client_num 3 --client_num_per_step 2 --client_batch_per_step 2 --client_lr 0.05 --lr 0.05 --lora_r 4

@@ -9,7 +9,7 @@ if find_spec("flwr") is None:
     pytest.skip("flwr is not installed", allow_module_level=True)
 
 import torch
-from flower_hand import Hand, nodes, written
+from flower_hand import Hand, nodes, serve, written
 from tiny import save_tiny_llama
 
 from fedloom.commands.cli import main
@@ -22,7 +22,6 @@ from fedloom.runtimes.flower.request import Request
 from fedloom.runtimes.flower.rows import Unfit
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.flower.secrets import secret_step
-from fedloom.training.flower.server import serve
 
 LIKE = {"b": torch.zeros(3, 4), "a": torch.zeros(5)}
 SECURE = SecureSum(1.0, 5, 64)
