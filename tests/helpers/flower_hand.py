@@ -67,7 +67,7 @@ class Hand(Grid):
 
 
 def serve(grid, run_config):
-    """A server among these nodes: what it waits for them is over at once, as they answer when they are asked."""
+    """A server among these nodes: what it waits for them is over at once, since they answer when asked."""
     waited = 0.0
 
     def sleep(seconds):
