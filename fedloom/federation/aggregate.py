@@ -135,7 +135,9 @@ def collect(
     streams = algorithm.aggregator is weighted_mean
     total = {name: torch.zeros_like(t) for name, t in before.items()} if streams else {}
     if algorithm.secure is not None:
-        total = algorithm.secure.like(before)
+        # Sums of numbers of two bytes have four, in which ranks can add them up.
+        wide = algorithm.secure.like(before).items()
+        total = {name: t.to(torch.promote_types(t.dtype, torch.int32)) for name, t in wide}
     found = Collected(total)
     bytes_up = unclipped = 0
     for update in updates:

@@ -10,6 +10,11 @@ from fedloom.options.methods import PARTS, chosen
 FEWEST = 3
 """Clients of a round: of two, each would know the other's change."""
 
+MOST_OF_INT8 = 127
+"""Clients of whom each has the 127 steps of int8 to either side in a sum of 16 bits: 2¹⁵ / 127 = 258, and the
+steps of one are a power of 2, up to half as many.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SecureAggregation:
@@ -51,6 +56,13 @@ def check_secure(config: Any) -> None:
             f"{given}, and clip {config.clip} asks every client whether it was within the clip; give a "
             "number, such as --clip 0.5"
         )
+    clients = config.client_num if config.privacy == "user" else config.client_num_per_step
+    if chosen(config)["compress"] == "int8" and clients > MOST_OF_INT8:
+        raise UserError(
+            f"compress: int8 beside secure_aggregation adds up numbers of two bytes, which leave each of "
+            f"{clients} clients fewer steps than int8 has; choose --compress none, or at most "
+            f"{MOST_OF_INT8} clients"
+        )
     defaults = {part.option: part.default for part in PARTS}
     texts = chosen(config)
     for name, why in (
@@ -58,8 +70,8 @@ def check_secure(config: Any) -> None:
         ("lora_aggregation", "combines products of single clients' factors"),
         ("compress", "sends something else than whole numbers that can be added up"),
     ):
-        # FedSVD and Fed-SB turn the mean's factors.
-        if texts[name] not in (defaults[name], "fedsvd", "fedsb"):
+        # FedSVD and Fed-SB turn the mean's factors; with int8 numbers have two bytes.
+        if texts[name] not in (defaults[name], "fedsvd", "fedsb", "int8"):
             raise UserError(
                 f"{name}: {shown(texts[name])} {why}, which secure aggregation hides; choose --{name} "
                 f"{defaults[name]}, or leave secure_aggregation out"

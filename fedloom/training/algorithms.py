@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 from peft import PeftConfig
 
@@ -15,6 +16,7 @@ from fedloom.errors import UserError
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, compose
 from fedloom.federation.attacks import Attack, Attackers, drawn
+from fedloom.federation.codecs.none import none as as_it_is
 from fedloom.federation.layer_votes import LayerVotes
 from fedloom.federation.plugged import made
 from fedloom.federation.priority import Projection
@@ -44,7 +46,8 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
     texts = chosen(config)
     algorithm = compose(texts, vars(config), config.client_lr)
     if config.secure_aggregation is not None:
-        algorithm = replace(algorithm, secure=_secure_sum(config, algorithm))
+        # Two bytes a number are the sum's own; a codec would send what cannot be added up.
+        algorithm = replace(algorithm, secure=_secure_sum(config, algorithm), codec=as_it_is())
     check_factors(config, texts, algorithm)
     if config.privacy == "user":
         algorithm = replace(algorithm, privacy=_user_privacy(config, algorithm))
@@ -153,7 +156,8 @@ def _secure_sum(config: FedConfig, algorithm: Algorithm) -> SecureSum:
     # Poisson sampling may take everybody.
     alike = config.privacy == "user"
     clients = config.client_num if alike else config.client_num_per_step
-    return SecureSum(config.secure_aggregation, clients, None if alike else examples)
+    bits: Literal[16, 32] = 32 if chosen(config)["compress"] == "none" else 16
+    return SecureSum(config.secure_aggregation, clients, None if alike else examples, bits)
 
 
 def client_ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:

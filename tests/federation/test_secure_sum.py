@@ -8,10 +8,17 @@ from hypothesis import strategies as st
 from fedloom.federation.secure_sum import COUNTS, NUMBERS, Counts, SecureSum, summed
 
 
-@given(st.integers(1, 50), st.sampled_from([1e-3, 1.0, 7.0, 100.0]), st.booleans(), st.integers(0, 99))
-def test_the_sum_is_the_weighted_mean_but_for_rounding(clients, largest, weighted, seed):
+@given(
+    st.integers(1, 127),
+    st.sampled_from([1e-3, 1.0, 7.0, 100.0]),
+    st.booleans(),
+    st.integers(0, 99),
+    st.sampled_from([16, 32]),
+)
+def test_the_sum_is_the_weighted_mean_but_for_rounding(clients, largest, weighted, seed, bits):
     draws = torch.Generator().manual_seed(seed)
-    secure = SecureSum(largest, clients, 40 if weighted else None)
+    secure = SecureSum(largest, clients, 40 if weighted else None, bits)
+    assert secure.units * largest >= 127, "the steps of int8"
     examples = torch.randint(1, 41, (clients,), generator=draws)
     deltas = largest * (2 * torch.rand(clients, 6, generator=draws, dtype=torch.float64) - 1)
     # All clients at the bound at once is as far as a sum can go.
@@ -48,7 +55,8 @@ def test_under_privacy_whole_numbers_are_within_the_clip_of_the_change(seed):
     assert sent.norm() <= delta.norm() and (sent - delta).abs().max() < 1 / secure.units
 
 
-def test_a_payload_is_four_bytes_a_number_and_its_counts():
-    payload = SecureSum(1.0, 3, 8).encode({"w": torch.zeros(10)}, Counts(1, 1, 0, 1, 1, 1.0))
-    assert payload[NUMBERS].dtype == torch.int32 and len(payload[NUMBERS]) == 10
+@pytest.mark.parametrize(("bits", "dtype"), [(32, torch.int32), (16, torch.int16)])
+def test_a_payload_is_four_or_two_bytes_a_number_and_its_counts(bits, dtype):
+    payload = SecureSum(1.0, 3, 8, bits).encode({"w": torch.zeros(10)}, Counts(1, 1, 0, 1, 1, 1.0))
+    assert payload[NUMBERS].dtype == dtype and len(payload[NUMBERS]) == 10
     assert payload[COUNTS].dtype == torch.int64

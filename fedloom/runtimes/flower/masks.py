@@ -223,5 +223,5 @@ def _add(total: Row, seed: bytes, sign: int) -> None:
     stream = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
     for _, t in sorted(total.items()):
         noise = stream.update(bytes(t.numel() * t.element_size()))
-        drawn = np.frombuffer(noise, dtype="<i4" if t.dtype == torch.int32 else "<i8")
+        drawn = np.frombuffer(noise, dtype=f"<i{t.element_size()}")
         t += sign * torch.from_numpy(drawn.copy()).view_as(t)

@@ -24,7 +24,7 @@ from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.flower.secrets import secret_step
 
 LIKE = {"b": torch.zeros(3, 4), "a": torch.zeros(5)}
-SECURE = SecureSum(1.0, 5, 64)
+SECURE = SecureSum(1.0, 5, 64, 16)  # two bytes wrap around where four do
 
 
 def payloads(count):
@@ -115,8 +115,8 @@ def words(tmp_path_factory):
 
 @pytest.fixture
 def flower(words, tmp_path):
-    def run(spoil=lambda node, reply: reply):
-        more = ["--round_timeout", "2", "--join_timeout", "2", "--min_clients", "3"]
+    def run(spoil=lambda node, reply: reply, *options):
+        more = [*options, "--round_timeout", "2", "--join_timeout", "2", "--min_clients", "3"]
         run_config = written(tmp_path / "app", *words, *more, "--out_dir", str(tmp_path / "flower"))
         serve(Hand(run_config, nodes(4), spoil), run_config)
         return tmp_path / "flower" / "test"
@@ -124,21 +124,29 @@ def flower(words, tmp_path):
     return run
 
 
-def test_what_comes_out_is_what_one_process_adds_up(words, flower, tmp_path):
-    answers = []
+@pytest.mark.parametrize(
+    "options", ["", "--privacy user --clip 0.2 --noise_multiplier 0.5 --privacy_seed 2 --compress int8"]
+)
+def test_what_comes_out_is_what_one_process_adds_up(words, flower, tmp_path, options):
+    answers, options = [], options.split()
 
     def spoil(node, reply):
         answers.append(from_records(reply.content).facts)
         return reply
 
-    folder = flower(spoil)
-    assert main(["fed", *words, "--out_dir", str(tmp_path / "alone")]) == 0
+    folder = flower(spoil, *options)
+    assert main(["fed", *words, *options, "--out_dir", str(tmp_path / "alone")]) == 0
     alone = tmp_path / "alone" / "test"
     assert all(torch.equal(adapter(folder)[name], t) for name, t in adapter(alone).items())
     for mine, other in zip(rows(folder)[1:], rows(alone)[1:], strict=True):
-        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-6)
-        for name in ("clients", "tokens", "train_accuracy"):
+        if options:
+            assert mine["epsilon"] == other["epsilon"] > 0
+        else:
+            assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-6)
+        for name in {"clients", "tokens", "train_accuracy"} & other.keys():
             assert mine[name] == other[name]
+        size = sum(t.numel() for t in adapter(alone).values())
+        assert other["bytes_up"] == 4 * ((2 if options else 4) * size + 6 * 8)
     assert not any({"loss", "examples", "correct", "tokens"} & facts.keys() for facts in answers)
 
 
@@ -194,7 +202,11 @@ def test_a_client_may_insist(words, tmp_path):
     [
         ("--client_num_per_step 2", "it takes 3 or more"),
         ("--aggregator median", "looks at clients' changes one by one"),
-        ("--compress int8", "sends something else than whole numbers"),
+        ("--compress int4", "sends something else than whole numbers"),
+        (
+            "--compress int8 --client_num 128 --client_num_per_step 128",
+            "each of 128 clients fewer steps",
+        ),
         (
             "--method SCAFFOLD",
             "beside their change, or how many came, which secure aggregation would not hide",
