@@ -94,7 +94,7 @@ def on_ranks(folder, todo, count=2, seconds=800):
 
     Returns:
         For each rank what it found of each command: the exit status, and the bytes that its sockets received
-        in each exchange of rows; and what all of them said.
+        in each exchange of rows, and in each sum or copy; and what all of them said.
     """
     with ranks_of(folder, todo, count) as ranks:
         ends = time.monotonic() + seconds
@@ -114,20 +114,29 @@ def _rank(environment, folder, todo):
     from fedloom.commands.cli import main as fedloom
     from fedloom.runtimes.distributed import Ranks
 
-    exchange, received = Ranks.exchange, []
+    received, moved = [], []
 
-    def watched(self, outgoing, incoming):
-        self.gather(None)  # nobody sends before everybody has looked
-        before = received_so_far()
-        exchange(self, outgoing, incoming)
-        received.append(received_so_far() - before)
+    def watched(move, log):
+        def look(self, *what):
+            self.gather(None)  # nobody sends before everybody has looked
+            before = received_so_far()
+            result = move(self, *what)
+            log.append(received_so_far() - before)
+            return result
 
+        return look
+
+    looks = {
+        "exchange": watched(Ranks.exchange, received),
+        "sum": watched(Ranks.sum, moved),
+        "copy": watched(Ranks.copy, moved),
+    }
     found = []
-    with mock.patch.object(Ranks, "exchange", watched), pytest.MonkeyPatch.context() as patch:
+    with mock.patch.multiple(Ranks, **looks), pytest.MonkeyPatch.context() as patch:
         try_once(patch)
         for words, client in todo:
-            del received[:]
+            del received[:], moved[:]
             with spoiled(client):
                 status = fedloom(words)
-            found.append({"status": status, "received": list(received)})
+            found.append({"status": status, "received": list(received), "moved": list(moved)})
     (folder / f"found-{environment['RANK']}.json").write_text(json.dumps(found))

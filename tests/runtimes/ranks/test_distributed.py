@@ -32,6 +32,10 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 FED = "--fed_alg FedAdam --lr 0.003"  # Adam divides rounding, too, by the size of the gradient
 DFL = "--num_clients 4 --name ring"
+AT_ONCE = (
+    "--privacy example --clip 1 --noise_multiplier 0.5 --privacy_seed 3 --accountant rdp "
+    "--aggregator norm_bound --compress int8"
+)
 # Each run of two ranks is made in one process too.
 RUNS = {
     "fedadam": ("fed", FED),
@@ -45,7 +49,7 @@ RUNS = {
         "--server_data_fraction 0.2",
     ),
     "left-out": ("fed", f"{FED} --client_num 3"),
-    "scaffold": ("fed", "--method SCAFFOLD --grad_accum_steps 1 --aggregator trimmed_mean:0.34"),
+    "scaffold": ("fed", "--method SCAFFOLD --grad_accum_steps 1 --aggregator norm_bound"),
     "fedsa": ("fed", "--method FedSA-LoRA --lora_r 2,4 --compress topk:1"),
     "ditto": ("fed", "--method Ditto --client_optimizer adam --client_lr 0.001 --grad_accum_steps 1"),
     "flexlora": ("fed", "--method FlexLoRA --server_optimizer yogi --lr 0.001"),
@@ -60,7 +64,8 @@ RUNS = {
         "--drop_link 0.2 --eval_point before --client_optimizer sgd --lr 0.02",
     ),
     "ipm": ("dfl", f"{DFL} --attack ipm --attackers 3, --client_optimizer sgd --lr 0.1"),
-    "pair": ("dfl", "--num_clients 2 --name complete --lora_r 16"),
+    "pair": ("dfl", f"--num_clients 2 --name complete --lora_r 64 --mixing_step 0.5 {AT_ONCE}"),
+    "at-once": ("fed", f"--method FedAvg --lora_r 64 {AT_ONCE}"),
 }
 SPOILED = {"left-out": 1}
 SEED = 3407
@@ -129,13 +134,17 @@ def assert_same_run(ours, theirs, rounds=None):
     files = sorted(file.relative_to(theirs) for file in theirs.rglob("adapter_model.safetensors"))
     files = [file for file in files if rounds is None or any(r in str(file) for r in rounds)]
     assert files and all((ours / file).exists() for file in files)
+    # Where rounding decides whether int8 rounds a number up or down, that number is off by one step.
+    steps = "compress: int8" in (ours / "config.yaml").read_text()
     for file in files:
         mine, other = load_file(ours / file), load_file(theirs / file)
-        assert_close(mine, other, 1e-6)
+        assert_close(mine, other, 1e-3 if steps else 1e-6)
+        assert all(((mine[name] - t).abs() > 1e-6).sum() <= 2 for name, t in other.items())
     for mine, other in zip(rows(ours), rows(theirs), strict=True):
         assert mine.keys() - {"bytes_between_ranks"} == other.keys() - {"bytes_between_ranks"}
         for name in other.keys() - {"seconds", "eval_seconds", "wall_seconds", "bytes_between_ranks"}:
-            expected = pytest.approx(numbers(other[name]), rel=2e-6, abs=1e-6, nan_ok=True)
+            close = 1e-3 if steps else 1e-6
+            expected = pytest.approx(numbers(other[name]), rel=2 * close, abs=close, nan_ok=True)
             assert numbers(mine[name]) == expected, (mine["round"], name)
 
 
@@ -214,6 +223,15 @@ def test_bytes_between_ranks_are_those_at_the_sockets(both, places):
     ):
         assert row["bytes_between_ranks"] == row["bytes_up"] == row["bytes_down"]
         assert sum(received) == pytest.approx(row["bytes_between_ranks"], rel=0.05)
+
+
+def test_all_at_once_bytes_between_ranks_are_those_at_the_sockets_too(both, places):
+    found, _ = both
+    number = list(RUNS).index("at-once")
+    told = rows(places[1] / "at-once")[1:]
+    assert all(row["epsilon"] > 0 for row in told)
+    moved = sum(sum(rank[number]["moved"]) for rank in found)
+    assert moved == pytest.approx(sum(row["bytes_between_ranks"] for row in told), rel=0.05)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(both, words, places, tmp_path):
