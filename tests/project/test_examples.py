@@ -1,8 +1,6 @@
 """The examples run as they stand, and what they claim holds."""
 
 import runpy
-import subprocess
-import sys
 
 import pytest
 from places import ROOT
@@ -23,21 +21,12 @@ def test_an_example_is_short_and_names_its_command(file):
     assert f"python examples/{file.name}\n" in source
 
 
-def test_an_example_runs_as_it_says():
-    done = subprocess.run(
-        [sys.executable, "examples/fedavg_by_hand.py"],
-        cwd=EXAMPLES.parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    title, *rounds = done.stdout.splitlines()
-    assert "loss" in title and len(rounds) == 8 and done.stderr == ""
-
-
-def test_fedavg_is_the_mean_by_hand_and_learns():
-    rounds = named("fedavg_by_hand.py")["fedavg"]()
+def test_an_example_runs_as_it_says_and_fedavg_is_the_mean_by_hand_and_learns(capfd):
+    example = runpy.run_path(str(EXAMPLES / "fedavg_by_hand.py"), run_name="__main__")
+    said = capfd.readouterr()
+    title, *rounds = said.out.splitlines()
+    assert "loss" in title and len(rounds) == 8 and said.err == ""
+    rounds = example["fedavg"]()
     assert rounds[-1]["loss"] < 0.6 * rounds[0]["loss"]
     for row in rounds:
         assert row["off"] < 1e-6 < 0.1 < row["moved"]
