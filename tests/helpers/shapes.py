@@ -38,19 +38,26 @@ def _where_there_are_shapes(*, typechecker: Any) -> Callable[[Any], Any]:
             return thing
         if not _has_shapes(function):
             return thing
-        checked = _jaxtyped(typechecker=typechecker)(thing)
-        return _first_calls(thing, checked) if inspect.isfunction(thing) else checked
+        jaxtyped = _jaxtyped(typechecker=typechecker)
+        return _first_calls(thing, jaxtyped) if inspect.isfunction(thing) else jaxtyped(thing)
 
     return decorate
 
 
-def _first_calls(plain: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
+def _first_calls(
+    plain: Callable[..., Any], jaxtyped: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Callable[..., Any]:
     code = plain.__code__  # the same for every function that a call defines anew
+    checked = None  # made when it is first needed: most of those are not called
 
     @functools.wraps(plain)
     def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
         calls[code] += 1
-        return (checked if calls[code] <= CHECKED_CALLS else plain)(*args, **kwargs)
+        if calls[code] > CHECKED_CALLS:
+            return plain(*args, **kwargs)
+        checked = checked or jaxtyped(plain)
+        return checked(*args, **kwargs)
 
     return call
 
