@@ -22,8 +22,11 @@ help: ## this list
 demo: $(VENV)/.runtime ## a real federated fine-tuning of a small model, a few minutes on two CPU cores
 	$(BIN)/fedloom demo
 
+# Else each worker compiles each file of tests anew, wherever the environment says so.
+test test-models test-deploy: export PYTHONDONTWRITEBYTECODE =
+
 test: $(VENV)/.dev ## the test suite, but for what the next two run
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not deploy and not families"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not deploy and not families"
 
 test-models: $(VENV)/.dev ## the other families of models: after a change to fedloom/model or of transformers' version
 	$(BIN)/python -m pytest -n auto --dist worksteal -m families

@@ -11,8 +11,6 @@ import types
 
 import jaxtyping
 import pytest
-import torch
-import torch.nn.functional as F
 from places import HELPERS, ROOT
 from shapes import calls, check_shapes
 
@@ -20,8 +18,6 @@ from shapes import calls, check_shapes
 gc.disable()
 # What a test writes, nobody reads after a power failure: a call that is right succeeds, at once.
 os.fsync = os.fstat
-# Waking a second thread takes longer than all of a tiny model's arithmetic.
-torch.set_num_threads(1)
 # Helpers assert too.
 pytest.register_assert_rewrite(
     *({file.stem for file in HELPERS.glob("*.py")} - {"places", "shapes", "tried"})
@@ -29,7 +25,15 @@ pytest.register_assert_rewrite(
 
 
 def pytest_configure(config):
-    """Shapes are checked; all other annotations are mypy's. What is deployed runs in other tests, too."""
+    """Shapes are checked; all other annotations are mypy's. What is deployed runs in other tests, too.
+
+    The process that only deals tests out to workers does without torch.
+    """
+    if config.option.dist == "no":
+        import torch
+
+        # Waking a second thread takes longer than all of a tiny model's arithmetic.
+        torch.set_num_threads(1)
     if config.option.markexpr != "deploy":
         check_shapes(
             [
@@ -60,13 +64,27 @@ def pytest_collection_finish():
     gc.enable()
 
 
-# Of the tests of real processes: the others of `-m deploy` are over sooner than these.
+# The others are over sooner than these: first those of real processes, then those of `make test`.
 LONGEST = [
-    "test_distributed.py",
-    "test_processes.py",
-    "test_deployed.py",
-    "test_simulation.py",
-    "test_break_in.py",
+    "runtimes/ranks/test_distributed.py",
+    "runtimes/libp2p/test_processes.py",
+    "runtimes/flower/test_deployed.py",
+    "runtimes/flower/test_simulation.py",
+    "runtimes/flower/test_break_in.py",
+    "report/test_browser.py",
+    "federation/test_methods.py",
+    "project/test_benchmarks.py",
+    "commands/test_fed.py",
+    "evaluation/test_generate.py",
+    "federation/test_methods_graph.py",
+    "commands/test_demo.py",
+    "runtimes/flower/test_parts.py",
+    "commands/test_audit_privacy.py",
+    "commands/test_dfl.py",
+    "commands/test_fed_privacy.py",
+    "project/test_docs.py",
+    "test_api.py",
+    "project/test_imports.py",
 ]
 
 
@@ -75,8 +93,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("deploy"):  # a machine with other work is no fault: only what hangs is
             item.add_marker(pytest.mark.timeout(900))
-    if config.option.markexpr == "deploy":
-        items.sort(key=lambda item: ([*LONGEST, item.path.name]).index(item.path.name))
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -87,6 +105,8 @@ def pytest_xdist_auto_num_workers(config):
 @pytest.fixture
 def full_precision(monkeypatch):
     """Llama's norm and BLOOM's softmax round to float32 on the way; at 1e-10 that is noise on either side."""
+    import torch
+    import torch.nn.functional as F
     from transformers.models.bloom import modeling_bloom
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
