@@ -70,8 +70,8 @@ def two_adapters(initial: Mapping[str, Tensor], device: torch.device) -> dict[st
     """
     generator = torch.Generator().manual_seed(0)
     return {
-        name: (t.cpu() + 0.1 * torch.randn(2, *t.shape, generator=generator, dtype=torch.float64).to(t.dtype)).to(
-            device
-        )
+        name: (
+            t.cpu() + 0.1 * torch.randn(2, *t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
+        ).to(device)
         for name, t in initial.items()
     }
