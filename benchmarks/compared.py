@@ -40,6 +40,8 @@ def compared_table(result: dict[str, Any]) -> list[str]:
     number = (lambda x: f"{100 * x:.1f}") if share else (lambda x: f"{x:.4g}")
     held = compared([_read(one) for one in result["samples"]])
     has_own = any("personal_val_accuracy" in one.sample.columns for one in held)
+    # What comes down is the server's and seldom compressed: what clients send is told apart from it.
+    has_up = all("bytes_up" in one.sample.columns for one in held)
     rows = []
     for one in held:
         columns = {name: statistics.fmean(by.values()) for name, by in one.sample.columns.items() if by}
@@ -56,15 +58,17 @@ def compared_table(result: dict[str, Any]) -> list[str]:
                 *own * has_own,
                 against,
                 one.verdict,
+                *([f"{columns['bytes_up'] / 1e6:.3g}"] if has_up else []),
                 f"{columns['bytes'] / 1e6:.1f}",
             ]
         )
     unit = ", %" if share else ""
     head = ["setting", "n", f"{result['metric']}{unit}", *["clients' own accuracy, %"] * has_own]
-    head += [f"against `{held[0].sample.label}`{', points' if share else ''}", "", "MB"]
+    head += [f"against `{held[0].sample.label}`{', points' if share else ''}", "", *["MB up"] * has_up, "MB"]
     note = (
         "n seeds; mean ± standard deviation; differences seed by seed with their 95 % intervals; higher or "
-        "lower: p < 0.05 in a paired t-test after Holm's correction. MB: sent up and down in all rounds."
+        "lower: p < 0.05 in a paired t-test after Holm's correction. MB: sent in all rounds, up by clients "
+        "or peers alone, else both ways."
     )
     return [*table(head, rows), "", note]
 

@@ -59,18 +59,31 @@ def write_result(
     parser.add_argument("config", type=Path, help="file of the comparison")
     parser.add_argument("folder", type=Path, help="its --out_dir")
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument(
+        "--machine_of",
+        type=Path,
+        help="another result of the machine that made the runs; else: this one",
+    )
     options = parser.parse_args(arguments)
     try:
-        found = found_in(options.config, finished_runs(options.config, options.folder))
+        runs = finished_runs(options.config, options.folder)
+        found = found_in(options.config, runs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     origin = {
         "kind": kind,
         "command": f"fedloom compare configs/compare/{options.config.name}",
-        "machine": describe_machine(torch.device("cpu")),
-        "versions": versions(),
+        "machine": _machine(options.machine_of, runs[0][1].device),
+        "versions": {name: runs[0][1].versions.get(name, number) for name, number in versions().items()},
         "date": date.today().isoformat(),
     }
     write_atomically(options.out, json.dumps(origin | found, indent=1) + "\n")
     return 0
+
+
+def _machine(elsewhere: Path | None, device: str) -> dict[str, Any]:
+    if elsewhere is None:
+        return describe_machine(torch.device("cpu"))
+    machine = json.loads(elsewhere.read_text(encoding="utf-8"))["machine"]
+    return {name: value for name, value in machine.items() if name != "gpu" or device != "cpu"}

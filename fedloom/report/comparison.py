@@ -89,6 +89,7 @@ def sample_of(label: str, metric: str, runs: Sequence[RunRecord], failed: Mappin
     seeds = [int(run.options["seed"]) for run in runs]
     columns = {
         "val_loss": by_seed({s: last(run, "val_loss") for s, run in zip(seeds, runs, strict=True)}),
+        "bytes_up": {s: total(run, "bytes_up") for s, run in zip(seeds, runs, strict=True)},
         "bytes": {s: total(run, "bytes_up", "bytes_down") for s, run in zip(seeds, runs, strict=True)},
         "seconds": {s: total(run, "seconds") for s, run in zip(seeds, runs, strict=True)},
     }
