@@ -66,6 +66,8 @@ def screenshot(driver, path: Path) -> None:
     """The whole page, not only what is in sight."""
     import base64
 
-    made = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+    made = driver.execute_cdp_cmd(
+        "Page.captureScreenshot", {"captureBeyondViewport": True, "optimizeForSpeed": True}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(base64.b64decode(made["data"]))

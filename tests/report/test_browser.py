@@ -16,7 +16,7 @@ from tiny import save_tiny_bert, save_tiny_llama
 from fedloom.commands.cli import main
 
 pytest.importorskip("plotly")
-pytest.importorskip("selenium")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 pytestmark = pytest.mark.skipif(why_no_browser() is not None, reason=why_no_browser() or "")
 
 ARTEFACTS = ROOT / "build" / "report"
@@ -78,6 +78,13 @@ def driver(tmp_path_factory):
         yield driver
 
 
+@pytest.fixture(scope="module")
+def desktop(driver, page):
+    """The page in a wide window, opened once for tests that change nothing that others look at."""
+    opened(driver, page, WIDTHS["desktop"])
+    return driver
+
+
 def opened(driver, page, width, scheme="light"):
     resize(driver, width, 900)
     colour_scheme(driver, scheme)
@@ -87,7 +94,7 @@ def opened(driver, page, width, scheme="light"):
     driver.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     # What is folded is drawn when it unfolds, which the page hears of a moment later.
     driver.set_script_timeout(30)
-    driver.execute_async_script("setTimeout(() => requestAnimationFrame(arguments[0]), 300)")
+    driver.execute_async_script("setTimeout(() => requestAnimationFrame(arguments[0]), 100)")
 
 
 def undrawn(driver):
@@ -110,77 +117,12 @@ def seen(driver):
     )
 
 
-@pytest.mark.parametrize("size", WIDTHS)
-def test_the_page_is_drawn_fits_is_quiet_and_follows_into_the_dark(driver, page, size):
-    opened(driver, page, WIDTHS[size])
-    screenshot(driver, ARTEFACTS / f"{size}-light.png")
-    assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
-    assert driver.execute_script("return document.querySelectorAll('figure').length") >= 13
-    assert undrawn(driver) == []
-    wider = """return [...document.querySelectorAll('main *')].filter((one) =>
-        !one.closest('.plot') && one.getBoundingClientRect().right > innerWidth + 0.5).length"""
-    assert driver.execute_script("return document.documentElement.scrollWidth") <= WIDTHS[size]
-    assert driver.execute_script(wider) == 0
-    light = seen(driver)
-    colour_scheme(driver, "dark")
-    driver.execute_async_script("setTimeout(arguments[0], 500)")
-    assert all(before != after for before, after in zip(light, seen(driver), strict=True))
-    screenshot(driver, ARTEFACTS / f"{size}-dark.png")
-    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-    made = [ARTEFACTS / f"{size}-{scheme}.png" for scheme in ("light", "dark")]
-    assert all(path.stat().st_size > 10_000 for path in made)
-
-
-def test_nothing_is_asked_of_the_network(driver, page):
-    opened(driver, page, 1280)
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+def test_nothing_is_asked_of_the_network(desktop, page):
+    events = [json.loads(entry["message"])["message"] for entry in desktop.get_log("performance")]
     asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     assert page in asked, "the log sees requests"
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert driver.execute_script("return performance.getEntriesByType('resource').length") == 0
-
-
-def test_a_figure_left_empty_and_a_request_would_be_noticed(driver, page, tmp_path):
-    html = Path(urlparse(page).path).read_text(encoding="utf-8")
-    spoilt = re.sub(r'(data-of="figure-1">\{"data":)\[.*?\](,"layout")', r"\1[]\2", html, count=1)
-    (tmp_path / "spoilt.html").write_text(spoilt + '<img src="http://localhost:9/x.png" alt="">')
-    opened(driver, (tmp_path / "spoilt.html").as_uri(), 1280)
-    assert undrawn(driver) == ["Validation loss"]
-    assert any("Content Security Policy" in entry["message"] for entry in driver.get_log("browser"))
-
-
-def test_the_switch_changes_the_axis_and_a_legend_hides_a_run(driver, page):
-    opened(driver, page, 1280)
-    title = "return document.querySelector('#figure-1 .xtitle').textContent"
-    lines = "return document.querySelectorAll('#figure-1 .scatterlayer .trace').length"
-    assert driver.execute_script(title) == "rounds"
-    driver.execute_script("document.querySelector('[data-axis=bytes]').click()")
-    assert driver.execute_script(title) == "bytes sent, up and down"
-    assert (
-        driver.execute_script("return document.querySelector('#figure-1 .xtick:last-child').textContent")[-1]
-        == "B"
-    )
-    before = driver.execute_script(lines)
-    driver.execute_script("document.querySelector('[data-shows=figure-1]').click()")
-    assert driver.execute_script(lines) == before - 1
-
-
-def test_it_prints_in_light_colours_with_figures_as_wide_as_paper(driver, page):
-    opened(driver, page, 1280)
-    light, width = seen(driver), "document.querySelector('.main-svg').getBoundingClientRect().width"
-    before = driver.execute_script(f"return {width}")
-    colour_scheme(driver, "dark")
-    driver.execute_script(
-        f"""matchMedia('print').addEventListener('change', (event) => {{
-          const line = document.querySelector('.plot .scatterlayer .js-line').style.stroke;
-          if (event.matches) window.printed = [line, {width}];
-        }});"""
-    )
-    driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
-    line, printed_width = driver.execute_script("return window.printed")
-    assert line == light[1] and before < printed_width < 8.27 * 96
-    assert driver.execute_script(f"return {width}") == before, "afterwards all is as it was"
-    assert seen(driver) != light
+    assert desktop.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
 def saved(driver, selector):
@@ -201,18 +143,91 @@ def saved(driver, selector):
     return driver.execute_script("return fileName"), text
 
 
-def test_tables_are_saved_as_csv_and_latex_and_figures_as_svg(driver, page):
-    opened(driver, page, 1280)
-    name, text = saved(driver, "#results [data-export=CSV]")
+def test_tables_are_saved_as_csv_and_latex_and_figures_as_svg(desktop):
+    name, text = saved(desktop, "#results [data-export=CSV]")
     assert name == "Where-the-runs-ended.csv"
     head, *rows = csv.reader(text.splitlines())
     assert head[:2] == ["Run", "Right, fedloom eval"] and len(rows) == 3
     assert rows[1][1] == "not evaluated" and any("± " in cell and "n = 3" in cell for cell in rows[2])
-    name, text = saved(driver, "#results [data-export=LaTeX]")
+    name, text = saved(desktop, "#results [data-export=LaTeX]")
     assert name == "Where-the-runs-ended.tex" and text.count("\\\\\n") == 4
     assert "50.0\\% 10.0\\% to 90.0\\%" in text and "$\\pm$" in text and "best" not in text
-    name, text = saved(driver, "[data-svg=figure-1]")
+    name, text = saved(desktop, "[data-svg=figure-1]")
     assert name == "Validation-loss.svg" and text.startswith("<svg") and "rounds" in text
+
+
+def test_bars_and_their_legend_are_striped_alike(desktop):
+    alike = """const figure = [...document.querySelectorAll('figure')].find(
+          (one) => one.querySelector('h3').textContent.startsWith('Labels per client'));
+        const data = JSON.parse(figure.querySelector('script').textContent).data;
+        return [data.map((trace) => trace.marker.pattern.shape !== ''),
+                [...figure.querySelectorAll('.fill')].map((one) => one.classList.contains('striped'))];"""
+    bars, legend = desktop.execute_script(alike)
+    assert bars == legend and True in bars and False in bars
+
+
+def test_the_switch_changes_the_axis_and_a_legend_hides_a_run(desktop):
+    title = "return document.querySelector('#figure-1 .xtitle').textContent"
+    lines = "return document.querySelectorAll('#figure-1 .scatterlayer .trace').length"
+    assert desktop.execute_script(title) == "rounds"
+    desktop.execute_script("document.querySelector('[data-axis=bytes]').click()")
+    assert desktop.execute_script(title) == "bytes sent, up and down"
+    assert (
+        desktop.execute_script("return document.querySelector('#figure-1 .xtick:last-child').textContent")[-1]
+        == "B"
+    )
+    before = desktop.execute_script(lines)
+    desktop.execute_script("document.querySelector('[data-shows=figure-1]').click()")
+    assert desktop.execute_script(lines) == before - 1
+
+
+@pytest.mark.parametrize("size", WIDTHS)
+def test_the_page_is_drawn_fits_is_quiet_and_follows_into_the_dark(driver, page, size):
+    opened(driver, page, WIDTHS[size])
+    screenshot(driver, ARTEFACTS / f"{size}-light.png")
+    assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
+    assert driver.execute_script("return document.querySelectorAll('figure').length") >= 13
+    assert undrawn(driver) == []
+    wider = """return [...document.querySelectorAll('main *')].filter((one) =>
+        !one.closest('.plot') && one.getBoundingClientRect().right > innerWidth + 0.5).length"""
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= WIDTHS[size]
+    assert driver.execute_script(wider) == 0
+    light = seen(driver)
+    colour_scheme(driver, "dark")
+    WebDriverWait(driver, 20, poll_frequency=0.05).until(
+        lambda driver: all(before != after for before, after in zip(light, seen(driver), strict=True))
+    )
+    screenshot(driver, ARTEFACTS / f"{size}-dark.png")
+    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    made = [ARTEFACTS / f"{size}-{scheme}.png" for scheme in ("light", "dark")]
+    assert all(path.stat().st_size > 10_000 for path in made)
+
+
+def test_a_figure_left_empty_and_a_request_would_be_noticed(driver, page, tmp_path):
+    html = Path(urlparse(page).path).read_text(encoding="utf-8")
+    spoilt = re.sub(r'(data-of="figure-1">\{"data":)\[.*?\](,"layout")', r"\1[]\2", html, count=1)
+    (tmp_path / "spoilt.html").write_text(spoilt + '<img src="http://localhost:9/x.png" alt="">')
+    opened(driver, (tmp_path / "spoilt.html").as_uri(), 1280)
+    assert undrawn(driver) == ["Validation loss"]
+    assert any("Content Security Policy" in entry["message"] for entry in driver.get_log("browser"))
+
+
+def test_it_prints_in_light_colours_with_figures_as_wide_as_paper(driver, page):
+    opened(driver, page, 1280)
+    light, width = seen(driver), "document.querySelector('.main-svg').getBoundingClientRect().width"
+    before = driver.execute_script(f"return {width}")
+    colour_scheme(driver, "dark")
+    driver.execute_script(
+        f"""matchMedia('print').addEventListener('change', (event) => {{
+          const line = document.querySelector('.plot .scatterlayer .js-line').style.stroke;
+          if (event.matches) window.printed = [line, {width}];
+        }});"""
+    )
+    driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
+    line, printed_width = driver.execute_script("return window.printed")
+    assert line == light[1] and before < printed_width < 8.27 * 96
+    assert driver.execute_script(f"return {width}") == before, "afterwards all is as it was"
+    assert seen(driver) != light
 
 
 def test_a_phone_shows_first_what_came_out_of_many_runs(driver, tmp_path):
@@ -234,15 +249,7 @@ def test_a_phone_shows_first_what_came_out_of_many_runs(driver, tmp_path):
     screenshot(driver, ARTEFACTS / "twelve-runs.png")
 
 
-def test_bars_and_their_legend_are_striped_alike_and_marks_have_digits_enough(driver, page, tmp_path):
-    opened(driver, page, 1280)
-    alike = """const figure = [...document.querySelectorAll('figure')].find(
-          (one) => one.querySelector('h3').textContent.startsWith('Labels per client'));
-        const data = JSON.parse(figure.querySelector('script').textContent).data;
-        return [data.map((trace) => trace.marker.pattern.shape !== ''),
-                [...figure.querySelectorAll('.fill')].map((one) => one.classList.contains('striped'))];"""
-    bars, legend = driver.execute_script(alike)
-    assert bars == legend and True in bars and False in bars
+def test_marks_have_digits_enough(driver, tmp_path):
     rows = rows_of([3, 3, 3])
     for row, accuracy in zip(rows, (0.912, 0.913, 0.9145), strict=True):
         row["val_accuracy"] = accuracy
