@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import dataclasses
+import functools
 import gc
 import sys
 import types
@@ -162,3 +164,13 @@ def without_shape_checks():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def few_problems(monkeypatch):
+    """The embedded task has a tenth of its problems: to make and to read all takes longer than to train."""
+    from fedloom.data import arithmetic
+    from fedloom.data.tasks import TASKS
+
+    few = functools.partial(arithmetic.splits, train=400, validation=20, test=20)
+    monkeypatch.setitem(TASKS, "arithmetic", dataclasses.replace(TASKS["arithmetic"], embedded=few))

@@ -12,6 +12,8 @@ from tiny import save_tiny_bert, save_tiny_llama
 import fedloom
 from fedloom import AdapterBank, DflConfig, FedConfig, UserError, read_run, run_dfl, run_fed
 
+pytestmark = pytest.mark.usefixtures("few_problems")
+
 
 def alone(code):
     """What a fresh interpreter prints."""

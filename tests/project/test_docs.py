@@ -166,6 +166,7 @@ def test_commands_of_the_pages_fit_a_terminal():
     assert wide == []
 
 
+@pytest.mark.usefixtures("few_problems")
 @pytest.mark.parametrize("page", ["index.md", "extending.md"])
 def test_the_code_of_a_page_runs_and_what_it_quotes_is_there(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -83,6 +83,7 @@ def test_who_says_to_be_done_moves_nobody(network, graph):
         assert honest[peer].next_round(1) == 1
 
 
+@pytest.mark.usefixtures("few_problems")
 def test_one_hello_ends_nobodys_training(network, tmp_path):
     """A whole run of a peer whose only neighbour says, before the first round, that it has done them all."""
     config = PeerConfig(
