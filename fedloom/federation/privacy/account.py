@@ -9,6 +9,7 @@ a function of how many there were and of what the options say. Two bounds, both 
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from dataclasses import dataclass, field
@@ -50,19 +51,10 @@ class Account:
         return self._by_renyi(rounds) if self.kind == "rdp" else self._by_losses(rounds)
 
     def _by_renyi(self, rounds: int) -> float:
-        from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, rdp
+        from dp_accounting import rdp
 
-        if "rdp" not in self._known:
-            accountant = rdp.RdpAccountant()
-            # It says of every order whose bound it does not know that it does without.
-            logger = logging.getLogger("absl")
-            level = logger.level
-            logger.setLevel(logging.ERROR)
-            accountant.compose(PoissonSampledDpEvent(self.rate, GaussianDpEvent(self.noise)))
-            logger.setLevel(level)
-            self._known["rdp"] = accountant
-        one = self._known["rdp"]
-        return float(rdp.compute_epsilon(one.orders, rounds * one.rdp, self.delta)[0])
+        orders, of_one_round = _renyi(self.rate, self.noise)
+        return float(rdp.compute_epsilon(orders, rounds * of_one_round, self.delta)[0])
 
     def _by_losses(self, rounds: int) -> float:
         """By blocks, so that the number is the same whether or not the rounds before were asked for."""
@@ -96,6 +88,22 @@ class Account:
         return self._known[of, count]
 
 
+@functools.cache
+def _renyi(rate: float, noise: float) -> tuple[Any, Any]:
+    """Orders, and what one round costs at each; runs of one process that are alike share them."""
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, rdp
+
+    accountant = rdp.RdpAccountant()
+    # It says of every order whose bound it does not know that it does without.
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)))
+    logger.setLevel(level)
+    return accountant.orders, accountant.rdp
+
+
+@functools.cache
 def find_noise(
     target_epsilon: float, rounds: int, rate: float, delta: float, kind: Literal["pld", "rdp"]
 ) -> float:
