@@ -63,6 +63,9 @@ def model(tmp_path_factory):
     ]
 
 
+EXAMPLE = "--privacy example --clip 1 --aggregator norm_bound"
+
+
 @pytest.fixture(scope="module")
 def preferences(model):
     data = Path(model[1]).parent / "preferences.jsonl"
@@ -84,6 +87,7 @@ def preferences(model):
         # The reference of DPO is the base as it was loaded, not the one that a server has changed.
         ("--method FedEx-LoRA --server_optimizer none", "preferences"),
         ("--privacy user --noise_multiplier 0.5 --privacy_seed 2 --compress int8 --accountant rdp", "model"),
+        (f"{EXAMPLE} --noise_multiplier 0.5 --privacy_seed 2 --compress int8 --accountant rdp", "model"),
     ],
 )
 def test_an_algorithm_is_that_of_one_process_also_after_resume(
@@ -103,7 +107,7 @@ def test_an_algorithm_is_that_of_one_process_also_after_resume(
     said = capsys.readouterr().out
     assert said.count("aggregator: norm_bound, so that no one's") == (not method)
     assert said.count("aggregator: mean, with no bound on what one may do") == (
-        "FedEx" in method or "privacy" in method
+        "FedEx" in method or "privacy user" in method
     )
     serve(Hand(run_config, nodes()), {**run_config, "resume": True})
     ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"
@@ -118,7 +122,7 @@ def test_an_algorithm_is_that_of_one_process_also_after_resume(
 
 def test_a_round_that_is_asked_for_twice_has_other_noise(model, tmp_path):
     """The difference of two answers with one noise would have none."""
-    words = ["--privacy", "example", "--clip", "1", "--noise_multiplier", "1", "--aggregator", "mean"]
+    words = [*EXAMPLE.split(), "--noise_multiplier", "1"]
     sent = {}
     for name, seed in (("first", "none"), ("again", "none"), ("seeded", "3"), ("seeded again", "3")):
         run = name.replace(" ", "-")
