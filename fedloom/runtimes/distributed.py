@@ -102,6 +102,8 @@ class Ranks:
         result, mistake = None, None
         try:
             result = work()
+        except RankLost:  # no mistake, and who is lost hears of none
+            raise
         except UserError as error:
             mistake = str(error)
         _raise_any(self.gather(mistake))

@@ -35,4 +35,6 @@ def ended_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Who has taken the signal over within keeps it: ranks that have lost one have yet to say so.
+        if signal.getsignal(signal.SIGTERM) in (end, signal.SIG_IGN):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
