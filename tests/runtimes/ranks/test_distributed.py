@@ -130,7 +130,7 @@ def numbers(value):
 
 
 def assert_same_run(ours, theirs, rounds=None):
-    """Adapters and metrics of two runs are the same to rounding; ``rounds`` names the checkpoints to compare."""
+    """Adapters and metrics of two runs are the same; ``rounds`` names the checkpoints compared."""
     files = sorted(file.relative_to(theirs) for file in theirs.rglob("adapter_model.safetensors"))
     files = [file for file in files if rounds is None or any(r in str(file) for r in rounds)]
     assert files and all((ours / file).exists() for file in files)
