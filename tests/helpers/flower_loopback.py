@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from counted_ports import CountedPort
 from places import ROOT
 from typer.testing import CliRunner
 
@@ -36,6 +37,7 @@ class Loopback:
     Attributes:
         port: The SuperLink's, with all its APIs.
         open_port: What the network reaches: nginx, where there is one.
+        counted: The port that SuperNodes dial, which passes on to it and counts bytes.
         hub: Where the SuperLink fetches signed apps.
     """
 
@@ -43,6 +45,7 @@ class Loopback:
         self.folder, self.started = folder, []
         self.port, self.hub = free_port(), free_port()
         self.open_port = free_port() if NGINX else self.port
+        self.counted = CountedPort(self.open_port)
         self.environment = {
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -102,7 +105,7 @@ class Loopback:
 
     def start_supernode(self, name, node_config, *more, key=None, tls=True, trusted=None):
         words = (
-            f"flower-supernode --superlink 127.0.0.1:{self.open_port} --port {free_port()} --max-retries 2"
+            f"flower-supernode --superlink 127.0.0.1:{self.counted.port} --port {free_port()} --max-retries 2"
         )
         secure = ["--root-certificates", "ca.crt"] if tls else ["--insecure"]
         known = ["--auth-supernode-private-key", str(key)] if key else []
@@ -141,6 +144,7 @@ class Loopback:
     def stop(self):
         for process in self.started:
             kill_tree(process)
+        self.counted.close()
 
 
 def kill_tree(process):

@@ -233,6 +233,47 @@ def test_clients_get_what_has_changed_and_send_what_they_trained(killed):
     ]
 
 
+@pytest.fixture(scope="module")
+def at_once(killed, inputs, net):
+    """On what is left of the federation and a new client: noise, secure sums, a bound, and two bytes."""
+    config = config_of(
+        inputs,
+        net.folder / "runs",
+        "at-once",
+        **{"train_mode": "fed", "max_steps": 1, "lora_r": 2048, "aggregator": "auto"},
+        **{"privacy": "user", "clip": 0.5, "noise_multiplier": 0.5, "privacy_seed": 2, "accountant": "rdp"},
+        **{"secure_aggregation": 0.05, "compress": "int8"},
+    )
+    deal_out(config, inputs, net.folder)
+    options = [*DEPLOYED.split(), "--hub_url", f"http://127.0.0.1:{net.hub}", "--signing_key"]
+    options += [str(net.folder / "owner"), "--output_path", str(net.folder / "second")]
+    assert main(["flower", *flags(config, *options)]) == 0
+    signed = net.folder / "federation" / "signed"  # where nginx looks
+    shutil.copytree(net.folder / "second" / "signed", signed, dirs_exist_ok=True)
+    key = net.new_key("key4")
+    net.flwr("supernode", "register", f"{key}.pub")
+    trusted = signed / "trusted-entities.yaml" if NGINX else None
+    net.start_supernode("node4", 'client=2 data-path="client_2"', key=key, trusted=trusted)
+    wait_until(lambda: "SuperNode ID" in net.said("node4"), 200)
+    before = net.counted.sent + net.counted.answered
+    net.flwr("run", "@fedloom/fedloom-at-once==1.0.0" if NGINX else "second")
+    reference = train_in_process(dataclasses.replace(config, out_dir=str(net.folder / "alone")))
+    folder = net.folder / "runs" / "at-once"
+    wait_until(lambda: (folder / "summary.json").exists(), 500)
+    return folder, reference, net.counted.sent + net.counted.answered - before
+
+
+def test_all_at_once_is_what_one_process_does_with_the_bytes_at_the_sockets(at_once):
+    ours, theirs, sockets = at_once
+    mine, other = adapter(ours), adapter(theirs)
+    for name, t in other.items():
+        torch.testing.assert_close(mine[name], t, rtol=0, atol=1e-5)
+    assert [row["epsilon"] for row in rows(ours)] == [row["epsilon"] for row in rows(theirs)]
+    # The rest is TLS, the app, the shares of the masks' secrets, and asking for work once in a while.
+    (told,) = rows(ours)[1:]
+    assert sockets == pytest.approx(told["bytes_up"] + told["bytes_down"], rel=0.05)
+
+
 @pytest.mark.parametrize("who", ["stranger", "plaintext"])
 def test_a_supernode_without_a_known_key_or_without_tls_is_refused(killed, net, who):
     process = killed[2][who]
