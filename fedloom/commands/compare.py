@@ -29,13 +29,15 @@ from fedloom.report.comparison import (
 from fedloom.runs.files import write_atomically
 from fedloom.runs.record import RunRecord, read_run
 from fedloom.runs.run_folder import check_same_run, sole_writer
+from fedloom.training.shared import Shared
 
 
 def run_compare(file: Path, out_dir: Path) -> int:
     """Make all runs of a file that are not made yet, and write the tables.
 
     What has been done is not done again: after a kill the same command goes on, within a run from its last
-    checkpoint. A run that fails is named, and the others go on.
+    checkpoint. A run that fails is named, and the others go on. Base and data that runs have
+    in common are read once.
 
     Args:
         file: See `options.compare.read_plan`.
@@ -50,11 +52,11 @@ def run_compare(file: Path, out_dir: Path) -> int:
     plan = read_plan(file)
     configs = [_config(plan.command, run, out_dir, file) for run in plan.runs]
     with sole_writer(out_dir):
-        failed: dict[str, str] = {}
+        failed, shared = dict[str, str](), Shared()
         for number, (run, config) in enumerate(zip(plan.runs, configs, strict=True), 1):
             print(f"run {number}/{len(configs)}: {run.label}, seed {run.seed}", flush=True)
             try:
-                _make(plan.command, run, config, out_dir / run.name, file)
+                _make(plan.command, run, config, out_dir / run.name, file, shared)
             except UserError as error:
                 failed[run.name] = str(error)
                 print(f"  failed: {error}", flush=True)
@@ -87,14 +89,14 @@ def _word(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _make(command: str, run: Planned, config: Any, folder: Path, file: Path) -> None:
+def _make(command: str, run: Planned, config: Any, folder: Path, file: Path, shared: Shared) -> None:
     if (folder / RUN_CONFIG).is_file():
         config = _config(command, run, folder.parent, file, resume=True)
         check_same_run(folder, config)
         if _finished(folder):
             print("  was made before", flush=True)
             return
-    COMMANDS[command].run(config)
+    COMMANDS[command].run(config, shared=shared)
 
 
 def _finished(folder: Path) -> bool:

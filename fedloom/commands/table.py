@@ -39,7 +39,7 @@ EXIT_DOES_NOT_HOLD = 1
 class Command:
     """One command: what it does in a line, its options, how they are judged, and what runs.
 
-    `run` returns the exit status; None is 0.
+    `run` returns the exit status; None is 0. That of `fed` and `dfl` takes what `run_fed` and `run_dfl` take.
     `first` is the option that a first word without dashes gives, where there is one; an option of several
     words takes all that follow. `short` are the flags of one letter, with the options that they stand for.
     `check_named` judges, by the names of the options that are given, whether what must be named is.
@@ -48,7 +48,7 @@ class Command:
     summary: str
     config_class: type[Any]
     check: Callable[[Any], None]
-    run: Callable[[Any], int | None]
+    run: Callable[..., int | None]
     first: str | None = None
     short: Mapping[str, str] = field(default_factory=dict)
     check_named: Callable[[Collection[str], Any], None] = lambda given, config: None
@@ -63,20 +63,20 @@ def _begin(config: Any, words: str) -> None:
     check_paths(config)
 
 
-def _fed(config: FedConfig) -> None:
+def _fed(config: FedConfig, **more: Any) -> None:
     _begin(config, f"fedloom fed: {config.model_name} on {config.data_name}")
     from fedloom.commands.fed import run_fed
 
-    run = run_fed(config)
+    run = run_fed(config, **more)
     if place().leads:
         print(f"Adapter: {run.checkpoint}")
 
 
-def _dfl(config: DflConfig) -> None:
+def _dfl(config: DflConfig, **more: Any) -> None:
     _begin(config, f"fedloom dfl: {config.model_checkpoint} on {config.dataset_type}")
     from fedloom.commands.dfl import run_dfl
 
-    run = run_dfl(config)
+    run = run_dfl(config, **more)
     if place().leads:
         print(f"Adapters, one per peer: {run.checkpoint}")
 

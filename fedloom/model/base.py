@@ -66,6 +66,7 @@ def load_base(
     trust_remote_code: bool = False,
     num_labels: int | None = None,
     before_weights: BeforeWeights | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> BaseModel:
     """Load a model and its tokenizer, frozen.
 
@@ -83,6 +84,7 @@ def load_base(
         before_weights: called with the tokenizer and the model without weights before the weights are read,
             so
             that data or an adapter which do not fit the model are found out in time.
+        tokenizer: the model's, where it has been loaded before.
 
     Raises:
         UserError: the model, the device or the quantisation cannot be had, the files are damaged or lack
@@ -96,11 +98,12 @@ def load_base(
     with parsed_once():
         config = _configuration(source, files)
         check_kind(source.name, config, num_labels)
-        with explained(source, "its tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(**files)
-            check_template(tokenizer, source.name)
-            if not tokenizer("A text, as good as any.").input_ids:  # some damage shows only now
-                raise ValueError("it makes no token of a text")
+        if tokenizer is None:
+            with explained(source, "its tokenizer"):
+                tokenizer = AutoTokenizer.from_pretrained(**files)
+                check_template(tokenizer, source.name)
+                if not tokenizer("A text, as good as any.").input_ids:  # some damage shows only now
+                    raise ValueError("it makes no token of a text")
         held = tensors_in(source)
         check_depth(config, held, source.name)
         check_stored_as_floats(config, dtypes_in(source), source.name)

@@ -30,6 +30,7 @@ from fedloom.training.division import (
     splits_and_values,
 )
 from fedloom.training.setup import Reader, reader
+from fedloom.training.shared import Shared
 
 Deal = Callable[[FedConfig, Sequence[str]], tuple[np.ndarray, list[np.ndarray]]]
 """``(config, labels of the training examples) -> (the server's, each client's)``, as indices."""
@@ -95,9 +96,9 @@ class ClientData:
         open: The task that the data are.
     """
 
-    load: Callable[[FedConfig, Task], FedExamples]
+    load: Callable[[FedConfig, Task, Shared], FedExamples]
     deal: Deal
-    open: Callable[[FedConfig], Task]
+    open: Callable[[FedConfig, Shared], Task]
 
 
 def fitting_data(
@@ -108,6 +109,7 @@ def fitting_data(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     classes: Sequence[str],
+    shared: Shared,
     attackers: Attackers | None = None,
 ) -> Encoded:
     """Examples as token ids that a model can read; what is too long is left out, or cut to be classified.
@@ -120,13 +122,14 @@ def fitting_data(
         tokenizer: The model's.
         model: As its configuration has it; its weights are not looked at.
         classes: In the order of the outputs of the model's head; none where it writes answers.
+        shared: What was read before.
         attackers: Who alters what it trains on, and how.
 
     Raises:
         UserError: They do not fit the model, or nothing is left, of all or of a client's own; the clients are
             more than the examples; or there is no such attack on them.
     """
-    how = reader(config, task, tokenizer, classes)
+    how = reader(config, task, tokenizer, classes, shared)
     long = 0
 
     def read(examples: list[Example], kinds: Sequence[str] | None = None) -> list[Tokens]:
@@ -135,7 +138,7 @@ def fitting_data(
             return []
         if kinds is not None and how.form is not None:
             examples = [replace(e, label=kind) for e, kind in zip(examples, kinds, strict=True)]
-        found, more = how.read(examples)
+        found, more = shared.once(Reader.read, how, examples)
         if kinds is not None and how.form is None:
             found = [tokens._replace(kind=kind) for tokens, kind in zip(found, kinds, strict=True)]
         long += more
@@ -225,9 +228,10 @@ def _of_kind(tokens: Tokens, kind: str) -> Tokens:
     return tokens._replace(kind=kind, rejected=rejected)
 
 
-def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = True) -> Task:
+def open_data(config: FedConfig, client_paths: Sequence[str], shared: Shared, read_data: bool = True) -> Task:
     """What the options say of the data; see `fedloom.data.own.open_task`."""
-    return open_task(
+    return shared.once(
+        open_task,
         config.data_name,
         data_dir=config.data_dir,
         data_format=config.data_format,
@@ -239,27 +243,32 @@ def open_data(config: FedConfig, client_paths: Sequence[str], read_data: bool = 
     )
 
 
-def _open(config: FedConfig) -> Task:
-    return open_data(config, paths_of(config.dataset_path_template, config.client_num))
+def _open(config: FedConfig, shared: Shared) -> Task:
+    return open_data(config, paths_of(config.dataset_path_template, config.client_num), shared)
 
 
-def _load(config: FedConfig, task: Task) -> FedExamples:
+def _load(config: FedConfig, task: Task, shared: Shared) -> FedExamples:
     template, validation_template = config.dataset_path_template, config.val_dataset_path_template
     clients, count = config.client_num, "client_num"
     # The folders first: what is missing there is known at once, the hub takes its time.
-    brought = load_clients(template, clients, task, counted_by=count) if template is not None else None
+    brought = None
+    if template is not None:
+        brought = shared.once(load_clients, template, clients, task, counted_by=count)
     validation = None
     if validation_template is not None:
-        lists = load_validation(validation_template, clients, task, counted_by=count)
+        lists = shared.once(load_validation, validation_template, clients, task, counted_by=count)
         validation = [example for part in lists for example in part]
     data_set: dict[str, Any] = {"data_dir": config.data_dir, "seed": config.data_seed, "token": config.token}
     if brought is None:
-        splits, values = splits_and_values(task, config.field, **data_set)
+        splits, values = shared.once(splits_and_values, task, config.field, **data_set)
         # A field's values are what clients differ in, so what they are divided by and counted with.
         return FedExamples(replace(splits, validation=validation or splits.validation), values=values)
     # As over Flower: gradient priority scores layers by the training data of a data set of the server's own.
-    train = load_splits(task, **data_set).train if config.train_mode == "fedGradFocus" else []
-    return FedExamples(Splits(train, validation or published_validation(task, **data_set), []), brought)
+    train = []
+    if config.train_mode == "fedGradFocus":
+        train = shared.once(load_splits, task, **data_set).train
+    validation = validation or shared.once(published_validation, task, **data_set)
+    return FedExamples(Splits(train, validation, []), brought)
 
 
 def _deal(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:

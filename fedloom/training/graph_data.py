@@ -19,6 +19,7 @@ from fedloom.options.own_data import column_names
 from fedloom.options.peer import PeerConfig
 from fedloom.training.division import check_sizes, divided, of_client, published_validation, splits_and_values
 from fedloom.training.setup import Reader
+from fedloom.training.shared import Shared
 
 Setting = DflConfig | PeerConfig
 
@@ -43,17 +44,19 @@ class Encoded:
     triggered: list[Tokens]
 
 
-def open_data(config: Setting, only: int | None = None) -> Task:
+def open_data(config: Setting, shared: Shared, only: int | None = None) -> Task:
     """What the options say of the data, and where the peers hold their own, what those are.
 
     Args:
         config: What the user wants.
+        shared: What was read before.
         only: As for `hold`.
     """
     template, peers = config.dataset_path_template, config.num_clients
     if only is not None and template is not None:
         template, peers = path_of(template, only + 1), 1
-    return open_task(
+    return shared.once(
+        open_task,
         config.dataset_type,
         data_dir=config.data_dir,
         data_format=config.data_format,
@@ -64,12 +67,13 @@ def open_data(config: Setting, only: int | None = None) -> Task:
     )
 
 
-def hold(config: Setting, task: Task, only: int | None = None) -> PeerExamples:
+def hold(config: Setting, task: Task, shared: Shared, only: int | None = None) -> PeerExamples:
     """Read the peers' own data, or split the task's training data among them.
 
     Args:
         config: What the user wants.
         task: The data set.
+        shared: What was read before.
         only: The one peer, from 0, whose own data the templates are to give; None: all. What is split here is
             split for all in any case.
 
@@ -82,12 +86,12 @@ def hold(config: Setting, task: Task, only: int | None = None) -> PeerExamples:
         template, judged_by = (given and path_of(given, only + 1) for given in (template, judged_by))
         peers = 1 if template else peers
     # The folders first: what is missing there is known at once, the hub takes its time.
-    train = load_clients(template, peers, task) if template is not None else None
-    validation = load_validation(judged_by, peers, task) if judged_by is not None else None
+    train = shared.once(load_clients, template, peers, task) if template is not None else None
+    validation = shared.once(load_validation, judged_by, peers, task) if judged_by is not None else None
     data_set: dict[str, Any] = {"data_dir": config.data_dir, "seed": config.data_seed, "token": config.token}
     if train is not None:
-        return PeerExamples(train, validation or [published_validation(task, **data_set)])
-    splits, values = splits_and_values(task, config.field, **data_set)
+        return PeerExamples(train, validation or [shared.once(published_validation, task, **data_set)])
+    splits, values = shared.once(splits_and_values, task, config.field, **data_set)
     labels = [example.label for example in splits.train]
     shares = divided(
         config, labels, config.num_clients, seed=config.data_seed, values=values, option="num_clients"
@@ -119,7 +123,9 @@ def attacked(
     return PeerExamples(train, held.validation), probe(looked_at, classes) if probe else []
 
 
-def encode(config: Setting, held: PeerExamples, triggered: list[Example], reader: Reader) -> Encoded:
+def encode(
+    config: Setting, held: PeerExamples, triggered: list[Example], reader: Reader, shared: Shared
+) -> Encoded:
     """Encode everything; what is too long is left out, or cut where it is classified.
 
     Raises:
@@ -130,7 +136,7 @@ def encode(config: Setting, held: PeerExamples, triggered: list[Example], reader
         sequences, long = [], 0
         for number, part in enumerate(parts, start=1):
             with of_client(number) if len(parts) > 1 else nullcontext():
-                found, more = reader.read(part)
+                found, more = shared.once(Reader.read, reader, part)
             sequences.append(found)
             long += more
         reader.warn_of_long(long, parts, what)

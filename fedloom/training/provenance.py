@@ -15,21 +15,25 @@ from fedloom.runs.inputs import Inputs, note_model
 
 
 @contextmanager
-def base_noted(inputs: Inputs, name: str) -> Iterator[None]:
+def base_noted(inputs: Inputs, name: str) -> Iterator[tuple[str, ...]]:
     """Take down the base model's digests, where it can be before it is loaded, and check all that there are.
 
     Args:
         inputs: Is told.
         name: Of the model.
 
+    Yields:
+        The digests; none where the model is not there yet.
+
     Raises:
         UserError: It, or something taken down before, is not what the run began with.
     """
-    files = locate(name)
+    files, model = locate(name), Inputs()
     if files.local:
-        note_model(inputs, Path(files.location), files.gguf_file)
+        note_model(model, Path(files.location), files.gguf_file)
+    inputs.found |= model.found
     inputs.check()
-    yield
+    yield tuple(model.found.values())
     if not files.local and (files := locate(name)).local:  # it has been downloaded
         note_model(inputs, Path(files.location), files.gguf_file)
         inputs.check()

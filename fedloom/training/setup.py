@@ -18,7 +18,7 @@ from fedloom.data.tasks import TASKS, Task
 from fedloom.data.templates import PromptFormat, instruction_of, prompt_format
 from fedloom.errors import UserError
 from fedloom.model.adapters import choice
-from fedloom.model.base import BaseModel, BeforeWeights, configuration, encodes, load_base
+from fedloom.model.base import BaseModel, BeforeWeights, configuration, encodes
 from fedloom.model.class_order import class_order, name_classes
 from fedloom.model.files import check_model_name
 from fedloom.model.hardware import check_quantize, resolve_device
@@ -33,6 +33,7 @@ from fedloom.runs.inputs import Inputs
 from fedloom.runtimes.group import Group
 from fedloom.training.adapter_folder import AdapterFolder, of_classes, of_prompts
 from fedloom.training.provenance import base_noted
+from fedloom.training.shared import Shared
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +84,18 @@ class Reader:
             )
 
 
-def reader(config: Setting, task: Task, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str]) -> Reader:
+def reader(
+    config: Setting,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    classes: Sequence[str],
+    shared: Shared,
+) -> Reader:
     """How a data set's examples become token ids: to be classified, or as questions and answers."""
     if classes:
         return Reader(tokenizer, config.max_length, classes)
     instruction = instruction_of(task.instruction, config.system_prompt)
-    form = prompt_format(tokenizer, instruction, config.prompt_format, config.prompt_date)
+    form = shared.once(prompt_format, tokenizer, instruction, config.prompt_format, config.prompt_date)
     return Reader(tokenizer, config.max_length, (), form, instruction)
 
 
@@ -138,20 +145,18 @@ def classes_of_head(config: Setting, name: str, task: Task, *, own_by_head: bool
 
 
 def load(
-    config: Setting, name: str, classes: Sequence[str], inputs: Inputs, before_weights: BeforeWeights
+    config: Setting,
+    name: str,
+    classes: Sequence[str],
+    inputs: Inputs,
+    before_weights: BeforeWeights,
+    shared: Shared,
 ) -> BaseModel:
     """The base model of a run, whose files' digests are taken down, with the classes of its head named."""
-    with base_noted(inputs, name):
-        base = load_base(
-            name,
-            device=config.device,
-            dtype=config.dtype,
-            quantize=config.quantize,
-            token=config.token,
-            trust_remote_code=config.trust_remote_code,
-            num_labels=len(classes) or None,
-            before_weights=before_weights,
-        )
+    names = ("device", "dtype", "quantize", "token", "trust_remote_code")
+    options = {name: getattr(config, name) for name in names} | {"num_labels": len(classes) or None}
+    with base_noted(inputs, name) as files:
+        base = shared.base(name, files, options, before_weights)
     if classes:
         name_classes(base.model, classes)
     return base

@@ -37,6 +37,7 @@ from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, fitting_
 from fedloom.training.loop import Intervals
 from fedloom.training.private import Budget, example_budget, example_privacy, user_budget
 from fedloom.training.setup import beside_adapters, check_base, classes_of_head, load, lora, resolved, stack
+from fedloom.training.shared import Shared
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def build(
     group: Group = ALONE,
     inputs: Inputs | None = None,
     holdings: ClientData = ALL_CLIENTS,
+    shared: Shared | None = None,
 ) -> tuple[FedConfig, Parts]:
     """Make the parts of a run, cheap and fallible things first.
 
@@ -91,6 +93,7 @@ def build(
         group: The run's processes.
         inputs: Is told the digests of what is read.
         holdings: Whose data this process has; all clients' where they live in it.
+        shared: What runs before this one have read and loaded.
 
     Returns:
         The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
@@ -98,7 +101,7 @@ def build(
     Raises:
         UserError: A mistake of the user, before any weights are read.
     """
-    inputs = inputs or Inputs()
+    inputs, shared = inputs or Inputs(), shared or Shared()
     check(config)
     if group.size > 1 and config.train_mode == "local":
         raise UserError(
@@ -108,12 +111,12 @@ def build(
     algorithm = algorithm_with_server(config)
     attackers = simulated_attackers(config, config.client_num)
     check_base(config, config.model_name)
-    task = holdings.open(config)
-    held = holdings.load(config, task)
+    task = holdings.open(config, shared)
+    held = holdings.load(config, task, shared)
     splits = held.splits
     check_comparable([*held.train, splits.validation])
-    inputs.note("training data", digest_of_examples(held.train))
-    inputs.note("validation data", digest_of_examples([splits.validation]))
+    inputs.note("training data", shared.once(digest_of_examples, held.train))
+    inputs.note("validation data", shared.once(digest_of_examples, [splits.validation]))
     classes = classes_of_head(config, config.model_name, task, own_by_head=False)
     if held.own is None:
         holdings.deal(
@@ -122,8 +125,8 @@ def build(
     ready: list[tuple[Encoded, PeftConfig, Budget | None]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
-        data = fitting_data(config, task, held, holdings, tokenizer, structure, classes, attackers)
-        inputs.note("tokens of the data", digest_of_tokens([data.train, data.validation]))
+        data = fitting_data(config, task, held, holdings, tokenizer, structure, classes, shared, attackers)
+        inputs.note("tokens of the data", shared.once(digest_of_tokens, [data.train, data.validation]))
         inputs.check()
         adapter = _adapter(config, structure)
         names = check_adapter(structure, adapter).keys()
@@ -132,7 +135,8 @@ def build(
         check_personal(algorithm, names - algorithm.share(names), steps)
         ready.append((data, adapter, _budget(config, data)))
 
-    base = load(config, config.model_name, classes, inputs, before_weights)
+    base = load(config, config.model_name, classes, inputs, before_weights, shared)
+    shared.forget_the_rest()
     ((data, adapter, budget),) = ready
     model = stack(config, base, adapter, data.prefix)
     algorithm = replace(algorithm, ranks=client_ranks(config, adapter))

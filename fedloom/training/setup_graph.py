@@ -51,6 +51,7 @@ from fedloom.training.setup import (
     resolved,
     stack,
 )
+from fedloom.training.shared import Shared
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,10 @@ S = TypeVar("S", DflConfig, PeerConfig)
 
 
 def build(
-    config: DflConfig, group: Group = ALONE, inputs: Inputs | None = None
+    config: DflConfig,
+    group: Group = ALONE,
+    inputs: Inputs | None = None,
+    shared: Shared | None = None,
 ) -> tuple[DflConfig, PeerParts]:
     """Make the parts of a run, cheap and fallible things first.
 
@@ -67,6 +71,7 @@ def build(
         config: What the user wants.
         group: The run's processes.
         inputs: Is told the digests of what is read.
+        shared: What runs before this one have read and loaded.
 
     Returns:
         The config with what `auto` turned out to be (dtype, wave_tokens), and the parts.
@@ -93,7 +98,8 @@ def build(
         drop_link=config.drop_link,
         step=config.mixing_step,
     )
-    return _build(config, drawn, group, inputs, attackers=simulated_attackers(config, config.num_clients))
+    attackers = simulated_attackers(config, config.num_clients)
+    return _build(config, drawn, group, inputs, shared or Shared(), attackers=attackers)
 
 
 def build_one(config: PeerConfig, inputs: Inputs | None = None) -> tuple[PeerConfig, PeerParts]:
@@ -109,7 +115,7 @@ def build_one(config: PeerConfig, inputs: Inputs | None = None) -> tuple[PeerCon
         UserError: A mistake of the user, before any weights are read.
     """
     alone = RoundMixing(np.empty((0, 2), dtype=np.int64), np.empty(0), np.ones(1, dtype=bool))
-    return _build(config, lambda round_: alone, ALONE, inputs or Inputs(), only=config.client - 1)
+    return _build(config, lambda round_: alone, ALONE, inputs or Inputs(), Shared(), only=config.client - 1)
 
 
 def intervals(config: Setting) -> Intervals:
@@ -128,24 +134,26 @@ def _build(
     mixing: Mixing,
     group: Group,
     inputs: Inputs,
+    shared: Shared,
     only: int | None = None,
     attackers: Attackers | None = None,
 ) -> tuple[S, PeerParts]:
     assert config.model_checkpoint is not None
     algorithm = algorithm_on_graph(config)
     check_base(config, config.model_checkpoint)
-    task = open_data(config, only)
-    held: PeerExamples = hold(config, task, only)
+    task = open_data(config, shared, only)
+    held: PeerExamples = hold(config, task, shared, only)
     check_comparable([*held.train, *held.validation])
-    inputs.note("training data", digest_of_examples(held.train))
-    inputs.note("validation data", digest_of_examples(held.validation))
+    inputs.note("training data", shared.once(digest_of_examples, held.train))
+    inputs.note("validation data", shared.once(digest_of_examples, held.validation))
     classes = classes_of_head(config, config.model_checkpoint, task, own_by_head=True)
     held, triggered = attacked(config, held, attackers, task.label_names, bool(classes))
     ready: list[tuple[Encoded, PeftConfig, Budget | None]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
-        read: Encoded = encode(config, held, triggered, reader(config, task, tokenizer, classes))
-        inputs.note("tokens of the data", digest_of_tokens([*read.train, *read.validation]))
+        how = reader(config, task, tokenizer, classes, shared)
+        read: Encoded = encode(config, held, triggered, how, shared)
+        inputs.note("tokens of the data", shared.once(digest_of_tokens, [*read.train, *read.validation]))
         inputs.check()
         texts = [
             side.ids for part in (*read.train, *read.validation) for tokens in part for side in tokens.sides
@@ -159,7 +167,8 @@ def _build(
             algorithm, personal, min(_schedule(config, len(of_peer)).batches for of_peer in read.train)
         )
 
-    base = load(config, config.model_checkpoint, classes, inputs, before_weights)
+    base = load(config, config.model_checkpoint, classes, inputs, before_weights, shared)
+    shared.forget_the_rest()
     if base.drawn:
         log.warning(
             "not in the model's files, so drawn at random, trained, and saved with the adapter: %s",

@@ -96,7 +96,7 @@ class FoldedBase:
     """The adapted layers' weights, with a change in them or as they were loaded; or with one beside them."""
 
     def __init__(self, model: nn.Module):
-        """Take a model whose adapted layers are as they were loaded; weights are copied once they change."""
+        """Take a model whose adapted layers are as they were loaded."""
         self._model = model
         self._stacked = {m.name: m for m in model.modules() if isinstance(m, StackedLora)}
         self._layers = {name: (m.base, m.scale) for name, m in self._stacked.items()}
@@ -140,14 +140,15 @@ class FoldedBase:
                 continue
             layer, scale = self._layers[name]
             weight: Tensor = layer.weight  # type: ignore[assignment]
-            loaded = self._loaded.setdefault(name, weight.detach().clone())
+            # Never written into: others may run on the weights that were loaded.
+            loaded = self._loaded.setdefault(name, weight.detach())
             if (change := base.get(name)) is None:
-                weight.copy_(loaded)
+                weight.data = loaded
                 del self._now[name]
                 continue
             along = change.T if isinstance(layer, Conv1D) else change
             wide = torch.promote_types(loaded.dtype, torch.float32)
-            weight.copy_(loaded.to(wide) + scale * along.to(loaded.device, wide))
+            weight.data = (loaded.to(wide) + scale * along.to(loaded.device, wide)).to(loaded.dtype)
             self._now[name] = change
 
 

@@ -34,6 +34,7 @@ from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.flower.secrets import hidden, secret_step
 from fedloom.training.private import secret_key
 from fedloom.training.setup_fed import Parts, build
+from fedloom.training.shared import Shared
 
 
 @dataclass
@@ -179,22 +180,23 @@ def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
         _loaded_model = _Loaded(options, resolved, parts, {path: parts.data})
     elif path not in _loaded_model.data:
         holdings = ALL_CLIENTS if path is None else _own(path)
-        task = holdings.open(fed)
-        held, parts = holdings.load(fed, task), _loaded_model.parts
+        shared, parts = Shared(), _loaded_model.parts
+        task = holdings.open(fed, shared)
+        held = holdings.load(fed, task, shared)
         _loaded_model.data[path] = fitting_data(
-            fed, task, held, holdings, parts.tokenizer, parts.model.model, parts.classes
+            fed, task, held, holdings, parts.tokenizer, parts.model.model, parts.classes, shared
         )
     return _loaded_model
 
 
 def _own(path: Path) -> ClientData:
-    def load(config: FedConfig, task: Task) -> FedExamples:
+    def load(config: FedConfig, task: Task, shared: Shared) -> FedExamples:
         limit = task.limits.get("train")
         rows = read_part(path, "train", option="client_data", names=task.split_names, limit=limit)
         return FedExamples(Splits([made.example for made in read_examples(task, rows)], [], []))
 
-    def open_own(config: FedConfig) -> Task:
-        return open_data(config, [str(path)], read_data=False)
+    def open_own(config: FedConfig, shared: Shared) -> Task:
+        return open_data(config, [str(path)], shared, read_data=False)
 
     return ClientData(load, _dealt_to_nobody, open_own)
 

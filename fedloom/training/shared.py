@@ -1,0 +1,105 @@
+"""What runs that follow each other in one process need not do anew: read and encode data, load the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, TypeVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedloom.model.base import BaseModel, BeforeWeights, load_base
+from fedloom.model.twin import twin, writes
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass
+class _Done:
+    make: Callable[..., Any]
+    given: tuple[Any, ...]
+    result: Any
+    asked_for: bool = True
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    wanted: tuple[Any, ...]
+    base: BaseModel
+    structure: PreTrainedModel
+    writes: tuple[int, ...]
+
+
+class Shared:
+    """Results of the runs before, for those that ask for the same.
+
+    A run makes each slow step of its set-up through this. It is decided by the step's own arguments, not by
+    the run's options, so that an option which a step does not look at is no reason to do it again, and none
+    that it does look at can be forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._done: list[_Done] = []
+        self._tokenizer: tuple[tuple[Any, ...], PreTrainedTokenizerBase] | None = None
+        self._loaded: _Loaded | None = None
+
+    def once(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`make` of these arguments, or what it gave a run before for equal ones.
+
+        Args:
+            make: Depends on its arguments and on files that stay as they are; nobody changes its result.
+            *args: Its arguments.
+            **kwargs: More of them.
+        """
+        given = (args, kwargs)
+        for done in self._done:
+            if done.make == make and done.given == given:
+                done.asked_for = True
+                return done.result
+        result = make(*args, **kwargs)
+        self._done.append(_Done(make, given, result))
+        return result
+
+    def forget_the_rest(self) -> None:
+        """Forget what has not been asked for since the last time: a run is set up, and nobody needs it."""
+        self._done = [replace(done, asked_for=False) for done in self._done if done.asked_for]
+
+    def base(
+        self,
+        name: str,
+        files: tuple[str, ...],
+        options: Mapping[str, Any],
+        before_weights: BeforeWeights,
+    ) -> BaseModel:
+        """A base model of the caller's own, over weights that the runs before have read where it is the same.
+
+        There is never a second one: the one that was there goes before the weights of another are read.
+
+        Args:
+            name: As `load_base` has it, like the next but one.
+            files: Digests of the model's files, as they are now.
+            options: Keywords for `load_base`.
+            before_weights: Is called in any case.
+        """
+        wanted = (name, files, options)
+        held = self._loaded
+        if held is not None and held.wanted == wanted and held.writes == writes(held.base.model):
+            before_weights(held.base.tokenizer, held.structure)
+            return replace(held.base, model=twin(held.base.model))
+        del held  # it keeps weights
+        read = (name, files, options["token"])
+        known = self._tokenizer[1] if self._tokenizer and self._tokenizer[0] == read else None
+        structures: list[PreTrainedModel] = []
+
+        def seen(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
+            self._tokenizer = (read, tokenizer)
+            structures.append(structure)
+            before_weights(tokenizer, structure)
+            self._loaded = None  # two may be one too many
+
+        base = load_base(name, **options, before_weights=seen, tokenizer=known)
+        if options["quantize"] != "none" or options["trust_remote_code"]:  # it has state beside its numbers
+            return base
+        self._loaded = _Loaded(wanted, base, structures[0], writes(base.model))
+        return replace(base, model=twin(base.model))
