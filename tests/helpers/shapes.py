@@ -6,6 +6,7 @@ A test sees the first calls of each function checked: a loop calls with the same
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,8 @@ calls: Counter[Any] = Counter()
 
 def check_shapes(modules: list[str]) -> None:
     """Have the shapes of these modules checked, of functions as of fields; they are not imported yet."""
+    if importlib.util.find_spec("beartype") is None:  # a machine with a GPU and not much else
+        return
     jaxtyping.jaxtyped = _where_there_are_shapes
     jaxtyping.install_import_hook(modules, "beartype.beartype")
 
