@@ -19,7 +19,6 @@ from machine import describe_machine, versions  # noqa: E402
 
 from fedloom.errors import UserError  # noqa: E402
 from fedloom.options.compare import read_plan  # noqa: E402
-from fedloom.options.parsing import RUN_CONFIG  # noqa: E402
 from fedloom.runs.files import write_atomically  # noqa: E402
 from fedloom.runs.record import RunRecord, read_run  # noqa: E402
 
@@ -33,9 +32,12 @@ def finished_runs(config: Path, folder: Path) -> Runs:
     Raises:
         UserError: There are none.
     """
-    plan = read_plan(config).runs
-    there = [(run.label, folder / run.name) for run in plan if (folder / run.name / RUN_CONFIG).is_file()]
-    runs = [(label, read_run(place, judged=False)) for label, place in there]
+    runs = []
+    for planned in read_plan(config).runs:
+        try:
+            runs.append((planned.label, read_run(folder / planned.name, judged=False)))
+        except UserError:  # it is not there, or has no row yet
+            continue
     if not any(run.finished for _, run in runs):
         raise UserError(f"{folder}: no run has come to its end; give the comparison's --out_dir")
     return [(label, run) for label, run in runs if run.finished]
