@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.errors import UserError, shown
-from fedloom.options.declare import option
+from fedloom.options.declare import option, options
+from fedloom.options.fed import FedConfig
+from fedloom.options.graph import DflConfig
+from fedloom.options.parsing import by_own_names
 from fedloom.options.synonyms import did_you_mean
 from fedloom.options.yaml_file import read_yaml
 
 KEYS = ("command", "options", "grid", "seeds", "metric")
-COMPARED = ("fed", "dfl")
+COMPARED = {"fed": FedConfig, "dfl": DflConfig}
 MOST_RUNS = 10_000
 
 
@@ -93,6 +96,7 @@ def read_plan(path: Path) -> Plan:
         metric: val_accuracy
 
     ``grid`` may also be a list of settings, ``[{method: DFL-LoRA}, {method: DFL-GPL, grad_eval: random}]``.
+    These go before ``options``.
 
     Raises:
         UserError: It cannot be read, or is of another form.
@@ -110,13 +114,13 @@ def read_plan(path: Path) -> Plan:
                 key, f"unknown key {shown(str(key))}{did_you_mean(str(key), KEYS)}; one of {', '.join(KEYS)}"
             )
     command, metric = content.get("command"), content.get("metric", "val_accuracy")
-    if command not in COMPARED:
+    if command not in list(COMPARED):
         raise wrong("command", f"command: {shown(str(command))} is not one of {', '.join(COMPARED)}")
     if not isinstance(metric, str):
         raise wrong("metric", f"metric: {shown(str(metric))} is no name of a column, such as val_accuracy")
     fixed, grid = content.get("options") or {}, content.get("grid") or {}
     listed = grid if isinstance(grid, list) else [grid]
-    for key, given in (("options", fixed), *(("grid", own) for own in listed)):
+    for key, given in (("options", fixed), *(("grid", row) for row in listed)):
         if not isinstance(given, dict):
             raise wrong(key, f"{key}: write lines of the form `option: value`")
     for name, values in grid.items() if isinstance(grid, dict) else ():
@@ -127,10 +131,21 @@ def read_plan(path: Path) -> Plan:
     settings = listed
     if isinstance(grid, dict):
         settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    varied = {name for setting in settings for name in setting}
-    for name in sorted(varied & fixed.keys()):
+    names = [option.name for option in options(COMPARED[command])]
+
+    def by_name(key: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return by_own_names({str(name).replace("-", "_"): value for name, value in given.items()}, names)
+        except UserError as error:
+            raise wrong(key, f"{key}: {error}") from None
+
+    common, own = by_name("options", fixed), [by_name("grid", setting) for setting in settings]
+    varied = {name for setting in own for name in setting}
+    for name in sorted(varied & common.keys()) if isinstance(grid, dict) else ():
         raise wrong(
-            "grid", f"grid: {shown(str(name))} stands among the options too; leave one of the two out"
+            "grid",
+            f"grid: {shown(name)} stands among the options too; leave one of the two out, or write the grid "
+            "as a list of settings, which go before options",
         )
     seeds = content.get("seeds", [1, 2, 3])
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
@@ -138,11 +153,15 @@ def read_plan(path: Path) -> Plan:
     if len(set(seeds)) < len(seeds):
         raise wrong("seeds", "seeds: one stands there twice; the same run is no second sample")
     for name in ("seed", "exp_name", "out_dir", "config", "resume"):
-        if name in fixed or name in varied:
+        if name in common or name in varied:
             raise wrong("options", f"options: {name} is for compare to give; leave it out")
     if len(settings) * len(seeds) > MOST_RUNS:
         raise wrong("grid", f"grid: {len(settings) * len(seeds):,} runs are more than {MOST_RUNS:,}")
-    runs = [Planned(setting, seed, {**fixed, **setting}) for setting in settings for seed in seeds]
+    runs = [
+        Planned(setting, seed, common | given)
+        for setting, given in zip(settings, own, strict=True)
+        for seed in seeds
+    ]
     if len({run.name for run in runs}) < len(runs):
         raise wrong("grid", "grid: two settings would have folders of one name; write their values otherwise")
     return Plan(command, metric, runs)

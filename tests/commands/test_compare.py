@@ -6,6 +6,8 @@ import pytest
 from tiny import save_tiny_llama
 
 from fedloom.commands.cli import main
+from fedloom.options.compare import read_plan
+from fedloom.runs.record import read_run
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +61,26 @@ def test_a_grid_is_run_once_and_compared_and_goes_on_with_what_is_missing(inputs
     assert float(rows[1].split(",")[2]) == pytest.approx(sum(losses) / 2)
 
 
+def test_a_setting_of_a_list_counts_instead_of_what_all_have(inputs, tmp_path):
+    file = tmp_path / "plan.yaml"
+    rows = [{"method": "FedAvg"}, {"method": "SCAFFOLD", "client-optimizer": "sgd", "num_clients": 4}]
+    given = plan(inputs, grid=rows, seeds=[5])
+    given["options"]["client_optimizer"] = "adamw"
+    file.write_text(json.dumps(given))
+    first, second = read_plan(file).runs
+    assert first.options == given["options"] | {"method": "FedAvg"}
+    changed = {"method": "SCAFFOLD", "client_optimizer": "sgd", "client_num": 4}
+    assert second.options == given["options"] | changed
+    assert second.label == "SCAFFOLD client-optimizer=sgd num_clients=4"
+    assert main(["compare", str(file), "--out_dir", str(tmp_path / "out")]) == 0
+    made = read_run(tmp_path / "out" / second.name).options
+    assert {name: made[name] for name in changed} == changed
+
+
 def test_a_run_that_fails_ends_no_other(inputs, tmp_path, capsys):
     """The settings stand in a list, where not every combination is wanted."""
     file = tmp_path / "plan.yaml"
     given = plan(inputs, grid=[{"client_num": 2, "lora_alpha": 4}, {"client_num": 500}], seeds=[1])
-    del given["options"]["client_num"]
     file.write_text(json.dumps(given))
     assert main(["compare", str(file), "--out_dir", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().out
@@ -75,10 +92,12 @@ def test_a_run_that_fails_ends_no_other(inputs, tmp_path, capsys):
     "more, said",
     [
         ({"command": "eval"}, "command: eval is not one of fed, dfl"),
+        ({"command": ["fed"]}, "command: ['fed'] is not one of fed, dfl"),
         ({"grids": {}}, "unknown key grids; did you mean grid"),
         ({"grid": {"method": "FedAvg"}}, "grid: method must have a list of values"),
         ({"grid": {"lora_r": [2]}}, "lora_r stands among the options too"),
-        ({"grid": [{"method": "FedAvg"}, {"lora_r": 2}]}, "lora_r stands among the options too"),
+        ({"grid": {"num_clients": [2]}}, "client_num stands among the options too"),
+        ({"grid": [{"client_num": 2, "num-clients": 3}]}, "grid: num_clients: is another name of client_num"),
         ({"grid": ["FedAvg"]}, "grid: write lines of the form `option: value`"),
         ({"grid": [{"seed": 1}]}, "seed is for compare to give"),
         ({"grid": {"method": ["FedAvg", "FedAvgg"]}}, "FedAvgg: method: FedAvgg is not one of"),
