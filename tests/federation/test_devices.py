@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from graph_rounds import PEERS, ring
-from pretend_gpu import CUDA, pretended_gpu
+from pretend_gpu import CUDA, a_gpu
 from updates import update_by
 
 from fedloom.data.randomness import derive_seed
@@ -83,7 +83,7 @@ def tensors_of(found, name=""):
 
 def same_on_a_gpu(run):
     """What ``run(device)`` returns on a GPU, and that it is what it returns on the CPU."""
-    with pretended_gpu():
+    with a_gpu():
         there = run(CUDA)
         found = {name: t.cpu() for name, t in tensors_of(there).items()}
     wanted = tensors_of(run(torch.device("cpu")))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine import apart, clients_data, make_stacked, moved, random_sequence, start_bank, steps_of
 from peft import LoraConfig, PromptTuningConfig
-from pretend_gpu import CUDA, pretended_gpu
+from pretend_gpu import CUDA, a_gpu
 from tiny import tiny_bert, tiny_llama
 
 from fedloom.client.local import LocalRules, train_locally
@@ -56,7 +56,7 @@ def test_training_on_a_gpu_is_that_on_the_cpu(name, monkeypatch, tmp_path):
     base = build().double()
     alone = make_stacked(base, config, data)
     wanted, examples = trained(alone, data), by_example(alone, data)
-    with pretended_gpu():
+    with a_gpu():
         model = make_stacked(copy.deepcopy(base).to(CUDA), config, data)
         assert model.layout == alone.layout
         in_blocks = trained(model, data)
