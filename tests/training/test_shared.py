@@ -1,5 +1,6 @@
 """Runs that share what they read, and the base, are to the bit what they are alone."""
 
+import gc
 import json
 
 import pytest
@@ -131,6 +132,26 @@ def test_what_is_not_the_same_is_read_anew(inputs, tmp_path, reads):
     assert rows[0] == rows[2] == rows[3] and reads["tokenizer"] == 1 and reads["rows"] == 3
     save_tiny_llama(model, seed=1)
     assert run("other", model_name=str(model)) == 5 and rows[4] != rows[3]
+
+
+def test_two_bases_are_never_in_memory_at_once(inputs, tmp_path, monkeypatch):
+    shared, real, there = Shared(), AutoModelForCausalLM.from_pretrained, []
+    fed(inputs, tmp_path, "first", shared)
+    shapes = [p.shape for p in shared._loaded.base.model.parameters()]
+
+    def weights():
+        every = [t for t in gc.get_objects() if type(t) is torch.nn.Parameter and not t.is_meta]
+        return sum(t.shape in shapes for t in every)
+
+    def read(*args, **kwargs):
+        there.append(weights())
+        return real(*args, **kwargs)
+
+    gc.collect()  # as between the runs of a comparison
+    others = weights() - len(shapes)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
+    fed(inputs, tmp_path, "second", shared, dtype="bfloat16")
+    assert there == [others]
 
 
 def test_a_step_is_made_again_for_other_arguments_and_forgotten_where_nobody_asks():
