@@ -142,7 +142,7 @@ def payloads_heard(
     size, device = bytes_of(like), group.device or torch.device("cpu")
     outgoing, incoming = {}, {}
     for rank, edges in between.items():
-        outgoing[rank] = torch.cat([_as_bytes(local[edge]) for edge in sorted(edges)]).to(device)
+        outgoing[rank] = torch.cat([_as_bytes(local[edge], device) for edge in sorted(edges)])
         incoming[rank] = torch.empty(size * len(edges), dtype=torch.uint8, device=device)
     group.exchange(outgoing, incoming)
     arrived = dict(local)
@@ -154,8 +154,10 @@ def payloads_heard(
     return arrived
 
 
-def _as_bytes(payload: Row) -> Tensor:
-    return torch.cat([payload[name].contiguous().flatten().view(torch.uint8) for name in sorted(payload)])
+def _as_bytes(payload: Row, device: torch.device) -> Tensor:
+    # Of a payload from a GPU some may lie on the CPU: a seed, for one.
+    there = (payload[name].to(device) for name in sorted(payload))
+    return torch.cat([t.contiguous().flatten().view(torch.uint8) for t in there])
 
 
 def _from_bytes(flat: Tensor, like: Row) -> Row:
