@@ -4,6 +4,7 @@ import json
 
 import pytest
 from tiny import save_tiny_llama
+from transformers import AutoModelForCausalLM
 
 from fedloom.commands.cli import main
 from fedloom.options.compare import read_plan
@@ -61,7 +62,8 @@ def test_a_grid_is_run_once_and_compared_and_goes_on_with_what_is_missing(inputs
     assert float(rows[1].split(",")[2]) == pytest.approx(sum(losses) / 2)
 
 
-def test_a_setting_of_a_list_counts_instead_of_what_all_have(inputs, tmp_path):
+def test_a_setting_of_a_list_counts_instead_of_what_all_have(inputs, tmp_path, monkeypatch):
+    """Both load the base once, and come to what `fedloom fed` comes to."""
     file = tmp_path / "plan.yaml"
     rows = [{"method": "FedAvg"}, {"method": "SCAFFOLD", "client-optimizer": "sgd", "num_clients": 4}]
     given = plan(inputs, grid=rows, seeds=[5])
@@ -72,9 +74,19 @@ def test_a_setting_of_a_list_counts_instead_of_what_all_have(inputs, tmp_path):
     changed = {"method": "SCAFFOLD", "client_optimizer": "sgd", "client_num": 4}
     assert second.options == given["options"] | changed
     assert second.label == "SCAFFOLD client-optimizer=sgd num_clients=4"
+    real, loads = AutoModelForCausalLM.from_pretrained, []
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loads.append(a) or real(*a, **k)
+    )
     assert main(["compare", str(file), "--out_dir", str(tmp_path / "out")]) == 0
-    made = read_run(tmp_path / "out" / second.name).options
-    assert {name: made[name] for name in changed} == changed
+    assert len(loads) == 1
+    made = read_run(tmp_path / "out" / second.name)
+    assert {name: made.options[name] for name in changed} == changed
+    words = [f"--{name}={value}" for name, value in second.options.items()]
+    assert main(["fed", *words, "--seed=5", f"--out_dir={tmp_path}", "--exp_name=alone"]) == 0
+    alone = read_run(tmp_path / "alone")
+    tensors = [next(run.checkpoint.rglob("adapter_model.safetensors")) for run in (made, alone)]
+    assert tensors[0].read_bytes() == tensors[1].read_bytes()
 
 
 def test_a_run_that_fails_ends_no_other(inputs, tmp_path, capsys):
