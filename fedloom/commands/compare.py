@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -60,9 +61,16 @@ def run_compare(file: Path, out_dir: Path) -> int:
             except UserError as error:
                 failed[run.name] = str(error)
                 print(f"  failed: {error}", flush=True)
-            gc.collect()  # a model is a large circle of references
+            _free_memory()
         _write(plan, out_dir, failed)
     return len(failed)
+
+
+def _free_memory() -> None:
+    """Give back what a run took: the next sizes its waves by what is free then."""
+    gc.collect()  # a model is a large circle of references
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _config(command: str, run: Planned, out_dir: Path, file: Path, **more: Any) -> Any:

@@ -134,8 +134,16 @@ def read_plan(path: Path) -> Plan:
     names = [option.name for option in options(COMPARED[command])]
 
     def by_name(key: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        written: dict[str, str] = {}
+        for name in map(str, given):
+            if (other := written.setdefault(name.replace("-", "_"), name)) != name:
+                raise wrong(
+                    key,
+                    f"{key}: {shown(name)} is another spelling of {shown(other)}, which is given too; "
+                    "leave one of them out",
+                )
         try:
-            return by_own_names({str(name).replace("-", "_"): value for name, value in given.items()}, names)
+            return by_own_names(dict(zip(written, given.values(), strict=True)), names)
         except UserError as error:
             raise wrong(key, f"{key}: {error}") from None
 

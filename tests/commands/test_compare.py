@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -100,6 +101,17 @@ def test_a_run_that_fails_ends_no_other(inputs, tmp_path, capsys):
     assert (tmp_path / "out" / "compare.csv").read_text().splitlines()[2].endswith(",1")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_next_run_finds_a_gpu_as_free_as_the_first_did(inputs, tmp_path):
+    """What PyTorch keeps of memory that nobody uses would make its waves smaller."""
+    file, most = tmp_path / "plan.yaml", 1 << 28
+    torch.empty(most, dtype=torch.uint8, device="cuda")
+    assert torch.cuda.memory_reserved() >= most
+    file.write_text(json.dumps(plan(inputs, seeds=[1])))
+    assert main(["compare", str(file), "--out_dir", str(tmp_path / "out")]) == 0
+    assert torch.cuda.memory_reserved() < most
+
+
 @pytest.mark.parametrize(
     "more, said",
     [
@@ -110,6 +122,16 @@ def test_a_run_that_fails_ends_no_other(inputs, tmp_path, capsys):
         ({"grid": {"lora_r": [2]}}, "lora_r stands among the options too"),
         ({"grid": {"num_clients": [2]}}, "client_num stands among the options too"),
         ({"grid": [{"client_num": 2, "num-clients": 3}]}, "grid: num_clients: is another name of client_num"),
+        (
+            {"grid": {"client_lr": [0.1], "client-lr": [0.2]}},
+            "line 1: grid: client-lr is another spelling of client_lr, which is given too; leave one",
+        ),
+        ({"grid": [{"lora-r": 2, "lora_r": 4}]}, "grid: lora_r is another spelling of lora-r"),
+        (
+            {"options": {"max_steps": 1, "max-steps": 2}},
+            "options: max-steps is another spelling of max_steps",
+        ),
+        ({"options": {"max_steps": 1, "num-rounds": 2}}, "options: num_rounds: is another name of max_steps"),
         ({"grid": ["FedAvg"]}, "grid: write lines of the form `option: value`"),
         ({"grid": [{"seed": 1}]}, "seed is for compare to give"),
         ({"grid": {"method": ["FedAvg", "FedAvgg"]}}, "FedAvgg: method: FedAvgg is not one of"),
