@@ -77,9 +77,11 @@ def _round_notes(result: dict[str, Any]) -> list[str]:
     ]
     if result["auto"] == "float32" and settings["quantize"] == "none":
         notes.append("`dtype=auto` chose float32 here, so the two are one measurement.")
+    loops = {row["name"] for row in result["contenders"]} & {"padded", "dynamic", "fedloom-loop"}
+    whom = "the PEFT loop" if "fedloom-loop" not in loops else "both loops, PEFT's and its own,"
     for dtype, apart in result["agreement"].items():
         notes.append(
-            f"Per-client losses of fedloom and of the PEFT loop differ by at most {apart['losses']:.1g} "
+            f"Per-client losses of fedloom and of {whom} differ by at most {apart['losses']:.1g} "
             f"(relative) in {dtype}, the lengths of their steps by {apart['moved']:.1g}."
         )
     return notes

@@ -99,7 +99,7 @@ def summary(rows: Sequence[Mapping[str, Any]], *, wall_seconds: float) -> dict[s
         wall_seconds: Wall clock time of the run, of all its parts where it was resumed.
     """
     answered = [name for name in (_ANSWERS, _PERSONAL) if any(name in row for row in rows)]
-    cost = [name for name in ("epsilon",) if any(name in row for row in rows)]
+    cost = [name for name in ("epsilon", "delta") if any(name in row for row in rows)]
     last = max((row["round"] for row in rows), default=0)
     missing = missing_rounds(rows, last)
     return {

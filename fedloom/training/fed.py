@@ -29,7 +29,7 @@ from fedloom.runs.run_folder import write_clients
 from fedloom.training import loop
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.loop import Intervals, RunSteps
-from fedloom.training.private import secret_key, with_lost
+from fedloom.training.private import ExampleBudget, asks_for, secret_key, with_lost
 from fedloom.training.setup_fed import Parts
 from fedloom.training.standstill import warn_of_standstill
 
@@ -71,7 +71,7 @@ def drive(
         start=partial(first_standing, parts),
         restore=partial(_restore, parts),
         rounds_done=lambda now: now.server.round,
-        play=partial(_played, parts, play or play_round, intervals.rounds),
+        play=partial(_played, parts, _asking(play, parts, folder) if play else play_round, intervals.rounds),
         validate=partial(_validated, parts),
         answer=partial(_answered, parts),
         stops=partial(_reason_to_stop, parts, intervals.rounds),
@@ -87,6 +87,18 @@ def first_standing(parts: Parts) -> ServerProgress:
     """Where a run begins."""
     server = initial_state(parts.model.initial, parts.algorithm)
     return ServerProgress(server, [0] * len(parts.data.clients))
+
+
+def _asking(play: Play, parts: Parts, folder: Path) -> Play:
+    """Of clients that hide their examples from the server, who is asked may spend, whatever comes of it."""
+    if not isinstance(parts.budget, ExampleBudget) or parts.budget.seed is not None:
+        return play
+
+    def ask(parts: Parts, now: ServerProgress) -> tuple[ServerProgress, dict[str, Any]]:
+        asks_for(folder, now.server.round + 1)
+        return play(parts, now)
+
+    return ask
 
 
 def _in_secret(parts: Parts, folder: Path, checkpoint: Path | None) -> Parts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -36,9 +35,9 @@ def evaluated(
         found["backdoor_success"] = _backdoor(parts, now)
     found["eval_seconds"] = row.get("eval_seconds", 0.0) + time.perf_counter() - began
     log.info(
-        "round %d: train loss %.4f, validation accuracy %.4f (%.4f to %.4f), consensus error %.4g",
+        "round %d: %svalidation accuracy %.4f (%.4f to %.4f), consensus error %.4g",
         row["round"],
-        row.get("train_loss", math.nan),
+        f"train loss {row['train_loss']:.4f}, " if "train_loss" in row else "",
         found["val_accuracy"],
         min(accuracies),
         max(accuracies),

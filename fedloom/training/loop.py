@@ -144,9 +144,11 @@ def drive(
             while done(now) < intervals.rounds and not run_steps.stops(now):
                 group.between_rounds()
                 after, row = run_steps.play(now)
-                if intervals.validates(done(after)):
+                # A budget may be spent before the last round: what came of it is validated all the same.
+                ends = run_steps.stops(after) is not None
+                if ends or intervals.validates(done(after)):
                     after, row = run_steps.validate(after, row)
-                if intervals.answers(done(after)):
+                if intervals.answers(done(after)) or (ends and intervals.answer_every > 0):
                     row = run_steps.answer(after, row)
                 output.write(row)
                 # Not before its row is written: a checkpoint has all rows up to its round.

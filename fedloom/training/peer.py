@@ -112,7 +112,7 @@ def drive(parts: PeerParts, intervals: Intervals, node: Node, folder: Path) -> P
         node: This peer among its neighbours.
         folder: The run's folder.
     """
-    parts = with_told(compared(parts, folder), node)
+    parts = with_told(compared(parts, folder), node, folder)
     run_steps = RunSteps(
         start=partial(start, parts),
         restore=lambda _: restore(parts, node),

@@ -7,14 +7,17 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from fedloom.errors import UserError
 from fedloom.evaluation.answering import answer
 from fedloom.evaluation.evaluate import validate_rows
 from fedloom.federation.neighbours import moved
 from fedloom.federation.peers import PeerState, peer_round
 from fedloom.federation.server import Diverged
 from fedloom.model.bank import AdapterBank, Row
+from fedloom.runs.metrics import read_rows
 from fedloom.runtimes.libp2p.mixes import Mix
 from fedloom.runtimes.libp2p.node import Node
 from fedloom.training.graph_parts import PeerParts, PeerProgress
@@ -85,11 +88,14 @@ def _too_dear(parts: PeerParts, now: PeerProgress) -> str | None:
     return None if parts.budget is None else parts.budget.reason_to_stop(now.peers.round, now.drawn)
 
 
-def with_told(parts: PeerParts, node: Node) -> PeerParts:
+def with_told(parts: PeerParts, node: Node, folder: Path) -> PeerParts:
     """The parts of a peer that counts as spent whatever it has told its neighbours.
 
     Statements in the journal say of how many rounds that is. What was trained is on the disk before it is
     sent, so that the two differ only where a file of the run was lost.
+
+    Raises:
+        UserError: Neither is there, and the run's rows show that it has been at work.
     """
     if parts.budget is None:
         return parts
@@ -97,6 +103,12 @@ def with_told(parts: PeerParts, node: Node) -> PeerParts:
     if trained is not None:
         told.add(trained)
         (drawn,) = node.store.load_trained(trained)[1]["drawn"]
+    if not told and any(row["round"] for row in read_rows(folder)):
+        raise UserError(
+            f"resume: {folder / 'exchange'} is gone, and with it what this peer told its neighbours, so "
+            "epsilon would begin at 0 again; put the folder back, or give another exp_name and add the "
+            "epsilon of both runs"
+        )
     lost = max(0, len(told) - drawn // parts.schedules[0].batches)
     if lost:
         log.warning("epsilon counts %d rounds that neighbours were told of and whose training is lost", lost)
@@ -176,9 +188,9 @@ def evaluated(
     wave_tokens = parts.rules.wave_tokens
     (found,) = validate_rows(parts.model, judged(parts, now), parts.validation, wave_tokens, parts.frozen)
     log.info(
-        "round %d: train loss %.4f, validation accuracy %.4f, mixed with peers %s",
+        "round %d: %svalidation accuracy %.4f, mixed with peers %s",
         row["round"],
-        row.get("train_loss", math.nan),
+        f"train loss {row['train_loss']:.4f}, " if "train_loss" in row else "",
         found.accuracy,
         row.get("neighbors", []),
     )

@@ -210,10 +210,11 @@ def example_budget(
         peers: Whether each one's ε is told.
 
     Raises:
-        UserError: delta is too large.
+        UserError: delta is too large, or the target too small for one round.
     """
-    delta = delta_of(config.delta, max(1, *sizes), "examples of the largest client")
-    return ExampleBudget(
+    whose = "examples of the largest client" if len(sizes) > 1 else "examples"
+    delta = delta_of(config.delta, max(1, *sizes), whose)
+    budget = ExampleBudget(
         sizes,
         schedules,
         config.noise_multiplier,
@@ -223,6 +224,12 @@ def example_budget(
         peers,
         config.privacy_seed,
     )
+    if reason := budget.reason_to_stop(0, [0] * len(sizes)):
+        raise UserError(
+            f"target_epsilon: {reason.replace('another round', 'the first round')}; set a larger one, more "
+            "noise_multiplier, or fewer local steps"
+        )
+    return budget
 
 
 def example_privacy(config: Any) -> ExamplePrivacy | None:
@@ -237,20 +244,34 @@ def example_privacy(config: Any) -> ExamplePrivacy | None:
 def lost_rounds(folder: Path, checkpoint: Path | None) -> int:
     """How many rounds of a run were told and are no more in its checkpoint, at this start or before.
 
-    The count is kept before the rows are cut off, so that it is too large rather than too small.
+    The count is kept before the rows are cut off, so that it is too large rather than too small. A round that
+    clients elsewhere were asked for (`asks_for`) counts without a row, too: some may have answered.
 
     Raises:
         Damaged: The file that keeps it is none.
     """
     done = 0 if checkpoint is None else round_of(checkpoint)
-    before = read_mapping(folder / LOST_FILE).get("rounds_lost", 0)
-    if type(before) is not int or before < 0:
-        raise Damaged(folder / LOST_FILE, f"rounds_lost is {str(before)[:40]!r}")
-    lost = before + sum(row["round"] > done for row in read_rows(folder))
+    kept = read_mapping(folder / LOST_FILE)
+    before, asked = (_count(folder, kept, name) for name in ("rounds_lost", "round_asked_for"))
+    told = [row["round"] for row in read_rows(folder)]
+    lost = before + sum(round_ > done for round_ in told) + (asked > max([done, *told]))
     if lost > before:
         write_atomically(folder / LOST_FILE, json.dumps({"rounds_lost": lost}) + "\n")
         log.warning("epsilon counts %d rounds that were lost and are played again with other noise", lost)
     return lost
+
+
+def _count(folder: Path, kept: Mapping[str, Any], name: str) -> int:
+    found = kept.get(name, 0)
+    if type(found) is not int or found < 0:
+        raise Damaged(folder / LOST_FILE, f"{name} is {str(found)[:40]!r}")
+    return found
+
+
+def asks_for(folder: Path, round_: int) -> None:
+    """Keep, before clients elsewhere are asked for a round, that they will have been."""
+    kept = {name: n for name, n in read_mapping(folder / LOST_FILE).items() if name == "rounds_lost"}
+    write_atomically(folder / LOST_FILE, json.dumps(kept | {"round_asked_for": round_}) + "\n")
 
 
 def with_lost(budget: B, folder: Path, checkpoint: Path | None, group: Group) -> B:

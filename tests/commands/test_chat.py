@@ -167,8 +167,16 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: who started the tests in the background made it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_ends_an_answer_in_a_terminal_and_there_the_conversation_goes_on(
-    saved_runs, monkeypatch, capsys
+    ctrl_c, saved_runs, monkeypatch, capsys
 ):
     whole = Streamed.on_finalized_text
     interrupted = []
@@ -191,7 +199,7 @@ def test_ctrl_c_ends_an_answer_in_a_terminal_and_there_the_conversation_goes_on(
     assert main(["chat", str(saved_runs / "plain"), *map(str, LOADED)]) == 130
 
 
-def test_ctrl_c_at_the_prompt_leaves(monkeypatch):
+def test_ctrl_c_at_the_prompt_leaves(ctrl_c, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr("builtins.input", lambda prompt: signal.raise_signal(signal.SIGINT))
     assert list(_lines()) == []

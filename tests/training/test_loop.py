@@ -5,6 +5,7 @@ import logging
 import math
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +75,13 @@ def raising(error, in_round):
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "run"
+
+
+def test_a_run_that_stops_before_its_last_round_is_validated_where_it_stops(folder):
+    """As one whose privacy is spent: its state would else be saved and never looked at."""
+    stops = replace(run_steps(), stops=lambda now: "spent" if now == 2 else None)
+    drive(folder, stops, rounds=6, validate_every=6)
+    assert [row["round"] for row in read_rows(folder) if "val_loss" in row] == [0, 2]
 
 
 def test_after_a_divergence_a_standing_that_validates_is_kept(folder):

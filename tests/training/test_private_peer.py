@@ -3,6 +3,7 @@
 Peers are threads here, with real streams between them; `runtimes/libp2p/test_processes.py` has processes.
 """
 
+import json
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
@@ -124,10 +125,23 @@ def test_rounds_that_were_told_count_though_what_was_trained_is_lost(peers, tmp_
     assert [row["epsilon"] for row in rows(tmp_path / "1")] == [cost(3)], "before its first round"
 
 
+def test_a_peer_whose_account_is_lost_does_not_begin_another(peers, tmp_path):
+    peers([1], NOISED)
+    shutil.rmtree(tmp_path / "1" / "exchange")
+    with pytest.raises(
+        UserError, match=r"exchange is gone, .* epsilon would begin at 0 again; put the folder"
+    ):
+        peers([1], NOISED)
+    assert [row["epsilon"] for row in rows(tmp_path / "1")] == [cost(n) for n in range(4)]
+
+
 def test_a_peer_ends_before_the_round_that_would_cost_too_much(peers, tmp_path):
     target = (cost(2) + cost(3)) / 2
     nodes = peers([1], f"{NOISED} --target_epsilon {target}")
     assert [row["epsilon"] for row in rows(tmp_path / "1")] == [cost(n) for n in range(3)]
+    assert "val_loss" in rows(tmp_path / "1")[-1], "though only the third would be validated"
+    final = json.loads((tmp_path / "1" / "summary.json").read_text())["final"]
+    assert final["epsilon"]["value"] == cost(2) and final["delta"]["value"] == 1e-5
     assert nodes[1].journal._mixes[-1] == {"event": "closed", "round": 2, "late": []}
     peers([1], f"{NOISED} --target_epsilon {target}")  # its last round is ended again, and nothing is trained
     assert rows(tmp_path / "1")[-1]["epsilon"] == cost(2)
@@ -140,6 +154,7 @@ def test_a_peer_ends_before_the_round_that_would_cost_too_much(peers, tmp_path):
         ("--target_epsilon 8", "privacy: example needs --noise_multiplier, such as 1"),
         ("--noise_multiplier 1 --privacy none", "clip: 1.0 has no meaning without differential privacy"),
         (f"{NOISED} --clip adaptive", "clip: adaptive follows the norms of clients' changes"),
+        (f"{NOISED} --target_epsilon 0.5", "target_epsilon: the first round would cost epsilon"),
         (f"{NOISED} --delta 0.2", "delta: 0.2 is not below 1 / 20 examples"),
     ],
 )
