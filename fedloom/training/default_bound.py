@@ -5,7 +5,7 @@
 with τ twice the median of the round's norms (`federation.aggregators.norm_bound`). It stays the mean where
 the mean is what something rests on: exact LoRA aggregation, gradient tracking, compressed gossip (whose
 estimates keep the mean over peers), user-level privacy (which clips every client to a bound of its own),
-secure aggregation (where the server sees no client's change; each number of it has a bound).
+secure aggregation (where the server sees no client's change; each number of an honest one has a bound).
 """
 
 from __future__ import annotations
