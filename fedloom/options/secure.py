@@ -11,8 +11,8 @@ FEWEST = 3
 """Clients of a round: of two, each would know the other's change."""
 
 MOST_OF_INT8 = 127
-"""Clients of whom each has the 127 steps of int8 to either side in a sum of 16 bits: 2¹⁵ / 127 = 258, and the
-steps of one are a power of 2, up to half as many.
+"""Clients of whom each has 127 steps from 0 to the largest number in a sum of 16 bits: 2¹⁵ / 127 = 258, and
+the steps of one are a power of 2, up to half as many.
 """
 
 
@@ -23,8 +23,9 @@ class SecureAggregation:
     secure_aggregation: float | None = option(
         None,
         "the server learns the sum of the clients' changes and no single one; the number is the largest "
-        "change of a parameter in a round, beyond which it is cut, such as 1; none: off. In `fedloom fed` "
-        "the same sum of whole numbers, without masks",
+        "change of a parameter in a round, beyond which it is cut, such as 1; with compress int8, whose "
+        "steps are of this number, near the largest that there is, such as 0.01; with privacy user the clip "
+        "where that is smaller; none: off. In `fedloom fed` the same sum of whole numbers, without masks",
         above=0,
         maximum=1e6,
     )

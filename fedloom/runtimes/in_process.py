@@ -63,7 +63,8 @@ def run_clients(
         received: What the server sent for the clients' rule.
         memories: What clients remember, by client.
         first: What one remembers that is not there: see `first_memory`.
-        seed: The run's; the codec's random choices depend on it, the round and the client.
+        seed: The run's; random choices of the codec and of secure sums depend on it, the
+            round and the client.
         round_: Which round.
         change: ``(client, its change) -> what it sends as that``: an attacker's may be another.
         clip: Largest norm of a change, where the algorithm is private.
@@ -124,7 +125,9 @@ def run_clients(
                     loss=loss,
                 )
                 try:
-                    payload = algorithm.secure.encode(payload, counts)
+                    payload = algorithm.secure.encode(
+                        payload, counts, derive_seed(seed, "secure sum", round_, client.client), clip
+                    )
                 except ValueError:  # nothing of it can be added up
                     payload, loss = algorithm.secure.like(payload), math.nan
             yield Update(

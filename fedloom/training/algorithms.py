@@ -157,7 +157,9 @@ def _secure_sum(config: FedConfig, algorithm: Algorithm) -> SecureSum:
     alike = config.privacy == "user"
     clients = config.client_num if alike else config.client_num_per_step
     bits: Literal[16, 32] = 32 if chosen(config)["compress"] == "none" else 16
-    return SecureSum(config.secure_aggregation, clients, None if alike else examples, bits)
+    # No number of a change within the clip is beyond it.
+    largest = min(config.secure_aggregation, config.clip_bound[0]) if alike else config.secure_aggregation
+    return SecureSum(largest, clients, None if alike else examples, bits)
 
 
 def client_ranks(config: FedConfig, adapter: PeftConfig) -> Ranks | None:

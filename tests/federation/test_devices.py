@@ -167,7 +167,7 @@ def test_secure_sums(bits):
         updates = []
         for k in range(CLIENTS):
             delta = random_like(AdapterBank.repeat(on(device), 1), k).row(0)
-            payload = algorithm.secure.encode(delta, Counts(1, k + 1, 0, 1, 1, 1.0))
+            payload = algorithm.secure.encode(delta, Counts(1, k + 1, 0, 1, 1, 1.0), k)
             updates.append(update_by(k, payload, examples=k + 1))
         return aggregate(on(device), updates, algorithm).pseudo_gradient
 
