@@ -15,6 +15,7 @@ from fedloom.data.example import Example, Splits
 from fedloom.data.own import open_task
 from fedloom.data.partition import for_server, iid
 from fedloom.data.sources import load_splits
+from fedloom.data.stamps import stamps
 from fedloom.data.tasks import Task
 from fedloom.evaluation.answering import Questions, questions_of, within_room
 from fedloom.federation.attacks import Attackers, told_apart
@@ -244,6 +245,8 @@ def open_data(config: FedConfig, client_paths: Sequence[str], shared: Shared, re
 
 
 def _open(config: FedConfig, shared: Shared) -> Task:
+    templates = (config.dataset_path_template, config.val_dataset_path_template)
+    shared.begin(stamps(config.data_name, config.data_dir, templates, config.client_num))
     return open_data(config, paths_of(config.dataset_path_template, config.client_num), shared)
 
 

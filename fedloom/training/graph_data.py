@@ -11,6 +11,7 @@ from fedloom.data.clients import load_clients, load_validation, path_of, paths_o
 from fedloom.data.encode import Tokens
 from fedloom.data.example import Example
 from fedloom.data.own import open_task
+from fedloom.data.stamps import stamps
 from fedloom.data.tasks import Task
 from fedloom.evaluation.answering import Questions, questions_of
 from fedloom.federation.attacks import Attackers, told_apart
@@ -55,6 +56,8 @@ def open_data(config: Setting, shared: Shared, only: int | None = None) -> Task:
     template, peers = config.dataset_path_template, config.num_clients
     if only is not None and template is not None:
         template, peers = path_of(template, only + 1), 1
+    templates = (template, config.val_dataset_path_template)
+    shared.begin(stamps(config.dataset_type, config.data_dir, templates, config.num_clients))
     return shared.once(
         open_task,
         config.dataset_type,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fedloom.data.stamps import Stamp
 from fedloom.model.base import BaseModel, BeforeWeights, load_base
 from fedloom.model.twin import twin, writes
 
@@ -40,30 +42,50 @@ class Shared:
     """
 
     def __init__(self) -> None:
-        self._done: list[_Done] = []
+        self._done: defaultdict[int, list[_Done]] = defaultdict(list)
+        self._files: Mapping[str, Stamp] = {}
         self._tokenizer: tuple[tuple[Any, ...], PreTrainedTokenizerBase] | None = None
         self._loaded: _Loaded | None = None
+
+    def begin(self, files: Mapping[str, Stamp]) -> None:
+        """A run's set-up begins: what the one before has not asked for is forgotten, also where it failed.
+
+        Args:
+            files: The data that the run reads, as they are now. Where some are no longer what they were for
+                the run before, nothing is kept.
+        """
+        self.forget_the_rest()
+        if any(files[path] != self._files[path] for path in files.keys() & self._files.keys()):
+            self._done.clear()
+        self._files = files
+        for alike in self._done.values():
+            for done in alike:
+                done.asked_for = False
 
     def once(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`make` of these arguments, or what it gave a run before for equal ones.
 
         Args:
-            make: Depends on its arguments and on files that stay as they are; nobody changes its result.
+            make: Depends on its arguments and on the files of `begin`; nobody changes its result.
             *args: Its arguments.
             **kwargs: More of them.
         """
         given = (args, kwargs)
-        for done in self._done:
+        alike = self._done[hash((make, *map(_hash, args)))]
+        for done in alike:
             if done.make == make and done.given == given:
                 done.asked_for = True
                 return done.result
         result = make(*args, **kwargs)
-        self._done.append(_Done(make, given, result))
+        alike.append(_Done(make, given, result))
         return result
 
     def forget_the_rest(self) -> None:
-        """Forget what has not been asked for since the last time: a run is set up, and nobody needs it."""
-        self._done = [replace(done, asked_for=False) for done in self._done if done.asked_for]
+        """Forget what this run has not asked for: it is set up."""
+        kept = [(key, done) for key, alike in self._done.items() for done in alike if done.asked_for]
+        self._done.clear()
+        for key, done in kept:
+            self._done[key].append(done)
 
     def base(
         self,
@@ -103,3 +125,13 @@ class Shared:
             return base
         self._loaded = _Loaded(wanted, base, structures[0], writes(base.model))
         return replace(base, model=twin(base.model))
+
+
+def _hash(value: object) -> int:
+    """The same for equal values, and of long lists quickly; for most others another."""
+    if isinstance(value, list):
+        return hash((len(value), *(_hash(item) for item in (*value[:1], *value[-1:]))))
+    try:
+        return hash(value)
+    except TypeError:  # it has what can be changed inside
+        return 0

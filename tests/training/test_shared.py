@@ -2,6 +2,8 @@
 
 import gc
 import json
+import shutil
+import time
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fedloom import DflConfig, FedConfig, UserError, run_dfl, run_fed
 from fedloom.data import sources
+from fedloom.data.example import Example
 from fedloom.training.shared import Shared
 
 TAKES_TIME = ("seconds", "_per_second")
@@ -154,6 +157,37 @@ def test_two_bases_are_never_in_memory_at_once(inputs, tmp_path, monkeypatch):
     assert there == [others]
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_run_reads_data_that_have_changed_as_it_would_alone(inputs, tmp_path, part):
+    data, shared = tmp_path / "data", Shared()
+    shutil.copytree(inputs, data, ignore=shutil.ignore_patterns("model"))
+    own = {"dataset_path_template": str(data), "val_dataset_path_template": str(data), "client_num": 1}
+    for number, more in enumerate(({}, own | {"client_num_per_step": 1}, {"data_name": str(data)})):
+        given = {"data_dir": None if "data_name" in more else str(data)} | more
+        old = left(fed(inputs, tmp_path, f"old-{number}", shared, **given))
+        rows = (data / f"{part}.jsonl").read_text().splitlines()
+        (data / f"{part}.jsonl").write_text("\n".join([*rows, *rows[:1]]))
+        new = left(fed(inputs, tmp_path, f"new-{number}", shared, **given))
+        assert new != old and new == left(fed(inputs, tmp_path, f"alone-{number}", **given))
+
+
+def test_runs_that_fail_leave_nothing_behind_for_ever(inputs, tmp_path):
+    shared, kept = Shared(), []
+    for seed in range(3):
+        with pytest.raises(UserError, match="client_num"):
+            fed(inputs, tmp_path, f"fails-{seed}", shared, client_num=500, data_seed=seed)
+        kept.append(sum(map(len, shared._done.values())))
+    assert kept[1] <= 2 * kept[0] and kept[2] == kept[1]
+
+
+def test_the_parts_of_10_000_clients_are_found_in_a_second():
+    parts = [[Example(f"{client} and 1?", f"{client + 1}", "")] for client in range(10_000)]
+    shared, began = Shared(), time.process_time()
+    for _ in range(2):
+        assert [shared.once(len, [part]) for part in parts] == [1] * 10_000
+    assert time.process_time() - began < 1
+
+
 def test_a_step_is_made_again_for_other_arguments_and_forgotten_where_nobody_asks():
     made = []
 
@@ -163,7 +197,7 @@ def test_a_step_is_made_again_for_other_arguments_and_forgotten_where_nobody_ask
 
     shared = Shared()
     assert [shared.once(double, n) for n in (1, 2, 1)] == [2, 4, 2] and made == [1, 2]
-    shared.forget_the_rest()
+    shared.begin({})
     shared.once(double, 1)
     shared.forget_the_rest()
     assert [shared.once(double, n) for n in (1, 2)] == [2, 4] and made == [1, 2, 2]
