@@ -41,7 +41,8 @@ RUNS = {
     "fedadam": ("fed", FED),
     "fedprox": (
         "fed",
-        "--fed_alg FedProx --prox_mu 0.1 --lr 0.05 --peft prompt-tuning --num_virtual_tokens 4",
+        "--fed_alg FedProx --prox_mu 0.1 --lr 0.05 --peft prompt-tuning --num_virtual_tokens 4 "
+        "--aggregator median",
     ),
     "focus": (
         "fed",
@@ -57,7 +58,10 @@ RUNS = {
     "alie": ("fed", "--method FedAvg --attack alie:1 --attackers 2"),
     "answers": ("fed", f"{FED} --eval_generate_every 4 --eval_generate_limit 5"),
     "dfl-lora": ("dfl", DFL),
-    "lora": ("dfl", f"{DFL} --training_type LoRA --client_optimizer sgd --lr 0.1"),
+    "lora": (
+        "dfl",
+        f"{DFL} --training_type LoRA --client_optimizer sgd --lr 0.1 --aggregator trimmed_mean:0.34",
+    ),
     "drops": (
         "dfl",
         "--num_clients 5 --name random_pairs --training_type LoRA --mix_head false --drop_peer 0.2 "
