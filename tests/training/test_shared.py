@@ -162,13 +162,19 @@ def test_a_run_reads_data_that_have_changed_as_it_would_alone(inputs, tmp_path, 
     data, shared = tmp_path / "data", Shared()
     shutil.copytree(inputs, data, ignore=shutil.ignore_patterns("model"))
     own = {"dataset_path_template": str(data), "val_dataset_path_template": str(data), "client_num": 1}
-    for number, more in enumerate(({}, own | {"client_num_per_step": 1}, {"data_name": str(data)})):
-        given = {"data_dir": None if "data_name" in more else str(data)} | more
-        old = left(fed(inputs, tmp_path, f"old-{number}", shared, **given))
+    kinds = (
+        (fed, {}),
+        (fed, own | {"client_num_per_step": 1}),
+        (fed, {"data_name": str(data), "data_dir": None}),
+        (dfl, {}),
+    )
+    for number, (run, more) in enumerate(kinds):
+        given = {"data_dir": str(data)} | more
+        old = left(run(inputs, tmp_path, f"old-{number}", shared, **given))
         rows = (data / f"{part}.jsonl").read_text().splitlines()
         (data / f"{part}.jsonl").write_text("\n".join([*rows, *rows[:1]]))
-        new = left(fed(inputs, tmp_path, f"new-{number}", shared, **given))
-        assert new != old and new == left(fed(inputs, tmp_path, f"alone-{number}", **given))
+        new = left(run(inputs, tmp_path, f"new-{number}", shared, **given))
+        assert new != old and new == left(run(inputs, tmp_path, f"alone-{number}", **given))
 
 
 def test_runs_that_fail_leave_nothing_behind_for_ever(inputs, tmp_path):
