@@ -34,7 +34,7 @@ from fedloom.runtimes.flower.post import Post
 from fedloom.runtimes.flower.rows import digest
 from fedloom.training.default_bound import bounded
 from fedloom.training.fed import drive, write_held
-from fedloom.training.fed_data import ALL_CLIENTS, SERVER_ALONE
+from fedloom.training.fed_examples import ALL_CLIENTS, SERVER_ALONE
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.private import with_noise

@@ -28,7 +28,8 @@ from fedloom.runtimes.flower.memory import Memory
 from fedloom.runtimes.flower.request import Answer, Request
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, digest, pack, unpack
 from fedloom.runtimes.in_process import run_clients
-from fedloom.training.fed_data import ALL_CLIENTS, ClientData, Encoded, FedExamples, fitting_data, open_data
+from fedloom.training.fed_data import Encoded, fitting_data
+from fedloom.training.fed_examples import ALL_CLIENTS, ClientData, FedExamples, open_data
 from fedloom.training.flower.place import check_insisted, client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.flower.secrets import hidden, secret_step
