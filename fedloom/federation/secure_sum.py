@@ -75,14 +75,14 @@ class SecureSum:
         clients: K, the most clients of a round.
         examples: n, the most examples of a client in a round; None: clients count alike, p_k = 1.
         bits: Of a number on the wire, 32 or 16.
-        said: What was said of R in this run, once.
+        warned: The warning of R, once it has been given in this run.
     """
 
     largest: float
     clients: int
     examples: int | None = None
     bits: Literal[16, 32] = 32
-    said: list[str] = field(default_factory=list, compare=False, repr=False)
+    warned: list[str] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def units(self) -> float:
@@ -123,17 +123,17 @@ class SecureSum:
         """Tell once if R is so large that most of a change is less than a step."""
         changed = numbers != 0
         lost, most = int((changed & (whole == 0)).sum()), int(changed.sum())
-        if self.said or 2 * lost <= most:
+        if self.warned or 2 * lost <= most:
             return
         largest = float(numbers.abs().max())
         near = f"choose a number near the largest, such as --secure_aggregation {2 * largest:.1g}"
-        self.said.append(
+        self.warned.append(
             f"secure_aggregation: {self.largest:g} has steps of {1 / self.units:.2g}, at which {lost} of the "
             f"{most} numbers that changed at a client became 0; its largest is {largest:.2g}: the sum is "
             "right in the mean of many rounds and noisy in each; "
             + (near if self.bits == 32 or 4 * largest < self.largest else "choose --compress none")
         )
-        log.warning(self.said[-1])
+        log.warning(self.warned[-1])
 
     def decode(self, total: Row, like: Row) -> tuple[Row, Counts]:
         """The mean change, weighted by p_k, and the counts of all.

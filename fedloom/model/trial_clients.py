@@ -69,9 +69,9 @@ def two_adapters(initial: Mapping[str, Tensor], device: torch.device) -> dict[st
         device: Where they are to lie.
     """
     generator = torch.Generator().manual_seed(0)
-    return {
-        name: (
-            t.cpu() + 0.1 * torch.randn(2, *t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
-        ).to(device)
-        for name, t in initial.items()
-    }
+
+    def drawn(t: Tensor) -> Tensor:
+        apart = 0.1 * torch.randn(2, *t.shape, generator=generator, dtype=torch.float64)
+        return (t.cpu() + apart.to(t.dtype)).to(device)
+
+    return {name: drawn(t) for name, t in initial.items()}

@@ -54,8 +54,8 @@ class Encoded:
 def fitting_data(
     config: FedConfig,
     task: Task,
-    held: FedExamples,
-    holdings: ClientData,
+    examples: FedExamples,
+    client_data: ClientData,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     classes: Sequence[str],
@@ -67,8 +67,8 @@ def fitting_data(
     Args:
         config: What the user wants.
         task: The data set.
-        held: The examples that this process has.
-        holdings: Whose they are.
+        examples: The examples that this process has.
+        client_data: Whose they are.
         tokenizer: The model's.
         model: As its configuration has it; its weights are not looked at.
         classes: In the order of the outputs of the model's head; none where it writes answers.
@@ -82,38 +82,38 @@ def fitting_data(
     how = reader(config, task, tokenizer, classes, shared)
     long = 0
 
-    def read(examples: list[Example], kinds: Sequence[str] | None = None) -> list[Tokens]:
+    def read(part: list[Example], kinds: Sequence[str] | None = None) -> list[Tokens]:
         nonlocal long
-        if not examples:
+        if not part:
             return []
         if kinds is not None and how.form is not None:
-            examples = [replace(e, label=kind) for e, kind in zip(examples, kinds, strict=True)]
-        found, more = shared.once(Reader.read, how, examples)
+            part = [replace(e, label=kind) for e, kind in zip(part, kinds, strict=True)]
+        found, more = shared.once(Reader.read, how, part)
         if kinds is not None and how.form is None:
             found = [tokens._replace(kind=kind) for tokens, kind in zip(found, kinds, strict=True)]
         long += more
         return found
 
     parts = []
-    for number, part in enumerate(held.own or [], start=1):
+    for number, part in enumerate(examples.own or [], start=1):
         with of_client(number):
             parts.append(read(part))
-    dealt, place = held.splits.train, list[int]()
-    if attackers is not None and held.own is None:
+    to_divide, place = examples.splits.train, list[int]()
+    if attackers is not None and examples.own is None:
         # What attackers alter is found by its number: reading may leave some out.
-        kinds = held.values or [example.label for example in dealt]
-        numbered = read(dealt, [str(i) for i in range(len(dealt))])
+        kinds = examples.values or [example.label for example in to_divide]
+        numbered = read(to_divide, [str(i) for i in range(len(to_divide))])
         place = [int(tokens.kind) for tokens in numbered]
         parts.append([_of_kind(tokens, kinds[i]) for tokens, i in zip(numbered, place, strict=True)])
     else:
-        parts.append(read(dealt, held.values))
+        parts.append(read(to_divide, examples.values))
     train = [tokens for part in parts for tokens in part]
-    how.warn_of_long(long, held.train, "training")
+    how.warn_of_long(long, examples.train, "training")
     long = 0
-    validation = read(held.splits.validation)
-    how.warn_of_long(long, [held.splits.validation], "validation")
-    if held.own is None:
-        server, clients = holdings.deal(config, [tokens.kind for tokens in train])
+    validation = read(examples.splits.validation)
+    how.warn_of_long(long, [examples.splits.validation], "validation")
+    if examples.own is None:
+        server, clients = client_data.divide(config, [tokens.kind for tokens in train])
     else:
         server, clients = _in_turn(config, [len(part) for part in parts])
     if config.train_mode != "local" and any(map(len, clients)):
@@ -124,7 +124,7 @@ def fitting_data(
     word = how.name([*train, *validation])
     data = Encoded(train, validation, clients, server, how, word, questions)
     if attackers is not None:
-        data = _attacked(config, task, held, data, attackers, place, read)
+        data = _attacked(config, task, examples, data, attackers, place, read)
     virtual = 0 if config.peft == "lora" else config.virtual_tokens
     texts = [side.ids for tokens in (*data.train, *data.validation, *data.triggered) for side in tokens.sides]
     check_fit(model, tokenizer, texts, max_length=config.max_length, virtual=virtual)
@@ -136,7 +136,7 @@ def fitting_data(
 def _attacked(
     config: FedConfig,
     task: Task,
-    held: FedExamples,
+    examples: FedExamples,
     data: Encoded,
     attackers: Attackers,
     place: Sequence[int],
@@ -147,28 +147,31 @@ def _attacked(
     Args:
         config: What the user wants.
         task: The data set.
-        held: The examples that this process has.
+        examples: The examples that this process has.
         data: Those as they are.
         attackers: Who alters what it trains on, and how.
-        place: For each sequence that is dealt out which of the examples it is of.
+        place: For each sequence that is divided which of the examples it is of.
         read: Makes token ids of examples.
     """
     if attackers.attack.poison is attackers.attack.probe is None:
         return data
-    dealt = held.splits.train
+    to_divide = examples.splits.train
     classes = task.label_names
     if data.reader.form is not None:
-        classes = told_apart(classes, [one for part in held.train for one in part])
+        classes = told_apart(classes, [one for part in examples.train for one in part])
     train, clients = list(data.train), list(data.clients)
     for client in sorted(attackers.clients):
-        honest = held.own[client] if held.own is not None else [dealt[place[i]] for i in clients[client]]
+        if examples.own is not None:
+            honest = examples.own[client]
+        else:
+            honest = [to_divide[place[i]] for i in clients[client]]
         if (poisoned := attackers.poisoned(client, honest, classes)) is not honest:
             tokens = read(poisoned)
             clients[client] = np.arange(len(train), len(train) + len(tokens))
             train += tokens
     triggered: list[Tokens] = []
     if attackers.attack.probe is not None:
-        looked_at = held.splits.validation[: config.val_limit]
+        looked_at = examples.splits.validation[: config.val_limit]
         triggered = read(attackers.attack.probe(looked_at, classes))
     return replace(data, train=train, clients=clients, triggered=triggered)
 

@@ -20,7 +20,7 @@ from fedloom.options.own_data import column_names
 from fedloom.training.division import divided, published_validation, splits_and_values
 from fedloom.training.shared import Shared
 
-Deal = Callable[[FedConfig, Sequence[str]], tuple[np.ndarray, list[np.ndarray]]]
+Division = Callable[[FedConfig, Sequence[str]], tuple[np.ndarray, list[np.ndarray]]]
 """``(config, labels of the training examples) -> (the server's, each client's)``, as indices."""
 
 
@@ -29,9 +29,9 @@ class FedExamples:
     """The examples that a process has.
 
     Attributes:
-        splits: Those that are to be dealt out in its `train`.
-        own: Instead, each client's own training examples; None where they are dealt out.
-        values: Of each example to be dealt out, the value of the field that keeps examples together; None:
+        splits: Those that are to be divided in its `train`.
+        own: Instead, each client's own training examples; None where they are divided.
+        values: Of each example to be divided, the value of the field that keeps examples together; None:
             there is no such field.
     """
 
@@ -41,7 +41,7 @@ class FedExamples:
 
     @property
     def train(self) -> list[list[Example]]:
-        """All training examples: each client's own and then the server's, or one list that is dealt out."""
+        """All training examples: each client's own and then the server's, or one list that is divided."""
         return [*(self.own or []), self.splits.train]
 
 
@@ -51,12 +51,12 @@ class ClientData:
 
     Attributes:
         load: The examples that it has.
-        deal: Who has which of those that no client brings.
+        divide: Who has which of those that no client brings.
         open: The task that the data are.
     """
 
     load: Callable[[FedConfig, Task, Shared], FedExamples]
-    deal: Deal
+    divide: Division
     open: Callable[[FedConfig, Shared], Task]
 
 
@@ -105,7 +105,7 @@ def _load(config: FedConfig, task: Task, shared: Shared) -> FedExamples:
     return FedExamples(Splits(train, validation, []), brought)
 
 
-def _deal(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+def _divide(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Who has which training examples: the server's, and each client's."""
     examples = len(labels)
     server, rest = np.empty(0, dtype=np.int64), np.arange(examples)
@@ -124,8 +124,8 @@ def _deal(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np
     return server, [rest[share] for share in shares]
 
 
-ALL_CLIENTS = ClientData(_load, _deal, _open)
-"""One data set, dealt over the server and all clients; or the clients' own."""
+ALL_CLIENTS = ClientData(_load, _divide, _open)
+"""One data set, divided among the server and all clients; or the clients' own."""
 
 SERVER_ALONE = ClientData(
     _load,

@@ -40,7 +40,7 @@ from fedloom.training.peer_rounds import (
     play_round,
     reason_to_stop,
     restore,
-    with_told,
+    with_spent,
 )
 from fedloom.training.private import with_noise
 from fedloom.training.provenance import device_name, versions
@@ -112,7 +112,7 @@ def drive(parts: PeerParts, intervals: Intervals, node: Node, folder: Path) -> P
         node: This peer among its neighbours.
         folder: The run's folder.
     """
-    parts = with_told(compared(parts, folder), node, folder)
+    parts = with_spent(compared(parts, folder), node, folder)
     run_steps = RunSteps(
         start=partial(start, parts),
         restore=lambda _: restore(parts, node),

@@ -88,8 +88,8 @@ def _too_dear(parts: PeerParts, now: PeerProgress) -> str | None:
     return None if parts.budget is None else parts.budget.reason_to_stop(now.peers.round, now.drawn)
 
 
-def with_told(parts: PeerParts, node: Node, folder: Path) -> PeerParts:
-    """The parts of a peer that counts as spent whatever it has told its neighbours.
+def with_spent(parts: PeerParts, node: Node, folder: Path) -> PeerParts:
+    """The parts of a peer that counts as spent each round of which its neighbours may have heard.
 
     Statements in the journal say of how many rounds that is. What was trained is on the disk before it is
     sent, so that the two differ only where a file of the run was lost.
@@ -99,17 +99,17 @@ def with_told(parts: PeerParts, node: Node, folder: Path) -> PeerParts:
     """
     if parts.budget is None:
         return parts
-    told, trained, drawn = set(node.journal.said), node.store.trained_round, 0
+    rounds, trained, drawn = set(node.journal.said), node.store.trained_round, 0
     if trained is not None:
-        told.add(trained)
+        rounds.add(trained)
         (drawn,) = node.store.load_trained(trained)[1]["drawn"]
-    if not told and any(row["round"] for row in read_rows(folder)):
+    if not rounds and any(row["round"] for row in read_rows(folder)):
         raise UserError(
-            f"resume: {folder / 'exchange'} is gone, and with it what this peer told its neighbours, so "
+            f"resume: {folder / 'exchange'} is gone, and with it what this peer sent its neighbours, so "
             "epsilon would begin at 0 again; put the folder back, or give another exp_name and add the "
             "epsilon of both runs"
         )
-    lost = max(0, len(told) - drawn // parts.schedules[0].batches)
+    lost = max(0, len(rounds) - drawn // parts.schedules[0].batches)
     if lost:
         log.warning("epsilon counts %d rounds that neighbours were told of and whose training is lost", lost)
     return replace(parts, budget=replace(parts.budget, lost=lost))

@@ -88,7 +88,7 @@ class UserBudget:
 
     def reason_to_stop(self, round_: int, drawn: Sequence[int]) -> str | None:
         """Why there is no round after so many; None where there may be one."""
-        return _beyond(self.target, self.epsilon(round_ + 1))
+        return _beyond(self.target, self.epsilon(round_ + 1), round_)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ class ExampleBudget:
     def reason_to_stop(self, round_: int, drawn: Sequence[int]) -> str | None:
         """See `UserBudget`."""
         after = [n + schedule.batches for n, schedule in zip(drawn, self.schedules, strict=True)]
-        return None if self.target is None else _beyond(self.target, self._largest(self._spent(after)))
+        return (
+            None if self.target is None else _beyond(self.target, self._largest(self._spent(after)), round_)
+        )
 
     def _spent(self, drawn: Sequence[int]) -> list[tuple[float, int]]:
         """The rate of each client, and the steps that it has taken."""
@@ -155,10 +157,11 @@ Budget = UserBudget | ExampleBudget
 """What a run's rounds cost, and how much they may."""
 
 
-def _beyond(target: float | None, cost: float) -> str | None:
+def _beyond(target: float | None, cost: float, round_: int) -> str | None:
     if target is None or cost <= target:
         return None
-    return f"another round would cost epsilon {cost:.4g}, and target_epsilon is {target:g}"
+    which = "another" if round_ else "the first"
+    return f"{which} round would cost epsilon {cost:.4g}, and target_epsilon is {target:g}"
 
 
 def with_noise(config: C) -> C:
@@ -226,8 +229,7 @@ def example_budget(
     )
     if reason := budget.reason_to_stop(0, [0] * len(sizes)):
         raise UserError(
-            f"target_epsilon: {reason.replace('another round', 'the first round')}; set a larger one, more "
-            "noise_multiplier, or fewer local steps"
+            f"target_epsilon: {reason}; set a larger one, more noise_multiplier, or fewer local steps"
         )
     return budget
 
@@ -253,8 +255,8 @@ def lost_rounds(folder: Path, checkpoint: Path | None) -> int:
     done = 0 if checkpoint is None else round_of(checkpoint)
     kept = read_mapping(folder / LOST_FILE)
     before, asked = (_count(folder, kept, name) for name in ("rounds_lost", "round_asked_for"))
-    told = [row["round"] for row in read_rows(folder)]
-    lost = before + sum(round_ > done for round_ in told) + (asked > max([done, *told]))
+    rounds = [row["round"] for row in read_rows(folder)]
+    lost = before + sum(round_ > done for round_ in rounds) + (asked > max([done, *rounds]))
     if lost > before:
         write_atomically(folder / LOST_FILE, json.dumps({"rounds_lost": lost}) + "\n")
         log.warning("epsilon counts %d rounds that were lost and are played again with other noise", lost)

@@ -84,7 +84,7 @@ def build(
     config: FedConfig,
     group: Group = ALONE,
     inputs: Inputs | None = None,
-    holdings: ClientData = ALL_CLIENTS,
+    client_data: ClientData = ALL_CLIENTS,
     shared: Shared | None = None,
 ) -> tuple[FedConfig, Parts]:
     """Make the parts of a run, cheap and fallible things first.
@@ -93,7 +93,7 @@ def build(
         config: What the user wants.
         group: The run's processes.
         inputs: Is told the digests of what is read.
-        holdings: Whose data this process has; all clients' where they live in it.
+        client_data: Whose data this process has; all clients' where they live in it.
         shared: What runs before this one have read and loaded.
 
     Returns:
@@ -112,21 +112,23 @@ def build(
     algorithm = algorithm_with_server(config)
     attackers = simulated_attackers(config, config.client_num)
     check_base(config, config.model_name)
-    task = holdings.open(config, shared)
-    held = holdings.load(config, task, shared)
-    splits = held.splits
-    check_comparable([*held.train, splits.validation])
-    inputs.note("training data", shared.once(digest_of_examples, held.train))
+    task = client_data.open(config, shared)
+    examples = client_data.load(config, task, shared)
+    splits = examples.splits
+    check_comparable([*examples.train, splits.validation])
+    inputs.note("training data", shared.once(digest_of_examples, examples.train))
     inputs.note("validation data", shared.once(digest_of_examples, [splits.validation]))
     classes = classes_of_head(config, config.model_name, task, own_by_head=False)
-    if held.own is None:
-        holdings.deal(
-            config, held.values or [example.label for example in splits.train]
+    if examples.own is None:
+        client_data.divide(
+            config, examples.values or [example.label for example in splits.train]
         )  # too many clients: say so now
     ready: list[tuple[Encoded, PeftConfig, Budget | None]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
-        data = fitting_data(config, task, held, holdings, tokenizer, structure, classes, shared, attackers)
+        data = fitting_data(
+            config, task, examples, client_data, tokenizer, structure, classes, shared, attackers
+        )
         inputs.note("tokens of the data", shared.once(digest_of_tokens, [data.train, data.validation]))
         inputs.check()
         adapter = _adapter(config, structure)

@@ -105,11 +105,11 @@ class Shared:
             before_weights: Is called in any case.
         """
         wanted = (name, files, options)
-        held = self._loaded
-        if held is not None and held.wanted == wanted and held.writes == writes(held.base.model):
-            before_weights(held.base.tokenizer, held.structure)
-            return replace(held.base, model=twin(held.base.model))
-        del held  # it keeps weights
+        loaded = self._loaded
+        if loaded is not None and loaded.wanted == wanted and loaded.writes == writes(loaded.base.model):
+            before_weights(loaded.base.tokenizer, loaded.structure)
+            return replace(loaded.base, model=twin(loaded.base.model))
+        del loaded  # it keeps weights
         read = (name, files, options["token"])
         known = self._tokenizer[1] if self._tokenizer and self._tokenizer[0] == read else None
         structures: list[PreTrainedModel] = []

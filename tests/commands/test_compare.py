@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from run_files import write_sums
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -14,11 +15,8 @@ from fedloom.runs.record import read_run
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
+    folder = write_sums(tmp_path_factory.mktemp("inputs"))
     save_tiny_llama(folder / "model")
-    lines = [json.dumps({"question": f"{i} and {i}?", "answer": f"{i * 7 % 11}"}) for i in range(16)]
-    for part, count in (("train", 16), ("validation", 4), ("test", 2)):
-        (folder / f"{part}.jsonl").write_text("\n".join(lines[:count]))
     return folder
 
 

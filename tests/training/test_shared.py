@@ -1,12 +1,12 @@
 """Runs that share what they read, and the base, are to the bit what they are alone."""
 
 import gc
-import json
 import shutil
 import time
 
 import pytest
 import torch
+from run_files import write_sums
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -20,11 +20,8 @@ TAKES_TIME = ("seconds", "_per_second")
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
+    folder = write_sums(tmp_path_factory.mktemp("inputs"))
     save_tiny_llama(folder / "model")
-    lines = [json.dumps({"question": f"{i} and {i}?", "answer": f"{i * 7 % 11}"}) for i in range(16)]
-    for part, count in (("train", 16), ("validation", 4), ("test", 2)):
-        (folder / f"{part}.jsonl").write_text("\n".join(lines[:count]))
     return folder
 
 

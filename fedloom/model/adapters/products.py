@@ -44,9 +44,8 @@ def truncated_sum(
         ``A``; decompositions are computed in float64.
     """
     wide = torch.float64
-    left = (
-        (B.to(wide) * weights.to(B.device, wide).view(-1, 1, 1)).movedim(0, 1).flatten(1)
-    )  # [d_out, senders · rank]
+    weighted = B.to(wide) * weights.to(B.device, wide).view(-1, 1, 1)
+    left = weighted.movedim(0, 1).flatten(1)  # [d_out, senders · rank]
     new_b, new_a = truncated_product(left, A.to(wide).flatten(0, 1), rank)
     return new_a.to(A.dtype), new_b.to(A.dtype)
 

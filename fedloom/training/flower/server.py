@@ -60,9 +60,9 @@ def serve(grid: Grid, run_config: dict[str, Any]) -> None:
 
 def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig]) -> None:
     inputs = Inputs(run.inputs)
-    holdings = ALL_CLIENTS if wanted.client_data is None else SERVER_ALONE
+    client_data = ALL_CLIENTS if wanted.client_data is None else SERVER_ALONE
     keys = _keys(wanted, folder)
-    config, parts = build(with_noise(run.config), inputs=inputs, holdings=holdings)
+    config, parts = build(with_noise(run.config), inputs=inputs, client_data=client_data)
     admit = partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num)
     connected = ConnectedClients(Post(grid), Content(), admit, wanted.join_timeout, keys)
     connected.wait_for(wanted.client_num, wanted.clients_needed)

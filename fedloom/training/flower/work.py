@@ -177,15 +177,15 @@ def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
     fed = replace(config.of_the_run, eval_generate_every=0)
     if _loaded_model is None or _loaded_model.options != options:
         _loaded_model = None  # two models may be one too many
-        resolved, parts = build(fed, holdings=ALL_CLIENTS if path is None else _own(path))
+        resolved, parts = build(fed, client_data=ALL_CLIENTS if path is None else _own(path))
         _loaded_model = _Loaded(options, resolved, parts, {path: parts.data})
     elif path not in _loaded_model.data:
-        holdings = ALL_CLIENTS if path is None else _own(path)
+        client_data = ALL_CLIENTS if path is None else _own(path)
         shared, parts = Shared(), _loaded_model.parts
-        task = holdings.open(fed, shared)
-        held = holdings.load(fed, task, shared)
+        task = client_data.open(fed, shared)
+        examples = client_data.load(fed, task, shared)
         _loaded_model.data[path] = fitting_data(
-            fed, task, held, holdings, parts.tokenizer, parts.model.model, parts.classes, shared
+            fed, task, examples, client_data, parts.tokenizer, parts.model.model, parts.classes, shared
         )
     return _loaded_model
 
@@ -199,8 +199,8 @@ def _own(path: Path) -> ClientData:
     def open_own(config: FedConfig, shared: Shared) -> Task:
         return open_data(config, [str(path)], shared, read_data=False)
 
-    return ClientData(load, _dealt_to_nobody, open_own)
+    return ClientData(load, _divided_among_nobody, open_own)
 
 
-def _dealt_to_nobody(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+def _divided_among_nobody(config: FedConfig, labels: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
     return np.empty(0, dtype=np.int64), []
