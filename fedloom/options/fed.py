@@ -166,8 +166,10 @@ class GradientPriority:
         "a layer's score: norm (l1 or l2) of the gradients of A and B, of the change of BA that they make "
         "(lora), or of that change relative to the weights (lora_per)",
     )
-    layer_policy: Literal["priority", "random", "last", "first", "all"] = option(
-        "priority", "layers by score; or, for comparison, as many at random, the last, the first, or all"
+    layer_policy: Literal["priority", "random", "fixed", "last", "first", "all"] = option(
+        "priority",
+        "layers by score; or, for comparison, as many at random in every round, drawn once (fixed), last, "
+        "first, or all",
     )
     server_data_fraction: float = option(
         0.005,
