@@ -21,7 +21,7 @@ from workers import Settings
 from fedloom.data.draws import draw_batches
 from fedloom.data.encode import Tokens, encode
 from fedloom.data.partition import iid
-from fedloom.data.randomness import numpy_rng, torch_rng
+from fedloom.data.randomness import derive_seed, numpy_rng
 from fedloom.data.sources import load_splits
 from fedloom.data.tasks import TASKS
 from fedloom.data.templates import prompt_format
@@ -168,10 +168,11 @@ def starting_adapter(initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     LoRA starts with B = 0, where the loss says nothing about A and B; here both are small random numbers.
     """
-    return {
-        name: (0.02 * torch.randn(t.shape, generator=torch_rng(SEED, "benchmark adapter", i))).to(t.device)
-        for i, (name, t) in enumerate(sorted(initial.items()))
-    }
+    moved = {}
+    for i, (name, t) in enumerate(sorted(initial.items())):
+        draws = torch.Generator().manual_seed(derive_seed(SEED, "benchmark adapter", i))
+        moved[name] = (0.02 * torch.randn(t.shape, generator=draws)).to(t.device)
+    return moved
 
 
 def linear_parameters(model: PreTrainedModel) -> int:

@@ -9,12 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from operator import index
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 
 def derive_seed(seed: SupportsIndex, purpose: str, *ids: SupportsIndex) -> int:
@@ -60,15 +57,3 @@ def secret_normal(key: SupportsIndex, purpose: str, *ids: SupportsIndex, size: i
 def numpy_rng(seed: SupportsIndex, purpose: str, *ids: SupportsIndex) -> np.random.Generator:
     """Returns a fresh NumPy generator for this (seed, purpose, ids); see `derive_seed`."""
     return np.random.default_rng(derive_seed(seed, purpose, *ids))
-
-
-def torch_rng(
-    seed: SupportsIndex, purpose: str, *ids: SupportsIndex, device: str | torch.device = "cpu"
-) -> torch.Generator:
-    """Returns a fresh torch generator on `device` for this (seed, purpose, ids); see `derive_seed`.
-
-    A generator on another kind of device draws other numbers from the same seed.
-    """
-    import torch
-
-    return torch.Generator(device=device).manual_seed(derive_seed(seed, purpose, *ids))

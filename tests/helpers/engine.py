@@ -7,6 +7,8 @@ import torch
 
 from fedloom.client.local import LocalRules, mean_step, train_locally
 from fedloom.data.encode import Tokens
+from fedloom.data.randomness import derive_seed
+from fedloom.model import dropout
 from fedloom.model.bank import AdapterBank
 from fedloom.model.layout import shared_prefix
 from fedloom.model.stacked import StackedModel
@@ -40,6 +42,11 @@ def clients_data(steps_per_client=(10, 3, 7), seed=0, sequence=random_sequence):
         return [sequence(rng) for _ in range(rng.randrange(2, 4))]
 
     return [[[batch(), batch()] for _ in range(steps)] for steps in steps_per_client]
+
+
+def hashed_dropout(seed, keys, device):
+    """Dropout's streams as a GPU has them; in the place of `dropout._streams`."""
+    return dropout._Hashes([derive_seed(seed, "dropout", *key) for key in keys], device)
 
 
 def steps_of(client, data, layout):

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from engine import apart, clients_data, make_stacked, moved, start_bank, steps_of, train_stacked
+from engine import (
+    apart,
+    clients_data,
+    hashed_dropout,
+    make_stacked,
+    moved,
+    start_bank,
+    steps_of,
+    train_stacked,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -11,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import sgd
-from fedloom.model import blocks
+from fedloom.model import blocks, dropout
 from fedloom.model.adapters.lora import add_low_rank
 from fedloom.model.packing import build_pack
 
@@ -166,16 +175,18 @@ def operations(model, clients):
     leaves = {name: t.requires_grad_() for name, t in start_bank(model, clients).tensors.items()}
     pack = build_pack(steps, model.layout)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        loss = model.losses(leaves, pack).loss.sum()
+        loss = model.losses(leaves, pack, dropout_seed=3).loss.sum()
         torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return sum(event.count for event in seen.key_averages() if event.key.startswith("aten::"))
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_pass_of_64_clients_takes_as_many_operations_as_one_of_4(name, on_a_gpu):
+def test_a_pass_of_64_clients_takes_as_many_operations_as_one_of_4(name, on_a_gpu, monkeypatch):
+    """Dropout included, drawn as on a GPU."""
     build, config = BASES[name]
     model = make_stacked(build().double(), config, clients_data((1,)))
     assert model.layout.prefix or name == "roberta"
+    monkeypatch.setattr(dropout, "_streams", hashed_dropout)
     on_a_gpu()
     few, many = (operations(model, clients) for clients in (4, 64))
     assert many <= 1.05 * few
