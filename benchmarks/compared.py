@@ -21,17 +21,21 @@ from cells import table
 from comparison_folder import Runs, write_result
 
 from fedloom.options.compare import read_plan
-from fedloom.report.comparison import Sample, compared, sample_of
+from fedloom.report.comparison import Sample, compared, sample_of, spent_on, within
 from fedloom.runs.record import RunRecord
 
 
 def samples_of(config: Path, runs: Runs) -> dict[str, Any]:
     """The metric that is compared, and the numbers of every setting."""
-    metric, settings = read_plan(config).metric, dict[str, list[RunRecord]]()
+    plan, settings = read_plan(config), dict[str, list[RunRecord]]()
     for label, run in runs:
-        settings.setdefault(label, []).append(run)
-    samples = [sample_of(label, metric, own, {}) for label, own in settings.items()]
-    return {"metric": metric, "samples": [asdict(sample) for sample in samples]}
+        settings.setdefault(label, []).append(within(run, plan.budget))
+    samples = [sample_of(label, plan.metric, own, {}) for label, own in settings.items()]
+    return {
+        "metric": plan.metric,
+        "budget": dict(plan.budget),
+        "samples": [asdict(sample) for sample in samples],
+    }
 
 
 def compared_table(result: dict[str, Any]) -> list[str]:
@@ -70,6 +74,8 @@ def compared_table(result: dict[str, Any]) -> list[str]:
         "lower: p < 0.05 in a paired t-test after Holm's correction. MB: sent in all rounds, up by clients "
         "or peers alone, else both ways."
     )
+    if result.get("budget"):
+        note += f" {spent_on(result['budget'])}"
     return [*table(head, rows), "", note]
 
 

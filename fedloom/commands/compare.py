@@ -25,7 +25,9 @@ from fedloom.report.comparison import (
     as_latex,
     compared,
     sample_of,
+    spent_on,
     spread,
+    within,
 )
 from fedloom.runs.files import write_atomically
 from fedloom.runs.record import RunRecord, read_run
@@ -123,7 +125,7 @@ def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
         done = [read_run(out_dir / run.name, judged=False) for run in runs if run.name not in failed]
         records += done
         why = {run.seed: failed[run.name] for run in runs if run.name in failed}
-        samples.append(sample_of(label, plan.metric, done, why))
+        samples.append(sample_of(label, plan.metric, [within(run, plan.budget) for run in done], why))
     if not records:
         raise UserError(
             f"{out_dir}: no run came to its end; the first failed with: {next(iter(failed.values()))}"
@@ -134,7 +136,7 @@ def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
     held = compared(samples)
     for name, text in (("compare.csv", as_csv), ("compare.tex", as_latex)):
         write_atomically(out_dir / name, text(held, plan.metric), then="start again")
-    _show(held, plan.metric)
+    _show(held, plan)
     files = "compare.csv, compare.tex"
     try:
         run_report(runs=[str(record.folder) for record in records], output=str(out_dir / "report.html"))
@@ -143,9 +145,9 @@ def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
     print(f"Tables: {files} in {out_dir}")
 
 
-def _show(held: Sequence[Held], metric: str) -> None:
+def _show(held: Sequence[Held], plan: Plan) -> None:
     first = held[0].sample.label
-    table = Table("setting", "n", f"{metric}, mean ± sd", f"against {first}", "95 %", "", "sent", "time")
+    table = Table("setting", "n", f"{plan.metric}, mean ± sd", f"against {first}", "95 %", "", "sent", "time")
     for one in held:
         nothing = math.isnan(one.difference)
         interval = "" if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
@@ -165,6 +167,7 @@ def _show(held: Sequence[Held], metric: str) -> None:
     console.print(table)
     console.print(
         f"Differences are taken seed by seed; higher or lower: p < {LEVEL:g} in a paired t-test, after "
-        "Holm's correction for the number of settings. An interval is of its difference alone.",
+        "Holm's correction for the number of settings. An interval is of its difference alone. "
+        + (spent_on(plan.budget) if plan.budget else ""),
         soft_wrap=True,
     )

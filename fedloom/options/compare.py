@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from fedloom.options.parsing import by_own_names
 from fedloom.options.synonyms import did_you_mean
 from fedloom.options.yaml_file import read_yaml
 
-KEYS = ("command", "options", "grid", "seeds", "metric")
+KEYS = ("command", "options", "grid", "seeds", "metric", "budget")
+BUDGETS = ("rounds", "megabytes", "megabytes_up", "seconds")
 COMPARED = {"fed": FedConfig, "dfl": DflConfig}
 MOST_RUNS = 10_000
 
@@ -69,11 +71,14 @@ class Plan:
         command: `fed` or `dfl`.
         metric: What settings are compared by, a column of metrics.jsonl.
         runs: Every setting with every seed; the first setting is the one that others are held against.
+        budget: What a run may have spent where it is compared, by one of `BUDGETS`; without one it is
+            compared at its end.
     """
 
     command: str
     metric: str
     runs: list[Planned]
+    budget: Mapping[str, float] = field(default_factory=dict)
 
 
 def check(config: CompareConfig) -> None:
@@ -94,6 +99,7 @@ def read_plan(path: Path) -> Plan:
         grid: {method: [FedAvg, SCAFFOLD], client_lr: [0.01, 0.1]}
         seeds: [1, 2, 3]
         metric: val_accuracy
+        budget: {megabytes: 40}
 
     ``grid`` may also be a list of settings, ``[{method: DFL-LoRA}, {method: DFL-GPL, grad_eval: random}]``.
     These go before ``options``.
@@ -172,4 +178,15 @@ def read_plan(path: Path) -> Plan:
     ]
     if len({run.name for run in runs}) < len(runs):
         raise wrong("grid", "grid: two settings would have folders of one name; write their values otherwise")
-    return Plan(command, metric, runs)
+    return Plan(command, metric, runs, _budget(content.get("budget") or {}, wrong))
+
+
+def _budget(given: Any, wrong: Callable[[str, str], UserError]) -> dict[str, float]:
+    """Read at what a run may spend it is compared; ``wrong`` makes an error of a key and a reason."""
+    if not isinstance(given, dict) or not given.keys() <= set(BUDGETS):
+        known = ", ".join(BUDGETS)
+        raise wrong("budget", f"budget: {shown(str(given))} must name {known}, as in {{megabytes: 40}}")
+    for name, limit in given.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
+            raise wrong("budget", f"budget: {name}: {shown(str(limit))} must be a number above 0")
+    return {name: float(limit) for name, limit in given.items()}

@@ -12,7 +12,7 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy import stats
@@ -69,6 +69,30 @@ class Held:
         if self.p >= LEVEL:
             return "not told apart"
         return "higher" if self.difference > 0 else "lower"
+
+
+def within(run: RunRecord, budget: Mapping[str, float]) -> RunRecord:
+    """A run as it was when it had last spent no more than a budget, of `options.compare.BUDGETS`."""
+    spent, rows = dict.fromkeys(budget, 0.0), []
+    for row in run.rows:
+        sent_up, seconds = row.get("bytes_up") or 0, row.get("seconds") or 0
+        now = {
+            "rounds": float(row["round"]),
+            "megabytes": spent.get("megabytes", 0.0) + (sent_up + (row.get("bytes_down") or 0)) / 1e6,
+            "megabytes_up": spent.get("megabytes_up", 0.0) + sent_up / 1e6,
+            "seconds": spent.get("seconds", 0.0) + seconds,
+        }
+        spent = {name: now[name] for name in budget}
+        if any(spent[name] > limit for name, limit in budget.items()):
+            break
+        rows.append(row)
+    return replace(run, rows=rows)
+
+
+def spent_on(budget: Mapping[str, float]) -> str:
+    """A budget in words."""
+    limits = " and ".join(f"{limit:g} {name.replace('_', ' ')}" for name, limit in budget.items())
+    return f"Every run is compared at its last validation within {limits}."
 
 
 def sample_of(label: str, metric: str, runs: Sequence[RunRecord], failed: Mapping[int, str]) -> Sample:

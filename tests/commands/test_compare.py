@@ -60,6 +60,17 @@ def test_a_grid_is_run_once_and_compared_and_goes_on_with_what_is_missing(inputs
     ]
     assert float(rows[1].split(",")[2]) == pytest.approx(sum(losses) / 2)
 
+    file.write_text(json.dumps(plan(inputs, metric="val_loss", budget={"rounds": 1})))
+    assert main(["compare", str(file), "--out_dir", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("was made before") == 4 and "at its last validation within 1 rounds" in said
+    early = [
+        json.loads((out / f"FedAvg-seed={seed}" / "metrics.jsonl").read_text().splitlines()[1])["val_loss"]
+        for seed in (1, 2)
+    ]
+    rows = (out / "compare.csv").read_text().splitlines()
+    assert float(rows[1].split(",")[2]) == pytest.approx(sum(early) / 2)
+
 
 def test_a_setting_of_a_list_counts_instead_of_what_all_have(inputs, tmp_path, monkeypatch):
     """Both load the base once, and come to what `fedloom fed` comes to."""
@@ -135,6 +146,12 @@ def test_the_next_run_finds_a_gpu_as_free_as_the_first_did(inputs, tmp_path):
         ({"grid": {"method": ["FedAvg", "FedAvgg"]}}, "FedAvgg: method: FedAvgg is not one of"),
         ({"grid": {"methd": ["FedAvg"]}}, "unknown flag --methd; did you mean --method"),
         ({"seeds": [1, 1]}, "seeds: one stands there twice"),
+        (
+            {"budget": {"bytes": 3}},
+            "must name rounds, megabytes, megabytes_up, seconds, as in {megabytes: 40}",
+        ),
+        ({"budget": {"rounds": 0}}, "budget: rounds: 0 must be a number above 0"),
+        ({"budget": 40}, "budget: 40 must name rounds"),
         ({"seeds": 3}, "seeds: must be a list of whole numbers"),
         ({"options": {"seed": 3}}, "seed is for compare to give"),
     ],

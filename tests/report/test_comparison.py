@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fedloom.report.comparison import Sample, as_csv, as_latex, compared, sample_of
+from fedloom.report.comparison import Sample, as_csv, as_latex, compared, sample_of, within
 from fedloom.runs.record import RunRecord
 
 
@@ -46,6 +46,31 @@ def test_a_last_number_that_is_none_is_not_an_earlier_one(tmp_path):
     rows = [{"round": n, "val_accuracy": accuracy} for n, accuracy in enumerate((0.1, 0.9, None))]
     run = RunRecord(tmp_path, {"seed": 1}, "cpu", {}, rows, {}, {}, {})
     assert sample_of("ruined", "val_accuracy", [run], {}).metric == {}
+
+
+@pytest.mark.parametrize(
+    ("budget", "accuracy", "sent"),
+    [
+        ({}, 0.8, 10e6),
+        ({"rounds": 3}, 0.6, 7.5e6),
+        ({"megabytes": 5.1}, 0.6, 5e6),
+        ({"megabytes": 4.9}, 0.5, 2.5e6),
+        ({"megabytes_up": 2.0}, 0.6, 5e6),
+        ({"seconds": 40, "rounds": 1}, 0.5, 2.5e6),
+        ({"seconds": 39.9}, 0.6, 7.5e6),
+    ],
+)
+def test_a_budget_compares_runs_where_they_had_spent_as_much(tmp_path, budget, accuracy, sent):
+    """Four rounds of 10 seconds, each of 1 MB up and 1.5 MB down; round 3 was not validated."""
+    round_ = {"bytes_up": 1_000_000, "bytes_down": 1_500_000, "seconds": 10.0}
+    found = {0: 0.5, 1: 0.5, 2: 0.6, 4: 0.8}
+    rows = [
+        {"round": n, **(round_ if n else {}), **({"val_accuracy": found[n]} if n in found else {})}
+        for n in range(5)
+    ]
+    run = within(RunRecord(tmp_path, {"seed": 1}, "cpu", {}, rows, {}, {}, {}), budget)
+    sample = sample_of("one", "val_accuracy", [run], {})
+    assert sample.metric == {1: accuracy} and sample.columns["bytes"] == {1: sent}
 
 
 def test_one_seed_and_failed_seeds_have_no_interval():
