@@ -18,6 +18,9 @@ from fedloom.federation.update import Update, decode_update
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row, norm_of, usable
 
+STATISTICS = ("examples", "loss", "steps", "tokens")
+"""What of an update an aggregator sees beside the change."""
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -118,7 +121,14 @@ def aggregate(
         factors = [algorithm.ranks.weight(update.client) for update in all_of_it.kept]
         scales = torch.tensor(factors, dtype=torch.float64)
     seed = derive_seed(algorithm.seed, "aggregate", round_)
-    change = algorithm.aggregator(Changes(before, deltas, weights, lora_pairs(before.keys()), scales, seed))
+    statistics = {
+        name: torch.tensor([getattr(update, name) for update in all_of_it.kept], dtype=torch.float64)
+        for name in STATISTICS
+    }
+    senders = [update.client for update in all_of_it.kept]
+    change = algorithm.aggregator(
+        Changes(before, deltas, weights, lora_pairs(before.keys()), scales, seed, senders, statistics)
+    )
     sent = {}
     if beside.tensors:  # rows of numbers, without products
         alike = torch.full_like(weights, 1 / clients)

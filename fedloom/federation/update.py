@@ -25,6 +25,7 @@ class Update:
         correct: Answer tokens predicted right while training.
         labels: Answer tokens seen.
         tokens: Tokens that went through the model.
+        steps: Steps of its optimiser; 0 where nobody knows, as of a secure sum.
         memory: What it keeps until its next round; never sent. Over a network it is empty here.
         norm: Euclidean length of its change; known once it has been decoded.
     """
@@ -36,6 +37,7 @@ class Update:
     correct: int
     labels: int
     tokens: int
+    steps: int = 0
     memory: Row = field(default_factory=dict)
     norm: float = math.nan
 

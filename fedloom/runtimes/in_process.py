@@ -138,6 +138,7 @@ def run_clients(
                 correct=int(result.correct[k]),
                 labels=int(result.labels[k]),
                 tokens=int(tokens[k]),
+                steps=len(client.steps),
                 # The wave's bank need not outlive the wave.
                 memory={name: t.clone() for name, t in memory.items()},
             )

@@ -59,6 +59,34 @@ def test_fedadam_is_adamw_on_the_mean_pseudo_gradient():
         torch.testing.assert_close(state.adapter[name], p.detach())
 
 
+def test_an_aggregator_sees_who_sent_a_change_and_what_each_says_of_its_round():
+    """In the order of the clients, of those whose update counts; q-FedAvg weighs by the loss, for one."""
+    seen = []
+
+    def by_loss(changes):
+        seen.append(changes)
+        share = changes.statistics["loss"] / changes.statistics["loss"].sum()
+        return {name: torch.einsum("k,k...->...", share, t) for name, t in changes.deltas.tensors.items()}
+
+    shift = {name: torch.ones_like(t) for name, t in START.items()}
+    updates = [
+        update_by(4, shift, examples=2, loss=1.0, steps=3),
+        update_by(5, shift, loss=math.nan),
+        update_by(7, {name: -t for name, t in shift.items()}, examples=6, loss=3.0, steps=1),
+    ]
+    algorithm = Algorithm(0.1, aggregator=by_loss)
+    after, _ = federated_round(initial_state(START, algorithm), [4, 5, 7], returning(*updates), algorithm)
+    torch.testing.assert_close(after.adapter["a"], START["a"] - 0.5)  # a quarter of 1, three of -1
+    (changes,) = seen
+    assert list(changes.senders) == [4, 7]
+    assert {name: t.tolist() for name, t in changes.statistics.items()} == {
+        "examples": [2, 6],
+        "loss": [1, 3],
+        "steps": [3, 1],
+        "tokens": [10, 10],
+    }
+
+
 def test_bytes_down_are_those_of_every_sampled_client_and_bytes_up_of_what_came():
     _, report = federated_round(
         initial_state(START, Algorithm(1.0)), [4, 7, 9], returning(update(4, 1.0)), Algorithm(1.0)

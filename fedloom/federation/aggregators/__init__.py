@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
@@ -35,6 +35,10 @@ class Changes:
         pairs: The names of LoRA's A and B, for each module that has both in ``before``.
         scales: By what each sender's products count beside its weight (`federation.ranks`); None: alike.
         seed: Of what is drawn at random in this round.
+        senders: Which clients they are, from 0, ascending; empty among peers.
+        statistics: What each says of its round, ``[senders]``: ``examples``, ``loss`` (mean, while training),
+            ``steps`` of its optimiser and ``tokens``; empty among peers, who send none. Nothing but a
+            sender's honesty stands behind them.
     """
 
     before: Row
@@ -43,6 +47,8 @@ class Changes:
     pairs: Sequence[tuple[str, str]] = ()
     scales: Float[Tensor, " senders"] | None = None
     seed: int = 0
+    senders: Sequence[int] = ()
+    statistics: Mapping[str, Float[Tensor, " senders"]] = field(default_factory=dict)
 
 
 Aggregator = Callable[[Changes], Row]

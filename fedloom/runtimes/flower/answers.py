@@ -10,7 +10,7 @@ from fedloom.model.bank import Row
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.rows import Unfit, unpack
 
-_COUNTS = ("examples", "correct", "labels", "tokens")
+_COUNTS = ("examples", "correct", "labels", "tokens", "steps")
 
 
 _MOST = 2**53

@@ -443,7 +443,8 @@ def test_the_resident_answers_again_and_tells_what_failed(monkeypatch):
 
 
 LIKE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
-GOOD = {"round": 1, "client": 0, "examples": 4, "loss": 1.5, "correct": 0, "labels": 9, "tokens": 40}
+COUNTS = {"examples": 4, "correct": 0, "labels": 9, "tokens": 40, "steps": 2}
+GOOD = {"round": 1, "client": 0, "loss": 1.5, **COUNTS}
 
 
 @pytest.mark.parametrize(
@@ -456,6 +457,7 @@ GOOD = {"round": 1, "client": 0, "examples": 4, "loss": 1.5, "correct": 0, "labe
         ({"labels": True}, pack(LIKE), "labels is True"),
         ({"examples": 5}, pack(LIKE), "examples is 5, and 4 were asked for"),
         ({"examples": -4}, pack(LIKE), "examples is -4"),
+        ({"steps": 1.5}, pack(LIKE), "steps is 1.5"),
         ({"examples": math.nan}, pack(LIKE), "examples is nan"),
         ({"examples": True}, pack(LIKE), "examples is True"),
         ({"correct": 10}, pack(LIKE), "10 of 9 labels are right"),
@@ -484,7 +486,7 @@ ROW = {"a": torch.arange(1.0, 7.0).view(3, 2).T, "b": torch.tensor([-1.5, 1e-30,
 
 def test_a_good_answer_is_read():
     update = read_update(Content(GOOD, pack(ROW)), 0, 1, LIKE, 4, Algorithm(0.1), {})
-    assert (update.client, update.examples, update.loss) == (0, 4, 1.5)
+    assert (update.client, update.examples, update.loss, update.steps) == (0, 4, 1.5, 2)
     assert_close(update.payload, ROW)
 
 
