@@ -6,7 +6,7 @@ The server holds a little data of its own, D_0. With w_L for the adapter's param
 
     g_0 ← ∇ loss(w; D_0)
     s_l ← score(w_l, g_0,l) for every layer l
-    L   ← the layers with the highest scores ∪ some with the lowest
+    L   ← the layers with the highest scores ∪ some with the lowest, or those of the round before
     for k in S, in parallel:   w_k ← local SGD from w, of w_L alone
     g_L ← Σ_k n_k (w_L − w_k,L) / (client_lr · Σ_k n_k);   elsewhere g ← server_grad_scale · g_0
     w   ← optimiser(w, g)
@@ -22,8 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float64
-from torch import Tensor
 
 from fedloom.federation.aggregate import Reduce
 from fedloom.federation.algorithm import Algorithm
@@ -48,6 +46,7 @@ class Focus:
         server_grad_scale: What the server's own gradient is multiplied by where clients do not train; at 0
             such layers keep their parameters, moments and step counts.
         seed: The run's.
+        rounds: For how many rounds a selection stays; 0: for all.
     """
 
     layers: Mapping[int, Sequence[Projection]]
@@ -57,11 +56,12 @@ class Focus:
     grad_eval: str
     server_grad_scale: float
     seed: int
+    rounds: int = 1
 
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether the server's gradient is used for anything."""
-        return self.policy == "priority" or (self.policy != "all" and self.server_grad_scale > 0)
+    def kept(self, state: ServerState) -> tuple[int, ...] | None:
+        """The layers of earlier rounds that stay selected; None where they are to be selected anew."""
+        over = state.round % self.rounds == 0 if self.rounds else False
+        return None if over else state.selected
 
     @property
     def selection_bytes(self) -> int:
@@ -114,17 +114,26 @@ def focused_round(
     Raises:
         Diverged: The server's own gradient is not finite, or no client came back with finite numbers.
     """
-    gradient, scores, loss = _own_view(state, server_gradient, focus)
-    numbers = sorted(focus.layers)
-    selected = select_layers(
-        torch.zeros(len(numbers)) if scores is None else scores,
-        highest=focus.highest,
-        lowest=focus.lowest,
-        policy=focus.policy,
-        seed=focus.seed,
-        round_number=state.round,
-        numbers=numbers,
-    )
+    numbers, selected = sorted(focus.layers), focus.kept(state)
+    to_score = focus.policy == "priority" and selected is None
+    to_move = focus.policy != "all" and focus.server_grad_scale > 0
+    gradient, scores, loss = Row(), None, None
+    if to_score or to_move:
+        gradient, loss = server_gradient(state.round, state.adapter)
+        if not all(bool(t.isfinite().all()) for t in gradient.values()):
+            raise Diverged(f"round {state.round + 1}: the gradient on the server's own data is not finite")
+        layers = [focus.layers[number] for number in numbers]
+        scores = layer_scores(state.adapter, gradient, layers, focus.grad_eval)
+    if selected is None:
+        selected = select_layers(
+            torch.zeros(len(numbers)) if scores is None else scores,
+            highest=focus.highest,
+            lowest=focus.lowest,
+            policy=focus.policy,
+            seed=focus.seed,
+            round_number=state.round,
+            numbers=numbers,
+        )
     unselected = focus.unselected_names(selected)
     unsent = {name: focus.server_grad_scale * t for name, t in gradient.items() if name in unselected}
     after, report = federated_round(
@@ -141,17 +150,4 @@ def focused_round(
     telling = focus.selection_bytes * receivers
     report = replace(report, bytes_down=report.bytes_down + telling)
     by_number = {} if scores is None else dict(zip(numbers, scores.tolist(), strict=True))
-    return after, report, FocusReport(selected, by_number, loss)
-
-
-def _own_view(
-    state: ServerState, server_gradient: ServerGradient, focus: Focus
-) -> tuple[Row, Float64[Tensor, " layers"] | None, float | None]:
-    """The server's gradient, the scores by it, and the loss; nothing where they serve nothing."""
-    if not focus.needs_gradient:
-        return {}, None, None
-    gradient, loss = server_gradient(state.round, state.adapter)
-    if not all(bool(t.isfinite().all()) for t in gradient.values()):
-        raise Diverged(f"round {state.round + 1}: the gradient on the server's own data is not finite")
-    layers = [focus.layers[number] for number in sorted(focus.layers)]
-    return gradient, layer_scores(state.adapter, gradient, layers, focus.grad_eval), loss
+    return replace(after, selected=selected), report, FocusReport(selected, by_number, loss)

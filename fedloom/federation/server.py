@@ -57,6 +57,7 @@ class ServerState:
         rule: What the server keeps for the clients' rule; see `client.rules`.
         base: How the base has changed, by module; see `model.adapters.folding`.
         clip: Largest norm of a client's change in the next round; see `privacy.user`.
+        selected: The layers that the last round trained, where the server chooses; see `federation.focus`.
     """
 
     round: int
@@ -65,6 +66,7 @@ class ServerState:
     rule: Row = field(default_factory=dict)
     base: Row = field(default_factory=dict)
     clip: float = math.inf
+    selected: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

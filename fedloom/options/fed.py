@@ -166,10 +166,14 @@ class GradientPriority:
         "a layer's score: norm (l1 or l2) of the gradients of A and B, of the change of BA that they make "
         "(lora), or of that change relative to the weights (lora_per)",
     )
-    layer_policy: Literal["priority", "random", "fixed", "last", "first", "all"] = option(
-        "priority",
-        "layers by score; or, for comparison, as many at random in every round, drawn once (fixed), last, "
-        "first, or all",
+    layer_policy: Literal["priority", "random", "last", "first", "all"] = option(
+        "priority", "layers by score; or, for comparison, as many at random, the last, the first, or all"
+    )
+    layer_rounds: int = option(
+        1,
+        "rounds for which selected layers stay selected; 0: those of the first round stay",
+        minimum=0,
+        maximum=10**8,
     )
     server_data_fraction: float = option(
         0.005,

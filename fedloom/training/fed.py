@@ -229,6 +229,7 @@ def _save(parts: Parts, folder: Path, now: ServerProgress) -> None:
             "remembering": sorted(now.memories),
             "taken": {str(client): word for client, word in now.taken.items()},
             "clip": now.server.clip if math.isfinite(now.server.clip) else None,
+            "selected_layers": now.server.selected,
             "accuracy": now.accuracy,
             "validations_without_gain": now.validations_without_gain,
         },
@@ -254,11 +255,16 @@ def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
     new = first_standing(parts)
     remembering = state.get("remembering", [])
     taken, known = state.get("taken", {}), range(len(new.drawn))
+    selected, layers = state.get("selected_layers"), parts.focus.layers if parts.focus else {}
     if not (
         are_counts(state.get("drawn"), len(new.drawn))
         and are_counts([state.get("validations_without_gain")], 1)
         and isinstance(state.get("accuracy", ""), float | None)
         and (state.get("clip") is None or (is_number(state["clip"]) and state["clip"] > 0))
+        and (
+            selected is None
+            or (isinstance(selected, list) and all(type(n) is int and n in layers for n in selected))
+        )
         and isinstance(remembering, list)
         and all(type(client) is int and client in known for client in remembering)
         and isinstance(taken, dict)
@@ -275,6 +281,7 @@ def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
         part_of(on_device, "rule."),
         part_of(on_device, "base."),
         math.inf if state.get("clip") is None else float(state["clip"]),
+        None if selected is None else tuple(selected),
     )
     memories = {client: part_of(on_device, f"client-{client + 1:04d}.") for client in remembering}
     words = {int(client): word for client, word in taken.items()}

@@ -255,4 +255,5 @@ def _focus(config: FedConfig, model: StackedModel) -> Focus:
         grad_eval=config.grad_eval,
         server_grad_scale=config.server_grad_scale,
         seed=config.seed,
+        rounds=config.layer_rounds,
     )

@@ -79,6 +79,25 @@ def test_the_layers_of_a_policy_are_the_ones_it_names(fed):
     assert len({tuple(layers) for layers in selected("random", 4)}) > 1
 
 
+@pytest.mark.parametrize("policy", ["priority", "random"])
+def test_a_selection_stays_for_as_many_rounds_as_it_is_told_also_over_a_stop(fed, policy):
+    """Selected in rounds 1, 3 and 5; where others rest the server looks at its data in these rounds alone."""
+    words = ("--layer_policy", policy, "--layer_rounds", "2", "--server_grad_scale", "0", "--grad_eval", "l2")
+    whole = rows(fed("whole", *words, "--max_steps", "6"))[1:]
+    fed("stopped", *words, "--max_steps", "3")
+    resumed = rows(fed("stopped", *words, "--max_steps", "6", "--resume"))[1:]
+    layers = [row["selected_layers"] for row in whole]
+    assert layers[0::2] == layers[1::2] and layers == [row["selected_layers"] for row in resumed]
+    assert whole[-1]["val_loss"] == resumed[-1]["val_loss"]
+    scored = ["layer_scores" in row for row in whole]
+    assert scored == ([True, False] * 3 if policy == "priority" else [False] * 6)
+
+
+def test_the_layers_of_the_first_round_stay_for_the_whole_run(fed):
+    kept = rows(fed("kept", "--layer_policy", "random", "--layer_rounds", "0", "--max_steps", "5"))[1:]
+    assert len({tuple(row["selected_layers"]) for row in kept}) == 1
+
+
 def test_with_all_layers_it_is_fed(words, tmp_path):
     """The same parts driven in both modes, so that clients have the same data."""
     focused = options(words, tmp_path, "--max_layer_num", str(LAYERS), "--server_grad_scale", "3")

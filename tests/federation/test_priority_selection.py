@@ -88,12 +88,6 @@ def test_random_differs_from_round_to_round_and_from_seed_to_seed():
     assert {layer for picked in by_round for layer in picked} == set(range(24))
 
 
-def test_fixed_layers_stay_from_round_to_round_and_differ_from_seed_to_seed():
-    by_round = {select([0.0] * 24, 6, 2, "fixed", seed=1, round_number=number) for number in range(50)}
-    by_seed = {select([0.0] * 24, 6, 2, "fixed", seed=seed, round_number=1) for seed in range(50)}
-    assert len(by_round) == 1 and len(by_seed) > 45
-
-
 @settings(deadline=None)
 @given(scores=many_scores, highest=how_many, lowest=how_many)
 def test_last_and_first_are_the_two_ends_of_the_model(scores, highest, lowest):
