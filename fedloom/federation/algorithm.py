@@ -171,13 +171,14 @@ def first_memory(algorithm: Algorithm, adapter: Row, optimiser: Optimiser | None
     Args:
         algorithm: Which.
         adapter: Where everybody begins.
-        optimiser: The clients', whose state lasts from round to round; None: it has none.
+        optimiser: The clients'; None: it has no state. Its state lasts from round to round, but where a round
+            ends with new factors: the moments are of the old ones then, and begin anew.
     """
     shared, own_model = algorithm.share(adapter.keys()), algorithm.rule.own_model is not None
     sent = {name: t for name, t in adapter.items() if name in shared}
     memory = with_prefix(RULE, algorithm.rule.memory(sent))
     memory |= with_prefix(PERSONAL, {n: t for n, t in adapter.items() if own_model or n not in shared})
-    if optimiser is not None:
+    if optimiser is not None and not algorithm.ends_with_new_factors:
         state = as_remembered(optimiser.init(AdapterBank.repeat(adapter, 1)))
         moments = {key: t[0] for key, t in state.items()}
         memory |= with_prefix(MOMENTS, moments) | (with_prefix(OWN_MOMENTS, moments) if own_model else {})

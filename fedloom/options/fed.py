@@ -138,7 +138,9 @@ class ClientTraining:
     )
     client_lr: float = option(1e-4, "client learning rate", above=0, maximum=1000)
     client_optimizer: Literal["sgd", "adam", "adamw"] = option(
-        "sgd", "a client's optimiser; the moments of adam and adamw are its own and last across rounds"
+        "sgd",
+        "a client's optimiser; the moments of adam and adamw are its own and last across rounds, or begin "
+        "anew in each where lora_aggregation ends every round with new factors (fedsvd, flora)",
     )
     clip_norm: float = option(
         0.0, "largest gradient norm of a client's step; 0 is off", minimum=0, maximum=1e9

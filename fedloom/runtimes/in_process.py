@@ -62,7 +62,7 @@ def run_clients(
             nobody trains the others.
         received: What the server sent for the clients' rule.
         memories: What clients remember, by client.
-        first: What one remembers that is not there: see `first_memory`.
+        first: What one remembers that is not there, and the names of all that one does: see `first_memory`.
         seed: The run's; random choices of the codec and of secure sums depend on it, the
             round and the client.
         round_: Which round.
@@ -103,6 +103,7 @@ def run_clients(
         if own_model is not None:
             more, own_tokens = train_own_models(model, bank, steps, rules, remembered, ranks)
             kept, tokens = kept | more, tokens + own_tokens
+        kept = {name: t for name, t in kept.items() if name in first}
         for k, client in enumerate(wave):
             row = result.bank.row(k)
             payload, memory = encode_update(

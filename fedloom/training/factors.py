@@ -24,25 +24,27 @@ def check_factors(config: FedConfig, texts: Mapping[str, str], algorithm: Algori
         UserError: It has no meaning beside it.
     """
     if algorithm.ends_with_new_factors:
-        _check_nothing_kept(texts, algorithm, config.client_optimizer)
+        _check_nothing_kept(texts, algorithm)
     if algorithm.refactoring is not None:
         _check_one_for_all(config, texts, algorithm)
     if algorithm.folds:
         _check_folding(config, texts, algorithm)
 
 
-def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm, client_optimizer: str) -> None:
+def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm) -> None:
     """Refuse what knows factors one number at a time, where each round ends with others.
+
+    The clients' optimiser does too, and begins anew: see `federation.algorithm.first_memory`.
 
     Raises:
         UserError: Clients or the server remember something of them.
     """
     products, rule = texts["lora_aggregation"], algorithm.rule
-    if algorithm.codec.lossy or rule.remembers or rule.own_model is not None or client_optimizer != "sgd":
+    if algorithm.codec.lossy or rule.remembers or rule.own_model is not None:
         raise UserError(
             f"lora_aggregation: {products} ends every round with new factors, and what clients remember "
-            "(compress, client_rule, client_optimizer) is of the old ones; choose --compress none, "
-            "--client_rule none and --client_optimizer sgd, or another lora_aggregation"
+            "(compress, client_rule) is of the old ones; choose --compress none and --client_rule none, or "
+            "another lora_aggregation"
         )
     moments = algorithm.server_optimiser.init(AdapterBank.repeat({"": torch.zeros(1)}, 1))
     if algorithm.refactoring is not None and moments:

@@ -1,5 +1,7 @@
 """What clients keep from round to round: personal parameters, a personal model, their optimiser's moments."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from engine import clients_data, make_stacked, start_bank, steps_of
@@ -13,11 +15,16 @@ from fedloom.client.rules.ditto import ditto
 from fedloom.client.rules.fedrep import fedrep
 from fedloom.client.work import ClientWork
 from fedloom.errors import UserError
+from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import PERSONAL, Algorithm, first_memory, part_of
+from fedloom.federation.lora_aggregations.fedsvd import fedsvd
+from fedloom.federation.lora_aggregations.flora import flora
 from fedloom.federation.server import federated_round, initial_state
 from fedloom.federation.server_optimizers.nesterov import nesterov
 from fedloom.federation.sharing.body import body
 from fedloom.federation.sharing.head import head
+from fedloom.federation.train_factors.b import b
+from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.packing import build_pack
 from fedloom.runtimes.in_process import run_clients
 
@@ -44,8 +51,15 @@ def work_of(model, client):
 
 def play(model, algorithm, clients=(0, 1), optimiser=None, lasting=True):
     """A federation of some rounds; the server's adapter, and each client's own parameters."""
+    state, memories = rounds(model, algorithm, clients, optimiser, lasting)[-1]
+    return state.adapter, {k: part_of(memory, PERSONAL) for k, memory in memories.items()}
+
+
+def rounds(model, algorithm, clients, optimiser=None, lasting=True):
+    """The server's states from that before the first round on, and what clients remember then."""
     optimiser = optimiser or sgd(LR)
-    state = initial_state(start_bank(model, 1).row(0), algorithm)
+    states = [(initial_state(start_bank(model, 1).row(0), algorithm), {})]
+    state = states[0][0]
     rules = LocalRules(optimiser, rule=algorithm.rule)
     first, memories = first_memory(algorithm, state.adapter, optimiser), {}
 
@@ -58,15 +72,17 @@ def play(model, algorithm, clients=(0, 1), optimiser=None, lasting=True):
         )
 
     for _ in range(ROUNDS):
+        model.fold(state.base)
         state, report = federated_round(state, clients, train, algorithm)
         memories |= report.memories if lasting else {}
-    return state.adapter, {k: part_of(memory, PERSONAL) for k, memory in memories.items()}
+        states.append((state, dict(memories)))
+    return states
 
 
-def slowly(model, client, step, start=None):
+def slowly(model, client, step, start=None, steps=slice(None)):
     """One client by autograd: ``step(row, gradients, number) -> row``."""
     row = start_bank(model, 1).row(0) if start is None else start
-    for number, batches in enumerate(work_of(model, client)):
+    for number, batches in enumerate(work_of(model, client)[steps]):
         leaves = {name: t[None].clone().requires_grad_() for name, t in row.items()}
         loss = model.losses(leaves, build_pack([batches], model.layout)).loss[0]
         gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -152,19 +168,19 @@ def test_layers_are_counted_from_the_last_and_what_is_no_factor_is_above_them():
 # --- moments
 
 
-def with_torch(model, client, start=None):
+def with_torch(model, client, start=None, steps=slice(None), trains=None):
     """AdamW of torch without an interruption, along the stacked model's gradients."""
-    row = start_bank(model, 1).row(0)
-    leaves = {name: t.clone().requires_grad_() for name, t in row.items()}
+    row = start_bank(model, 1).row(0) if start is None else start
+    leaves = {name: t.clone().requires_grad_() for name, t in row.items() if name in (trains or row)}
     theirs = torch.optim.AdamW(list(leaves.values()), LR / 10, weight_decay=0.1)
 
     def step(row, gradients, number):
         for name, leaf in leaves.items():
             leaf.grad = gradients[name]
         theirs.step()
-        return {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        return row | {name: leaf.detach().clone() for name, leaf in leaves.items()}
 
-    return slowly(model, client, step)
+    return slowly(model, client, step, row, steps)
 
 
 ADAMW = adam(LR / 10, weight_decay=0.1)
@@ -176,6 +192,31 @@ def test_rounds_of_diloco_with_one_client_are_torchs_adamw_without_interruption(
     close(adapter, with_torch(model, 0))
     forgetful, _ = play(model, algorithm, (0,), ADAMW, lasting=False)
     assert max((forgetful[name] - t).abs().max() for name, t in adapter.items()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"aggregator": flora(aggregator=weighted_mean)},
+        {"trains": b(), "refactoring": fedsvd(aggregator=weighted_mean)},
+    ],
+    ids=["FLoRA", "FedSVD"],
+)
+def test_where_rounds_end_with_other_factors_each_begins_with_an_adamw_of_its_own(model, parts):
+    algorithm = Algorithm(LR / 10, **parts)
+    states = rounds(model, algorithm, (0, 1), ADAMW)
+    assert not any(memory for _, memories in states for memory in memories.values())
+    for number, ((before, _), (after, _)) in enumerate(pairwise(states)):
+        model.fold(before.base)
+        steps, trains = slice(number * STEPS, (number + 1) * STEPS), algorithm.trains(before.adapter, number)
+        ways = [with_torch(model, k, before.adapter, steps, trains) for k in (0, 1)]
+        for name_a, name_b in lora_pairs(before.adapter):
+            old, new = (
+                state.base.get(name_a.removesuffix(".lora_A.weight"), 0.0) for state in (before, after)
+            )
+            wanted = old + sum(way[name_b] @ way[name_a] for way in ways) / 2
+            close({name_b: new + after.adapter[name_b] @ after.adapter[name_a]}, {name_b: wanted})
+    model.fold({})
 
 
 def test_a_personal_model_has_moments_of_its_own(model):

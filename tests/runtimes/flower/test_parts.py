@@ -81,7 +81,11 @@ def preferences(model):
     [
         ("", "model"),  # what one client can do is bounded
         ("--aggregator mean", "model"),
-        ("--method FedEx-LoRA --server_optimizer none --residual_rank 3", "model"),
+        (
+            "--method FLoRA --server_optimizer none --residual_rank 3 --client_optimizer adam "
+            "--client_lr 0.002",
+            "model",
+        ),
         ("--aggregator mean --train_factors square --lora_aggregation fedsb", "model"),
         ("--aggregator mean --client_rule ditto --client_optimizer adamw --client_lr 0.002", "model"),
         # The reference of DPO is the base as it was loaded, not the one that a server has changed.
@@ -107,11 +111,12 @@ def test_an_algorithm_is_that_of_one_process_also_after_resume(
     said = capsys.readouterr().out
     assert said.count("aggregator: norm_bound, so that no one's") == (not method)
     assert said.count("aggregator: mean, with no bound on what one may do") == (
-        "FedEx" in method or "privacy user" in method
+        "method F" in method or "privacy user" in method
     )
     serve(Hand(run_config, nodes()), {**run_config, "resume": True})
     ours, theirs = tmp_path / "flower" / "test", tmp_path / "alone" / "test"
     assert_close(adapter(ours), adapter(theirs), 1e-6)
+    assert (tmp_path / "flwr" / "fedloom" / "test").exists() == ("ditto" in method or "int8" in method)
     for own in checkpoint(theirs).glob("client-*/adapter_model.safetensors"):
         kept = tmp_path / "flwr" / "fedloom" / "test" / own.parent.name / "adapter" / own.name
         assert_close(load_file(kept), load_file(own), 1e-6)

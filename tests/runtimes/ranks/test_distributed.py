@@ -54,7 +54,7 @@ RUNS = {
     "fedsa": ("fed", "--method FedSA-LoRA --lora_r 2,4 --compress topk:1"),
     "ditto": ("fed", "--method Ditto --client_optimizer adam --client_lr 0.001 --grad_accum_steps 1"),
     "flexlora": ("fed", "--method FlexLoRA --server_optimizer yogi --lr 0.001"),
-    "flora": ("fed", "--method FLoRA --lora_r 2,4"),
+    "flora": ("fed", "--method FLoRA --lora_r 2,4 --client_optimizer adam --client_lr 0.001"),
     "alie": ("fed", "--method FedAvg --attack alie:1 --attackers 2"),
     "answers": ("fed", f"{FED} --eval_generate_every 4 --eval_generate_limit 5"),
     "dfl-lora": ("dfl", DFL),
