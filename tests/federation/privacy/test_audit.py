@@ -1,9 +1,11 @@
 """The one-run audit: its bound against the guessing game it is about, played; and where it is degenerate."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 from scipy.stats import norm
 
 from fedloom.data.randomness import numpy_rng
@@ -39,14 +41,49 @@ def test_the_p_value_is_the_share_of_games_with_so_many_right():
         assert p_value(100, 40, v, 1.0, 0.0) == pytest.approx(float((right >= v).mean()), abs=0.005)
 
 
-def test_delta_is_paid_for_as_theorem_5_2_says():
-    # Term by term: 2 m δ times the largest mean of P(B = v − i), ..., P(B = v − 1).
-    q = 1 / (1 + math.exp(-1.0))
-    mass = [math.comb(20, k) * q**k * (1 - q) ** (20 - k) for k in range(21)]
-    means = [sum(mass[18 - i : 18]) / i for i in range(1, 19)]
-    assert p_value(50, 20, 18, 1.0, 1e-3) == pytest.approx(sum(mass[18:]) + 2 * 50 * 1e-3 * max(means))
+def most_right(canaries, guesses, right, epsilon, delta):
+    """With what probability the best of all private mechanisms guesses so many right: a linear program.
+
+    Unknown are the probabilities of all guesses for all coins, and by how much each exceeds e^ε times that
+    for coins of which one fell otherwise; those excesses sum to δ at most.
+    """
+    coins = list(product((-1, 1), repeat=canaries))
+    said = [t for t in product((-1, 0, 1), repeat=canaries) if sum(map(abs, t)) == guesses]
+    numbers = np.arange(len(coins) * len(said)).reshape(len(coins), len(said))
+    pairs = [(a, b) for a, s in enumerate(coins) for b, t in enumerate(coins) if np.dot(s, t) == canaries - 2]
+    excess = numbers.size + np.arange(len(pairs) * len(said)).reshape(len(pairs), len(said))
+    privacy = np.zeros((excess.size + len(pairs), numbers.size + excess.size))
+    for p, (a, b) in enumerate(pairs):
+        rows = np.arange(p * len(said), (p + 1) * len(said))
+        privacy[rows, numbers[a]], privacy[rows, numbers[b]], privacy[rows, excess[p]] = (
+            1,
+            -math.exp(epsilon),
+            -1,
+        )
+        privacy[excess.size + p, excess[p]] = 1
+    at_most = np.repeat([0.0, delta], [excess.size, len(pairs)])
+    sums = np.zeros((len(coins), privacy.shape[1]))
+    wanted = np.zeros(privacy.shape[1])
+    for a, s in enumerate(coins):
+        sums[a, numbers[a]] = 1
+        wanted[numbers[a]] = [-float(np.equal(s, t).sum() >= right) / len(coins) for t in said]
+    return -linprog(wanted, privacy, at_most, sums, np.ones(len(coins))).fun
+
+
+@pytest.mark.parametrize(
+    ("canaries", "guesses", "right"), [(2, 2, 1), (3, 3, 3), (3, 3, 2), (3, 2, 1), (3, 1, 1)]
+)
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.5, 0.02), (3.0, 0.0), (3.0, 0.02)])
+def test_the_p_value_is_what_the_best_private_mechanism_comes_to(canaries, guesses, right, epsilon, delta):
+    best = most_right(canaries, guesses, right, epsilon, delta)
+    assert p_value(canaries, guesses, right, epsilon, delta) == pytest.approx(best, abs=1e-8)
+
+
+def test_delta_makes_bounds_smaller_by_degrees():
     bounds = [lower_bound(50, 20, 20, delta) for delta in (0.0, 1e-5, 1e-3, 0.1)]
     assert bounds == sorted(bounds, reverse=True) and bounds[-1] < bounds[0] - 0.1
+    # So unlikely a count is no number between 0 and 1, and still a bound.
+    assert p_value(5000, 5000, 5000, 0.1, 1e-5) < 1e-300
 
 
 def test_a_mechanism_that_tells_all_with_probability_delta_is_within_the_bound():
