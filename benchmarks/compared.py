@@ -43,7 +43,10 @@ def compared_table(result: dict[str, Any]) -> list[str]:
     share = result["metric"].endswith(("accuracy", "success"))
     number = (lambda x: f"{100 * x:.1f}") if share else (lambda x: f"{x:.4g}")
     held = compared([_read(one) for one in result["samples"]])
-    has_own = any("personal_val_accuracy" in one.sample.columns for one in held)
+    has_own, has_apart = (
+        any(column in one.sample.columns for one in held) and result["metric"] != column
+        for column in ("personal_val_accuracy", "consensus_error_relative")
+    )
     # What comes down is the server's and seldom compressed: what clients send is told apart from it.
     has_up = all("bytes_up" in one.sample.columns for one in held)
     rows = []
@@ -54,12 +57,14 @@ def compared_table(result: dict[str, Any]) -> list[str]:
             low, high = number(one.low), number(one.high)
             against = f"{'+' * (one.difference > 0)}{number(one.difference)} ({low} to {high})"
         own = [f"{100 * columns['personal_val_accuracy']:.1f}" if "personal_val_accuracy" in columns else ""]
+        apart = [f"{columns.get('consensus_error_relative', math.nan):.2g}"]
         rows.append(
             [
                 f"`{one.sample.label}`",
                 str(len(one.sample.metric)),
                 number(one.mean) + ("" if math.isnan(one.sd) else f" ± {number(one.sd)}"),
                 *own * has_own,
+                *apart * has_apart,
                 against,
                 one.verdict,
                 *([f"{columns['bytes_up'] / 1e6:.3g}"] if has_up else []),
@@ -68,6 +73,7 @@ def compared_table(result: dict[str, Any]) -> list[str]:
         )
     unit = ", %" if share else ""
     head = ["setting", "n", f"{result['metric']}{unit}", *["clients' own accuracy, %"] * has_own]
+    head += ["consensus error, relative"] * has_apart
     head += [f"against `{held[0].sample.label}`{', points' if share else ''}", "", *["MB up"] * has_up, "MB"]
     note = (
         "n seeds; mean ± standard deviation; differences seed by seed with their 95 % intervals; higher or "

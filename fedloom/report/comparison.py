@@ -117,9 +117,9 @@ def sample_of(label: str, metric: str, runs: Sequence[RunRecord], failed: Mappin
         "bytes": {s: total(run, "bytes_up", "bytes_down") for s, run in zip(seeds, runs, strict=True)},
         "seconds": {s: total(run, "seconds") for s, run in zip(seeds, runs, strict=True)},
     }
-    own = by_seed({s: last(run, "personal_val_accuracy") for s, run in zip(seeds, runs, strict=True)})
-    if own:
-        columns = {"personal_val_accuracy": own, **columns}
+    for column in ("consensus_error_relative", "personal_val_accuracy"):  # a graph's; clients' own
+        found = by_seed({s: last(run, column) for s, run in zip(seeds, runs, strict=True)})
+        columns = ({column: found} if found else {}) | columns
     return Sample(
         label, by_seed({s: last(r, metric) for s, r in zip(seeds, runs, strict=True)}), columns, failed
     )

@@ -62,7 +62,12 @@ def test_a_last_number_that_is_none_is_not_an_earlier_one(tmp_path):
 )
 def test_a_budget_compares_runs_where_they_had_spent_as_much(tmp_path, budget, accuracy, sent):
     """Four rounds of 10 seconds, each of 1 MB up and 1.5 MB down; round 3 was not validated."""
-    round_ = {"bytes_up": 1_000_000, "bytes_down": 1_500_000, "seconds": 10.0}
+    round_ = {
+        "bytes_up": 1_000_000,
+        "bytes_down": 1_500_000,
+        "seconds": 10.0,
+        "consensus_error_relative": 0.2,
+    }
     found = {0: 0.5, 1: 0.5, 2: 0.6, 4: 0.8}
     rows = [
         {"round": n, **(round_ if n else {}), **({"val_accuracy": found[n]} if n in found else {})}
@@ -71,6 +76,7 @@ def test_a_budget_compares_runs_where_they_had_spent_as_much(tmp_path, budget, a
     run = within(RunRecord(tmp_path, {"seed": 1}, "cpu", {}, rows, {}, {}, {}), budget)
     sample = sample_of("one", "val_accuracy", [run], {})
     assert sample.metric == {1: accuracy} and sample.columns["bytes"] == {1: sent}
+    assert sample.columns["consensus_error_relative"] == {1: 0.2}
 
 
 def test_one_seed_and_failed_seeds_have_no_interval():
