@@ -171,6 +171,7 @@ def test_bad_answers_are_refused_and_the_round_goes_on(model, tmp_path):
     run_config = written(
         tmp_path / "app", *model, *OPTIONS, "--client_num_per_step", "3", "--out_dir", str(tmp_path)
     )
+    silent = []  # of node 13, since it was asked for the second round
 
     def spoil(node, reply):
         content_ = from_records(reply.content)
@@ -180,15 +181,17 @@ def test_bad_answers_are_refused_and_the_round_goes_on(model, tmp_path):
         if round_ == 1 and node == 12:
             row = {name: t * math.nan for name, t in load(content_).items()}
             reply.content = to_records(dataclasses.replace(content_, tensors=save(row)))
-        if round_ == 2 and node == 13:
+        if node == 13 and (round_ == 1 or silent):
+            silent.append(round_)
             return None
         return reply
 
-    serve(Hand(run_config, nodes(), spoil), run_config)
+    serve(Hand(run_config, nodes(), spoil), run_config | {"min_clients": 2})
     after = rows(tmp_path / "test")[1:]
-    assert [row["clients_left_out"] for row in after] == [[0], [1], [2]]
+    assert [row["clients_left_out"] for row in after] == [[0], [1, 2], []]
     assert [row["clients_refused"] for row in after] == [[0], [], []]
-    assert [row["clients_lost"] for row in after] == [[], [], [2]]
+    assert [row["clients_lost"] for row in after] == [[], [2], []]
+    assert after[-1]["clients"] == [0, 1] and set(silent) == {1, None}, "it is asked who it is, and no more"
     assert all(t.isfinite().all() for t in adapter(tmp_path / "test").values())
 
 

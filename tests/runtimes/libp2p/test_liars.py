@@ -58,12 +58,13 @@ class Liar:
             await self.wire.send(stream, "hello", 0)
             await self.wire.receive(stream, peer, ("hello",))
 
-    async def offer(self, peer, row, said, decide=True):
-        """Offers a row, and decides if wanted; returns what the neighbour answers."""
+    async def offer(self, peer, row, said, decide=True, after=0.0):
+        """Offers a row, and decides if wanted, so many seconds later; returns what the neighbour answers."""
         async with self.wire.dialled(peer) as stream:
             await self.wire.send(stream, "offer", said.round, row=row, said=said)
             answer = await self.wire.receive(stream, peer, ("ready", "passed"), said.round)
             if decide and answer.kind == "ready":
+                await asyncio.sleep(after)
                 await self.wire.send(stream, "decision", said.round, verdict="commit")
                 await self.wire.receive(stream, peer, ("thanks",), said.round)
             return answer.kind
@@ -147,6 +148,21 @@ def test_an_offer_that_is_repeated_and_never_decided_holds_nobody(network):
         assert mix.in_doubt == [1]
     finally:
         repeating.cancel()
+
+
+def test_who_offers_late_has_the_whole_time_from_then(network):
+    peers = network(PAIR, timeout=1.0)
+    node = peers.node(2, meet=False)
+    slow, row = Liar(peers, 1), row_of(1)
+    slow.do(slow.hello(2))
+
+    async def late():
+        await asyncio.sleep(0.6 * peers.timeout)
+        await slow.offer(2, row, slow.statement(row), after=0.6 * peers.timeout)
+
+    offering = asyncio.run_coroutine_threadsafe(late(), peers.thread._loop)
+    assert peers.play({2: node}, 1)[2].neighbours == [1]
+    offering.result()
 
 
 def test_who_only_greets_is_set_aside_and_comes_back(network, caplog):
