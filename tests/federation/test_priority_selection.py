@@ -1,6 +1,7 @@
 """Which layers are picked, given scores."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,6 +87,22 @@ def test_random_differs_from_round_to_round_and_from_seed_to_seed():
     by_seed = {select(scores, 6, 2, "random", seed=seed, round_number=1) for seed in range(50)}
     assert len(by_round) > 45 and len(by_seed) > 45
     assert {layer for picked in by_round for layer in picked} == set(range(24))
+
+
+def test_spaced_layers_lie_at_even_distances():
+    assert select([0.0] * 30, 6, 2, "spaced") == (1, 5, 9, 13, 16, 20, 24, 28)
+    assert select([0.0] * 6, 2, 0, "spaced", numbers=[3, 4, 5, 8, 9, 10]) == (4, 9)
+
+
+@settings(deadline=None)
+@given(scores=many_scores, highest=how_many, lowest=how_many)
+def test_spaced_layers_are_as_many_and_none_is_far_from_one(scores, highest, lowest):
+    layers, count = len(scores), min(highest + lowest, len(scores))
+    picked = select(scores, highest, lowest, "spaced")
+    assert len(set(picked)) == count and (count < layers or picked == tuple(range(layers)))
+    if count:
+        ends = [-picked[0] - 1, *picked, 2 * layers - picked[-1]]
+        assert max(b - a for a, b in pairwise(ends)) <= layers / count + 2
 
 
 @settings(deadline=None)
