@@ -39,11 +39,6 @@ def check(config: FlowerConfig) -> None:
                 f"{name}: over Flower every client reads its own data on its own machine; "
                 "say where with client_data, and what the server validates on with data_dir"
             )
-    if config.client_data is not None and config.privacy == "example":
-        raise UserError(
-            f"privacy: example needs the sizes of the clients' data for their epsilons, and with client_data "
-            f"{config.client_data} nobody but they know them; leave client_data out, or choose --privacy user"
-        )
     if config.client_data is not None and config.partition != "iid":
         raise UserError(
             f"partition: {config.partition} divides one data set, and with client_data {config.client_data} "

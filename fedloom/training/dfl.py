@@ -24,7 +24,7 @@ from fedloom.training.graph_evaluation import answered, averaged, evaluated
 from fedloom.training.graph_parts import PeerParts, PeerProgress, compared, start
 from fedloom.training.graph_rounds import play_round
 from fedloom.training.loop import Intervals, RunSteps
-from fedloom.training.private import with_lost
+from fedloom.training.lost_rounds import with_lost
 
 
 def drive(

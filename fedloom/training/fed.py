@@ -29,7 +29,8 @@ from fedloom.runs.run_folder import write_clients
 from fedloom.training import loop
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.loop import Intervals, RunSteps
-from fedloom.training.private import ExampleBudget, asks_for, secret_key, with_lost
+from fedloom.training.lost_rounds import asks_for, with_lost
+from fedloom.training.private import ExampleBudget, secret_key
 from fedloom.training.setup_fed import Parts
 from fedloom.training.standstill import warn_of_standstill
 

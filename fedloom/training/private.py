@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedloom.client.private import ExamplePrivacy, rate_of
@@ -19,19 +17,10 @@ from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.peer import PeerConfig
 from fedloom.options.privacy import delta_of
-from fedloom.runs.checkpoint import round_of
-from fedloom.runs.files import write_atomically
-from fedloom.runs.metrics import read_rows
-from fedloom.runs.reading import Damaged, read_mapping
-from fedloom.runtimes.group import Group
 
 log = logging.getLogger(__name__)
 
 C = TypeVar("C", FedConfig, DflConfig, PeerConfig)
-B = TypeVar("B", bound=Any)
-
-LOST_FILE = "privacy.json"
-"""In a run's folder: how many rounds were told and then lost, where it was killed after its checkpoint."""
 
 _UNPROTECTED = (
     "train_loss",
@@ -96,7 +85,7 @@ class ExampleBudget:
     """Of example-level privacy: each client spends by its own steps.
 
     Attributes:
-        sizes: Examples of each client.
+        sizes: Examples of each client; 0: not known yet.
         schedules: What each does in a round.
         noise: z.
         delta: δ, of all clients.
@@ -104,6 +93,8 @@ class ExampleBudget:
         target: The largest ε of a client; None: none is.
         peers: Whether each one's ε is told.
         seed, lost: See `UserBudget`.
+        leaves_out: Whether who has spent the target is left out of rounds, for others to go on; else the
+            first of them ends the run.
     """
 
     sizes: Sequence[int]
@@ -115,6 +106,7 @@ class ExampleBudget:
     peers: bool
     seed: int | None
     lost: int = 0
+    leaves_out: bool = False
     _accounts: dict[float, Account] = field(default_factory=dict)
 
     def row(self, row: Mapping[str, Any], drawn: Sequence[int]) -> dict[str, Any]:
@@ -128,17 +120,34 @@ class ExampleBudget:
 
     def reason_to_stop(self, round_: int, drawn: Sequence[int]) -> str | None:
         """See `UserBudget`."""
-        after = [n + schedule.batches for n, schedule in zip(drawn, self.schedules, strict=True)]
-        return (
-            None if self.target is None else _beyond(self.target, self._largest(self._spent(after)), round_)
-        )
+        if self.target is None:
+            return None
+        spent = self._spent(self._after(drawn))
+        if self.leaves_out:
+            return _beyond(self.target, min((self._epsilon(*one) for one in spent), default=0.0), round_)
+        return _beyond(self.target, self._largest(spent), round_)
+
+    def may_spend(self, client: int, drawn: Sequence[int]) -> bool:
+        """Whether a client, whose size is known, keeps to the target in another round."""
+        if self.target is None:
+            return True
+        after, schedule = self._after(drawn)[client], self.schedules[client]
+        return self._epsilon(*self._of_one(self.sizes[client], schedule, after)) <= self.target
+
+    def _after(self, drawn: Sequence[int]) -> list[int]:
+        return [n + schedule.batches for n, schedule in zip(drawn, self.schedules, strict=True)]
 
     def _spent(self, drawn: Sequence[int]) -> list[tuple[float, int]]:
-        """The rate of each client, and the steps that it has taken."""
+        """The rate of each client, and the steps that it has taken; of those whose size is not known none."""
         return [
-            (rate_of(size, schedule.per_step), (n // schedule.batches + self.lost) * schedule.steps)
+            self._of_one(size, schedule, n)
             for size, schedule, n in zip(self.sizes, self.schedules, drawn, strict=True)
+            if size
         ]
+
+    def _of_one(self, size: int, schedule: Schedule, drawn: int) -> tuple[float, int]:
+        steps = (drawn // schedule.batches + self.lost) * schedule.steps
+        return rate_of(size, schedule.per_step), steps
 
     def _largest(self, spent: Sequence[tuple[float, int]]) -> float:
         """ε grows with both: who has less of either than another need not be asked."""
@@ -216,7 +225,7 @@ def example_budget(
         UserError: delta is too large, or the target too small for one round.
     """
     whose = "examples of the largest client" if len(sizes) > 1 else "examples"
-    delta = delta_of(config.delta, max(1, *sizes), whose)
+    delta = delta_of(config.delta, max([1, *sizes]), whose)
     budget = ExampleBudget(
         sizes,
         schedules,
@@ -241,54 +250,6 @@ def example_privacy(config: Any) -> ExamplePrivacy | None:
     clip, _ = config.clip_bound
     key = secret_key() if config.privacy_seed is None else config.privacy_seed
     return ExamplePrivacy(clip, config.noise_multiplier, key)
-
-
-def lost_rounds(folder: Path, checkpoint: Path | None) -> int:
-    """How many rounds of a run were told and are no more in its checkpoint, at this start or before.
-
-    The count is kept before the rows are cut off, so that it is too large rather than too small. A round that
-    clients elsewhere were asked for (`asks_for`) counts without a row, too: some may have answered.
-
-    Raises:
-        Damaged: The file that keeps it is none.
-    """
-    done = 0 if checkpoint is None else round_of(checkpoint)
-    kept = read_mapping(folder / LOST_FILE)
-    before, asked = (_count(folder, kept, name) for name in ("rounds_lost", "round_asked_for"))
-    rounds = [row["round"] for row in read_rows(folder)]
-    lost = before + sum(round_ > done for round_ in rounds) + (asked > max([done, *rounds]))
-    if lost > before:
-        write_atomically(folder / LOST_FILE, json.dumps({"rounds_lost": lost}) + "\n")
-        log.warning("epsilon counts %d rounds that were lost and are played again with other noise", lost)
-    return lost
-
-
-def _count(folder: Path, kept: Mapping[str, Any], name: str) -> int:
-    found = kept.get(name, 0)
-    if type(found) is not int or found < 0:
-        raise Damaged(folder / LOST_FILE, f"{name} is {str(found)[:40]!r}")
-    return found
-
-
-def asks_for(folder: Path, round_: int) -> None:
-    """Keep, before clients elsewhere are asked for a round, that they will have been."""
-    kept = {name: n for name, n in read_mapping(folder / LOST_FILE).items() if name == "rounds_lost"}
-    write_atomically(folder / LOST_FILE, json.dumps(kept | {"round_asked_for": round_}) + "\n")
-
-
-def with_lost(budget: B, folder: Path, checkpoint: Path | None, group: Group) -> B:
-    """A budget that counts the rounds that were lost; with a seed they are played again as they were.
-
-    Args:
-        budget: The run's.
-        folder: The run's.
-        checkpoint: Where the run goes on from.
-        group: The run's processes.
-    """
-    if budget.seed is not None:
-        return budget
-    lost = group.together(lambda: lost_rounds(folder, checkpoint) if group.rank == 0 else 0)
-    return replace(budget, lost=group.share(lost))
 
 
 def secret_key() -> int:

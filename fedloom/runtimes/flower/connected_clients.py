@@ -61,6 +61,7 @@ class ConnectedClients:
         admit: Reads the answer: the client's number.
         patience: Seconds for which such a question stands.
         keys: Whose each number is; None: whoever gives it.
+        enter: Is told who is there and what it answered, before it counts; may refuse it by a `UserError`.
     """
 
     post: Post
@@ -68,6 +69,7 @@ class ConnectedClients:
     admit: Callable[[Content], int]
     patience: float
     keys: Keys | None
+    enter: Callable[[int, Content], None] = lambda client, content_: None
     _nodes: dict[int, int] = field(default_factory=dict)  # client → node
     _public: dict[int, bytes] = field(default_factory=dict)  # node → its key
     _asked: dict[str, tuple[int, float]] = field(default_factory=dict)  # message → node, until when
@@ -172,11 +174,13 @@ class ConnectedClients:
         if isinstance(answer, Message) and answer.has_error() and answer.error.code in _NO_ANSWER:
             return  # it is asked again while it is there
         try:
-            client = self.admit(_content_of(answer))
+            content_ = _content_of(answer)
+            client = self.admit(content_)
             if self.keys is not None:
                 self.keys.claim(client, self._public.get(node, b""))
             if client in self._nodes:
                 raise _Failed(f"client {client + 1} is claimed by two SuperNodes; give each its own number")
+            self.enter(client, content_)
         except (UserError, _Failed) as error:
             why = str(error)
             log.warning("SuperNode %d cannot take part: %s", node, why)

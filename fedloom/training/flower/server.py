@@ -37,7 +37,8 @@ from fedloom.training.fed import drive, write_held
 from fedloom.training.fed_examples import ALL_CLIENTS, SERVER_ALONE
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.flower.run_config import from_run_config
-from fedloom.training.private import with_noise
+from fedloom.training.flower.told_sizes import ToldSizes
+from fedloom.training.private import ExampleBudget, with_noise
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_fed import Parts, build, intervals
 
@@ -65,6 +66,9 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
     config, parts = build(with_noise(run.config), inputs=inputs, client_data=client_data)
     admit = partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num)
     connected = ConnectedClients(Post(grid), Content(), admit, wanted.join_timeout, keys)
+    if wanted.client_data is not None and isinstance(parts.budget, ExampleBudget):
+        sizes = ToldSizes.of_the_run(folder, parts.budget)
+        parts, connected.enter = replace(parts, budget=sizes.budget), sizes.enter
     connected.wait_for(wanted.client_num, wanted.clients_needed)
     found = versions() | {"flwr": version("flwr")}
     write_run_config(folder, config, found, device_name(parts.model.device), inputs.found)
@@ -105,7 +109,15 @@ class _Federation:
                 round_, clients, trained, rest | base, rule, now.drawn, delivery, now.server.clip
             )
 
-        after, row = play_round(parts, now, ClientTransport(self.connected.clients, train))
+        there = self.connected.clients
+        if isinstance(parts.budget, ExampleBudget) and parts.budget.leaves_out:
+            there = [client for client in there if parts.budget.may_spend(client, now.drawn)]
+            if not there:
+                raise UserError(
+                    f"target_epsilon: {parts.budget.target:g} is spent by all clients that are there; go on "
+                    "with others and resume=true, or be content with the last checkpoint"
+                )
+        after, row = play_round(parts, now, ClientTransport(there, train))
         # An answer whose numbers did not count is none; its client remembers what it did before.
         counted = set(row["clients"]) - set(row["clients_left_out"])
         taken = now.taken | {k: word for k, word in delivery.taken.items() if k in counted}

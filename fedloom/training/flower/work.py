@@ -33,6 +33,7 @@ from fedloom.training.fed_examples import ALL_CLIENTS, ClientData, FedExamples, 
 from fedloom.training.flower.place import check_insisted, client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.flower.secrets import hidden, secret_step
+from fedloom.training.flower.told_sizes import FACT
 from fedloom.training.private import secret_key
 from fedloom.training.setup_fed import Parts, build
 from fedloom.training.shared import Shared
@@ -66,7 +67,10 @@ def answer(request: Request) -> Answer:
         standing = _stand(json.dumps(request.options, sort_keys=True), config, path)
         if request.kind == "query":
             adapter, reading = digest(standing.parts.model.initial), standing.parts.data.reading
-            return Answer(Content({"client": client, "adapter": adapter, "reading": reading}))
+            facts = {"client": client, "adapter": adapter, "reading": reading}
+            if path is not None and config.privacy == "example":
+                facts[FACT] = len(standing.data[path].train)
+            return Answer(Content(facts))
         return _trained(request, standing, client, path)
     except (UserError, Unfit) as error:
         return Answer(Content({"mistake": str(error)}))

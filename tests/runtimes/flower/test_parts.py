@@ -29,6 +29,7 @@ from tiny import save_tiny_llama
 from fedloom.commands.cli import main
 from fedloom.errors import UserError
 from fedloom.federation.algorithm import Algorithm
+from fedloom.federation.privacy.account import Account
 from fedloom.runtimes.flower.answers import read_update
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.memory import Memory
@@ -37,6 +38,8 @@ from fedloom.runtimes.flower.resident import _address, ask_resident
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
 from fedloom.training.flower.place import client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
+from fedloom.training.flower.told_sizes import ToldSizes
+from fedloom.training.private import ExampleBudget
 
 RUN = """
     --client_num 3 --client_num_per_step 2 --client_batch_per_step 2 --client_lr 0.05 --lr 0.05 --lora_r 4
@@ -141,6 +144,49 @@ def test_a_round_that_is_asked_for_twice_has_other_noise(model, tmp_path):
         sent[name] = adapter(Path(options[-1]) / "run")
     assert any(not torch.equal(sent["first"][n], t) for n, t in sent["again"].items())
     assert all(torch.equal(sent["seeded"][n], t) for n, t in sent["seeded again"].items())
+
+
+def test_with_data_of_their_own_clients_spend_by_their_own_sizes(model, tmp_path, caplog):
+    """Who has spent the target is left out, others go on; what was told is known after a resume, too."""
+    sizes = (4, 16, 20)
+    after = [Account(2 / sizes[0], 1.0, 1e-5, "rdp").epsilon(2 * rounds) for rounds in range(3)]
+    words = f"{EXAMPLE} --noise_multiplier 1 --accountant rdp --target_epsilon {(after[1] + after[2]) / 2}"
+    words += " --client_num_per_step 3 --batch_size 2 --grad_accum_steps 1 --min_clients 2 --client_data node"
+    run_config = written(tmp_path / "app", *model, *OPTIONS, *words.split(), "--out_dir", str(tmp_path))
+
+    def having(*sizes):
+        for number, size in enumerate(sizes, start=1):
+            pears = [{"question": f"{i} and {number}?", "final_ans": i + number} for i in range(size)]
+            write_rows(tmp_path / f"{size}.jsonl", pears)
+        return [
+            {"client": number, "data-path": str(tmp_path / f"{size}.jsonl")}
+            for number, size in enumerate(sizes, start=1)
+        ]
+
+    serve(Hand(run_config, having(*sizes)), run_config | {"max_steps": 2})
+    assert [row["clients"] for row in rows(tmp_path / "test")[1:]] == [[0, 1, 2], [1, 2]]
+    assert [row["epsilon"] for row in rows(tmp_path / "test")[1:]] == pytest.approx([after[1]] * 2)
+
+    again = run_config | {"resume": True, "min_clients": 1}
+    serve(Hand(run_config, having(4, 15, 20)), again)
+    assert "client 2 has 15 examples and had 16 before" in caplog.text
+    assert rows(tmp_path / "test")[-1]["clients"] == [2]
+    assert rows(tmp_path / "test")[-1]["epsilon"] == pytest.approx(after[1])
+    with pytest.raises(UserError, match=r"target_epsilon: .* is spent by all clients that are there"):
+        serve(Hand(run_config, having(4)), again | {"max_steps": 4})
+
+
+def test_a_delta_that_would_tell_an_example_is_refused_by_the_size(tmp_path):
+    budget = ExampleBudget([0, 0], [], 1.0, 0.01, "rdp", None, False, None)
+    sizes = ToldSizes.of_the_run(tmp_path, budget)
+    for size, why in ((100, "delta: 0.01 is not below 1 / 100 examples of client 2"), (None, "gave None")):
+        with pytest.raises(UserError, match=why):
+            sizes.enter(1, Content({"examples": size}))
+    sizes.enter(1, Content({"examples": 99}))
+    assert ToldSizes.of_the_run(tmp_path, budget).budget.sizes == [0, 99]
+    (tmp_path / "client_examples.json").write_text('{"9": 3}')
+    with pytest.raises(UserError, match=r"client_examples.json is not as .*client '9' has '3' examples"):
+        ToldSizes.of_the_run(tmp_path, budget)
 
 
 def test_a_client_that_lost_what_it_held_gets_everything(model, tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 
-from fedloom.training.private import asks_for, lost_rounds
+from fedloom.training.lost_rounds import asks_for, lost_rounds
 
 
 def test_a_round_that_clients_elsewhere_were_asked_for_counts_though_no_row_came_of_it(tmp_path):
