@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fedloom.model.adapters.products import product_norms
+from fedloom.model.adapters.square import as_lora
 from fedloom.model.bank import AdapterBank, Row
 
 Total = Callable[[Row], Row]
@@ -54,6 +55,9 @@ def consensus(
             and where both do, also their product.
     """
     count = bank.clients if peers is None else peers
+    fixed = {name: t.expand(bank.clients, *t.shape) for name, t in frozen.items()}
+    whole = as_lora(fixed | bank.tensors)  # with matrices between factors that nobody trains B is each one's
+    bank = AdapterBank({name: t for name, t in whole.items() if t is not fixed.get(name)})
     error = torch.zeros(bank.clients, dtype=torch.float64)
     size = 0.0
     for module in modules:

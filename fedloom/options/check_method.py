@@ -68,11 +68,13 @@ def _check_factors(names: dict[str, str]) -> None:
 
 
 def _check_on_graph(config: Any, names: dict[str, str]) -> None:
-    if names["train_factors"] in ("square", "heads"):
+    if names["train_factors"] == "square":
         raise UserError(
-            f"train_factors: {names['train_factors']} trains what is between factors that a server fixes, "
-            "and peers without one mix A and B; choose --training_type DFL-LoRA, whose A is one for all"
+            "train_factors: square trains what is between factors that a server fixes, and peers without one "
+            "mix A and B; choose --train_factors heads, or --training_type DFL-LoRA, whose A is one for all"
         )
+    if names["train_factors"] == "heads" or names["lora_aggregation"] == "ravan":
+        _check_fixed(names)
     if config.frozen_a and names["train_factors"] not in (_BY_NAME["train_factors"].default, "b"):
         raise UserError(
             f"train_factors: {names['train_factors']} beside training_type {config.training_type}, which "
@@ -127,20 +129,7 @@ def _check_with_server(config: Any, names: dict[str, str]) -> None:
             f"client_rule: ditto gives every client a whole model of its own, and share {names['share']} a "
             "part of one; choose one of the two"
         )
-    needed = {"fedsvd": "b", "fedsb": "square", "ravan": "heads"}.get(
-        names["lora_aggregation"], names["train_factors"]
-    )
-    if names["train_factors"] != needed:
-        raise UserError(
-            f"lora_aggregation: {names['lora_aggregation']} needs factors that are one for all, and "
-            f"train_factors {names['train_factors']} lets clients train them; choose --train_factors {needed}"
-        )
-    fixes = {"square": "fedsb", "heads": "ravan"}.get(names["train_factors"], names["lora_aggregation"])
-    if names["lora_aggregation"] != fixes:
-        raise UserError(
-            f"train_factors: {names['train_factors']} trains what is between the factors that "
-            f"lora_aggregation {fixes} fixes; choose --lora_aggregation {fixes}, or another train_factors"
-        )
+    _check_fixed(names)
     lora_only = [
         option
         for option in ("share", "lora_aggregation", "train_factors")
@@ -156,4 +145,22 @@ def _check_with_server(config: Any, names: dict[str, str]) -> None:
         raise UserError(
             f"share: {names['share']} leaves every client a part of its own, which the server cannot score; "
             "choose --train_mode fed"
+        )
+
+
+def _check_fixed(names: dict[str, str]) -> None:
+    """Refuse factors that are one for all and train, or what is between them beside others that do."""
+    needed = {"fedsvd": "b", "fedsb": "square", "ravan": "heads"}.get(
+        names["lora_aggregation"], names["train_factors"]
+    )
+    if names["train_factors"] != needed:
+        raise UserError(
+            f"lora_aggregation: {names['lora_aggregation']} needs factors that are one for all, and "
+            f"train_factors {names['train_factors']} lets clients train them; choose --train_factors {needed}"
+        )
+    fixes = {"square": "fedsb", "heads": "ravan"}.get(names["train_factors"], names["lora_aggregation"])
+    if names["lora_aggregation"] != fixes:
+        raise UserError(
+            f"train_factors: {names['train_factors']} trains what is between the factors that "
+            f"lora_aggregation {fixes} fixes; choose --lora_aggregation {fixes}, or another train_factors"
         )

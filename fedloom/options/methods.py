@@ -163,6 +163,7 @@ METHODS: list[Method] = [
         "Raje et al., 2025, arXiv:2506.05568",
         {"train_factors": "heads", "lora_aggregation": "ravan"},
         _FED,
+        _GOSSIP,
     ),
     Method("RoLoRA", "Chen et al., 2024, arXiv:2409.02346", {"train_factors": "alternate:1"}, _FED),
     Method("FedPAQ", "Reisizadeh et al., 2020, arXiv:1909.13014", {"compress": "int8"}, _FED, _GOSSIP),

@@ -30,7 +30,7 @@ from fedloom.model.stacked import StackedModel
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.methods import ATTACK, chosen
-from fedloom.training.factors import check_factors
+from fedloom.training.factors import check_factors, check_rank
 from fedloom.training.graph_data import Setting
 
 log = logging.getLogger(__name__)
@@ -179,12 +179,14 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
         UserError: One has no meaning without a server.
     """
     algorithm = compose(chosen(config), vars(config), client_lr=config.lr)
-    if algorithm.refactoring is not None:
+    if (turned := algorithm.refactoring) is not None and turned.rounds != 0:
         raise UserError(
             f"lora_aggregation: {chosen(config)['lora_aggregation']} needs one A for all, which a server "
             "turns; peers would each turn to an A of their own, and the mean of their B would mean nothing; "
             "choose --training_type DFL-LoRA with factors, or --lora_aggregation flexlora"
         )
+    if turned is not None:
+        check_rank(turned, config.lora_r)
     if algorithm.folds:
         raise UserError(
             f"lora_aggregation: {chosen(config)['lora_aggregation']} changes the base that all clients "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from fedloom.errors import UserError
+from fedloom.federation.aggregators import Refactoring
 from fedloom.federation.algorithm import Algorithm
 from fedloom.model.bank import AdapterBank
 from fedloom.options.fed import FedConfig
@@ -76,14 +77,24 @@ def _check_one_for_all(config: FedConfig, texts: Mapping[str, str], algorithm: A
         )
     if turned is None or turned.initial is None:
         return
-    one, r = torch.zeros(1, 1), config.ranks[0]
-    turned.initial({"m.lora_A.weight": one.expand(r, 1), "m.lora_B.weight": one.expand(1, r)}, 0)
+    check_rank(turned, config.ranks[0])
     if config.train_mode != "fed":
         raise UserError(
             f"lora_aggregation: {products} trains a matrix between LoRA's factors, by whose gradients "
             f"train_mode {config.train_mode} scores layers; choose --train_mode fed, or another "
             "lora_aggregation"
         )
+
+
+def check_rank(turned: Refactoring, rank: int) -> None:
+    """Make sure that matrices fit between factors of this rank.
+
+    Raises:
+        UserError: They do not.
+    """
+    if turned.initial is not None:
+        one = torch.zeros(1, 1)
+        turned.initial({"m.lora_A.weight": one.expand(rank, 1), "m.lora_B.weight": one.expand(1, rank)}, 0)
 
 
 def _check_folding(config: FedConfig, texts: Mapping[str, str], algorithm: Algorithm) -> None:

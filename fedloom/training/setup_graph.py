@@ -179,12 +179,17 @@ def _build(
     every = chain.from_iterable([*data.train, *data.validation])
     prefix = shared_prefix(list(every)) if base.model.can_generate() else 0
     model = stack(config, base, adapter, prefix)
+    if algorithm.refactoring is not None and algorithm.refactoring.initial is not None:
+        model.initial = algorithm.refactoring.initial(model.initial, config.seed)
     # Only now, as what all sequences share is found in those of all peers: dropout depends on it.
     train = _own(data.train, only)
     validation = [of_peer[: config.val_limit] for of_peer in _own(data.validation, only)]
     questions = _own(data.questions, only)
     optimiser = client_optimiser(config.client_optimizer, config.lr, config.loraplus_lr_ratio)
     frozen = {n: t for n, t in model.initial.items() if config.frozen_a and ".lora_A." in n}
+    if algorithm.refactoring is not None:  # its factors stay as they were drawn, the same for all
+        moving = algorithm.trains(model.initial.keys(), 0)
+        frozen |= {n: t for n, t in model.initial.items() if n not in moving}
     ends = np.cumsum([len(of_peer) for of_peer in train])
     config = resolved(config, base, data.reader, group)
     assert isinstance(config.wave_tokens, int)

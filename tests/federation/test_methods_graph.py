@@ -35,6 +35,7 @@ from fedloom.options.peer import PeerConfig
 from fedloom.training.peer import agreed_options
 
 GRAPH = {row.name: row.settings(server=False) for row in METHODS if row.graph is not None}
+MORE = {"Ravan": "--lora_r 4"}  # a multiple of its heads
 TRAIN = [{"sentence": f"{('fine', 'dull')[i % 2]} {i}", "label": 1 - i % 2} for i in range(24)]
 QUICK = "--num_clients 4 --name ring --lr 0.01 --batch_size 3 --local_steps 2 --lora_r 2 --dtype float32"
 FAULTS = (
@@ -63,7 +64,7 @@ def runs(words, tmp_path_factory):
     """A run of every method, in this process."""
     folder = tmp_path_factory.mktemp("runs")
     for name in GRAPH:
-        assert main(words(folder, name, f"--method {name}")) == 0
+        assert main(words(folder, name, f"--method {name} {MORE.get(name, '')}")) == 0
     return folder
 
 
@@ -75,7 +76,7 @@ def test_every_method_runs_counts_its_bytes_and_goes_on_as_if_never_stopped(runs
     again = tmp_path / name
     shutil.copytree(whole, again)
     lose_checkpoints(again, after=2)
-    assert main(words(tmp_path, name, "--resume")) == 0
+    assert main(words(tmp_path, name, f"--resume {MORE.get(name, '')}")) == 0
     for key, t in state(whole).items():
         assert torch.equal(state(again)[key], t), key
     for column in ("bytes_up", "peer_selected_layers"):
@@ -85,7 +86,8 @@ def test_every_method_runs_counts_its_bytes_and_goes_on_as_if_never_stopped(runs
 
 @pytest.mark.deploy
 def test_every_method_on_two_ranks_is_that_of_one_process(runs, words, tmp_path):
-    found, said = on_ranks(tmp_path, [(words(tmp_path, name, f"--method {name}"), None) for name in GRAPH])
+    runs_of = [words(tmp_path, name, f"--method {name} {MORE.get(name, '')}") for name in GRAPH]
+    found, said = on_ranks(tmp_path, [(run, None) for run in runs_of])
     assert all(one["status"] == 0 for rank in found for one in rank), said
     for name in GRAPH:
         alone, ranks = state(runs / name), state(tmp_path / name)
@@ -114,6 +116,8 @@ def test_the_methods_send_what_they_say(runs):
         "LG-FedAvg": 4 * of_head,
         "FedPAQ": numbers + 4 * len(shapes),
         "CHOCO-SGD": 8 * math.ceil(0.01 * numbers),
+        # Four numbers and four scales per module.
+        "Ravan": 4 * (sum(4 + 4 for name in shapes if "lora_A" in name) + of_head),
     }
     plain = rows(runs / "D-PSGD")[1:]
     for name, size in per_edge.items():
@@ -159,6 +163,10 @@ def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
         ("--method Median --mixing_step 0.5", ["mixing_step: 0.5", "median"]),
         ("--mixing_step 0", ["mixing_step", "above 0"]),
         ("--train_factors square", ["train_factors: square", "factors that a server fixes"]),
+        ("--train_factors heads", ["that lora_aggregation ravan fixes"]),
+        ("--lora_aggregation ravan", ["ravan needs factors that are one for all", "--train_factors heads"]),
+        ("--method Ravan --lora_r 6", ["lora_r: 6 is no multiple of 4 heads"]),
+        ("--method Ravan --lora_r 4 --layer_votes both", ["lora_aggregation ravan is about all"]),
         ("--lora_aggregation fedsvd", ["fedsvd needs one A for all", "--training_type DFL-LoRA"]),
         ("--lora_aggregation flexlora --aggregator median", ["lora_aggregation", "no aggregator but mean"]),
     ],

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from engine import clients_data, make_stacked, start_bank, steps_of
+from graph_rounds import going, ring, uniform
 from peft import LoraConfig, PeftModel
 from tiny import tiny_llama
 
@@ -11,12 +12,15 @@ from fedloom.client.optimisers import sgd
 from fedloom.client.work import ClientWork
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm
+from fedloom.federation.consensus import consensus
 from fedloom.federation.lora_aggregations.ravan import ravan
+from fedloom.federation.peers import PeerState, peer_round
 from fedloom.federation.server import federated_round, initial_state
 from fedloom.federation.train_factors.heads import heads
 from fedloom.model.adapters.square import as_lora, with_heads
+from fedloom.model.bank import AdapterBank
 from fedloom.model.packing import build_pack
-from fedloom.runtimes.in_process import run_clients
+from fedloom.runtimes.in_process import run_clients, train_peers
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"])
 LR, STEPS, ROUNDS = 0.5, 3, 2
@@ -44,19 +48,29 @@ def model():
     return made
 
 
+AGGREGATION = ravan(2.0, aggregator=weighted_mean)
+ALGORITHM = Algorithm(LR, aggregator=AGGREGATION.aggregator, trains=heads(), refactoring=AGGREGATION)
+
+
+def work_of(model, round_, examples=(1, 2)):
+    """What each of two clients does in a round."""
+    here = slice(round_ * STEPS, (round_ + 1) * STEPS)
+    return [ClientWork(k, steps_of(k, DATA[k], model.layout)[here], examples[k]) for k in (0, 1)]
+
+
 @pytest.fixture(scope="module")
 def states(model):
-    aggregation = ravan(2.0, aggregator=weighted_mean)
-    algorithm = Algorithm(LR, aggregator=aggregation.aggregator, trains=heads(), refactoring=aggregation)
+    return with_server(model)
 
+
+def with_server(model, examples=(1, 2)):
     def train(round_, who, trained, rest, received):
-        here = slice(round_ * STEPS, (round_ + 1) * STEPS)
-        work = [ClientWork(k, steps_of(k, DATA[k], model.layout)[here], examples=k + 1) for k in who]
-        return run_clients(model, trained, work, LocalRules(sgd(LR)), algorithm, frozen=rest)
+        work = work_of(model, round_, examples)
+        return run_clients(model, trained, work, LocalRules(sgd(LR)), ALGORITHM, frozen=rest)
 
-    found = [initial_state(model.initial, algorithm)]
+    found = [initial_state(model.initial, ALGORITHM)]
     for _ in range(ROUNDS):
-        state, report = federated_round(found[-1], [0, 1], train, algorithm)
+        state, report = federated_round(found[-1], [0, 1], train, ALGORITHM)
         found.append(state)
         per_module = 2 * 2 * 2 + 2  # two matrices of 2 by 2, and two scales
         assert report.bytes_up == report.bytes_down == 2 * 8 * per_module * len(modules(state.adapter))
@@ -102,6 +116,41 @@ def test_a_round_is_the_mean_of_the_dense_formulas_products(model, states, round
         close(R, alone[0][module] / 3 + 2 * alone[1][module] / 3)
         assert (S == 1).all() and R.abs().max() > 1e-6
         assert torch.equal(B, parts(before, module)[0]) and torch.equal(A, parts(before, module)[3])
+
+
+def test_on_the_complete_graph_every_peer_is_what_a_server_would_have(model):
+    moving = heads()(model.initial, 0)
+    frozen = {name: t for name, t in model.initial.items() if name not in moving}
+    first = {name: t for name, t in model.initial.items() if name in moving}
+
+    def train(state, who):
+        return train_peers(model, state, work_of(model, state.round), LocalRules(sgd(LR)), frozen)
+
+    peers = PeerState(0, AdapterBank.repeat(first, 2), {})
+    for server in with_server(model, examples=(1, 1))[1:]:
+        peers, _ = peer_round(peers, train, uniform(2), moving, ALGORITHM)
+        for name, t in peers.bank.tensors.items():
+            close(t, server.adapter[name].expand_as(t))
+    assert consensus(peers.bank, frozen, modules(model.initial)).error < 1e-12
+
+
+def test_on_any_graph_the_mean_of_the_products_stays_and_peers_come_nearer():
+    draws = torch.Generator().manual_seed(1)
+    shapes = {"m.lora_R.weight": (2, 2, 2), "m.lora_S.weight": (2,)}
+    apart = {n: torch.randn(5, *s, generator=draws, dtype=torch.float64) for n, s in shapes.items()}
+    wide = {"m.lora_A.weight": torch.randn(4, 6).double(), "m.lora_B.weight": torch.randn(5, 4).double()}
+    after = peer_round(PeerState(0, AdapterBank(apart), {}), going([0.0] * 5), ring(), set(shapes), ALGORITHM)
+    mixed = after[0].bank.tensors
+
+    def products(rows):
+        return as_lora({n: t.expand(5, *t.shape) for n, t in wide.items()} | rows)["m.lora_B.weight"]
+
+    close(products(mixed).mean(0), products(apart).mean(0))
+    close(mixed["m.lora_S.weight"], torch.ones(5, 2).double())
+    near, far = (consensus(AdapterBank(rows), wide, ["m"]).error for rows in (mixed, apart))
+    away = products(apart) @ wide["m.lora_A.weight"]
+    assert far == pytest.approx(float(torch.linalg.matrix_norm(away - away.mean(0)).mean()))
+    assert near < far
 
 
 def test_peft_loads_the_ordinary_lora(model, states, tmp_path):

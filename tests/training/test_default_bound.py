@@ -33,6 +33,7 @@ NOISE = {"clip": 0.1, "noise_multiplier": 1.0}
         (PeerConfig(method="CHOCO-SGD"), "mean", "compressed gossip rests on the mean"),
         (PeerConfig(method="K-GT"), "mean", "gradient_tracking is about the mean"),
         (PeerConfig(method="FlexLoRA"), "mean", "flexlora averages products"),
+        (PeerConfig(method="Ravan"), "mean", "ravan averages products"),
         (PeerConfig(aggregator="mean"), "mean", ""),
     ],
 )

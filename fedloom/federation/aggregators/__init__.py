@@ -78,6 +78,8 @@ class Folding:
 class Refactoring:
     """An aggregator of a server whose adapter gets other factors of the same products after its step.
 
+    Where that is after no round, factors are one for all for good, and it has a meaning on a graph, too.
+
     Attributes:
         aggregator: ``changes -> change``.
         refactor: ``(adapter, round) -> adapter``; what knew the old factors one number at a time is of no use

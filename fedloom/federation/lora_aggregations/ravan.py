@@ -7,6 +7,9 @@ all; H_i begins as 0 and s_i as 1. With h heads of rank r / h, r² / h + h numbe
 change has rank r. The mean of the products s_i H_i is exact, which the product of the means is not. The
 paper's clients send the products; here they send both, h numbers more, and the server multiplies. With one
 head whose scale rests it is Fed-SB's round (`fedsb.py`) between other factors.
+
+On a graph (which the paper has not) each peer has H_i and s_i of its own between the same factors, and with
+its neighbours' H_i ← Σ_j W_ij s_ji H_ji, s_i ← 1: the mean over peers of what they compute stays what it was.
 """
 
 from __future__ import annotations
