@@ -1,8 +1,12 @@
-"""Epsilon against dp-accounting called directly."""
+"""Epsilon against dp-accounting called directly, and against the definition."""
 
+import math
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
+from scipy.integrate import trapezoid
+from scipy.stats import norm
 
 if find_spec("dp_accounting") is None:
     pytest.skip("dp-accounting is not installed", allow_module_level=True)
@@ -31,6 +35,31 @@ def test_epsilon_is_the_librarys(rate, rounds):
     fine = direct(PLDAccountant(value_discretization_interval=1e-3), rounds, rate)
     # On a coarser grid it is a little larger, never smaller.
     assert fine <= losses.epsilon(rounds) * (1 + 1e-9) < fine * 1.001 < renyi.epsilon(rounds) * 1.2
+
+
+def delta_by_definition(epsilon, noise, rate):
+    """The largest of P(O) − e^ε P′(O) over all sets O of what a round shows, with a client and without it."""
+    x = np.linspace(-12 * noise, 1 + 12 * noise, 200_001)
+    without = norm.pdf(x, 0, noise)
+    within = (1 - rate) * without + rate * norm.pdf(x, 1, noise)
+    ways = (within - math.exp(epsilon) * without, without - math.exp(epsilon) * within)
+    return max(trapezoid(np.maximum(way, 0.0), x) for way in ways)
+
+
+@pytest.mark.parametrize("kind", ["pld", "rdp"])
+@pytest.mark.parametrize(("noise", "rate"), [(1.0, 0.05), (0.6, 0.05), (2.0, 0.5), (1.0, 1.0)])
+def test_epsilon_of_a_round_bounds_what_it_tells_of_a_client_there_or_not(noise, rate, kind):
+    epsilon = Account(rate, noise, DELTA, kind).epsilon(1)
+    assert delta_by_definition(epsilon, noise, rate) <= DELTA
+    if kind == "pld":  # and hardly any less would
+        assert delta_by_definition(epsilon * 0.99, noise, rate) > DELTA
+
+
+def test_epsilon_of_rounds_of_everybody_is_that_of_one_with_less_noise():
+    for kind in ("pld", "rdp"):
+        epsilon = Account(1.0, 4.0, DELTA, kind).epsilon(16)
+        assert delta_by_definition(epsilon, 4.0 / math.sqrt(16), 1.0) <= DELTA
+    assert delta_by_definition(Account(1.0, 4.0, DELTA).epsilon(16) * 0.99, 1.0, 1.0) > DELTA
 
 
 def test_epsilon_is_a_function_of_the_round_alone():
