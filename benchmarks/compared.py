@@ -27,10 +27,10 @@ from fedloom.runs.record import RunRecord
 
 def samples_of(config: Path, runs: Runs) -> dict[str, Any]:
     """The metric that is compared, and the numbers of every setting."""
-    plan, settings = read_plan(config), dict[str, list[RunRecord]]()
+    plan, by_setting = read_plan(config), dict[str, list[RunRecord]]()
     for label, run in runs:
-        settings.setdefault(label, []).append(within(run, plan.budget))
-    samples = [sample_of(label, plan.metric, own, {}) for label, own in settings.items()]
+        by_setting.setdefault(label, []).append(within(run, plan.budget))
+    samples = [sample_of(label, plan.metric, own, {}) for label, own in by_setting.items()]
     return {
         "metric": plan.metric,
         "budget": dict(plan.budget),
@@ -39,18 +39,18 @@ def samples_of(config: Path, runs: Runs) -> dict[str, Any]:
 
 
 def compared_table(result: dict[str, Any]) -> list[str]:
-    """A row for each setting, the first one first, against which the others are held."""
+    """A row for each setting, the first one first, with which the others are compared."""
     share = result["metric"].endswith(("accuracy", "success"))
     number = (lambda x: f"{100 * x:.1f}") if share else (lambda x: f"{x:.4g}")
-    held = compared([_read(one) for one in result["samples"]])
+    settings = compared([_read(one) for one in result["samples"]])
     has_own, has_apart = (
-        any(column in one.sample.columns for one in held) and result["metric"] != column
+        any(column in one.sample.columns for one in settings) and result["metric"] != column
         for column in ("personal_val_accuracy", "consensus_error_relative")
     )
     # What comes down is the server's and seldom compressed: what clients send is told apart from it.
-    has_up = all("bytes_up" in one.sample.columns for one in held)
+    has_up = all("bytes_up" in one.sample.columns for one in settings)
     rows = []
-    for one in held:
+    for one in settings:
         columns = {name: statistics.fmean(by.values()) for name, by in one.sample.columns.items() if by}
         against = ""
         if not math.isnan(one.low):
@@ -74,7 +74,12 @@ def compared_table(result: dict[str, Any]) -> list[str]:
     unit = ", %" if share else ""
     head = ["setting", "n", f"{result['metric']}{unit}", *["clients' own accuracy, %"] * has_own]
     head += ["consensus error, relative"] * has_apart
-    head += [f"against `{held[0].sample.label}`{', points' if share else ''}", "", *["MB up"] * has_up, "MB"]
+    head += [
+        f"against `{settings[0].sample.label}`{', points' if share else ''}",
+        "",
+        *["MB up"] * has_up,
+        "MB",
+    ]
     note = (
         "n seeds; mean ± standard deviation; differences seed by seed with their 95 % intervals; higher or "
         "lower: p < 0.05 in a paired t-test after Holm's correction. MB: sent in all rounds, up by clients "

@@ -35,7 +35,7 @@ def finished_runs(config: Path, folder: Path) -> Runs:
     runs = []
     for planned in read_plan(config).runs:
         try:
-            runs.append((planned.label, read_run(folder / planned.name, judged=False)))
+            runs.append((planned.label, read_run(folder / planned.name, evaluation=False)))
         except UserError:  # it is not there, or has no row yet
             continue
     if not any(run.finished for _, run in runs):

@@ -20,7 +20,7 @@ from fedloom.options.compare import Plan, Planned, read_plan
 from fedloom.options.parsing import RUN_CONFIG
 from fedloom.report.comparison import (
     LEVEL,
-    Held,
+    Compared,
     as_csv,
     as_latex,
     compared,
@@ -111,18 +111,18 @@ def _make(command: str, run: Planned, config: Any, folder: Path, file: Path, sha
 
 def _finished(folder: Path) -> bool:
     try:
-        return read_run(folder, judged=False).finished
+        return read_run(folder, evaluation=False).finished
     except UserError:  # it has no metrics yet
         return False
 
 
 def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
-    settings: dict[str, list[Planned]] = {}
+    planned: dict[str, list[Planned]] = {}
     for run in plan.runs:
-        settings.setdefault(run.label, []).append(run)
+        planned.setdefault(run.label, []).append(run)
     samples, records = [], list[RunRecord]()
-    for label, runs in settings.items():
-        done = [read_run(out_dir / run.name, judged=False) for run in runs if run.name not in failed]
+    for label, runs in planned.items():
+        done = [read_run(out_dir / run.name, evaluation=False) for run in runs if run.name not in failed]
         records += done
         why = {run.seed: failed[run.name] for run in runs if run.name in failed}
         samples.append(sample_of(label, plan.metric, [within(run, plan.budget) for run in done], why))
@@ -133,10 +133,10 @@ def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
     if not any(sample.metric for sample in samples):
         known = sorted({name for record in records for name in record.rows[-1]})
         raise UserError(f"metric: no run has a {plan.metric}; there are {', '.join(known)}")
-    held = compared(samples)
+    settings = compared(samples)
     for name, text in (("compare.csv", as_csv), ("compare.tex", as_latex)):
-        write_atomically(out_dir / name, text(held, plan.metric), then="start again")
-    _show(held, plan)
+        write_atomically(out_dir / name, text(settings, plan.metric), then="start again")
+    _show(settings, plan)
     files = "compare.csv, compare.tex"
     try:
         run_report(runs=[str(record.folder) for record in records], output=str(out_dir / "report.html"))
@@ -145,10 +145,10 @@ def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
     print(f"Tables: {files} in {out_dir}")
 
 
-def _show(held: Sequence[Held], plan: Plan) -> None:
-    first = held[0].sample.label
+def _show(settings: Sequence[Compared], plan: Plan) -> None:
+    first = settings[0].sample.label
     table = Table("setting", "n", f"{plan.metric}, mean ± sd", f"against {first}", "95 %", "", "sent", "time")
-    for one in held:
+    for one in settings:
         nothing = math.isnan(one.difference)
         interval = "" if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
         sent, seconds = (list(one.sample.columns.get(name, {}).values()) for name in ("bytes", "seconds"))

@@ -1,7 +1,7 @@
-"""Settings held against each other over the same seeds: means, spreads, and which differences are noise.
+"""Settings compared over the same seeds: means, spreads, and which differences are noise.
 
 A seed decides a run's draws, the same in every setting, so that differences are taken seed by seed: the
-paired t-test (Student, 1908). Every setting is held against the first one; of several p-values the smallest
+paired t-test (Student, 1908). Every setting is compared with the first one; of several p-values the smallest
 must pass the strictest test (Holm, 1979), so that among many settings one does not stand out by chance.
 """
 
@@ -41,8 +41,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A setting held against the first one.
+class Compared:
+    """A setting compared with the first one.
 
     Attributes:
         sample: The setting's numbers.
@@ -125,21 +125,21 @@ def sample_of(label: str, metric: str, runs: Sequence[RunRecord], failed: Mappin
     )
 
 
-def compared(samples: Sequence[Sample]) -> list[Held]:
-    """Every setting, held against the first."""
+def compared(samples: Sequence[Sample]) -> list[Compared]:
+    """Every setting, compared with the first."""
     first = samples[0].metric
-    held = []
+    settings = []
     for place, sample in enumerate(samples):
         numbers = list(sample.metric.values())
         mean = statistics.fmean(numbers) if numbers else math.nan
         sd = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
         both = sorted(first.keys() & sample.metric.keys()) if place else []
-        found = Held(sample, mean, sd)
+        found = Compared(sample, mean, sd)
         if both:
             differences = [sample.metric[seed] - first[seed] for seed in both]
-            found = Held(sample, mean, sd, statistics.fmean(differences), *_paired(differences))
-        held.append(found)
-    return _holm(held)
+            found = Compared(sample, mean, sd, statistics.fmean(differences), *_paired(differences))
+        settings.append(found)
+    return _holm(settings)
 
 
 def _paired(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -155,33 +155,35 @@ def _paired(differences: Sequence[float]) -> tuple[float, float, float]:
     return float(interval.low), float(interval.high), float(test.pvalue)
 
 
-def _holm(held: Sequence[Held]) -> list[Held]:
+def _holm(settings: Sequence[Compared]) -> list[Compared]:
     """The same with p-values that allow for how many there are."""
-    order = sorted((k for k, one in enumerate(held) if not math.isnan(one.p)), key=lambda k: held[k].p)
-    adjusted, largest = list(held), 0.0
+    order = sorted(
+        (k for k, one in enumerate(settings) if not math.isnan(one.p)), key=lambda k: settings[k].p
+    )
+    adjusted, largest = list(settings), 0.0
     for rank, k in enumerate(order):
-        largest = max(largest, min(1.0, held[k].p * (len(order) - rank)))
-        one = held[k]
-        adjusted[k] = Held(one.sample, one.mean, one.sd, one.difference, one.low, one.high, largest)
+        largest = max(largest, min(1.0, settings[k].p * (len(order) - rank)))
+        one = settings[k]
+        adjusted[k] = Compared(one.sample, one.mean, one.sd, one.difference, one.low, one.high, largest)
     return adjusted
 
 
-def columns_of(held: Sequence[Held]) -> list[str]:
+def columns_of(settings: Sequence[Compared]) -> list[str]:
     """The other numbers that some setting has."""
-    return list(dict.fromkeys(column for one in held for column in one.sample.columns))
+    return list(dict.fromkeys(column for one in settings for column in one.sample.columns))
 
 
-def as_csv(held: Sequence[Held], metric: str) -> str:
+def as_csv(settings: Sequence[Compared], metric: str) -> str:
     """A line per setting, numbers whole."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    others = columns_of(held)
+    others = columns_of(settings)
     writer.writerow(
         ["setting", "n", f"{metric}_mean", f"{metric}_sd", "difference", "low", "high", "p", "verdict"]
         + [f"{column}_mean" for column in others]
         + ["failed_seeds"]
     )
-    for one in held:
+    for one in settings:
         means = [_mean(one.sample.columns.get(column, {})) for column in others]
         numbers = [one.mean, one.sd, one.difference, one.low, one.high, one.p]
         failed = " ".join(map(str, one.sample.failed))
@@ -191,12 +193,12 @@ def as_csv(held: Sequence[Held], metric: str) -> str:
     return out.getvalue()
 
 
-def as_latex(held: Sequence[Held], metric: str) -> str:
+def as_latex(settings: Sequence[Compared], metric: str) -> str:
     """A table for a paper, with the rules of booktabs."""
     lines = [r"\begin{tabular}{lrrrr}", r"\toprule"]
     title, plus_minus = metric.replace("_", r"\_"), r"\pm"
     lines += [rf"setting & $n$ & {title} & difference & megabytes \\", r"\midrule"]
-    for one in held:
+    for one in settings:
         star = "$^{*}$" if one.p < LEVEL else ""
         against = "" if math.isnan(one.difference) else f"${one.difference:+.4f}${star}"
         cells = [
@@ -211,7 +213,7 @@ def as_latex(held: Sequence[Held], metric: str) -> str:
     return "\n".join([note, *lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def spread(one: Held, sign: str = "±") -> str:
+def spread(one: Compared, sign: str = "±") -> str:
     """Mean and standard deviation."""
     return f"{one.mean:.4f}" if math.isnan(one.sd) else f"{one.mean:.4f} {sign} {one.sd:.4f}"
 

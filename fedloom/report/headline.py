@@ -55,7 +55,7 @@ def _before(group: Group, metric: Metric, column: str | None) -> float | None:
 
 def _base(run: RunRecord) -> float | None:
     """What `fedloom eval` found for the model without an adapter, where it was judged beside the run's."""
-    named = {adapter["name"]: adapter for adapter in run.judged.get("adapters", [])}
+    named = {adapter["name"]: adapter for adapter in run.evaluation.get("adapters", [])}
     found = named.get("base", {})
     return found.get("logp_accuracy", found.get("accuracy"))
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import count
 
+from fedloom.report.clients import client_figures
 from fedloom.report.figure import DASHES, MARKERS, Entry, Figure, compact
 from fedloom.report.groups import Group
 from fedloom.report.headline import headline
-from fedloom.report.holdings import holdings
 from fedloom.report.layers import layer_figures
 from fedloom.report.learning import AXES, consensus_figure, how_to_read, learning_figures
 from fedloom.report.markup import Markup, join, tag
@@ -118,7 +118,7 @@ def _sections(groups: Sequence[Group]) -> list[Section]:
         Section("learning", "Learning", join(_switch(), learning, *notes) if learning else Markup("")),
         Section("peers", "Peers", per_run(accuracies, graph, before=[consensus_figure(groups)])),
         Section("layers", "Layers", per_run(layer_figures)),
-        Section("data", "Data", per_run(holdings)),
+        Section("data", "Data", per_run(client_figures)),
         Section("answers", "Answers", join(*(judged(run) for group in groups for run in group.runs))),
         Section("runs", "What was run", join(glance(groups), differing(groups))),
         Section("options", "All options", folded(groups)),

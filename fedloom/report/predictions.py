@@ -47,7 +47,7 @@ def judged(run: RunRecord) -> Markup:
 
 
 def _numbers(run: RunRecord) -> Markup:
-    adapters: list[dict[str, Any]] = run.judged.get("adapters", [])
+    adapters: list[dict[str, Any]] = run.evaluation.get("adapters", [])
     if not adapters:
         return Markup("")
     columns = {
@@ -56,7 +56,8 @@ def _numbers(run: RunRecord) -> Markup:
     rows = [
         (scores["name"], *(text(scores) for text in columns.values())) for scores in adapters[:MOST_ADAPTERS]
     ]
-    judged_on = f"{run.judged['examples']:,} examples of {run.judged['task']}, {run.judged['split']} split"
+    found = run.evaluation
+    judged_on = f"{found['examples']:,} examples of {found['task']}, {found['split']} split"
     more = f", the first {MOST_ADAPTERS} of {len(adapters)}" if len(adapters) > MOST_ADAPTERS else ""
     caption = f"Judged by fedloom eval on {judged_on}{more}"
     return table(("Adapter", *columns), rows, caption, class_="numbers")

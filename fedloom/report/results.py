@@ -85,7 +85,7 @@ def _of_summary(name: str) -> OfRun:
 def _of_last_round(run: RunRecord) -> list[dict[str, Any]]:
     """What `fedloom eval` found for the adapters of the last round judged."""
     by_round: dict[str, list[dict[str, Any]]] = {}
-    for adapter in run.judged.get("adapters", []):
+    for adapter in run.evaluation.get("adapters", []):
         if found := re.search(r"/round-(\d+)", adapter["name"]):
             by_round.setdefault(found[1], []).append(adapter)
     return by_round[max(by_round)] if by_round else []

@@ -122,7 +122,7 @@ def _numbers(groups: Sequence[Group], metrics: Sequence[Metric], caption: str) -
 
 def not_evaluated(groups: Sequence[Group]) -> str:
     """Which runs `fedloom eval` has not judged; empty where it has judged all."""
-    missing = [run for group in groups for run in group.runs if not run.judged]
+    missing = [run for group in groups for run in group.runs if not run.evaluation]
     if not missing:
         return ""
     names = ", ".join(run.name for run in missing)

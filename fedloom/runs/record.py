@@ -51,7 +51,7 @@ class RunRecord:
         rows: Its metrics, a row per round; at least one.
         summary: `summary.json`; empty where the run has not come to its end.
         clients: `clients.json`: who holds what; empty for a run that did not write it.
-        judged: `eval/eval.json`; empty where `fedloom eval` has not judged the run.
+        evaluation: `eval/eval.json`; empty where `fedloom eval` has not been called on the run.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class RunRecord:
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
     clients: dict[str, Any]
-    judged: dict[str, Any]
+    evaluation: dict[str, Any]
 
     def column(self, name: str) -> list[tuple[int, Any]]:
         """(round, value) of the rounds that have this metric, for a table or a plot."""
@@ -154,12 +154,12 @@ def _expanded(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     return every, inside
 
 
-def read_run(folder: str | Path, *, judged: bool = True) -> RunRecord:
+def read_run(folder: str | Path, *, evaluation: bool = True) -> RunRecord:
     """Read one run, one that has ended or one that still goes on.
 
     Args:
         folder: The run's.
-        judged: Whether to read what `fedloom eval` left there too.
+        evaluation: Whether to read what `fedloom eval` left there too.
 
     Raises:
         UserError: The folder is no run, has no metrics yet, or a file in it is damaged.
@@ -182,7 +182,7 @@ def read_run(folder: str | Path, *, judged: bool = True) -> RunRecord:
             "leave it out, or wait for its first round"
         )
     summary, clients = (read_mapping(folder / name) for name in (SUMMARY_FILE, CLIENTS_FILE))
-    verdicts = read_mapping(folder / EVAL_FOLDER / EVAL_FILE) if judged else {}
+    verdicts = read_mapping(folder / EVAL_FOLDER / EVAL_FILE) if evaluation else {}
     check_known(folder / SUMMARY_FILE, summary, SUMMARY)
     check_clients(folder / CLIENTS_FILE, clients)
     check_verdicts(folder / EVAL_FOLDER / EVAL_FILE, verdicts)
@@ -194,7 +194,7 @@ def read_run(folder: str | Path, *, judged: bool = True) -> RunRecord:
         rows=rows,
         summary=summary,
         clients=clients,
-        judged=verdicts,
+        evaluation=verdicts,
     )
 
 

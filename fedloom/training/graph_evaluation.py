@@ -11,7 +11,7 @@ from fedloom.evaluation.answering import answer
 from fedloom.evaluation.evaluate import Validation, success_rates, validate_rows
 from fedloom.model.bank import AdapterBank
 from fedloom.training.graph_parts import PeerParts, PeerProgress
-from fedloom.training.graph_rounds import judged
+from fedloom.training.graph_rounds import evaluated_bank
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ def evaluated(
 
 def _backdoor(parts: PeerParts, now: PeerProgress) -> float:
     """How often an attack succeeds: the mean over honest peers."""
-    bank = judged(parts, now)
+    bank = evaluated_bank(parts, now)
     local = bank.rows([peer - parts.here.start for peer in parts.honest if peer in parts.here])
     found = success_rates(parts.model, local, parts.triggered, parts.rules.wave_tokens, parts.frozen)
     return _mean(rate for process in parts.group.gather(found) for rate in process)
 
 
 def _all(parts: PeerParts, now: PeerProgress) -> list[Validation]:
-    bank, sequences = judged(parts, now), parts.validation[parts.here.start : parts.here.stop]
+    bank, sequences = evaluated_bank(parts, now), parts.validation[parts.here.start : parts.here.stop]
     found = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.frozen)
     everyone = parts.group.gather([[result.loss, result.accuracy] for result in found])
     return [Validation(*result) for process in everyone for result in process]
@@ -75,7 +75,7 @@ def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[s
     """Let every peer answer some of its validation problems."""
     began = time.perf_counter()
     questions = parts.questions[parts.here.start : parts.here.stop]
-    results = answer(parts.model, judged(parts, now), parts.tokenizer, questions, frozen=parts.frozen)
+    results = answer(parts.model, evaluated_bank(parts, now), parts.tokenizer, questions, frozen=parts.frozen)
     everyone = parts.group.gather([result.accuracy for result in results])
     accuracies = [accuracy for process in everyone for accuracy in process]
     return row | {

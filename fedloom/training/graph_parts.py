@@ -55,7 +55,7 @@ class PeerParts:
         modules: PEFT's names of the modules with LoRA.
         mixing: The graph, round by round.
         votes: How peers choose the layers of a round; None: they train and send all.
-        judged: Which adapters of a round are evaluated: those after mixing, or those before it.
+        evaluates: Which adapters of a round are evaluated: those after mixing, or those before it.
         seed: The run's.
         group: The processes that the peers are dealt over.
         first: Number of the first peer in these lists, from 0: of a real peer, which knows no other, its own.
@@ -80,7 +80,7 @@ class PeerParts:
     own: frozenset[str]
     modules: Sequence[str]
     mixing: Mixing
-    judged: Literal["after", "before"]
+    evaluates: Literal["after", "before"]
     seed: int
     votes: LayerVotes | None = None
     group: Group = ALONE
@@ -137,7 +137,7 @@ class PeerProgress:
     Attributes:
         peers: The peers' state.
         drawn: Batches that each peer has drawn so far.
-        before_mixing: The bank of the last round before it was mixed, where that is what is judged.
+        before_mixing: The bank of the last round before it was mixed, where those are evaluated.
         fruitless: Rounds in a row in which nothing finite came of a real peer's training.
     """
 

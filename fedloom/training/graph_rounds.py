@@ -78,7 +78,7 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
     if parts.attackers is not None:
         row |= {"attackers": int(sum(bool(report.active[peer]) for peer in parts.attackers.clients))}
     row |= {"seconds": time.perf_counter() - began}
-    after = PeerProgress(peers, drawn, report.trained.bank if parts.judged == "before" else None)
+    after = PeerProgress(peers, drawn, report.trained.bank if parts.evaluates == "before" else None)
     return after, row | _apart(parts, after)
 
 
@@ -206,7 +206,9 @@ def _voted(parts: PeerParts, report: VoteReport | None) -> dict[str, Any]:
 def _apart(parts: PeerParts, now: PeerProgress) -> dict[str, Any]:
     """How far the peers are apart."""
     began = time.perf_counter()
-    apart = consensus(judged(parts, now), parts.frozen, parts.modules, len(parts.peers), parts.group.sum)
+    apart = consensus(
+        evaluated_bank(parts, now), parts.frozen, parts.modules, len(parts.peers), parts.group.sum
+    )
     return {
         "consensus_error": apart.error,
         "consensus_error_relative": apart.relative,
@@ -214,8 +216,8 @@ def _apart(parts: PeerParts, now: PeerProgress) -> dict[str, Any]:
     }
 
 
-def judged(parts: PeerParts, now: PeerProgress) -> AdapterBank:
+def evaluated_bank(parts: PeerParts, now: PeerProgress) -> AdapterBank:
     """The adapters that a round is judged by, of the peers of this process."""
-    if parts.judged == "before" and now.before_mixing is not None:
+    if parts.evaluates == "before" and now.before_mixing is not None:
         return now.before_mixing
     return now.peers.bank

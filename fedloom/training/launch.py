@@ -108,5 +108,5 @@ def built(
 
 def recall(folder: Path, group: Group) -> RunRecord:
     """What the run has left, read by rank 0, whose folder it is; what judged it before is not of it."""
-    left = vars(read_run(folder, judged=False)) | {"folder": None} if group.rank == 0 else None
+    left = vars(read_run(folder, evaluation=False)) | {"folder": None} if group.rank == 0 else None
     return RunRecord(**{**group.share(left or {}), "folder": folder})

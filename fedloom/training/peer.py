@@ -100,7 +100,7 @@ def run_peer(config: PeerConfig) -> RunRecord:
             if which_aggregator:
                 log.info("%s", which_aggregator)
             drive(parts, intervals(resolved), node, folder)
-    return read_run(folder, judged=False)
+    return read_run(folder, evaluation=False)
 
 
 def drive(parts: PeerParts, intervals: Intervals, node: Node, folder: Path) -> PeerProgress:

@@ -21,7 +21,7 @@ from fedloom.runs.metrics import read_rows
 from fedloom.runtimes.libp2p.mixes import Mix
 from fedloom.runtimes.libp2p.node import Node
 from fedloom.training.graph_parts import PeerParts, PeerProgress
-from fedloom.training.graph_rounds import judged, train
+from fedloom.training.graph_rounds import evaluated_bank, train
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def play_round(
     node.begin(round_)
     trained, training = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
     mix = node.swap(round_, sent(parts, trained.peers), missed)
-    after = _add(trained, mix, trained.peers.bank if parts.judged == "before" else None)
+    after = _add(trained, mix, trained.peers.bank if parts.evaluates == "before" else None)
     row: dict[str, Any] = {"round": round_, "rounds_missed": missed, **training, "neighbors": mix.neighbours}
     row |= {"neighbors_in_doubt": mix.in_doubt, "neighbors_bounded": mix.bounded, "neighbors_late": mix.late}
     if round_ == rounds or _too_dear(parts, after):
@@ -186,7 +186,9 @@ def evaluated(
     if parts.budget is not None and row["round"] == 0:
         row = parts.budget.row(row, now.drawn)
     wave_tokens = parts.rules.wave_tokens
-    (found,) = validate_rows(parts.model, judged(parts, now), parts.validation, wave_tokens, parts.frozen)
+    (found,) = validate_rows(
+        parts.model, evaluated_bank(parts, now), parts.validation, wave_tokens, parts.frozen
+    )
     log.info(
         "round %d: %svalidation accuracy %.4f, mixed with peers %s",
         row["round"],
@@ -201,6 +203,8 @@ def evaluated(
 def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[str, Any]:
     """Let this peer answer some of its validation problems."""
     began = time.perf_counter()
-    (found,) = answer(parts.model, judged(parts, now), parts.tokenizer, parts.questions, frozen=parts.frozen)
+    (found,) = answer(
+        parts.model, evaluated_bank(parts, now), parts.tokenizer, parts.questions, frozen=parts.frozen
+    )
     seconds = row.get("eval_seconds", 0.0) + time.perf_counter() - began
     return row | {"val_answer_accuracy": found.accuracy, "eval_seconds": seconds}

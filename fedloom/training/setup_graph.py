@@ -217,7 +217,7 @@ def _build(
         modules=[projection.name for layer in model.adapted.values() for projection in layer],
         mixing=mixing,
         votes=layer_votes(config, model, frozen) if isinstance(config, DflConfig) else None,
-        judged=config.eval_point,
+        evaluates=config.eval_point,
         seed=config.seed,
         group=group,
         first=only or 0,

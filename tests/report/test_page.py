@@ -13,11 +13,11 @@ from runs import leave_predictions, leave_run, rows_of
 
 from fedloom.commands.cli import main
 from fedloom.commands.report import plotly_script
+from fedloom.report.clients import client_figures
 from fedloom.report.curves import MOST_POINTS, band, cumulative, quantile
 from fedloom.report.figure import COLOURS, compact, look
 from fedloom.report.groups import group_runs
 from fedloom.report.headline import headline
-from fedloom.report.holdings import holdings
 from fedloom.report.layers import MOST_COLUMNS, layer_figures
 from fedloom.report.learning import consensus_figure, learning_figures
 from fedloom.report.page import page
@@ -262,7 +262,7 @@ def test_layers_show_scores_of_the_rounds_highest_and_selections(tmp_path):
 def test_the_rarest_of_many_labels_are_joined(tmp_path):
     labels = {f"label {n}": [n, 1] for n in range(12)}
     clients = {"examples": [66, 12], "labels": labels, "validation": [5], "server": 3}
-    (figure,) = holdings(read_run(leave_run(tmp_path / "a", rows_of([3, 2]), clients=clients)))
+    (figure,) = client_figures(read_run(leave_run(tmp_path / "a", rows_of([3, 2]), clients=clients)))
     assert len(figure.traces) == COLOURS and figure.legend[-1].label == "others"
     assert [sum(trace["y"][0] for trace in figure.traces), figure.traces[0]["y"]] == [66, [11, 1]]
     assert "The server keeps 3" in figure.note
@@ -298,7 +298,7 @@ def test_every_figure_is_one_that_plotly_takes(tmp_path):
     groups = grouped(tmp_path / "s1", tmp_path / "s2")
     run = groups[0].first
     figures = [*learning_figures(groups), consensus_figure(groups)]
-    figures += [*accuracies(run), *graph(run), *layer_figures(run), *holdings(run)]
+    figures += [*accuracies(run), *graph(run), *layer_figures(run), *client_figures(run)]
     assert len(figures) == 9
     for figure in figures:
         plain = [

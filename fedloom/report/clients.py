@@ -13,7 +13,7 @@ MOST_GAPS = 80
 """Clients up to which there is a gap between two bars."""
 
 
-def holdings(run: RunRecord) -> list[Figure]:
+def client_figures(run: RunRecord) -> list[Figure]:
     """A stacked bar per client; nothing where the run did not write down who holds what."""
     if not run.clients:
         return []
