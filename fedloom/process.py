@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fedloom.errors import UserError
@@ -52,6 +54,36 @@ def restart_prepared() -> None:
     environment = prepared_environment()
     if environment != os.environ and sys.executable:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for circles of references within the block, which makes much that stays and little that goes.
+
+    Python searches whenever it has made some hundred objects more than it gave back, every time more of them.
+    Of a start-up on 60,000 examples that was a fifth (docs/log.md).
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """For a block in which a command imports what does its work, which is there until the process ends.
+
+    So no later search for circles needs to look at it. Only for a process of our own: what else is there
+    stays, too.
+    """
+    first = "torch" not in sys.modules
+    with uncollected():
+        yield
+        if first:
+            gc.freeze()
 
 
 def _has_glibc() -> bool:

@@ -1,11 +1,14 @@
 """What a process has from its start."""
 
+import gc
 import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from fedloom.process import uncollected
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 
@@ -53,3 +56,25 @@ def test_a_mistake_keeps_its_exit_status():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.count("unknown command fedd") == 1
+
+
+def test_within_a_start_nobody_looks_for_circles_and_afterwards_as_before():
+    with uncollected():
+        assert not gc.isenabled()
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ValueError), uncollected():
+        raise ValueError
+    assert gc.isenabled()
+
+
+def test_what_a_command_imports_is_not_looked_at_again():
+    code = """import gc
+from fedloom.process import loading
+with loading():
+    import json.tool
+print(gc.get_freeze_count())"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True)
+    assert int(done.stdout) > 1000

@@ -30,7 +30,7 @@ from fedloom.options.graph import DflConfig, SplitConfig, TopologyConfig, ViewCo
 from fedloom.options.help import CompletionConfig
 from fedloom.options.method import MethodsConfig
 from fedloom.options.peer import AuditConfig, IdentityConfig, PeerConfig
-from fedloom.process import place
+from fedloom.process import loading, place
 
 EXIT_DOES_NOT_HOLD = 1
 
@@ -65,7 +65,8 @@ def _begin(config: Any, words: str) -> None:
 
 def _fed(config: FedConfig, **more: Any) -> None:
     _begin(config, f"fedloom fed: {config.model_name} on {config.data_name}")
-    from fedloom.commands.fed import run_fed
+    with loading():
+        from fedloom.commands.fed import run_fed
 
     run = run_fed(config, **more)
     if place().leads:
@@ -74,7 +75,8 @@ def _fed(config: FedConfig, **more: Any) -> None:
 
 def _dfl(config: DflConfig, **more: Any) -> None:
     _begin(config, f"fedloom dfl: {config.model_checkpoint} on {config.dataset_type}")
-    from fedloom.commands.dfl import run_dfl
+    with loading():
+        from fedloom.commands.dfl import run_dfl
 
     run = run_dfl(config, **more)
     if place().leads:
@@ -90,7 +92,8 @@ def _flower(config: FlowerConfig) -> None:
 
 def _peer(config: PeerConfig) -> None:
     _begin(config, f"fedloom peer: {config.model_checkpoint} on {config.dataset_type}")
-    from fedloom.training.peer import run_peer
+    with loading():
+        from fedloom.training.peer import run_peer
 
     run = run_peer(config)
     print(f"Adapter: {run.checkpoint}")
@@ -110,7 +113,8 @@ def _audit(config: AuditConfig) -> int:
 
 def _audit_privacy(config: AuditPrivacyConfig) -> int:
     _begin(config, f"fedloom audit-privacy: {config.model_name} on {config.data_name}")
-    from fedloom.commands.audit_privacy import run_audit_privacy
+    with loading():
+        from fedloom.commands.audit_privacy import run_audit_privacy
 
     return 0 if run_audit_privacy(config) else EXIT_DOES_NOT_HOLD
 
@@ -135,21 +139,24 @@ def _topology(config: TopologyConfig) -> None:
 
 def _eval(config: EvalConfig) -> None:
     _begin(config, f"fedloom eval: {config.adapter or config.model}")
-    from fedloom.commands.eval import run_eval
+    with loading():
+        from fedloom.commands.eval import run_eval
 
     run_eval(config)
 
 
 def _chat(config: ChatConfig) -> None:
     _begin(config, f"fedloom chat: {config.adapter}")
-    from fedloom.commands.chat import run_chat
+    with loading():
+        from fedloom.commands.chat import run_chat
 
     run_chat(config)
 
 
 def _merge(config: MergeConfig) -> None:
     _begin(config, f"fedloom merge: {config.adapter}")
-    from fedloom.commands.merge import run_merge
+    with loading():
+        from fedloom.commands.merge import run_merge
 
     run_merge(config)
 
@@ -163,7 +170,8 @@ def _report(config: ReportConfig) -> None:
 def _compare(config: CompareConfig) -> int:
     assert config.file is not None
     _begin(config, f"fedloom compare: {config.file}")
-    from fedloom.commands.compare import run_compare
+    with loading():
+        from fedloom.commands.compare import run_compare
 
     return EXIT_DOES_NOT_HOLD if run_compare(Path(config.file), Path(config.out_dir)) else 0
 
@@ -185,7 +193,8 @@ def _demo(config: DemoConfig) -> None:
     within = ", in two to four minutes" if config.rounds is None else ""
     print(f"fedloom demo: four clients teach a small model arithmetic{within}.", flush=True)
     print("Loading libraries and model …", flush=True)
-    from fedloom.commands.demo import run_demo
+    with loading():
+        from fedloom.commands.demo import run_demo
 
     run_demo(**asdict(config))
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.evaluation.answering import answer_accuracy
-from fedloom.evaluation.evaluate import success_rates, validate, validate_rows
+from fedloom.evaluation.evaluate import success_rates, validate_rows
 from fedloom.evaluation.reference import kept_in, with_references
+from fedloom.evaluation.remembered import first_validation
 from fedloom.federation.algorithm import PERSONAL, part_of, with_prefix
 from fedloom.federation.attacks import summary_of
 from fedloom.federation.server import ServerState, initial_state
@@ -145,9 +146,9 @@ def _validated(
     """
     began = time.perf_counter()
     parts.model.fold(now.server.base)
-    result = validate(
-        parts.model, now.server.adapter, parts.data.validation, parts.rules.wave_tokens, parts.group
-    )
+    bank, sequences = AdapterBank.repeat(now.server.adapter, 1), [parts.data.validation]
+    look = first_validation if now.server.round == 0 else validate_rows
+    (result,) = look(parts.model, bank, sequences, parts.rules.wave_tokens, group=parts.group)
     found: dict[str, Any] = {"val_loss": result.loss, "val_accuracy": result.accuracy}
     if parts.budget is not None and now.server.round == 0:
         found |= {n: v for n, v in parts.budget.row({"round": 0}, now.drawn).items() if n != "round"}

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedloom.evaluation.answering import answer
 from fedloom.evaluation.evaluate import Validation, success_rates, validate_rows
+from fedloom.evaluation.remembered import first_validation
 from fedloom.model.bank import AdapterBank
 from fedloom.training.graph_parts import PeerParts, PeerProgress
 from fedloom.training.graph_rounds import evaluated_bank
@@ -66,7 +67,9 @@ def _first(parts: PeerParts, now: PeerProgress) -> list[Validation]:
     distinct = {id(sequences_of_one): sequences_of_one for sequences_of_one in parts.validation}
     bank = AdapterBank.repeat(now.peers.bank.row(0), len(distinct))
     sequences = list(distinct.values())
-    results = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.frozen, parts.group)
+    results = first_validation(
+        parts.model, bank, sequences, parts.rules.wave_tokens, parts.frozen, parts.group
+    )
     by_list = dict(zip(distinct, results, strict=True))
     return [by_list[id(sequences_of_one)] for sequences_of_one in parts.validation]
 

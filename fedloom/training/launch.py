@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fedloom.process import place
+from fedloom.process import place, uncollected
 from fedloom.runs.inputs import Inputs
 from fedloom.runs.record import RunRecord, read_run
 from fedloom.runs.run_folder import Opened, opened, write_run_config
@@ -100,7 +100,8 @@ def built(
     """
     with opened_together(folder, config, group) as run:
         run = replace(run, config=cast(C, with_noise(cast(Any, run.config))))
-        resolved, parts, inputs = build_together(build, run, group)
+        with uncollected():
+            resolved, parts, inputs = build_together(build, run, group)
         if group.rank == 0:
             write_run_config(folder, resolved, versions(), device_name(parts.model.device), inputs)
         yield replace(run, config=resolved), parts
