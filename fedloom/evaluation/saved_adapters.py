@@ -94,7 +94,8 @@ def _folders(path: Path, all_checkpoints: bool) -> list[Path]:
         if not rounds:
             raise UserError(f"adapter: the run in {path} has left no checkpoint yet")
         return [f for folder in (rounds if all_checkpoints else rounds[-1:]) for f in _folders(folder, False)]
-    peers = sorted(config.parent for config in path.glob(f"peer-*/{CONFIG_FILE}"))
+    found = [config.parent for config in path.glob(f"peer-*/{CONFIG_FILE}")]
+    peers = sorted(found, key=lambda folder: (len(folder.name), folder.name))  # 10,000 comes behind 9,999
     if not peers:
         raise UserError(
             f"adapter: {path} holds no {CONFIG_FILE}, no peers and no checkpoints; give a PEFT adapter "

@@ -19,6 +19,9 @@ from fedloom.model.adapters.products import product_norms
 from fedloom.model.adapters.square import as_lora
 from fedloom.model.bank import AdapterBank, Row
 
+_BLOCK = 1024
+"""Peers whose differences, four times their rows in float64, are there at once."""
+
 Total = Callable[[Row], Row]
 """``sums over the peers that are here -> sums over all peers``."""
 
@@ -68,7 +71,9 @@ def consensus(
             sums["BA"] = _sum_of_products(A, B)
         sums = total(sums)
         mean_A, mean_B = A[0] if one_A else sums["A"] / count, sums["B"] / count
-        error += _distances(A, B, mean_A, mean_B).cpu()
+        for start in range(0, bank.clients, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            error[block] += _distances(A[block], B[block], mean_A, mean_B).cpu()
         if one_A:
             size += float(product_norms(mean_B[None], mean_A[None])[0])
         elif "BA" in sums:

@@ -35,6 +35,9 @@ SEVEN = {
 """The seven-node graphs of the original DFL-LoRA: two digits are a link between two peers, 1 to 7. Their
 degrees are uneven there too."""
 
+MOST_LINKS = 4096 * 4095 // 2
+"""Of a graph by name: all pairs of 4,096 peers, which take some gigabytes."""
+
 _MOST_PIECES = 6
 
 
@@ -141,6 +144,8 @@ def named_edges(name: str, peers: int, seed: int) -> Edges:
         return sorted_edges(_seven(kind, peers))
     if kind in _PLAIN:
         plain = _PLAIN[kind]
+        if kind == "complete":
+            _check_links(name, peers * (peers - 1) // 2)
         if not plain.exists(peers):
             raise UserError(f"topology: {kind}: {fitting(peers, plain.exists, plain.needs)}")
         return sorted_edges(plain.build(peers))
@@ -151,7 +156,16 @@ def named_edges(name: str, peers: int, seed: int) -> Edges:
     probability = _value(name, kind, rest, lambda p: 0 < p <= 1, "a number above 0 and at most 1")
     if 1 - probability == 1:  # networkx would divide by log(1 - p)
         return sorted_edges([])
+    _check_links(name, round(probability * peers * (peers - 1) / 2))
     return sorted_edges(nx.fast_gnp_random_graph(peers, probability, seed=drawn_by).edges)
+
+
+def _check_links(name: str, links: int) -> None:
+    if links > MOST_LINKS:
+        raise UserError(
+            f"topology: {name} has {links:,} links for so many peers, and the most are {MOST_LINKS:,}; "
+            "choose a sparser graph, such as random_regular:d=4, or a smaller num_clients"
+        )
 
 
 def sorted_edges(links: Links) -> Edges:
@@ -191,6 +205,7 @@ def _random_regular(name: str, rest: str, peers: int, drawn_by: int) -> Links:
             f"topology: {name}: {peers} peers cannot have {degree} links each, since a link has two ends and "
             f"{peers} x {degree} is odd; make d or num_clients even"
         )
+    _check_links(name, degree * peers // 2)
     # Dense ones are drawn by the links that they lack: drawing them link by link seldom succeeds.
     if degree > peers // 2:
         return nx.complement(nx.random_regular_graph(peers - 1 - degree, peers, seed=drawn_by)).edges

@@ -71,7 +71,7 @@ class PeerData:
 class PeerNetwork:
     """Network."""
 
-    num_clients: int = option(7, "peers", minimum=2, maximum=4096)
+    num_clients: int = option(7, "peers", minimum=2, maximum=16_384)
     name: str = option(
         "link3",
         "graph: du14, link3 to link7 (seven peers), ring, complete, star, line, grid, torus, hypercube, "
@@ -170,6 +170,24 @@ class PeerReports:
     )
 
 
+MOST_EVALUATED = 100
+"""Peers that are evaluated where nobody says how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyPeers:
+    """Of many peers those that a run tells of one by one."""
+
+    eval_peers: int | Literal["auto"] = option(
+        "auto",
+        "peers that are evaluated, and have their own numbers in metrics.jsonl and their own folder in "
+        f"checkpoints, drawn by seed of those that do not attack; auto: all, of more than {MOST_EVALUATED} "
+        "that many",
+        minimum=1,
+        maximum=10**8,
+    )
+
+
 @sets_method(server=False)
 @dataclass(frozen=True, kw_only=True)
 class DflConfig(
@@ -190,6 +208,7 @@ class DflConfig(
     SimulatedAttack,
     Privacy,
     PeerReports,
+    ManyPeers,
 ):
     """All options of `fedloom dfl`, by their flat names."""
 
@@ -199,7 +218,7 @@ class TopologyConfig:
     """Topology."""
 
     name: str = option("link3", "graph, as `fedloom dfl` takes it", path=True)
-    num_clients: int = option(7, "peers", minimum=2, maximum=4096)
+    num_clients: int = option(7, "peers", minimum=2, maximum=16_384)
     seed: int = option(3407, "seed of random graphs and of the picture", minimum=0, maximum=2**32 - 1)
     adapter_bytes: int | None = option(
         None,

@@ -40,8 +40,10 @@ def accuracies(run: RunRecord) -> list[Figure]:
     if not rows:
         return []
     peers = len(rows[0]["peer_val_accuracy"])
+    # The row before the first round has the same peers, and does not say which.
+    numbers = rows[-1].get("evaluated_peers") or range(peers)
     rounds = [row["round"] for row in rows]
-    traces, entries = _lines(rows, rounds, peers) if peers <= MOST_LINES else _bands(rows, rounds)
+    traces, entries = _lines(rows, rounds, numbers) if peers <= MOST_LINES else _bands(rows, rounds)
     last = sorted(value for value in rows[-1]["peer_val_accuracy"] if is_number(value))
     ends = f" At the end they are between {last[0]:.1%} and {last[-1]:.1%}." if last else ""
     return [
@@ -57,12 +59,12 @@ def accuracies(run: RunRecord) -> list[Figure]:
     ]
 
 
-def _lines(rows: Sequence[Row], rounds: list[int], peers: int) -> tuple[list[Trace], list[Entry]]:
+def _lines(rows: Sequence[Row], rounds: list[int], numbers: Sequence[int]) -> tuple[list[Trace], list[Entry]]:
     traces, entries = [], []
-    for peer in range(peers):
-        y = [row["peer_val_accuracy"][peer] for row in rows]
-        traces.append(line(f"peer {peer + 1}", rounds, y, look(peer), ".1%"))
-        entries.append(Entry(f"peer {peer + 1}", look(peer), [peer]))
+    for place, peer in enumerate(numbers):
+        y = [row["peer_val_accuracy"][place] for row in rows]
+        traces.append(line(f"peer {peer + 1}", rounds, y, look(place), ".1%"))
+        entries.append(Entry(f"peer {peer + 1}", look(place), [place]))
     return traces, entries
 
 

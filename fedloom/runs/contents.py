@@ -70,6 +70,7 @@ ROW: Mapping[str, Check] = {
     **dict.fromkeys(("bytes_up", "bytes_down", "tokens"), perhaps(is_count)),
     **dict.fromkeys(("peer_val_accuracy", "layer_scores"), _NUMBERS),
     "selected_layers": _LAYERS,
+    "evaluated_peers": _COUNTS,
 }
 """A row of metrics.jsonl, beside its round."""
 
@@ -122,7 +123,7 @@ def check_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             raise Damaged(path, f"round {row['round']} stands there twice, or behind a later one")
         before = row["round"]
         check_known(path, row, ROW, f"round {before}: ")
-        for name in ("peer_val_accuracy", "layer_scores"):
+        for name in ("peer_val_accuracy", "evaluated_peers", "layer_scores"):
             length = len(row.get(name) or ())
             if length and length != lengths.setdefault(name, length):
                 raise Damaged(path, f"round {before}: {name} has {length} numbers, and others have another")
@@ -177,13 +178,15 @@ def check_options(path: Path, content: Mapping[str, Any], command: str) -> None:
 
 
 def check_peers(folder: Path, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Make sure that a run has as many peers as its options say: graphs are made of that number.
+    """Make sure that a run has as many peers as its options say, or as many of them as it evaluates.
 
     Raises:
         Damaged: It has not.
     """
+    told = [row["evaluated_peers"] for row in rows if row.get("evaluated_peers")]
     found = {len(row["peer_val_accuracy"]) for row in rows if row.get("peer_val_accuracy")}
-    if found - {content.get("num_clients")}:
+    peers = content.get("num_clients")
+    if any(max(some) >= (peers or 0) for some in told) or found - {len(told[0]) if told else peers}:
         raise Damaged(folder / RUN_CONFIG, f"num_clients is not {max(found)}, the peers of its metrics")
 
 

@@ -78,7 +78,7 @@ def _reason_to_stop(parts: PeerParts, rounds: int, now: PeerProgress) -> str | N
 
 
 def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
-    """Leave a checkpoint: a PEFT adapter folder per peer, and the state."""
+    """Leave a checkpoint: a PEFT adapter folder per evaluated peer, and the state of all."""
     if now.peers.round == 0:
         return
     state_rows, local = _tensors(now.peers), parts.here
@@ -103,11 +103,12 @@ def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
     frozen = {name: t.detach().cpu() for name, t in parts.frozen.items()}
 
     def write_adapters(path: Path) -> None:
-        for peer in range(bank.clients):
+        first = path / f"peer-{parts.shown[0] + 1:04d}"
+        for peer in parts.shown:
             of_peer = path / f"peer-{peer + 1:04d}"
             parts.model.save(frozen | bank.row(peer), of_peer)
             if parts.beside is not None:
-                parts.beside.write(of_peer, like=path / "peer-0001" if peer else None)
+                parts.beside.write(of_peer, like=first if first != of_peer else None)
 
     save_checkpoint(
         folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fedloom.evaluation.answering import answer
@@ -20,12 +20,14 @@ log = logging.getLogger(__name__)
 def evaluated(
     parts: PeerParts, now: PeerProgress, row: dict[str, Any]
 ) -> tuple[PeerProgress, dict[str, Any]]:
-    """Every peer's loss and accuracy; means are over those that do not attack."""
+    """Loss and accuracy of every peer that is evaluated; means are over those that do not attack."""
     began = time.perf_counter()
     results = _first(parts, now) if now.peers.round == 0 else _all(parts, now)
-    accuracies = [results[peer].accuracy for peer in parts.honest]
+    by_peer = dict(zip(parts.shown, results, strict=True))
+    honest = [by_peer[peer] for peer in _honest(parts)]
+    accuracies = [result.accuracy for result in honest]
     found = {
-        "val_loss": _mean(results[peer].loss for peer in parts.honest),
+        "val_loss": _mean(result.loss for result in honest),
         "val_accuracy": _mean(accuracies),
         "val_accuracy_min": min(accuracies),
         "val_accuracy_max": max(accuracies),
@@ -49,40 +51,55 @@ def evaluated(
 
 def _backdoor(parts: PeerParts, now: PeerProgress) -> float:
     """How often an attack succeeds: the mean over honest peers."""
-    bank = evaluated_bank(parts, now)
-    local = bank.rows([peer - parts.here.start for peer in parts.honest if peer in parts.here])
+    honest = set(_honest(parts))
+    local = _rows(parts, now, [peer for peer in parts.shown_here if peer in honest])
     found = success_rates(parts.model, local, parts.triggered, parts.rules.wave_tokens, parts.frozen)
     return _mean(rate for process in parts.group.gather(found) for rate in process)
 
 
 def _all(parts: PeerParts, now: PeerProgress) -> list[Validation]:
-    bank, sequences = evaluated_bank(parts, now), parts.validation[parts.here.start : parts.here.stop]
+    peers = parts.shown_here
+    bank, sequences = _rows(parts, now, peers), [parts.validation[peer] for peer in peers]
     found = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.frozen)
     everyone = parts.group.gather([[result.loss, result.accuracy] for result in found])
     return [Validation(*result) for process in everyone for result in process]
 
 
+def _honest(parts: PeerParts) -> list[int]:
+    """The evaluated peers that do not attack."""
+    return sorted(set(parts.shown) & set(parts.honest))
+
+
+def _rows(parts: PeerParts, now: PeerProgress, peers: Sequence[int]) -> AdapterBank:
+    """What some peers of this process are judged by; where it is all of them, without a copy."""
+    bank = evaluated_bank(parts, now)
+    return bank if len(peers) == bank.clients else bank.rows([peer - parts.here.start for peer in peers])
+
+
 def _first(parts: PeerParts, now: PeerProgress) -> list[Validation]:
     """Before the first round all adapters are the same: each list of sequences is judged once."""
-    distinct = {id(sequences_of_one): sequences_of_one for sequences_of_one in parts.validation}
+    every = [parts.validation[peer] for peer in parts.shown]
+    distinct = {id(sequences_of_one): sequences_of_one for sequences_of_one in every}
     bank = AdapterBank.repeat(now.peers.bank.row(0), len(distinct))
     sequences = list(distinct.values())
     results = first_validation(
         parts.model, bank, sequences, parts.rules.wave_tokens, parts.frozen, parts.group
     )
     by_list = dict(zip(distinct, results, strict=True))
-    return [by_list[id(sequences_of_one)] for sequences_of_one in parts.validation]
+    return [by_list[id(sequences_of_one)] for sequences_of_one in every]
 
 
 def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[str, Any]:
     """Let every peer answer some of its validation problems."""
     began = time.perf_counter()
-    questions = parts.questions[parts.here.start : parts.here.stop]
-    results = answer(parts.model, evaluated_bank(parts, now), parts.tokenizer, questions, frozen=parts.frozen)
+    peers = parts.shown_here
+    bank, questions = _rows(parts, now, peers), [parts.questions[peer] for peer in peers]
+    results = answer(parts.model, bank, parts.tokenizer, questions, frozen=parts.frozen)
     everyone = parts.group.gather([result.accuracy for result in results])
     accuracies = [accuracy for process in everyone for accuracy in process]
+    by_peer = dict(zip(parts.shown, accuracies, strict=True))
     return row | {
-        "val_answer_accuracy": _mean(accuracies[peer] for peer in parts.honest),
+        "val_answer_accuracy": _mean(by_peer[peer] for peer in _honest(parts)),
         "peer_val_answer_accuracy": accuracies,
         "eval_seconds": row.get("eval_seconds", 0.0) + time.perf_counter() - began,
     }
@@ -90,8 +107,9 @@ def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[s
 
 def averaged(parts: PeerParts, now: PeerProgress) -> Validation:
     """How good the mean of the honest peers' adapters is, on the validation data of all."""
-    honest = parts.honest
-    part = now.peers.bank.rows([peer - parts.here.start for peer in honest if peer in parts.here])
+    honest, part = parts.honest, now.peers.bank
+    if len(honest) < len(parts.peers):
+        part = part.rows([peer - parts.here.start for peer in honest if peer in parts.here])
     mean = parts.group.sum({name: t.sum(0) / len(honest) for name, t in part.tensors.items()})
     distinct = list({id(part): part for part in parts.validation}.values())
     sequences = [tokens for part in distinct for tokens in part]

@@ -64,6 +64,7 @@ class PeerParts:
         attackers: Who attacks in a simulation, and how.
         triggered: Validation examples as an attacker wants them answered.
         budget: What differential privacy may cost.
+        sample: The peers that are evaluated and saved one by one, ascending; None: all.
     """
 
     model: StackedModel
@@ -90,6 +91,17 @@ class PeerParts:
     attackers: Attackers | None = None
     triggered: Sequence[Tokens] = ()
     budget: Budget | None = None
+    sample: Sequence[int] | None = None
+
+    @property
+    def shown(self) -> Sequence[int]:
+        """The peers that the run tells of one by one, ascending."""
+        return range(len(self.peers)) if self.sample is None else self.sample
+
+    @property
+    def shown_here(self) -> list[int]:
+        """Those of this process."""
+        return [peer for peer in self.shown if peer in self.here]
 
     @property
     def honest(self) -> list[int]:

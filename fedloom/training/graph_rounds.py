@@ -74,7 +74,7 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
             now.drawn, parts.schedules, report.active.tolist(), strict=True
         )
     ]
-    row = _row(peers.round, report, training) | moved | _voted(parts, voted)
+    row = _row(peers.round, report, training, parts) | moved | _voted(parts, voted)
     if parts.attackers is not None:
         row |= {"attackers": int(sum(bool(report.active[peer]) for peer in parts.attackers.clients))}
     row |= {"seconds": time.perf_counter() - began}
@@ -165,21 +165,22 @@ def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:
     return {name: [value for process in everyone for value in process[name]] for name in of_process}
 
 
-def _row(round_: int, report: PeerReport, trained: dict[str, list[Any]]) -> dict[str, Any]:
+def _row(round_: int, report: PeerReport, trained: dict[str, list[Any]], parts: PeerParts) -> dict[str, Any]:
+    shown = parts.shown
     seen = [loss for loss in trained["loss"] if not math.isnan(loss)]
     labels = sum(trained["labels"])
     return {
         "round": round_,
         "train_loss": sum(seen) / len(seen) if seen else math.nan,
         "train_accuracy": sum(trained["correct"]) / labels if labels else math.nan,
-        "peer_train_loss": trained["loss"],
-        "peers_out": (~report.active).nonzero()[:, 0].tolist(),
+        "peer_train_loss": [trained["loss"][peer] for peer in shown],
+        "peers_out": [peer for peer in shown if not report.active[peer]],
         "peers_left_out": trained["peers_left_out"],
         # What one sends another receives.
         "bytes_up": sum(trained["bytes_sent"]),
         "bytes_down": sum(trained["bytes_sent"]),
         "tokens": sum(trained["tokens"]),
-    }
+    } | ({} if parts.sample is None else {"evaluated_peers": list(shown)})
 
 
 def _voted(parts: PeerParts, report: VoteReport | None) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def _voted(parts: PeerParts, report: VoteReport | None) -> dict[str, Any]:
     chosen = [own for rank in everyone for own in rank["chosen"]]
     row: dict[str, Any] = {
         "peer_selected_layers": [
-            [n for n, on in zip(parts.votes.numbers, own, strict=True) if on] for own in chosen
+            [n for n, on in zip(parts.votes.numbers, chosen[peer], strict=True) if on] for peer in parts.shown
         ]
     }
     # A vote has a sum of 1; who sat out has none.

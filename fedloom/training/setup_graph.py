@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedloom.client.local import LocalRules
 from fedloom.client.work import Schedule
+from fedloom.data.randomness import numpy_rng
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import within_room
 from fedloom.federation.attacks import Attackers
@@ -24,7 +25,7 @@ from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.fit import check_fit
 from fedloom.model.layout import shared_prefix
 from fedloom.options.check_graph import check
-from fedloom.options.graph import DflConfig
+from fedloom.options.graph import MOST_EVALUATED, DflConfig
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
@@ -226,7 +227,19 @@ def _build(
         beside=beside_adapters(config, task, base, data.reader),
         attackers=attackers,
         triggered=data.triggered,
+        sample=_sample(config, attackers) if isinstance(config, DflConfig) else None,
     )
+
+
+def _sample(config: DflConfig, attackers: Attackers | None) -> list[int] | None:
+    """The peers that are evaluated, ascending; None: all."""
+    most = MOST_EVALUATED if config.eval_peers == "auto" else config.eval_peers
+    if most >= config.num_clients:
+        return None
+    attack = attackers.clients if attackers else frozenset()
+    honest = [peer for peer in range(config.num_clients) if peer not in attack]
+    order = numpy_rng(config.seed, "evaluated peers").permutation(len(honest))
+    return sorted(honest[place] for place in order[:most].tolist())
 
 
 def _budget(config: Setting, data: Encoded, only: int | None) -> Budget | None:

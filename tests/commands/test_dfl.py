@@ -15,6 +15,8 @@ from tiny import save_tiny_bert, save_tiny_llama
 from transformers import AutoModelForSequenceClassification
 
 from fedloom.commands.cli import main
+from fedloom.report.peers import accuracies
+from fedloom.runs.record import read_run
 
 GOOD, BAD = (
     ["a fine film", "warm and wise", "great fun", "truly good"],
@@ -98,6 +100,31 @@ def test_a_peers_adapter_loads_with_peft_and_judges_as_the_run_did(one_run, mode
         for row in judged
     ]
     assert rows(one_run)[-1]["peer_val_accuracy"][1] == pytest.approx(sum(right) / len(right))
+
+
+def test_of_many_peers_some_are_told_of_and_the_run_is_the_same(dfl, one_run):
+    status, folder = dfl("some", "--training_type", "LoRA", "--eval_peers", "2")
+    assert status == 0
+    shown = rows(folder)[-1]["evaluated_peers"]
+    assert len(shown) == 2 and len(rows(folder)[0]["peer_val_accuracy"]) == 2
+    for ours, whole in zip(rows(folder)[1:], rows(one_run)[1:], strict=True):
+        for name in ("train_loss", "consensus_error", "bytes_up"):
+            assert ours[name] == whole[name]
+        for name in ("peer_train_loss", "peer_val_accuracy", "peer_val_loss"):
+            assert ours[name] == pytest.approx([whole[name][peer] for peer in shown], abs=1e-6)
+        assert ours["val_accuracy"] == pytest.approx(sum(ours["peer_val_accuracy"]) / 2)
+    names = [path.name for path in sorted((folder / "checkpoints" / "round-000004").glob("peer-*"))]
+    assert names == [f"peer-{peer + 1:04d}" for peer in shown]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (folder, one_run)]
+    assert summaries[0]["averaged_adapter"] == pytest.approx(summaries[1]["averaged_adapter"])
+    (figure,) = accuracies(read_run(folder))
+    assert [trace["name"] for trace in figure.traces] == [f"peer {peer + 1}" for peer in shown]
+
+
+def test_of_peers_of_which_some_attack_those_that_do_not_are_evaluated(dfl):
+    attack = ("--attack", "sign_flip", "--attackers", "2", "--num_rounds", "1", "--eval_peers", "3")
+    status, folder = dfl("attacked", *attack)
+    assert status == 0 and len(rows(folder)[-1]["evaluated_peers"]) == 2
 
 
 @pytest.mark.parametrize("training_type", ["DFL-LoRA", "ConLoRA"])

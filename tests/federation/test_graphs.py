@@ -90,6 +90,8 @@ def test_erdos_renyi_has_its_share_of_links():
         ("ring", 1, ["num_clients: 1 has no one to mix with; choose at least 2"]),
         ("random_pairs", 0, ["num_clients: 0", "at least 2"]),
         ("link5", 10, ["link5 is a graph of 7 peers, but num_clients is 10", "--num_clients 7", "ring"]),
+        ("complete", 5000, ["complete has 12,497,500 links", "random_regular:d=4"]),
+        ("erdos_renyi:p=0.9", 6000, ["links", "random_regular:d=4"]),
         ("grid", 13, ["num_clients is 13", "at least 2 of each", "--num_clients 12 or --num_clients 14"]),
         ("grid", 2, ["choose --num_clients 4"]),
         ("torus", 14, ["at least 3 of each", "--num_clients 12 or --num_clients 15"]),
