@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,9 @@ from fedloom.model.pack import Apart
 from fedloom.model.packing import build_pack
 from fedloom.model.stacked import StackedModel
 from fedloom.model.wave import Call, Examples
+
+_MOST_AT_ONCE = 2**22
+"""Numbers of the products of several examples, of which norms are taken together."""
 
 
 def clipped_sums(
@@ -116,21 +119,35 @@ def _wide(t: Tensor) -> torch.dtype:
 
 def squared_norms(calls: Sequence[Call]) -> Float[Tensor, " examples"]:
     """``‖Σ_t a_t b_tᵀ‖²`` for each example, over all calls of a module."""
-    found = []
-    bounds = [list(pairwise(accumulate(lengths, initial=0))) for *_, lengths in calls]
-    for e in range(len(bounds[0])):
-        parts = [
-            (left[slice(*own[e])], right[slice(*own[e])])
-            for (left, right, _), own in zip(calls, bounds, strict=True)
+    # With the narrow side before the product, which is up to three times as fast.
+    sides = [sorted((left, right), key=lambda side: side.shape[1]) for left, right, _ in calls]
+    parts = [
+        [side.to(_wide(side)).split(lengths) for side in both]
+        for both, (*_, lengths) in zip(sides, calls, strict=True)
+    ]
+    narrow, wide = (
+        [
+            own[0] if len(own) == 1 else torch.cat(own)
+            for own in zip(*(call[k] for call in parts), strict=True)
         ]
-        sides = (side[0] if len(side) == 1 else torch.cat(side) for side in zip(*parts, strict=True))
-        a, b = (side.to(_wide(side)) for side in sides)
-        by_gram = len(a) * (a.shape[1] + b.shape[1]) < a.shape[1] * b.shape[1]
-        if by_gram:  # terms of either sign, which may nearly cancel: float32 would lose what is left
+        for k in (0, 1)
+    )
+    m, n = narrow[0].shape[1], wide[0].shape[1]
+    found = torch.zeros(len(wide), dtype=torch.float64, device=wide[0].device)
+    products = wide[0].new_empty(min(len(wide), max(1, _MOST_AT_ONCE // (m * n))), m, n)
+    held: list[int] = []
+    for e, (a, b) in enumerate(zip(narrow, wide, strict=True)):
+        if len(a) * (m + n) < m * n:
+            # Terms of either sign, which may nearly cancel: float32 would lose what is left.
             a, b = a.double(), b.double()
-        square = ((a @ a.T) * (b @ b.T)).sum() if by_gram else (a.T @ b).square().sum()
-        found.append(square.double())
-    return torch.stack(found)
+            found[e] = ((a @ a.T) * (b @ b.T)).sum()
+        else:
+            torch.mm(a.T, b, out=products[len(held)])
+            held.append(e)
+        if held and (len(held) == len(products) or e == len(wide) - 1):
+            found[held] = torch.linalg.vector_norm(products[: len(held)], dim=(1, 2)).double().square()
+            held = []
+    return found
 
 
 def _add_products(
@@ -147,9 +164,11 @@ def _add_products(
     c = factors.to(left).repeat_interleave(repeats)[:, None]
     if not bool((factors > 0).all()):
         left, right = torch.where(c > 0, left, 0.0), torch.where(c > 0, right, 0.0)
-    scaled = left * c
+    swapped = left.shape[1] > right.shape[1]  # with the narrow side before the product
+    narrow, wide = (right * c, left) if swapped else (left * c, right)
     starts = list(accumulate(lengths, initial=0))
     for client in sorted(set(owners)):
         first, last = owners.index(client), len(owners) - owners[::-1].index(client)
         rows = slice(starts[first], starts[last])
-        total[client] += (scaled[rows].T @ right[rows]).to(total)
+        product = (narrow[rows].T @ wide[rows]).to(total)
+        total[client] += product.T if swapped else product

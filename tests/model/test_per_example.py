@@ -9,6 +9,7 @@ from peft import LoraConfig, PromptEncoderConfig, PromptTuningConfig
 from tiny import tiny_bert, tiny_bloom, tiny_gpt2, tiny_llama
 
 from fedloom.data.encode import Tokens
+from fedloom.model import per_example
 from fedloom.model.adapters.lora import add_low_rank
 from fedloom.model.layout import Batch
 from fedloom.model.packing import build_pack
@@ -142,6 +143,21 @@ def test_norms_come_either_way(tokens):
         out = add_low_rank(y[rows].clone(), x[rows], A, B, 0.5, (tokens,)).square().sum()
         for factor, gradient in zip(("lora_A", "lora_B"), torch.autograd.grad(out, (A, B)), strict=True):
             torch.testing.assert_close(squares[factor][e], gradient.square().sum())
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 4 * 16, 2**22])
+def test_norms_are_those_of_examples_long_and_short_over_several_calls(at_once, monkeypatch):
+    monkeypatch.setattr(per_example, "_MOST_AT_ONCE", at_once)
+    draws = torch.Generator().manual_seed(0)
+    calls = []
+    for lengths in ((1, 9, 2, 30, 1), (1, 4, 0, 7, 1)):
+        sides = (torch.randn(sum(lengths), w, generator=draws, dtype=torch.float64) for w in (16, 4))
+        calls.append((*sides, lengths))
+    expected = sum(
+        torch.stack([a.T @ b for a, b in zip(left.split(n), right.split(n), strict=True)])
+        for left, right, n in calls
+    )
+    torch.testing.assert_close(squared_norms(calls), expected.square().sum((1, 2)))
 
 
 @pytest.mark.parametrize("tokens", [6, 200])
