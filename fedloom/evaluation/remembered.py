@@ -31,7 +31,7 @@ from fedloom.runtimes.group import ALONE, Group
 log = logging.getLogger(__name__)
 
 WORTH_SECONDS = 1.0
-"""Of processor time: what takes less is not kept, and a model of that kind is read and judged as fast."""
+"""Of processor time; what takes less is not kept."""
 MOST_KEPT = 500
 
 
@@ -52,8 +52,11 @@ def first_validation(
         return validate_rows(model, bank, sequences, wave_tokens, frozen, group)
     folder = Path(huggingface_hub.constants.HF_HOME) / "fedloom" / "first-validations"
     file = folder / f"{_digest(model, bank.tensors | (frozen or {}), sequences, wave_tokens)}.json"
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        found = [Validation(**one) for one in json.loads(file.read_bytes())]
+    with suppress(OSError, ValueError, TypeError):
+        pairs = json.loads(file.read_bytes())
+        found = [Validation(float(loss), float(accuracy)) for loss, accuracy in pairs]
+        if len(found) != len(sequences):
+            raise ValueError
         log.info("the first validation is known of an earlier run (%s)", file)
         return found
     began = time.process_time()
@@ -61,7 +64,7 @@ def first_validation(
     if time.process_time() - began > WORTH_SECONDS:
         with suppress(OSError, CannotWrite):
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps([vars(one) for one in found]))
+            write_atomically(file, json.dumps([[one.loss, one.accuracy] for one in found]))
             for old in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-MOST_KEPT]:
                 old.unlink()
     return found
