@@ -81,11 +81,14 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="a folder with SST-2")
     parser.add_argument("--package", nargs="+", default=["."], help="checkouts; the first is 1")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", default="", help="runs whose names begin so; others stay in the file")
     parser.add_argument("--out", type=Path)
     words = parser.parse_args()
     found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as caches:
         for name, how in list(starts(words.data_dir).items()) * words.repeats:
+            if not name.startswith(words.only):
+                continue
             said = set()
             for number, package in enumerate(words.package):
                 cache = Path(caches) / f"{number}"
@@ -94,14 +97,19 @@ def main() -> None:
                     one = start(package, how, cache)
                     said.add(one["validation"])
                     found[f"{name}, {state}"][package].append(one["seconds"])
-                found[LIBRARIES][package].append(seconds_of(package, LIBRARIES))
             assert len(said) == 1, f"{name}: not the same numbers: {said}"
+        for package in words.package:
+            found["libraries alone"][package].append(seconds_of(package, LIBRARIES))
     shortest = {name: [min(times) for times in by.values()] for name, by in found.items()}
     for name, times in shortest.items():
         print(f"{name:<48}" + "".join(f"  {one:6.2f} s ({one / times[0]:.2f})" for one in times))
     if words.out:
-        about = {"machine": describe_machine(torch.device("cpu")), "versions": versions()}
-        about |= {"date": date.today().isoformat(), "repeats": words.repeats, "seconds": shortest}
+        if words.out.exists():
+            shortest = json.loads(words.out.read_text())["seconds"] | shortest
+        about = {"kind": "startup", "seconds": shortest, "repeats": words.repeats}
+        about |= {"machine": describe_machine(torch.device("cpu")), "versions": versions()}
+        about |= {"date": date.today().isoformat()}
+        about |= {"command": "python benchmarks/startup.py --data_dir SST2 --package BEFORE AFTER"}
         words.out.write_text(json.dumps(about, indent=1) + "\n")
 
 

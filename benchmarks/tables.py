@@ -26,6 +26,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         "drift": drift_table,
         "evaluate": _evaluate_table,
         "ranks": ranks_table,
+        "startup": _startup_table,
     }
     return "\n".join([*tables[result["kind"]](result), "", *_origin(result)]) + "\n"
 
@@ -196,6 +197,16 @@ def _numbers(layers: list[int]) -> str:
         else:
             runs.append([layer])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{DASH}{run[-1]}" for run in runs)
+
+
+def _startup_table(result: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, f"{before:.1f}", f"{after:.1f}", f"{after / before:.2f}"]
+        for name, (before, after) in result["seconds"].items()
+    ]
+    head = ["until the first round", "seconds before", "after", "ratio"]
+    note = f"Processor time, user and system, of a process from its start; shortest of {result['repeats']}."
+    return [*table(head, rows), "", note]
 
 
 def _origin(result: dict[str, Any]) -> list[str]:

@@ -8,7 +8,11 @@ import sys
 
 import pytest
 
+from fedloom.errors import UserError
+from fedloom.options.fed import FedConfig
 from fedloom.process import uncollected
+from fedloom.runtimes.group import ALONE
+from fedloom.training.launch import built
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 
@@ -68,6 +72,18 @@ def test_within_a_start_nobody_looks_for_circles_and_afterwards_as_before():
     with pytest.raises(ValueError), uncollected():
         raise ValueError
     assert gc.isenabled()
+
+
+def test_the_parts_of_a_run_are_built_so(tmp_path):
+    seen = []
+
+    def build(config, group, inputs):
+        seen.append(gc.isenabled())
+        raise UserError("enough")
+
+    with pytest.raises(UserError), built(FedConfig(out_dir=str(tmp_path)), tmp_path / "run", build, ALONE):
+        pass
+    assert seen == [False] and gc.isenabled()
 
 
 def test_what_a_command_imports_is_not_looked_at_again():
