@@ -9,6 +9,7 @@ from cells import DASH, gib, mean_of, percent_of, table, times
 from compared import compared_table
 from tables_drift import drift_table
 from tables_peers import consensus_table, peers_table, scale_table
+from tables_private import private_step_table
 from tables_ranks import ranks_table
 
 
@@ -27,6 +28,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         "evaluate": _evaluate_table,
         "ranks": ranks_table,
         "startup": _startup_table,
+        "private-step": private_step_table,
     }
     return "\n".join([*tables[result["kind"]](result), "", *_origin(result)]) + "\n"
 

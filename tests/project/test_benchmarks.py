@@ -99,6 +99,20 @@ def test_a_round_is_measured_and_shown(model, data, module, tmp_path, capsys, mo
     assert "**fedloom**" in table and table.strip() == printed.strip()
 
 
+def test_clipped_gradients_are_those_of_opacus(model, module, tmp_path, capsys):
+    """Where Opacus is installed; it is in no lock."""
+    pytest.importorskip("opacus")
+    out = tmp_path / "private.json"
+    words = (
+        f"--models {model} {save_tiny_bert(tmp_path / 'bert')} --shapes 1x6x12 1x6x12:5 3x2x12 --repeats 1"
+    )
+    assert module("private_step").main([*words.split(), "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    apart = [far for row in result["rows"] for far in row["apart"].values()]
+    assert len(apart) == 2 * 2 * 2 and max(apart) < 3e-6
+    assert "**fedloom, clipped**" in capsys.readouterr().out
+
+
 def test_memory_is_measured_also_with_random_weights(data, module, tmp_path, capsys, monkeypatch):
     fork_workers(module, monkeypatch)
     out = tmp_path / "memory.json"
