@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ from fedloom.model.bank import AdapterBank, Row
 
 Gradients = Callable[[PeerState, Bool[Tensor, " peers"]], AdapterBank]
 """``(state, whose) -> gradients``, a row for each of those peers, on a batch of its own."""
+
+Layers = TypeVar("Layers", Tensor, np.ndarray)
+"""Which of all layers; a truth value for each."""
 
 TrainLayers = Callable[[PeerState, Bool[Tensor, " peers"], Bool[Tensor, "peers layers"]], Trained]
 """As `peers.Train`, and which layers each peer trains."""
@@ -73,6 +76,11 @@ class LayerVotes:
         """The layers' numbers, ascending: a column of votes and choices for each."""
         return sorted(self.layers)
 
+    @cached_property
+    def names(self) -> tuple[set[str], ...]:
+        """The parameters of each layer."""
+        return tuple(names_in([self.layers[number]]) for number in self.numbers)
+
     @property
     def voted(self) -> bool:
         """Whether there is anything to vote on."""
@@ -85,9 +93,7 @@ class LayerVotes:
 
     def resting(self, chosen: Sequence[bool]) -> set[str]:
         """The parameters of the layers that a peer has not selected."""
-        return names_in(
-            self.layers[number] for number, on in zip(self.numbers, chosen, strict=True) if not on
-        )
+        return {name for names, on in zip(self.names, chosen, strict=True) if not on for name in names}
 
     def vote(self, row: Row, gradient: Row) -> Float[Tensor, " layers"]:
         """A peer's vote: its scores as shares. One whose scores are of no use has no preference."""
@@ -114,6 +120,10 @@ class LayerVotes:
         columns = range(votes.shape[1])
         return torch.tensor([[column in own for column in columns] for own in picked]).view(votes.shape)
 
+    def carries(self, one: Layers, other: Layers) -> Layers:
+        """The layers that a link carries, of those that either end has selected."""
+        return one | other if self.carried == "either" else one & other
+
     def by_layer(
         self, mixing: RoundMixing, chosen: Bool[np.ndarray, "heard layers"], heard: Sequence[int]
     ) -> list[tuple[RoundMixing, set[str]]]:
@@ -126,14 +136,10 @@ class LayerVotes:
         """
         known = np.zeros((mixing.peers, len(self.layers)), dtype=bool)
         known[heard] = chosen
-        one, other = known[mixing.edges.T]  # each [links, layers]
-        carries = one | other if self.carried == "either" else one & other
+        carries = self.carries(*known[mixing.edges.T])  # [links, layers]
         return [
-            (
-                replace(mixing, edges=mixing.edges[on], weights=mixing.weights[on]),
-                names_in([self.layers[number]]),
-            )
-            for number, on in zip(self.numbers, carries.T, strict=True)
+            (replace(mixing, edges=mixing.edges[on], weights=mixing.weights[on]), names)
+            for names, on in zip(self.names, carries.T, strict=True)
         ]
 
 

@@ -4,7 +4,7 @@ from fedloom.errors import UserError
 from fedloom.options.attack import check_attack
 from fedloom.options.check_fed import check_rules, check_target_modules, check_values
 from fedloom.options.check_method import check_method
-from fedloom.options.graph import DflConfig, PeerModel, SplitConfig
+from fedloom.options.graph import DflConfig, LayerPriority, PeerModel, SplitConfig
 from fedloom.options.own_data import check_own_data
 from fedloom.options.privacy import check_privacy
 
@@ -20,6 +20,15 @@ def check(config: DflConfig) -> None:
     check_method(config, server=False)
     check_attack(config, config.num_clients)
     check_privacy(config, server=False)
+    check_layers(config)
+
+
+def check_layers(config: LayerPriority) -> None:
+    """Judge how peers choose layers.
+
+    Raises:
+        UserError: They would choose none.
+    """
     if config.layer_votes != "none" and config.max_layer_num == 0 == config.min_layer_num:
         raise UserError(
             f"layer_votes: {config.layer_votes} selects no layer with max_layer_num 0 and min_layer_num 0; "

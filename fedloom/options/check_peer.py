@@ -4,7 +4,7 @@ import re
 
 from fedloom.errors import UserError
 from fedloom.options.check_fed import check_values
-from fedloom.options.check_graph import check_model
+from fedloom.options.check_graph import check_layers, check_model
 from fedloom.options.check_method import check_method
 from fedloom.options.peer import PeerConfig
 from fedloom.options.privacy import check_privacy
@@ -22,6 +22,7 @@ def check(config: PeerConfig) -> None:
     check_model(config)
     check_method(config, server=False)
     check_privacy(config, server=False)
+    check_layers(config)
     for name, how in (
         ("identity", "make a key with `fedloom identity peer.key` and give its file"),
         ("neighbors", "give a YAML file with client, id and addresses of each neighbour"),

@@ -106,10 +106,6 @@ class MethodsConfig:
     plugin: str | None = option(None, "module, or Python file, that adds methods or parts", path=True)
 
 
-_SIMULATED = ("layer_votes",)
-"""Options of `fedloom dfl` that methods set and `fedloom peer` lacks."""
-
-
 def sets_method(*, server: bool, deployed: bool = False) -> Any:
     """Let a dataclass of options take other names of them, and what its `method` sets; a decorator.
 
@@ -166,11 +162,6 @@ def _know(name: str, plugin: object, known: Collection[str], *, server: bool) ->
     row = method(name)
     settings = row.settings(server=server) if row else None
     for wrong in (settings or {}).keys() - known:
-        if wrong in _SIMULATED:
-            raise UserError(
-                f"method: {name} sets {wrong}, which real peers over a network have not; use fedloom dfl, or "
-                "choose another method"
-            )
         raise UserError(
             f"method: {name} sets {wrong}, which is no option{did_you_mean(wrong, known)}; "
             "mend its row in the plugin"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fedloom.options.declare import option
-from fedloom.options.graph import PeerData, PeerModel, PeerReports, PeerTraining
+from fedloom.options.graph import LayerPriority, PeerData, PeerModel, PeerReports, PeerTraining
 from fedloom.options.lora_variants import LoraVariants
 from fedloom.options.method import AnyMethod, GraphMethod, sets_method
 from fedloom.options.own_data import OwnData, Preferences
@@ -64,6 +64,7 @@ class PeerConfig(
     Prompts,
     AnyMethod,
     GraphMethod,
+    LayerPriority,
     PeerTraining,
     Privacy,
     PeerReports,

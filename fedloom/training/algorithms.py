@@ -208,12 +208,11 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
             f"client_rule: {chosen(config)['client_rule']} is about the mean of what neighbours send, which "
             "another aggregator or lora_aggregation is not; leave them out, or choose --client_rule none"
         )
-    if isinstance(config, DflConfig):
-        check_votes(config, algorithm)
+    check_votes(config, algorithm)
     return algorithm
 
 
-def check_votes(config: DflConfig, algorithm: Algorithm) -> None:
+def check_votes(config: Setting, algorithm: Algorithm) -> None:
     """Judge what peers that vote on layers combine with it.
 
     Raises:
@@ -236,7 +235,7 @@ def check_votes(config: DflConfig, algorithm: Algorithm) -> None:
         )
 
 
-def layer_votes(config: DflConfig, model: StackedModel, frozen: Row) -> LayerVotes | None:
+def layer_votes(config: Setting, model: StackedModel, frozen: Row) -> LayerVotes | None:
     """How peers choose the layers of a round; None where they train and send all."""
     if config.layer_votes == "none":
         return None

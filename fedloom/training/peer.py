@@ -59,6 +59,10 @@ _AGREED = (
     "mix_head",
     "max_move",
     "mixing_step",
+    "layer_votes",
+    "max_layer_num",
+    "min_layer_num",
+    "grad_eval",
     "num_rounds",
     "seed",
     "data_seed",
@@ -186,9 +190,10 @@ def agreement(config: PeerConfig, parts: PeerParts) -> str:
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
     """What all messages of this run have in common; the digest tells a peer with other options apart."""
     payload = payload_like(parts.algorithm, config.client - 1, parts.sent, {})
-    compressed = chosen(config)["compress"] != "none"
+    unlike = chosen(config)["compress"] != "none" or parts.votes is not None
+    layers = () if parts.votes is None else parts.votes.names
     run = agreement(config, parts)
-    return Expected(run, Schema.of(payload), config.num_rounds, config.num_clients, compressed)
+    return Expected(run, Schema.of(payload), config.num_rounds, config.num_clients, unlike, layers)
 
 
 def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedloom.runtimes.libp2p.mixes import Mix
 from fedloom.runtimes.libp2p.node import Node
 from fedloom.training.graph_parts import PeerParts, PeerProgress
 from fedloom.training.graph_rounds import evaluated_bank, train
+from fedloom.training.peer_votes import select
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +63,10 @@ def play_round(
             "rounds missed: %d, from round %d on; the neighbours are in %d", missed, following, round_
         )
     node.begin(round_)
-    trained, training = recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
-    mix = node.swap(round_, sent(parts, trained.peers), missed)
+    trained, training, layers = (
+        recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
+    )
+    mix = node.swap(round_, sent(parts, trained.peers), missed, layers)
     after = _add(trained, mix, trained.peers.bank if parts.evaluates == "before" else None)
     row: dict[str, Any] = {"round": round_, "rounds_missed": missed, **training, "neighbors": mix.neighbours}
     row |= {"neighbors_in_doubt": mix.in_doubt, "neighbors_bounded": mix.bounded, "neighbors_late": mix.late}
@@ -128,12 +132,18 @@ def _add(now: PeerProgress, mix: Mix, before_mixing: AdapterBank | None) -> Peer
 
 def _train(
     parts: PeerParts, node: Node, round_: int, now: PeerProgress
-) -> tuple[PeerProgress, dict[str, Any]]:
-    """Train from where this peer is, and keep what came of it; with the metrics of training."""
+) -> tuple[PeerProgress, dict[str, Any], Mapping[int, str] | None]:
+    """Train from where this peer is, and keep what came of it.
+
+    Returns:
+        The new standing, the metrics of training, and the layers that each edge carries.
+    """
     state = replace(now.peers, round=round_ - 1)
+    selected = select(parts, node, round_, state, now.drawn)
     began = time.perf_counter()
+    learn = partial(train, parts, now.drawn, chosen=selected.chosen)
     # The matrix is that of a peer alone, so that nothing is mixed yet.
-    peers, report = peer_round(state, partial(train, parts, now.drawn), parts.mixing(round_), parts.sent)
+    peers, report = peer_round(state, learn, parts.mixing(round_), parts.sent)
     fruitless = now.fruitless + 1 if report.left_out else 0
     if fruitless:
         log.warning(
@@ -148,17 +158,21 @@ def _train(
         "train_accuracy": int(trained.correct) / labels if labels else math.nan,
         "tokens": int(trained.tokens),
         "peers_left_out": report.left_out,
+        **selected.row,
     }
     drawn = [now.drawn[0] + parts.schedules[0].batches]
     tensors = {f"adapter.{name}": t for name, t in peers.bank.tensors.items()}
     tensors |= {f"optimiser.{name}": t for name, t in peers.optimiser.items()}
     tensors |= {f"memory.{name}": t for name, t in peers.memory.items()}
-    node.keep_trained(round_, tensors, {"drawn": drawn, "row": row}, time.perf_counter() - began)
-    return PeerProgress(peers, drawn, fruitless=fruitless), row
+    kept = {"drawn": drawn, "row": row, "layers": selected.carried}
+    node.keep_trained(round_, tensors, kept, time.perf_counter() - began)
+    return PeerProgress(peers, drawn, fruitless=fruitless), row, selected.carried
 
 
-def recall(parts: PeerParts, node: Node, round_: int) -> tuple[PeerProgress, dict[str, Any]]:
-    """What training in a round came to before this process was killed, with its metrics."""
+def recall(
+    parts: PeerParts, node: Node, round_: int
+) -> tuple[PeerProgress, dict[str, Any], Mapping[int, str] | None]:
+    """What training in a round came to before this process was killed; as `_train`."""
     tensors, state = node.store.load_trained(round_)
     groups: dict[str, Row] = {"adapter": {}, "optimiser": {}, "memory": {}}
     for name, t in tensors.items():
@@ -166,7 +180,9 @@ def recall(parts: PeerParts, node: Node, round_: int) -> tuple[PeerProgress, dic
         groups[group][rest] = t.to(parts.model.device)
     bank = AdapterBank(groups["adapter"])
     peers = PeerState(round_, bank, groups["optimiser"], memory=groups["memory"])
-    return PeerProgress(peers, state["drawn"]), state["row"]
+    layers = state.get("layers")
+    carried = None if layers is None else {int(peer): chosen for peer, chosen in layers.items()}
+    return PeerProgress(peers, state["drawn"]), state["row"], carried
 
 
 def restore(parts: PeerParts, node: Node) -> PeerProgress:
@@ -174,7 +190,7 @@ def restore(parts: PeerParts, node: Node) -> PeerProgress:
     round_ = node.store.trained_round
     assert round_ is not None, "there is something to go on from"
     log.info("goes on from what it trained in round %d", round_)
-    standing, _ = recall(parts, node, round_)
+    standing, *_ = recall(parts, node, round_)
     return replace(standing, peers=replace(standing.peers, round=round_ - 1))
 
 

@@ -217,7 +217,7 @@ def _build(
         own=personal_names(config, algorithm, model.initial.keys()),
         modules=[projection.name for layer in model.adapted.values() for projection in layer],
         mixing=mixing,
-        votes=layer_votes(config, model, frozen) if isinstance(config, DflConfig) else None,
+        votes=layer_votes(config, model, frozen),
         evaluates=config.eval_point,
         seed=config.seed,
         group=group,

@@ -255,7 +255,7 @@ def test_a_run_with_all_layers_is_one_without_votes(words, tmp_path, frozen_a, c
         ("dfl", "--method FlexLoRA --layer_votes both", "lora_aggregation flexlora is about all"),
         ("dfl", "--method K-GT --layer_votes both", "client_rule gradient_tracking is about all"),
         ("dfl", "--method QG-DSGDm --layer_votes both", "client_rule quasi_global is about all"),
-        ("peer", "--method DFL-GPL", "DFL-GPL sets layer_votes, which real peers over a network have not"),
+        ("peer", "--method DFL-GPL --max_layer_num 0", "layer_votes: either selects no layer"),
     ],
 )
 def test_what_has_no_meaning_is_told_before_weights_are_read(command, flags, said, tmp_path, capsys):

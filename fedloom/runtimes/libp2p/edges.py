@@ -28,12 +28,12 @@ from fedloom.runtimes.libp2p.journal import Journal, Key
 from fedloom.runtimes.libp2p.messages import Kind, Message, Verdict
 from fedloom.runtimes.libp2p.opened import Open
 from fedloom.runtimes.libp2p.peer_store import PeerStore
+from fedloom.runtimes.libp2p.polls import Polls
 from fedloom.runtimes.libp2p.schema import MessageRefused
 from fedloom.runtimes.libp2p.statements import Statement
 from fedloom.runtimes.libp2p.transport import Stream
-from fedloom.runtimes.libp2p.wire import LOST, Wire
+from fedloom.runtimes.libp2p.wire import LOST, RETRY_SECONDS, Wire
 
-RETRY_SECONDS = 0.25
 _MOST_STREAMS = 16
 
 
@@ -42,6 +42,7 @@ class Edges:
 
     Attributes:
         attempts: What is being said and answered.
+        polls: What is told before anybody trains.
         opened: The round whose rows are being exchanged, if any.
         unthanked: Commits that the other end has not confirmed.
         ready_at: Since when this peer has been ready.
@@ -58,7 +59,7 @@ class Edges:
             step: What Metropolis weights are multiplied by.
         """
         self.wire, self.journal, self.store, self.step = wire, journal, store, step
-        self.attempts = Attempts(wire.counts, self._fail)
+        self.attempts, self.polls = Attempts(wire.counts, self._fail), Polls(wire)
         self.opened: Open | None = None
         self.unthanked: set[Key] = set()
         self.ready_at: dict[Key, float] = {}
@@ -113,7 +114,7 @@ class Edges:
             if key not in self.journal.decisions:
                 self.store.save_heard(key, answer.row)
                 self.unthanked.add(key)
-                self.journal.decide(key, True, self._weight(answer))
+                self.journal.decide(key, True, self.weight(answer))
                 self.wire.wake()
             await self.wire.send(stream, "decision", opened.round, verdict=self._verdict(key))
             await self.wire.receive(stream, peer, ("thanks",), opened.round)
@@ -127,11 +128,13 @@ class Edges:
             if self._streams[peer] > _MOST_STREAMS:
                 raise MessageRefused("busy", f"more than {_MOST_STREAMS} streams at once")
             request = await self.wire.receive(
-                stream, peer, ("hello", "offer", "question"), oldest=self.wire.at
+                stream, peer, ("hello", "vote", "choice", "offer", "question"), oldest=self.wire.at
             )
             if request.kind == "hello":
                 await self.wire.send(stream, "hello", request.round)
                 self.attempts.spawn(self.settle, peer)
+            elif request.kind in ("vote", "choice"):
+                await self.polls.hear(peer, request, stream)
             elif request.kind == "question":
                 await self._answer_question(peer, request, stream)
             else:
@@ -192,7 +195,7 @@ class Edges:
             return
         if key not in self.journal.weights:
             self.store.save_heard(key, offer.row)
-            self.journal.ready(key, self._weight(offer))
+            self.journal.ready(key, self.weight(offer))
         # The first offer counts: by repeating it nobody gets more time.
         self.ready_at.setdefault(key, time.monotonic())
         try:
@@ -222,7 +225,15 @@ class Edges:
 
     async def _send_row(self, stream: Stream, kind: Kind, peer: int, opened: Open) -> None:
         what = opened.offered[peer]
-        await self.wire.send(stream, kind, opened.round, row=what.row, said=opened.said, basis=what.basis)
+        await self.wire.send(
+            stream,
+            kind,
+            opened.round,
+            row=what.row,
+            said=opened.said,
+            basis=what.basis,
+            layers=what.layers,
+        )
 
     def _check_fit(self, key: Key, opened: Open, message: Message) -> None:
         """Judge a row that came.
@@ -239,7 +250,7 @@ class Edges:
         if not opened.fits(key[1], message.row):
             raise MessageRefused("format", "it cannot be decoded to a row that is of use", key[0])
 
-    def _weight(self, message: Message) -> float:
+    def weight(self, message: Message) -> float:
         """W_ij of an edge, of which a message has come from the other end."""
         return self.step * float(edge_weight(self.wire.degree, message.degree))
 

@@ -15,11 +15,14 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 from fedloom.model.bank import Row
-from fedloom.runtimes.libp2p.edges import RETRY_SECONDS, Edges
+from fedloom.runtimes.libp2p.edges import Edges
 from fedloom.runtimes.libp2p.journal import Key
+from fedloom.runtimes.libp2p.messages import Message
 from fedloom.runtimes.libp2p.opened import Offered, Open
 from fedloom.runtimes.libp2p.patience import Patience
+from fedloom.runtimes.libp2p.polls import Poll
 from fedloom.runtimes.libp2p.statements import Statement
+from fedloom.runtimes.libp2p.wire import RETRY_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,42 @@ class Exchange:
         for peer in self.neighbours:
             self.edges.attempts.spawn(self.edges.greet, peer)
 
+    async def poll(self, poll: Poll, round_: int, layers: str, among: Collection[int]) -> dict[int, Message]:
+        """Tell neighbours something of this round, and hear the same of those who are there in time.
+
+        Args:
+            poll: What.
+            round_: The round that this peer is in.
+            layers: What it tells.
+            among: Whom; nobody else is waited for.
+        """
+        polls, began = self.edges.polls, time.monotonic()
+        # Before it chooses a neighbour may itself have to wait for somebody's vote.
+        latest = began + self.wire.timeout * (poll == "choice")
+
+        def waited_for(peer: int) -> bool:
+            return (
+                polls.heard(poll, peer, round_) is None
+                and peer in self.wire.present
+                and self.wire.heard[peer][0] <= round_
+                and self.patience.waits_for(peer, round_)
+                and time.monotonic() < self._deadline(peer, round_, latest)
+            )
+
+        for peer in among:
+            self.edges.attempts.spawn(polls.tell, peer, poll, round_, layers)
+        spent: dict[int, float] = {}
+        while waited := [peer for peer in among if waited_for(peer)]:
+            ends = min(self._deadline(peer, round_, latest) for peer in waited)
+            await self.wire.change(max(0.0, ends - time.monotonic()))
+            spent |= dict.fromkeys(waited, time.monotonic() - began)
+            self.edges.check()
+        heard = {peer: told for peer in among if (told := polls.heard(poll, peer, round_))}
+        for peer in spent.keys() - heard.keys():
+            self.wire.present.discard(peer)
+            self._remember(peer, round_, spent[peer])
+        return heard
+
     def recover(self, round_: int) -> None:
         """Settle the edges of a round in which this process was killed, before `start` and `swap`."""
         self.wire.at = round_
@@ -102,7 +141,7 @@ class Exchange:
         self.wire.wake()
         spent: dict[int, float] = {}  # seconds that a neighbour was waited for
         while waited := [peer for peer in self.neighbours if self._waited_for(peer, opened)]:
-            ends = min(self._deadline(peer, opened) for peer in waited)
+            ends = min(self._deadline(peer, round_, opened.began) for peer in waited)
             await self.wire.change(max(0.0, ends - time.monotonic()))
             spent |= dict.fromkeys(waited, time.monotonic() - opened.began)
             self.edges.check()
@@ -157,12 +196,12 @@ class Exchange:
         gone_on = self.wire.heard[peer][0] > opened.round
         if gone_on and key not in self.journal.weights:
             return False
-        return time.monotonic() < self._deadline(peer, opened)
+        return time.monotonic() < self._deadline(peer, opened.round, opened.began)
 
-    def _deadline(self, peer: int, opened: Open) -> float:
+    def _deadline(self, peer: int, round_: int, began: float) -> float:
         """Who has just come into this round, or is ready, has the whole time from then, but once."""
         at, since = self.wire.heard.get(peer, (0, 0.0))
-        entered = since if at == opened.round else 0.0
-        ready = self.edges.ready_at.get((opened.round, peer), 0.0)
-        begins = min(max(opened.began, entered, ready), opened.began + self.wire.timeout)
+        entered = since if at == round_ else 0.0
+        ready = self.edges.ready_at.get((round_, peer), 0.0)
+        begins = min(max(began, entered, ready), began + self.wire.timeout)
         return begins + self.wire.timeout

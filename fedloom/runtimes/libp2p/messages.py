@@ -14,18 +14,21 @@ import hashlib
 import json
 import struct
 from asyncio import IncompleteReadError, StreamReader
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 from fedloom.runtimes.libp2p.statements import Statement
 
-MAGIC = b"FLP\x03"
+MAGIC = b"FLP\x04"
 PREFIX = struct.Struct(">4sIQ")
 HEADER_LIMIT = 4096
 
-Kind = Literal["hello", "offer", "ready", "passed", "question", "decision", "thanks"]
+Kind = Literal["hello", "vote", "choice", "offer", "ready", "passed", "question", "decision", "thanks"]
 Verdict = Literal["commit", "out", "open"]
 WITH_ROW = frozenset({"offer", "ready"})
 
@@ -38,7 +41,7 @@ class Message:
         kind: ``hello`` says where the sender is. ``offer`` has the row of the lower number of an edge,
             ``ready`` that of the higher one, which from then on does not decide alone; ``passed`` refuses an
             offer. ``decision`` ends a round of an edge, also as the answer to ``question``; ``thanks`` ends
-            an offer.
+            an offer. ``vote`` and ``choice``: see `polls`.
         sender: Whose message it is.
         round: What it is about; from 1.
         at: The round that the sender is in; one more than there are where it has done all.
@@ -47,6 +50,8 @@ class Message:
         row: Of an offer or a ready: the sender's trained parameters.
         said: With a row: what the sender says of it.
         basis: With a compressed row: the round of the edge that left what it is a difference from.
+        layers: A vote; or a bit for each layer, those that are chosen or that the row has. Hexadecimal
+            digits; with a row "" is all layers.
     """
 
     kind: Kind
@@ -58,6 +63,7 @@ class Message:
     row: Row | None = None
     said: Statement | None = None
     basis: int = 0
+    layers: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,9 @@ class Expected:
         schema: Of rows.
         rounds: How many there are.
         clients: How many peers there are.
-        compressed: Whether rows are compressed, for each neighbour by itself: then a statement is of the row
-            that was trained, which neighbours do not see.
+        compressed: Whether rows are compressed or cut, for each neighbour by itself: then a statement is of
+            the row that was trained, which neighbours do not see.
+        layers: The parameters of every layer that a row may lack.
     """
 
     run: str
@@ -78,6 +85,39 @@ class Expected:
     rounds: int
     clients: int
     compressed: bool = False
+    layers: tuple[Collection[str], ...] = ()
+
+    def schema_of(self, layers: str) -> Schema:
+        """The schema of a row that has some layers; see `Message`.
+
+        Raises:
+            MessageRefused: That is no choice of layers.
+        """
+        if not layers:
+            return self.schema
+        chosen = chosen_of(layers, len(self.layers))
+        lacks = (names for names, on in zip(self.layers, chosen, strict=True) if not on)
+        return self.schema.without(set().union(*lacks))
+
+
+def choice(chosen: Sequence[bool]) -> str:
+    """A bit for each layer, as hexadecimal digits."""
+    return np.packbits(np.asarray(chosen, dtype=bool)).tobytes().hex()
+
+
+def chosen_of(text: str, count: int) -> list[bool]:
+    """The layers that `choice` was given.
+
+    Raises:
+        MessageRefused: These are not bits of so many layers.
+    """
+    try:
+        found = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)).astype(bool).tolist()
+    except ValueError:
+        raise MessageRefused("format", "layers that are not in hexadecimal digits") from None
+    if len(text) != 2 * -(-count // 8) or len(found) != 4 * len(text) or any(found[count:]):
+        raise MessageRefused("format", f"a choice that is not of {count} layers")
+    return found[:count]
 
 
 def encode(message: Message, expected: Expected) -> bytes:
@@ -89,7 +129,7 @@ def encode(message: Message, expected: Expected) -> bytes:
         "said": None if message.said is None else [getattr(message.said, name) for name in _SAID],
     }
     head = json.dumps(header, separators=(",", ":")).encode()
-    body = b"" if message.row is None else expected.schema.pack(message.row)
+    body = b"" if message.row is None else expected.schema_of(message.layers).pack(message.row)
     return PREFIX.pack(MAGIC, len(head), len(body)) + head + body
 
 
@@ -129,8 +169,10 @@ def decode(frame: bytes, expected: Expected, sender: int, oldest: int = 0) -> Me
     if header["kind"] == "offer" and header["round"] < oldest:
         said = f"an offer of round {header['round']}, which is over"
         raise MessageRefused("old_round", said, header["round"])
+    if bool(header["layers"]) and header["kind"] not in (*WITH_ROW, "vote", "choice"):
+        raise MessageRefused("format", f"a {header['kind']} with layers")
     statement = _statement(header["said"], header["round"], body, checked=not expected.compressed)
-    row = expected.schema.unpack(body) if body else None
+    row = expected.schema_of(header["layers"]).unpack(body) if body else None
     given: dict[str, Any] = {n: header[n] for n in _TYPES if n not in ("run", "schema", "said")}
     return Message(**given, row=row, said=statement)
 
@@ -170,6 +212,7 @@ _TYPES: dict[str, type] = {
     "degree": int,
     "basis": int,
     "verdict": str,
+    "layers": str,
     "said": list,
 }
 _NULLABLE = ("verdict", "said")

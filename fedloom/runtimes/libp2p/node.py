@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from fedloom.runtimes.libp2p.neighbors import Neighbor
 from fedloom.runtimes.libp2p.network_thread import NetworkThread
 from fedloom.runtimes.libp2p.opened import Offered
 from fedloom.runtimes.libp2p.peer_store import PeerStore
+from fedloom.runtimes.libp2p.polls import Poll
 from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.statements import NOTHING, Signer, Statement
 from fedloom.runtimes.libp2p.transport import Libp2p
@@ -84,21 +85,39 @@ class Node:
         voices = len(claims) // 2 + 1  # more than half
         return self.lag.believed(following, claims[voices - 1], voices) if claims else following
 
-    def swap(self, round_: int, trained: Row, missed: int = 0) -> Mix:
+    def poll(
+        self, poll: Poll, round_: int, layers: str, among: Collection[int] | None = None
+    ) -> dict[int, tuple[str, float]]:
+        """Tell neighbours something before training, and hear the same of them; see `Exchange.poll`.
+
+        Returns:
+            By neighbour what it has told, and the weight of its edge.
+        """
+        whom = self.exchange.neighbours if among is None else sorted(among)
+        heard = self.network.run(self.exchange.poll(poll, round_, layers, whom))
+        return {peer: (told.layers, self.exchange.edges.weight(told)) for peer, told in heard.items()}
+
+    def swap(
+        self, round_: int, trained: Row, missed: int = 0, layers: Mapping[int, str] | None = None
+    ) -> Mix:
         """Exchange rows with the neighbours; what comes of it is in the journal when this returns.
 
         Args:
             round_: Which round.
             trained: What this peer trained; it has been saved.
             missed: Rounds before this one that it was not there for.
+            layers: Those that each edge carries, by neighbour, as messages say them; the others' edges carry
+                nothing. None: all edges carry all.
         """
         self.lag.enters()
         journal, store, rule = self.journal, self.store, self.rule
         neighbours, number = self.exchange.neighbours, self.exchange.wire.number
         statement = self._say(round_, trained)
         if rule.compression is None:
-            whole = Offered(trained)
-            self.network.run(self.exchange.swap(round_, dict.fromkeys(neighbours, whole), statement))
+            carried = dict.fromkeys(neighbours, "") if layers is None else layers
+            parts = {peer: self._part(trained, chosen) for peer, chosen in carried.items()}
+            same = lambda peer, row: row.keys() == parts[peer].row.keys()  # noqa: E731
+            self.network.run(self.exchange.swap(round_, parts, statement, same))
         else:
             contents = offered(rule.compression, journal, store, neighbours, round_, trained, number)
             known = {peer: rule.compression.known(store, peer) for peer in contents}
@@ -125,6 +144,10 @@ class Node:
             missed=missed,
         )
         return mix
+
+    def _part(self, row: Row, layers: str) -> Offered:
+        entries = self.exchange.wire.expected.schema_of(layers).entries
+        return Offered({name: row[name] for name, *_ in entries}, layers=layers)
 
     def finish(self, last: int) -> Mix:
         """After this peer's last round: leave nobody without an answer, and get one's own.

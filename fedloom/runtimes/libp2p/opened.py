@@ -16,10 +16,12 @@ class Offered:
     Attributes:
         row: This peer's row; or, compressed, a difference.
         basis: The round of the edge that left what it is a difference from; 0 where there was none.
+        layers: The layers that it has, as a message says them; "": all.
     """
 
     row: Row
     basis: int = 0
+    layers: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,6 +48,10 @@ class Schema:
     def of(cls, row: Row) -> Schema:
         """The schema of a row."""
         return cls(tuple((name, tuple(t.shape), _dtype_name(t)) for name, t in sorted(row.items())))
+
+    def without(self, names: Collection[str]) -> Schema:
+        """The schema of rows that lack some tensors."""
+        return Schema(tuple(entry for entry in self.entries if entry[0] not in names))
 
     @cached_property
     def digest(self) -> str:

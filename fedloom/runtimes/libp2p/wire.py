@@ -15,6 +15,7 @@ from fedloom.runtimes.libp2p.schema import MessageRefused
 from fedloom.runtimes.libp2p.statements import Signer, Statement
 from fedloom.runtimes.libp2p.transport import Stream, Transport
 
+RETRY_SECONDS = 0.25
 LOST = (OSError, EOFError, TimeoutError)
 """What comes of a neighbour that is not there, or no longer."""
 
@@ -82,14 +83,14 @@ class Wire:
         row: Row | None = None,
         said: Statement | None = None,
         basis: int = 0,
+        layers: str = "",
     ) -> None:
         """Send a message; rounds count from 1."""
-        message = Message(kind, self.number, round_, self.at, self.degree, verdict, row, said, basis)
+        message = Message(kind, self.number, round_, self.at, self.degree, verdict, row, said, basis, layers)
         frame = encode(message, self.expected)
         await asyncio.wait_for(stream.send(frame), self.timeout)
         self.counts.messages_up += len(frame)
-        if row is not None:
-            self.counts.rows_up += self.expected.schema.row_bytes
+        self.counts.rows_up += self._numbers(message)
 
     async def receive(
         self,
@@ -128,10 +129,15 @@ class Wire:
             self.expected.run, peer, self.identities.get(peer, "")
         ):
             raise MessageRefused("signature", "it has not signed what it says of its row")
-        if message.row is not None:
-            self.counts.rows_down += self.expected.schema.row_bytes
+        self.counts.rows_down += self._numbers(message)
         self._note(peer, message.at)
         return message
+
+    def _numbers(self, message: Message) -> int:
+        """Bytes of what a message tells: a row's, or a vote's or choice's."""
+        if message.row is not None:
+            return self.expected.schema_of(message.layers).row_bytes
+        return len(message.layers) // 2
 
     def _note(self, peer: int, at: int) -> None:
         before, _ = self.heard.get(peer, (0, 0.0))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,16 +15,18 @@ from safetensors.torch import save
 
 from fedloom.commands.cli import main
 from fedloom.errors import UserError
-from fedloom.runtimes.libp2p.messages import MAGIC, PREFIX, Expected, Message, decode, encode
+from fedloom.runtimes.libp2p.messages import MAGIC, PREFIX, Expected, Message, choice, decode, encode
 from fedloom.runtimes.libp2p.neighbors import read_neighbors
+from fedloom.runtimes.libp2p.polls import vote
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 
 ROW = row_of(1)
-EXPECTED = Expected("a run", Schema.of(ROW), rounds=8, clients=5)
+EXPECTED = Expected("a run", Schema.of(ROW), rounds=8, clients=5, layers=({"a"}, {"b"}))
 SAID = VOICES[2].say(3, hashlib.sha256(EXPECTED.schema.pack(ROW)).hexdigest(), "")
 OFFER = Message("offer", sender=2, round=3, at=3, degree=2, row=ROW, said=SAID)
 DECISION = Message("decision", sender=2, round=3, at=4, degree=2, verdict="commit")
-FRAMES = [encode(OFFER, EXPECTED), encode(DECISION, EXPECTED)]
+VOTE = Message("vote", sender=2, round=3, at=3, degree=2, layers=vote([0.25, 0.75]))
+FRAMES = [encode(message, EXPECTED) for message in (OFFER, DECISION, VOTE)]
 
 
 def refused(frame, **how):
@@ -49,6 +52,20 @@ def test_what_is_encoded_is_decoded():
     assert (found.kind, found.round, found.degree, found.said) == ("offer", 3, 2, SAID)
     assert found.row.keys() == ROW.keys() and all(torch.equal(found.row[name], ROW[name]) for name in ROW)
     assert decode(FRAMES[1], EXPECTED, sender=2) == DECISION
+    assert decode(FRAMES[2], EXPECTED, sender=2) == VOTE
+
+
+def test_a_row_of_some_layers_has_these_and_no_others():
+    part = {"b": ROW["b"]}
+    body = Schema.of(part).pack(part)
+    said = VOICES[2].say(3, hashlib.sha256(body).hexdigest(), "")
+    offer = replace(OFFER, row=part, said=said, layers=choice([False, True]))
+    found = decode(encode(offer, EXPECTED), EXPECTED, sender=2)
+    assert found.row.keys() == {"b"} and torch.equal(found.row["b"], ROW["b"])
+    header = header_of(encode(offer, EXPECTED))
+    assert refused(framed(header | {"layers": choice([True, False])}, body)) == "shape"
+    assert refused(framed(header | {"layers": "ff"}, body)) == "format"
+    assert refused(framed(header_of(FRAMES[1]) | {"layers": "80"}, b"")) == "format"
 
 
 def test_a_row_of_several_dtypes_comes_back_as_it_was():

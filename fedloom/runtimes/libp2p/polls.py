@@ -1,0 +1,102 @@
+"""What neighbours tell each other before they train: votes on layers, and which layers each has selected.
+
+    i → j   vote r, a float32 per layer        when it has entered round r; the other end says thanks
+    i → j   choice r, a bit per layer          when it has heard its neighbours' votes, or waited for them
+
+Neither is a promise: a round of an edge counts by the agreement on rows (`edges`) alone. What is told is
+asked of a neighbour in one round only, so that the newest of each neighbour is kept, and nothing on a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedloom.runtimes.libp2p.messages import Message, chosen_of
+from fedloom.runtimes.libp2p.schema import MessageRefused
+from fedloom.runtimes.libp2p.transport import Stream
+from fedloom.runtimes.libp2p.wire import LOST, RETRY_SECONDS, Wire
+
+Poll = Literal["vote", "choice"]
+
+_OFF_ONE = 1e-3
+
+
+class Polls:
+    """What this peer tells its neighbours, and what they have told it; all in one event loop."""
+
+    def __init__(self, wire: Wire) -> None:
+        """Nothing is told yet.
+
+        Args:
+            wire: This peer's streams.
+        """
+        self.wire = wire
+        self._newest: dict[tuple[str, int], Message] = {}
+
+    def heard(self, poll: Poll, peer: int, round_: int) -> Message | None:
+        """What a neighbour has told in a round, if it has."""
+        newest = self._newest.get((poll, peer))
+        return newest if newest is not None and newest.round == round_ else None
+
+    async def hear(self, peer: int, told: Message, stream: Stream) -> None:
+        """Keep what a neighbour tells.
+
+        Raises:
+            MessageRefused: It is no vote, or no choice of layers.
+        """
+        count = len(self.wire.expected.layers)
+        if told.kind == "vote":
+            vote_of(told.layers, count)
+        else:
+            chosen_of(told.layers, count)
+        before = self._newest.get((told.kind, peer))
+        if before is None or told.round >= before.round:
+            self._newest[told.kind, peer] = told
+            self.wire.wake()
+        await self.wire.send(stream, "thanks", told.round)
+
+    async def tell(self, peer: int, poll: Poll, round_: int, layers: str) -> None:
+        """Tell a neighbour something of a round, until it has said thanks or the round is over."""
+        while self.wire.at == round_:
+            if peer not in self.wire.present:
+                await self.wire.change()
+                continue
+            with suppress(*LOST):
+                async with self.wire.dialled(peer) as stream:
+                    await self.wire.send(stream, poll, round_, layers=layers)
+                    await self.wire.receive(stream, peer, ("thanks",), round_)
+                    return
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def vote(shares: Sequence[float]) -> str:
+    """A vote as it is sent: hexadecimal digits of a float32 per layer."""
+    return np.asarray(shares, dtype="<f4").tobytes().hex()
+
+
+def vote_of(text: str, count: int) -> Float[Tensor, " layers"]:
+    """The vote that `vote` was given.
+
+    Raises:
+        MessageRefused: These are no shares of so many layers.
+    """
+    try:
+        shares = np.frombuffer(bytes.fromhex(text), dtype="<f4")
+    except ValueError:
+        raise MessageRefused("format", "a vote that is not in hexadecimal digits") from None
+    if (
+        len(text) != 8 * count
+        or len(shares) != count
+        or not (shares >= 0).all()
+        or not abs(shares.sum() - 1) < _OFF_ONE
+    ):
+        raise MessageRefused("format", f"a vote that is no share of each of {count} layers")
+    return torch.from_numpy(shares.astype(np.float32))
