@@ -120,23 +120,29 @@ def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
     planned: dict[str, list[Planned]] = {}
     for run in plan.runs:
         planned.setdefault(run.label, []).append(run)
-    samples, records = [], list[RunRecord]()
+    samples, records, untrained = [], list[RunRecord](), 0
     for label, runs in planned.items():
         done = [read_run(out_dir / run.name, evaluation=False) for run in runs if run.name not in failed]
         records += done
         why = {run.seed: failed[run.name] for run in runs if run.name in failed}
-        samples.append(sample_of(label, plan.metric, [within(run, plan.budget) for run in done], why))
+        judged = [within(run, plan.budget) for run in done]
+        untrained += sum(all(row["round"] == 0 for row in run.rows if plan.metric in row) for run in judged)
+        samples.append(sample_of(label, plan.metric, judged, why))
     if not records:
         raise UserError(
             f"{out_dir}: no run came to its end; the first failed with: {next(iter(failed.values()))}"
         )
     if not any(sample.metric for sample in samples):
+        if any(plan.metric in row for record in records for row in record.rows):
+            raise UserError(f"budget: no run has a {plan.metric} by then; give more, or validate more often")
         known = sorted({name for record in records for name in record.rows[-1]})
         raise UserError(f"metric: no run has a {plan.metric}; there are {', '.join(known)}")
     settings = compared(samples)
     for name, text in (("compare.csv", as_csv), ("compare.tex", as_latex)):
         write_atomically(out_dir / name, text(settings, plan.metric), then="start again")
     _show(settings, plan)
+    if plan.budget and untrained:
+        print(f"{untrained} runs have no {plan.metric} within the budget but that of before the first round")
     files = "compare.csv, compare.tex"
     try:
         run_report(runs=[str(record.folder) for record in records], output=str(out_dir / "report.html"))

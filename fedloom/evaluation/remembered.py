@@ -8,6 +8,7 @@ model's numbers, the adapter's, the sequences and the code, so it is kept under 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import platform
@@ -51,7 +52,10 @@ def first_validation(
     if group.size > 1 or model.device.type != "cpu":
         return validate_rows(model, bank, sequences, wave_tokens, frozen, group)
     folder = Path(huggingface_hub.constants.HF_HOME) / "fedloom" / "first-validations"
-    file = folder / f"{_digest(model, bank.tensors | (frozen or {}), sequences, wave_tokens)}.json"
+    try:
+        file = folder / f"{_digest(model, bank.tensors | (frozen or {}), sequences, wave_tokens)}.json"
+    except (OSError, TypeError, ValueError, AttributeError, RuntimeError):  # what has no digest is not kept
+        return validate_rows(model, bank, sequences, wave_tokens, frozen, group)
     with suppress(OSError, ValueError, TypeError):
         pairs = json.loads(file.read_bytes())
         found = [Validation(float(loss), float(accuracy)) for loss, accuracy in pairs]
@@ -74,7 +78,9 @@ def _digest(
     model: StackedModel, adapter: Row, sequences: Sequence[Sequence[Tokens]], wave_tokens: int
 ) -> str:
     """Of everything that the numbers depend on, to the last bit: the machine and its threads, too."""
-    code = sorted((str(p), p.stat().st_mtime_ns) for p in Path(fedloom.__file__).parent.rglob("*.py"))
+    files = {*Path(fedloom.__file__).parent.rglob("*.py")}
+    files |= {Path(inspect.getfile(type(module))) for module in model.model.modules()}  # the model's own, too
+    code = sorted((str(p), p.stat().st_mtime_ns) for p in files)
     versions = [platform.python_version(), *(version(name) for name in ("torch", "transformers", "peft"))]
     machine = [platform.node(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
     configs = [model.model.config.to_dict(), model.config and model.config.to_dict()]

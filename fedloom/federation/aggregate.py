@@ -132,7 +132,10 @@ def aggregate(
     sent = {}
     if beside.tensors:  # rows of numbers, without products
         alike = torch.full_like(weights, 1 / clients)
-        sent = algorithm.beside(Changes(beside.map(torch.zeros_like).row(0), beside, alike, seed=seed))
+        zeros = beside.map(torch.zeros_like).row(0)
+        sent = algorithm.beside(
+            Changes(zeros, beside, alike, seed=seed, senders=senders, statistics=statistics)
+        )
     gradient = {name: t / -algorithm.client_lr for name, t in change.items() if name in before}
     fold = {name: t for name, t in change.items() if name not in before}
     return Aggregate(gradient, sent, all_of_it, fold)

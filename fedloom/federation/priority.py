@@ -167,8 +167,8 @@ def select_layers(
     `priority` takes the ``highest`` layers with the highest score, then, of the rest, the ``lowest`` with the
     lowest; of equal scores the layer with the lower number comes first. The baselines take as many layers,
     min(highest + lowest, layers), without looking at scores: `random` by (seed, round) alone, `spaced`
-    at even distances from the first to the last, `last` and `first` from either end. `all` takes every layer.
-    With highest = lowest = 0 nothing is taken, except by `all`.
+    the middle one of each of as many equal parts of the model, `last` and `first`
+    from either end. `all` takes every layer. With highest = lowest = 0 nothing is taken, except by `all`.
 
     Args:
         scores: As `layer_scores` gives them.

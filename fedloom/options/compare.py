@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ KEYS = ("command", "options", "grid", "seeds", "metric", "budget")
 BUDGETS = ("rounds", "megabytes", "megabytes_up", "seconds")
 COMPARED = {"fed": FedConfig, "dfl": DflConfig}
 MOST_RUNS = 10_000
+MOST_SPENT = 10**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,15 +178,15 @@ def read_plan(path: Path) -> Plan:
     ]
     if len({run.name for run in runs}) < len(runs):
         raise wrong("grid", "grid: two settings would have folders of one name; write their values otherwise")
-    return Plan(command, metric, runs, _budget(content.get("budget") or {}, wrong))
+    return Plan(command, metric, runs, _budget(content.get("budget", {}), wrong))
 
 
 def _budget(given: Any, wrong: Callable[[str, str], UserError]) -> dict[str, float]:
-    """Read at what a run may spend it is compared; ``wrong`` makes an error of a key and a reason."""
+    """Read the budget at which runs are compared; ``wrong`` makes an error of a key and a reason."""
     if not isinstance(given, dict) or not given.keys() <= set(BUDGETS):
         known = ", ".join(BUDGETS)
         raise wrong("budget", f"budget: {shown(str(given))} must name {known}, as in {{megabytes: 40}}")
     for name, limit in given.items():
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
-            raise wrong("budget", f"budget: {name}: {shown(str(limit))} must be a number above 0")
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit <= MOST_SPENT:
+            raise wrong("budget", f"budget: {name}: {shown(str(limit))} must be a number above 0, to 1e15")
     return {name: float(limit) for name, limit in given.items()}

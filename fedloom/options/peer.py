@@ -29,8 +29,8 @@ class PeerNode:
         free=True,
         path=True,
     )
-    client: int = option(1, "number of this peer, from 1", minimum=1, maximum=4096)
-    num_clients: int = option(7, "peers in all", minimum=2, maximum=4096)
+    client: int = option(1, "number of this peer, from 1", minimum=1, maximum=16_384)
+    num_clients: int = option(7, "peers in all", minimum=2, maximum=16_384)
     mix_head: bool = option(True, "average the classification head too; false: it stays with its peer")
     round_timeout: float = option(
         60.0,

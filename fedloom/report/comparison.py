@@ -73,17 +73,18 @@ class Compared:
 
 def within(run: RunRecord, budget: Mapping[str, float]) -> RunRecord:
     """A run as it was when it had last spent no more than a budget, of `options.compare.BUDGETS`."""
-    spent, rows = dict.fromkeys(budget, 0.0), []
+    up = down = 0
+    seconds, rows = 0.0, []
     for row in run.rows:
-        sent_up, seconds = row.get("bytes_up") or 0, row.get("seconds") or 0
-        now = {
-            "rounds": float(row["round"]),
-            "megabytes": spent.get("megabytes", 0.0) + (sent_up + (row.get("bytes_down") or 0)) / 1e6,
-            "megabytes_up": spent.get("megabytes_up", 0.0) + sent_up / 1e6,
-            "seconds": spent.get("seconds", 0.0) + seconds,
+        up, down = up + (row.get("bytes_up") or 0), down + (row.get("bytes_down") or 0)
+        seconds += row.get("seconds") or 0
+        spent = {
+            "rounds": row["round"],
+            "megabytes": (up + down) / 1e6,
+            "megabytes_up": up / 1e6,
+            "seconds": seconds,
         }
-        spent = {name: now[name] for name in budget}
-        if any(spent[name] > limit for name, limit in budget.items()):
+        if any(spent[name] > limit * (1 + 1e-9) for name, limit in budget.items()):  # 0.1 + 0.2 is 0.3 here
             break
         rows.append(row)
     return replace(run, rows=rows)

@@ -3,8 +3,8 @@
     aggregator auto, and no method that names one:   norm_bound, Δ ← Σ_k p_k Δ_k min(1, τ / ‖Δ_k‖)
 
 with τ twice the median of the round's norms (`federation.aggregators.norm_bound`). It stays the mean where
-the mean is what something rests on: exact LoRA aggregation, gradient tracking, compressed gossip (whose
-estimates keep the mean over peers), user-level privacy (which clips every client to a bound of its own),
+the mean is what something rests on: exact LoRA aggregation, gradient tracking, layer votes, compressed gossip
+(whose estimates keep the mean over peers), user-level privacy (which clips each client by itself),
 secure aggregation (where the server sees no client's change; each number of an honest one has a bound).
 """
 

@@ -33,7 +33,7 @@ def evaluated(
         "val_accuracy_max": max(accuracies),
         "peer_val_accuracy": [result.accuracy for result in results],
         "peer_val_loss": [result.loss for result in results],
-    }
+    } | ({} if parts.sample is None else {"evaluated_peers": list(parts.shown)})
     if parts.triggered:
         found["backdoor_success"] = _backdoor(parts, now)
     found["eval_seconds"] = row.get("eval_seconds", 0.0) + time.perf_counter() - began

@@ -152,6 +152,8 @@ def test_the_next_run_finds_a_gpu_as_free_as_the_first_did(inputs, tmp_path):
         ),
         ({"budget": {"rounds": 0}}, "budget: rounds: 0 must be a number above 0"),
         ({"budget": 40}, "budget: 40 must name rounds"),
+        ({"budget": False}, "budget: False must name rounds"),
+        ({"budget": {"rounds": 10**20}}, "must be a number above 0, to 1e15"),
         ({"seeds": 3}, "seeds: must be a list of whole numbers"),
         ({"options": {"seed": 3}}, "seed is for compare to give"),
     ],

@@ -13,7 +13,7 @@ from fedloom.errors import UserError
 from fedloom.federation.aggregate import aggregate, collect
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.aggregators.median import median
-from fedloom.federation.algorithm import Algorithm
+from fedloom.federation.algorithm import SENT, Algorithm
 from fedloom.federation.server import Diverged, federated_round, initial_state, sample_clients
 from fedloom.runtimes.gathering import collect_over_ranks
 from fedloom.runtimes.group import Alone
@@ -85,6 +85,20 @@ def test_an_aggregator_sees_who_sent_a_change_and_what_each_says_of_its_round():
         "steps": [3, 1],
         "tokens": [10, 10],
     }
+
+
+def test_what_a_rule_sends_is_combined_with_the_same_statistics():
+    """FedNova and SCAFFOLD, for one: variates are combined by what combines changes."""
+
+    def by_steps(changes):
+        share = changes.weights * changes.statistics["steps"]
+        return {name: torch.einsum("k,k...->...", share, t) for name, t in changes.deltas.tensors.items()}
+
+    zeros = {name: torch.zeros_like(t) for name, t in START.items()}
+    sent = [{f"{SENT}{name}": torch.full_like(t, 1.0 + k) for name, t in START.items()} for k in range(2)]
+    updates = [update_by(k, zeros | sent[k], steps=1 + 2 * k) for k in range(2)]
+    result = aggregate(START, updates, Algorithm(0.1, aggregator=by_steps))
+    torch.testing.assert_close(result.sent["a"], torch.full_like(START["a"], (1 * 1 + 2 * 3) / 2))
 
 
 def test_bytes_down_are_those_of_every_sampled_client_and_bytes_up_of_what_came():

@@ -58,6 +58,7 @@ def test_a_last_number_that_is_none_is_not_an_earlier_one(tmp_path):
         ({"megabytes_up": 2.0}, 0.6, 5e6),
         ({"seconds": 40, "rounds": 1}, 0.5, 2.5e6),
         ({"seconds": 39.9}, 0.6, 7.5e6),
+        ({"megabytes": 5}, 0.6, 5e6),
     ],
 )
 def test_a_budget_compares_runs_where_they_had_spent_as_much(tmp_path, budget, accuracy, sent):
@@ -77,6 +78,15 @@ def test_a_budget_compares_runs_where_they_had_spent_as_much(tmp_path, budget, a
     sample = sample_of("one", "val_accuracy", [run], {})
     assert sample.metric == {1: accuracy} and sample.columns["bytes"] == {1: sent}
     assert sample.columns["consensus_error_relative"] == {1: 0.2}
+
+
+def test_rounds_that_spend_a_budget_to_the_last_byte_are_within_it(tmp_path):
+    """0.1 + 0.2 is more than 0.3 in floating point, and three rounds of 0.1 are not."""
+    round_ = {"bytes_up": 50_000, "bytes_down": 50_000, "seconds": 0.1}
+    run = RunRecord(tmp_path, {}, "cpu", {}, [{"round": n, **round_} for n in range(1, 11)], {}, {}, {})
+    for rounds in range(1, 11):
+        budgets = {"megabytes": 0.1 * rounds}, {"megabytes_up": 0.05 * rounds}, {"seconds": rounds / 10}
+        assert [len(within(run, budget).rows) for budget in budgets] == [rounds] * 3
 
 
 def test_one_seed_and_failed_seeds_have_no_interval():

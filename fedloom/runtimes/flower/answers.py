@@ -50,6 +50,8 @@ def read_update(
             raise Unfit(f"{name} is {value!r}, not a count")
     if facts["examples"] > examples:
         raise Unfit(f"examples is {facts['examples']}, and {examples} were asked for")
+    if not 1 <= facts["steps"] <= facts["examples"]:
+        raise Unfit(f"steps is {facts['steps']} of {facts['examples']} examples; each has one at least")
     if not facts["correct"] <= facts["labels"] <= facts["tokens"]:
         raise Unfit(
             f"{facts['correct']} of {facts['labels']} labels are right, of {facts['tokens']} tokens in all"

@@ -512,6 +512,8 @@ GOOD = {"round": 1, "client": 0, "loss": 1.5, **COUNTS}
         ({"examples": 5}, pack(LIKE), "examples is 5, and 4 were asked for"),
         ({"examples": -4}, pack(LIKE), "examples is -4"),
         ({"steps": 1.5}, pack(LIKE), "steps is 1.5"),
+        ({"steps": 0}, pack(LIKE), "steps is 0 of 4 examples"),
+        ({"steps": 5}, pack(LIKE), "steps is 5 of 4 examples"),
         ({"examples": math.nan}, pack(LIKE), "examples is nan"),
         ({"examples": True}, pack(LIKE), "examples is True"),
         ({"correct": 10}, pack(LIKE), "10 of 9 labels are right"),
