@@ -48,7 +48,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import expit
+from scipy.special import expit, logsumexp
 from scipy.stats import binom
 
 from fedloom.errors import UserError
@@ -84,9 +84,10 @@ def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
     beta = float(binom.sf(right - 1, guesses, q))
     if delta == 0 or right == 0:
         return beta
-    # By logarithms, since both may be too small for a number.
-    ratio = math.exp(binom.logsf(right - 1, guesses, q) - binom.logpmf(right, guesses, q))
-    return beta + (1 - beta) * min(1.0, canaries * delta * ratio / right)
+    # P(B ≥ v) / P(B = v) by logarithms: both may be too small for a number, and their ratio too large.
+    k = np.arange(right, guesses)
+    ratio = logsumexp(np.cumsum(np.append(0.0, np.log((guesses - k) / (k + 1)) + epsilon)))
+    return beta + (1 - beta) * math.exp(min(0.0, math.log(canaries * delta / right) + ratio))
 
 
 def lower_bound(canaries: int, guesses: int, right: int, delta: float, level: float = LEVEL) -> float:

@@ -82,8 +82,18 @@ def test_the_p_value_is_what_the_best_private_mechanism_comes_to(canaries, guess
 def test_delta_makes_bounds_smaller_by_degrees():
     bounds = [lower_bound(50, 20, 20, delta) for delta in (0.0, 1e-5, 1e-3, 0.1)]
     assert bounds == sorted(bounds, reverse=True) and bounds[-1] < bounds[0] - 0.1
-    # So unlikely a count is no number between 0 and 1, and still a bound.
-    assert p_value(5000, 5000, 5000, 0.1, 1e-5) < 1e-300
+
+
+def test_of_many_canaries_what_is_too_small_or_large_for_a_number_is_still_a_bound():
+    assert p_value(5000, 5000, 2500, 6.0, 1e-5) == 1
+    # Whatever may be told with probability δ may be all: no count is less likely than that.
+    assert p_value(5000, 5000, 5000, 0.1, 1e-5) == pytest.approx(1e-5)
+    bounds = [lower_bound(20_000, 20_000, right, 1e-5) for right in (10_600, 14_800, 19_000, 20_000)]
+    assert bounds == sorted(set(bounds)) and bounds[0] > 0 and bounds[-1] < math.inf
+    right = np.arange(20_000) % 50 < 37
+    included = np.arange(20_000) % 2 == 0
+    found = audit(np.where(right == included, 1.0, -1.0), included, 1e-6)
+    assert found.right >= 0.74 * found.guesses and 0.9 < found.epsilon < math.log(0.74 / 0.26)
 
 
 def test_a_mechanism_that_tells_all_with_probability_delta_is_within_the_bound():
