@@ -105,7 +105,7 @@ def delta_of(given: float | Literal["auto"], count: int, of: str) -> float:
     if given >= 1 / count:
         raise UserError(
             f"delta: {given:g} is not below 1 / {count:,} {of}, so that it would allow all data of one to be "
-            "told; lower delta, or leave it out"
+            f"told; give --delta {delta_of('auto', count, of):.2g}, or less"
         )
     return given
 

@@ -142,7 +142,7 @@ def test_what_clients_do_before_they_send_is_their_own(fed, more):
     [
         ("--privacy user", "privacy: user needs noise; give --target_epsilon, such as 8, or --noise_mult"),
         ("--target_epsilon 8", "target_epsilon: 8.0 has no meaning without differential privacy"),
-        (f"{PRIVATE} --delta 0.25", "delta: 0.25 is not below 1 / 4 clients"),
+        (f"{PRIVATE} --delta 0.25", "all data of one to be told; give --delta 1e-05, or less"),
         (f"{PRIVATE} --clip adaptive:0", "clip: adaptive:0 is not a number above 0, none, or adaptive"),
         (f"{PRIVATE} --clip often", "clip: often is not a number above 0, none, or adaptive"),
         (f"{PRIVATE} --clip none", "clip: none bounds nothing, and no noise hides what has no bound"),
