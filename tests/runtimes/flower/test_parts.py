@@ -179,7 +179,10 @@ def test_with_data_of_their_own_clients_spend_by_their_own_sizes(model, tmp_path
 def test_a_delta_that_would_tell_an_example_is_refused_by_the_size(tmp_path):
     budget = ExampleBudget([0, 0], [], 1.0, 0.01, "rdp", None, False, None)
     sizes = ToldSizes.of_the_run(tmp_path, budget)
-    for size, why in ((100, "delta: 0.01 is not below 1 / 100 examples of client 2"), (None, "gave None")):
+    small = r"delta: 0.01 is not below 1 / 100 examples of client 2, .*; give --delta 1e-05, or less"
+    # That is what auto comes to while no size is known, so that to leave delta out mends nothing.
+    large = r"delta: .* 1 / 150,000 examples of client 2, .*; give --delta 2e-06, or less"
+    for size, why in ((100, small), (150_000, large), (None, "gave None")):
         with pytest.raises(UserError, match=why):
             sizes.enter(1, Content({"examples": size}))
     sizes.enter(1, Content({"examples": 99}))
