@@ -60,6 +60,9 @@ def select(parts: PeerParts, node: Node, round_: int, state: PeerState, drawn: S
         mean = own + sum(weight * (vote_of(text, count) - own) for text, weight in heard.values())
         row = {"layer_votes": own.tolist()}
     chosen = votes.chosen(mean[None], state.round)
+    if votes.voted:
+        # Edges carry what both ends have told: another choice after a crash would fit nobody's.
+        chosen = torch.tensor([node.choose(round_, chosen[0].tolist())])
     told = choice(chosen[0].tolist())
     carried = dict.fromkeys(node.exchange.neighbours, told)  # at random all have the same
     if votes.voted:

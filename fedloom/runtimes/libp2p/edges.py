@@ -70,7 +70,7 @@ class Edges:
     async def greet(self, peer: int) -> None:
         """Say hello, and ask for what is in doubt."""
         async with self.wire.dialled(peer) as stream:
-            await self.wire.send(stream, "hello", 0)
+            await self.wire.send(stream, "hello", 0, starts=self.journal.starts)
             await self.wire.receive(stream, peer, ("hello",))
         await self.settle(peer)
 
@@ -133,6 +133,7 @@ class Edges:
             if request.kind == "hello":
                 await self.wire.send(stream, "hello", request.round)
                 self.attempts.spawn(self.settle, peer)
+                self.attempts.spawn(self.polls.tell_again, peer, request.starts)
             elif request.kind in ("vote", "choice"):
                 await self.polls.hear(peer, request, stream)
             elif request.kind == "question":

@@ -4,6 +4,8 @@ One JSON object per line, on the disk before anything follows from it. `event` i
 
     peer       the process began: `client`, `clients`, `neighbors`, `run`, `identities` of this peer and its
                neighbours, by number
+    chosen     the layers of a round by its votes, before neighbours are told: `round`, `layers`, as messages
+               say them
     said       of this peer's row of a round, before it is sent: a statement, with its `key`
     heard      of a neighbour's row of a round: `peer`, and its statement
     ready      as the higher number of an edge it can mix, and no longer decides alone: `round`, `peer`,
@@ -45,7 +47,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("weight", "own"), (int, float)),
     "commit": (bool,),
     "late": (list,),
-    **dict.fromkeys(("before", "signature", "key", "aggregator"), (str,)),
+    **dict.fromkeys(("before", "signature", "key", "aggregator", "layers"), (str,)),
 }
 
 
@@ -93,6 +95,8 @@ class Journal:
     Attributes:
         weights: Weight of every edge's round that this peer was ready for or committed.
         decisions: Whether an edge's round was committed, as far as known.
+        starts: How often this peer has been started.
+        chosen: The layers that it has told its neighbours of, by round.
         said: This peer's statements, by round.
         heard: Its neighbours' statements, by an edge's round: the first of each.
     """
@@ -110,6 +114,8 @@ class Journal:
         self._path = path = folder / JOURNAL_FILE
         self.weights: dict[Key, float] = {}
         self.decisions: dict[Key, bool] = {}
+        self.starts = 0
+        self.chosen: dict[int, str] = {}
         self.said: dict[int, Statement] = {}
         self.heard: dict[Key, Statement] = {}
         self._two_things: set[Key] = set()
@@ -164,6 +170,12 @@ class Journal:
         if key not in self.weights:
             self.write("ready", round=key[0], peer=key[1], weight=weight)
 
+    def choose(self, round_: int, layers: str) -> str:
+        """Choose a round's layers, unless that was done before; returns the choice that stands."""
+        if round_ not in self.chosen:
+            self.write("chosen", round=round_, layers=layers)
+        return self.chosen[round_]
+
     def say(self, statement: Statement) -> None:
         """Keep what this peer is about to say."""
         self.write("said", **vars(statement))
@@ -206,6 +218,10 @@ class Journal:
             self.decisions[key] = event["commit"]
             if event["commit"]:
                 self.weights[key] = event["weight"]
+        elif event["event"] == "peer":
+            self.starts += 1
+        elif event["event"] == "chosen":
+            self.chosen[event["round"]] = event["layers"]
         elif event["event"] == "said":
             self.said[event["round"]] = statement_of(event)
         elif event["event"] == "heard":

@@ -24,7 +24,7 @@ from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 from fedloom.runtimes.libp2p.statements import Statement
 
-MAGIC = b"FLP\x04"
+MAGIC = b"FLP\x05"
 PREFIX = struct.Struct(">4sIQ")
 HEADER_LIMIT = 4096
 
@@ -52,6 +52,7 @@ class Message:
         basis: With a compressed row: the round of the edge that left what it is a difference from.
         layers: A vote; or a bit for each layer, those that are chosen or that the row has. Hexadecimal
             digits; with a row "" is all layers.
+        starts: Of a hello that nobody asked for: how often the sender has been started.
     """
 
     kind: Kind
@@ -64,6 +65,7 @@ class Message:
     said: Statement | None = None
     basis: int = 0
     layers: str = ""
+    starts: int = 0
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,7 @@ _TYPES: dict[str, type] = {
     "at": int,
     "degree": int,
     "basis": int,
+    "starts": int,
     "verdict": str,
     "layers": str,
     "said": list,

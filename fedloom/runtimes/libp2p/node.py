@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from fedloom.runtimes.libp2p.edges import Edges
 from fedloom.runtimes.libp2p.exchange import Exchange
 from fedloom.runtimes.libp2p.journal import Journal
 from fedloom.runtimes.libp2p.lag import Lag
-from fedloom.runtimes.libp2p.messages import Expected
+from fedloom.runtimes.libp2p.messages import Expected, choice, chosen_of
 from fedloom.runtimes.libp2p.mixes import (
     Mix,
     MixingRule,
@@ -31,7 +31,7 @@ from fedloom.runtimes.libp2p.network_thread import NetworkThread
 from fedloom.runtimes.libp2p.opened import Offered
 from fedloom.runtimes.libp2p.peer_store import PeerStore
 from fedloom.runtimes.libp2p.polls import Poll
-from fedloom.runtimes.libp2p.schema import Schema
+from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 from fedloom.runtimes.libp2p.statements import NOTHING, Signer, Statement
 from fedloom.runtimes.libp2p.transport import Libp2p
 from fedloom.runtimes.libp2p.wire import Wire
@@ -96,6 +96,17 @@ class Node:
         whom = self.exchange.neighbours if among is None else sorted(among)
         heard = self.network.run(self.exchange.poll(poll, round_, layers, whom))
         return {peer: (told.layers, self.exchange.edges.weight(told)) for peer, told in heard.items()}
+
+    def choose(self, round_: int, chosen: Sequence[bool]) -> list[bool]:
+        """A round's layers by its votes; those that neighbours were told before this peer was killed stand.
+
+        Raises:
+            Damaged: The journal is not as it was written.
+        """
+        try:
+            return chosen_of(self.journal.choose(round_, choice(chosen)), len(chosen))
+        except MessageRefused as error:
+            raise Damaged(self.store.folder, f"the layers of round {round_}: {error}") from None
 
     def swap(
         self, round_: int, trained: Row, missed: int = 0, layers: Mapping[int, str] | None = None

@@ -5,6 +5,7 @@
 
 Neither is a promise: a round of an edge counts by the agreement on rows (`edges`) alone. What is told is
 asked of a neighbour in one round only, so that the newest of each neighbour is kept, and nothing on a disk.
+A neighbour that was started again has forgotten it, and is told again; its own choice is in its journal.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class Polls:
         """
         self.wire = wire
         self._newest: dict[tuple[str, int], Message] = {}
+        self._thanked: dict[tuple[int, Poll], tuple[int, str]] = {}
+        self._starts: dict[int, int] = {}
 
     def heard(self, poll: Poll, peer: int, round_: int) -> Message | None:
         """What a neighbour has told in a round, if it has."""
@@ -73,8 +76,23 @@ class Polls:
                 async with self.wire.dialled(peer) as stream:
                     await self.wire.send(stream, poll, round_, layers=layers)
                     await self.wire.receive(stream, peer, ("thanks",), round_)
+                    self._thanked[peer, poll] = round_, layers
                     return
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def tell_again(self, peer: int, starts: int) -> None:
+        """Tell a neighbour what it has said thanks for, if it has been started since.
+
+        Args:
+            peer: Its number.
+            starts: How often it has been started, by its hello.
+        """
+        if self._starts.setdefault(peer, starts) == starts:
+            return
+        self._starts[peer] = starts
+        # Taken out until it says thanks again: however often it says hello, each is told by one task.
+        thanked = {poll: self._thanked.pop((peer, poll), None) for poll in get_args(Poll)}
+        await asyncio.gather(*(self.tell(peer, poll, *told) for poll, told in thanked.items() if told))
 
 
 def vote(shares: Sequence[float]) -> str:

@@ -84,9 +84,11 @@ class Wire:
         said: Statement | None = None,
         basis: int = 0,
         layers: str = "",
+        starts: int = 0,
     ) -> None:
         """Send a message; rounds count from 1."""
-        message = Message(kind, self.number, round_, self.at, self.degree, verdict, row, said, basis, layers)
+        about = (verdict, row, said, basis, layers, starts)
+        message = Message(kind, self.number, round_, self.at, self.degree, *about)
         frame = encode(message, self.expected)
         await asyncio.wait_for(stream.send(frame), self.timeout)
         self.counts.messages_up += len(frame)
