@@ -60,7 +60,7 @@ def compared_table(result: dict[str, Any]) -> list[str]:
         apart = [f"{columns.get('consensus_error_relative', math.nan):.2g}"]
         rows.append(
             [
-                f"`{one.sample.label}`",
+                f"`{one.sample.label}`".replace("|", r"\|"),
                 str(len(one.sample.metric)),
                 number(one.mean) + ("" if math.isnan(one.sd) else f" ± {number(one.sd)}"),
                 *own * has_own,
