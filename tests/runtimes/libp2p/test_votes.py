@@ -116,10 +116,10 @@ def test_peers_that_vote_are_what_they_are_in_one_process(options, tmp_path, mor
         for mine, all_ in zip(told[number], one, strict=True):
             assert mine["selected_layers"] == all_["peer_selected_layers"][number - 1]
             assert mine["refused"] == {} and mine["neighbors"] == LINE[number]
-    for way in ("up", "down"):
-        assert [sum(told[n][r][f"bytes_{way}"] for n in LINE) for r in range(ROUNDS)] == [
-            row["bytes_up"] for row in one
-        ]
+    sent = [row["bytes_up"] for row in one]
+    assert [sum(told[n][r]["bytes_up"] for n in LINE) for r in range(ROUNDS)] == sent
+    # A neighbour's next vote may come before a peer has ended its round.
+    assert sum(row["bytes_down"] for n in LINE for row in told[n]) == sum(sent)
 
 
 def test_whoever_is_not_heard_has_no_vote_and_a_killed_peer_sends_the_same_layers_again(options, tmp_path):
