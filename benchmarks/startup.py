@@ -63,7 +63,10 @@ def start(package: str, words: list[str], cache: Path) -> dict[str, Any]:
     environment = os.environ | {"PYTHONPATH": package, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as out_dir:
         command = [sys.executable, "-c", _CHILD, *words, "--out_dir", out_dir, "--report_to", "none"]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        # Where a process begins goes before PYTHONPATH: in another checkout it would be that one's code.
+        done = subprocess.run(
+            command, env=environment, cwd=package, stdout=subprocess.PIPE, text=True, check=True
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -84,6 +87,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="runs whose names begin so; others stay in the file")
     parser.add_argument("--out", type=Path)
     words = parser.parse_args()
+    words.data_dir = str(Path(words.data_dir).resolve())
+    words.package = [str(Path(package).resolve()) for package in words.package]
     found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as caches:
         for name, how in list(starts(words.data_dir).items()) * words.repeats:
