@@ -51,8 +51,10 @@ def _priority(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         return statistics.mean(sum(run[name] for name in names) for run in runs)
 
     share = mean(ours, "bytes_up", "bytes_down") / mean(every, "bytes_up", "bytes_down")
-    right, all_right = (mean(runs, "answer_accuracy") for runs in (ours, every))
+    chance = result["runs"]["layers-random"]
+    right, all_right, by_chance = (mean(runs, "answer_accuracy") for runs in (ours, every, chance))
+    others = f"{all_right:.0%} with all layers, {by_chance:.0%} with as many at random"
     return [
         ("bytes with gradient priority", f"{share:.2f} ×", "those of all layers"),
-        (f"answers right with it, {len(ours)} seeds", f"{right:.0%}", f"{all_right:.0%} with all layers"),
+        (f"answers right with it, {len(ours)} seeds", f"{right:.0%}", others),
     ]

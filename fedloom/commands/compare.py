@@ -125,9 +125,9 @@ def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
         done = [read_run(out_dir / run.name, evaluation=False) for run in runs if run.name not in failed]
         records += done
         why = {run.seed: failed[run.name] for run in runs if run.name in failed}
-        judged = [within(run, plan.budget) for run in done]
-        untrained += sum(all(row["round"] == 0 for row in run.rows if plan.metric in row) for run in judged)
-        samples.append(sample_of(label, plan.metric, judged, why))
+        by_then = [within(run, plan.budget) for run in done]
+        untrained += sum(all(row["round"] == 0 for row in run.rows if plan.metric in row) for run in by_then)
+        samples.append(sample_of(label, plan.metric, by_then, why))
     if not records:
         raise UserError(
             f"{out_dir}: no run came to its end; the first failed with: {next(iter(failed.values()))}"

@@ -5,7 +5,8 @@ it is asked for, so that `--help` and a mistyped flag answer without loading tor
 """
 
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,18 +55,20 @@ class Command:
     check_named: Callable[[Collection[str], Any], None] = lambda given, config: None
 
 
-def _begin(config: Any, words: str) -> None:
-    """Say on a terminal what is done, and tell mistyped paths, before the libraries, which take seconds."""
+@contextmanager
+def _begin(config: Any, words: str) -> Iterator[None]:
+    """For the block that imports what does the work: say before what is done, and tell mistyped paths."""
     if place().leads and sys.stderr.isatty():
         print(f"{words}, loading …", file=sys.stderr, flush=True)
     from fedloom.commands.check_paths import check_paths
 
     check_paths(config)
+    with loading():
+        yield
 
 
 def _fed(config: FedConfig, **more: Any) -> None:
-    _begin(config, f"fedloom fed: {config.model_name} on {config.data_name}")
-    with loading():
+    with _begin(config, f"fedloom fed: {config.model_name} on {config.data_name}"):
         from fedloom.commands.fed import run_fed
 
     run = run_fed(config, **more)
@@ -74,8 +77,7 @@ def _fed(config: FedConfig, **more: Any) -> None:
 
 
 def _dfl(config: DflConfig, **more: Any) -> None:
-    _begin(config, f"fedloom dfl: {config.model_checkpoint} on {config.dataset_type}")
-    with loading():
+    with _begin(config, f"fedloom dfl: {config.model_checkpoint} on {config.dataset_type}"):
         from fedloom.commands.dfl import run_dfl
 
     run = run_dfl(config, **more)
@@ -91,8 +93,7 @@ def _flower(config: FlowerConfig) -> None:
 
 
 def _peer(config: PeerConfig) -> None:
-    _begin(config, f"fedloom peer: {config.model_checkpoint} on {config.dataset_type}")
-    with loading():
+    with _begin(config, f"fedloom peer: {config.model_checkpoint} on {config.dataset_type}"):
         from fedloom.training.peer import run_peer
 
     run = run_peer(config)
@@ -112,8 +113,7 @@ def _audit(config: AuditConfig) -> int:
 
 
 def _audit_privacy(config: AuditPrivacyConfig) -> int:
-    _begin(config, f"fedloom audit-privacy: {config.model_name} on {config.data_name}")
-    with loading():
+    with _begin(config, f"fedloom audit-privacy: {config.model_name} on {config.data_name}"):
         from fedloom.commands.audit_privacy import run_audit_privacy
 
     return 0 if run_audit_privacy(config) else EXIT_DOES_NOT_HOLD
@@ -138,24 +138,21 @@ def _topology(config: TopologyConfig) -> None:
 
 
 def _eval(config: EvalConfig) -> None:
-    _begin(config, f"fedloom eval: {config.adapter or config.model}")
-    with loading():
+    with _begin(config, f"fedloom eval: {config.adapter or config.model}"):
         from fedloom.commands.eval import run_eval
 
     run_eval(config)
 
 
 def _chat(config: ChatConfig) -> None:
-    _begin(config, f"fedloom chat: {config.adapter}")
-    with loading():
+    with _begin(config, f"fedloom chat: {config.adapter}"):
         from fedloom.commands.chat import run_chat
 
     run_chat(config)
 
 
 def _merge(config: MergeConfig) -> None:
-    _begin(config, f"fedloom merge: {config.adapter}")
-    with loading():
+    with _begin(config, f"fedloom merge: {config.adapter}"):
         from fedloom.commands.merge import run_merge
 
     run_merge(config)
@@ -169,8 +166,7 @@ def _report(config: ReportConfig) -> None:
 
 def _compare(config: CompareConfig) -> int:
     assert config.file is not None
-    _begin(config, f"fedloom compare: {config.file}")
-    with loading():
+    with _begin(config, f"fedloom compare: {config.file}"):
         from fedloom.commands.compare import run_compare
 
     return EXIT_DOES_NOT_HOLD if run_compare(Path(config.file), Path(config.out_dir)) else 0

@@ -135,18 +135,18 @@ def squared_norms(calls: Sequence[Call]) -> Float[Tensor, " examples"]:
     m, n = narrow[0].shape[1], wide[0].shape[1]
     found = torch.zeros(len(wide), dtype=torch.float64, device=wide[0].device)
     products = wide[0].new_empty(min(len(wide), max(1, _MOST_AT_ONCE // (m * n))), m, n)
-    held: list[int] = []
+    waiting: list[int] = []
     for e, (a, b) in enumerate(zip(narrow, wide, strict=True)):
         if len(a) * (m + n) < m * n:
             # Terms of either sign, which may nearly cancel: float32 would lose what is left.
             a, b = a.double(), b.double()
             found[e] = ((a @ a.T) * (b @ b.T)).sum()
         else:
-            torch.mm(a.T, b, out=products[len(held)])
-            held.append(e)
-        if held and (len(held) == len(products) or e == len(wide) - 1):
-            found[held] = torch.linalg.vector_norm(products[: len(held)], dim=(1, 2)).double().square()
-            held = []
+            torch.mm(a.T, b, out=products[len(waiting)])
+            waiting.append(e)
+        if waiting and (len(waiting) == len(products) or e == len(wide) - 1):
+            found[waiting] = torch.linalg.vector_norm(products[: len(waiting)], dim=(1, 2)).double().square()
+            waiting = []
     return found
 
 

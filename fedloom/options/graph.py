@@ -176,7 +176,7 @@ MOST_EVALUATED = 100
 
 @dataclass(frozen=True, kw_only=True)
 class ManyPeers:
-    """Of many peers those that a run tells of one by one."""
+    """Which of many peers are evaluated and reported individually."""
 
     eval_peers: int | Literal["auto"] = option(
         "auto",

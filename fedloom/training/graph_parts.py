@@ -95,7 +95,7 @@ class PeerParts:
 
     @property
     def shown(self) -> Sequence[int]:
-        """The peers that the run tells of one by one, ascending."""
+        """The peers that the run reports individually, ascending."""
         return range(len(self.peers)) if self.sample is None else self.sample
 
     @property

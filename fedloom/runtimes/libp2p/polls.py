@@ -49,22 +49,22 @@ class Polls:
         newest = self._newest.get((poll, peer))
         return newest if newest is not None and newest.round == round_ else None
 
-    async def hear(self, peer: int, told: Message, stream: Stream) -> None:
+    async def hear(self, peer: int, message: Message, stream: Stream) -> None:
         """Keep what a neighbour tells.
 
         Raises:
             MessageRefused: It is no vote, or no choice of layers.
         """
         count = len(self.wire.expected.layers)
-        if told.kind == "vote":
-            vote_of(told.layers, count)
+        if message.kind == "vote":
+            vote_of(message.layers, count)
         else:
-            chosen_of(told.layers, count)
-        before = self._newest.get((told.kind, peer))
-        if before is None or told.round >= before.round:
-            self._newest[told.kind, peer] = told
+            chosen_of(message.layers, count)
+        before = self._newest.get((message.kind, peer))
+        if before is None or message.round >= before.round:
+            self._newest[message.kind, peer] = message
             self.wire.wake()
-        await self.wire.send(stream, "thanks", told.round)
+        await self.wire.send(stream, "thanks", message.round)
 
     async def tell(self, peer: int, poll: Poll, round_: int, layers: str) -> None:
         """Tell a neighbour something of a round, until it has said thanks or the round is over."""

@@ -36,8 +36,8 @@ from fedloom.training.default_bound import bounded
 from fedloom.training.fed import drive, write_held
 from fedloom.training.fed_examples import ALL_CLIENTS, SERVER_ALONE
 from fedloom.training.fed_rounds import ServerProgress, play_round
+from fedloom.training.flower.client_sizes import ClientSizes
 from fedloom.training.flower.run_config import from_run_config
-from fedloom.training.flower.told_sizes import ToldSizes
 from fedloom.training.private import ExampleBudget, with_noise
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_fed import Parts, build, intervals
@@ -67,7 +67,7 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
     admit = partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num)
     connected = ConnectedClients(Post(grid), Content(), admit, wanted.join_timeout, keys)
     if wanted.client_data is not None and isinstance(parts.budget, ExampleBudget):
-        sizes = ToldSizes.of_the_run(folder, parts.budget)
+        sizes = ClientSizes.of_the_run(folder, parts.budget)
         parts, connected.enter = replace(parts, budget=sizes.budget), sizes.enter
     connected.wait_for(wanted.client_num, wanted.clients_needed)
     found = versions() | {"flwr": version("flwr")}

@@ -30,10 +30,10 @@ from fedloom.runtimes.flower.rows import Unfit, chosen_by, digest, pack, unpack
 from fedloom.runtimes.in_process import run_clients
 from fedloom.training.fed_data import Encoded, fitting_data
 from fedloom.training.fed_examples import ALL_CLIENTS, ClientData, FedExamples, open_data
+from fedloom.training.flower.client_sizes import FACT
 from fedloom.training.flower.place import check_insisted, client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
 from fedloom.training.flower.secrets import hidden, secret_step
-from fedloom.training.flower.told_sizes import FACT
 from fedloom.training.private import secret_key
 from fedloom.training.setup_fed import Parts, build
 from fedloom.training.shared import Shared

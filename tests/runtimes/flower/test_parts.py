@@ -36,9 +36,9 @@ from fedloom.runtimes.flower.memory import Memory
 from fedloom.runtimes.flower.messages import from_records, to_records
 from fedloom.runtimes.flower.resident import _address, ask_resident
 from fedloom.runtimes.flower.rows import Unfit, chosen_by, mask_of, pack, unpack
+from fedloom.training.flower.client_sizes import ClientSizes
 from fedloom.training.flower.place import client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
-from fedloom.training.flower.told_sizes import ToldSizes
 from fedloom.training.private import ExampleBudget
 
 RUN = """
@@ -178,7 +178,7 @@ def test_with_data_of_their_own_clients_spend_by_their_own_sizes(model, tmp_path
 
 def test_a_delta_that_would_tell_an_example_is_refused_by_the_size(tmp_path):
     budget = ExampleBudget([0, 0], [], 1.0, 0.01, "rdp", None, False, None)
-    sizes = ToldSizes.of_the_run(tmp_path, budget)
+    sizes = ClientSizes.of_the_run(tmp_path, budget)
     small = r"delta: 0.01 is not below 1 / 100 examples of client 2, .*; give --delta 1e-05, or less"
     # That is what auto comes to while no size is known, so that to leave delta out mends nothing.
     large = r"delta: .* 1 / 150,000 examples of client 2, .*; give --delta 2e-06, or less"
@@ -186,10 +186,10 @@ def test_a_delta_that_would_tell_an_example_is_refused_by_the_size(tmp_path):
         with pytest.raises(UserError, match=why):
             sizes.enter(1, Content({"examples": size}))
     sizes.enter(1, Content({"examples": 99}))
-    assert ToldSizes.of_the_run(tmp_path, budget).budget.sizes == [0, 99]
+    assert ClientSizes.of_the_run(tmp_path, budget).budget.sizes == [0, 99]
     (tmp_path / "client_examples.json").write_text('{"9": 3}')
     with pytest.raises(UserError, match=r"client_examples.json is not as .*client '9' has '3' examples"):
-        ToldSizes.of_the_run(tmp_path, budget)
+        ClientSizes.of_the_run(tmp_path, budget)
 
 
 def test_a_client_that_lost_what_it_held_gets_everything(model, tmp_path):

@@ -260,17 +260,21 @@ def test_with_another_aggregator_an_edge_in_doubt_is_left_out_and_nothing_is_owe
     assert all(torch.equal(peers.rows[2][name], t) for name, t in before[2].items())
     assert run_audit(peers.folders()), "peer 2 has agreed, and did not know yet"
     peers.cuts = lambda header: False
-    mixes = peers.play(nodes, 2)
+    for round_ in (2, 3, 4):  # what is in doubt is asked beside the rounds: its answer may miss one
+        mixes = peers.play(nodes, round_)
+        assert mixes[2].late == []
+        if mixes[2].neighbours:
+            break
     peers.finish(nodes)
-    assert mixes[2].late == [] and mixes[2].neighbours == [1]
+    assert mixes[2].neighbours == [1]
     assert run_audit(peers.folders())
     nodes[2].journal.write(
-        "mixed", round=2, aggregator="median", row={}, own=1.0, late=[], in_doubt=[], missed=0
+        "mixed", round=round_, aggregator="median", row={}, own=1.0, late=[], in_doubt=[], missed=0
     )
     capsys.readouterr()
     assert not run_audit(peers.folders())
     assert "peer 1 took in peer 2's row, which did not take in that of peer 1" in capsys.readouterr().out
-    nodes[2].journal.write("mixed", round=2, row={}, own=1.0, late=[], in_doubt=[], missed=0)
+    nodes[2].journal.write("mixed", round=round_, row={}, own=1.0, late=[], in_doubt=[], missed=0)
     with pytest.raises(UserError, match="combined by mean and by median"):
         run_audit(peers.folders())
 

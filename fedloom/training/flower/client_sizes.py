@@ -25,7 +25,7 @@ _MOST = 2**40
 
 
 @dataclass(frozen=True)
-class ToldSizes:
+class ClientSizes:
     """The sizes of a run's clients; one that is known stays, though its client is gone or the run resumed.
 
     Attributes:
@@ -37,7 +37,7 @@ class ToldSizes:
     budget: ExampleBudget
 
     @classmethod
-    def of_the_run(cls, folder: Path, budget: ExampleBudget) -> ToldSizes:
+    def of_the_run(cls, folder: Path, budget: ExampleBudget) -> ClientSizes:
         """What is known of a run's clients.
 
         Args:
