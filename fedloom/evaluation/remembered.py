@@ -11,12 +11,14 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -34,6 +36,15 @@ log = logging.getLogger(__name__)
 WORTH_SECONDS = 1.0
 """Of processor time; what takes less is not kept."""
 MOST_KEPT = 500
+
+CPUINFO = Path("/proc/cpuinfo")
+PROCESSOR_FIELDS = {
+    *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),  # x86
+    *("cache size", "siblings", "cpu cores"),  # by which libraries cut matrices into blocks
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"),  # Arm
+}
+LIBRARY_SETTINGS = ("MKL_", "ONEDNN_", "DNNL_", "KMP_", "OMP_")
+"""Beginnings of the environment variables that the libraries of matrices look at."""
 
 
 def first_validation(
@@ -77,21 +88,51 @@ def first_validation(
 def _digest(
     model: StackedModel, adapter: Row, sequences: Sequence[Sequence[Tokens]], wave_tokens: int
 ) -> str:
-    """Of everything that the numbers depend on, to the last bit: the machine and its threads, too."""
-    files = {*Path(fedloom.__file__).parent.rglob("*.py")}
-    files |= {Path(inspect.getfile(type(module))) for module in model.model.modules()}  # the model's own, too
-    code = sorted((str(p), p.stat().st_mtime_ns) for p in files)
+    """Of everything that the numbers depend on, to the last bit; of no name of a host or a folder."""
     versions = [platform.python_version(), *(version(name) for name in ("torch", "transformers", "peft"))]
-    machine = [platform.node(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
-    configs = [model.model.config.to_dict(), model.config and model.config.to_dict()]
+    libraries = [*versions, torch.__config__.show(), platform.libc_ver()]
+    settings = sorted(item for item in os.environ.items() if item[0].startswith(LIBRARY_SETTINGS))
+    machine = [processors(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), settings]
+    configs = [
+        _numbers(model.model.config.to_dict()),
+        _numbers(model.config.to_dict() if model.config else {}),
+    ]
     how = [wave_tokens, model.beta, repr(model.layout), torch.get_float32_matmul_precision()]
-    about = json.dumps([versions, machine, code, configs, how], default=_plain, sort_keys=True)
+    about = json.dumps([libraries, machine, _code(model), configs, how], default=_plain, sort_keys=True)
     digest = hashlib.sha256(about.encode())
     for name, t in sorted({**model.model.state_dict(), **adapter}.items()):
         digest.update(f"{name} {t.dtype} {tuple(t.shape)} {t.stride()}".encode())
         digest.update(t.detach().contiguous().flatten().view(torch.uint8).numpy())
     digest.update(repr(sequences).encode())
     return digest.hexdigest()
+
+
+def processors() -> list[list[str]]:
+    """The kinds of processor there are, by which libraries choose how they add, whatever the host is called.
+
+    A container has a name of its own on every start. Where the system has no such list the host's name stands
+    for its processor.
+    """
+    try:
+        blocks = CPUINFO.read_text(encoding="utf-8", errors="replace").split("\n\n")
+    except OSError:
+        blocks = []
+    lines = [[" ".join(line.split()) for line in block.splitlines()] for block in blocks]
+    kinds = [[line for line in block if line.partition(" :")[0] in PROCESSOR_FIELDS] for block in lines]
+    return sorted({tuple(kind): kind for kind in kinds if kind}.values()) or [
+        [platform.machine(), platform.processor(), platform.node()]
+    ]
+
+
+def _code(model: StackedModel) -> list[str]:
+    """This package and the model's own modules, by what the files hold: a copy computes the same."""
+    files = {*Path(fedloom.__file__).parent.rglob("*.py")}
+    files |= {Path(inspect.getfile(type(module))) for module in model.model.modules()}
+    return sorted(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files)
+
+
+def _numbers(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if not name.endswith("name_or_path")}
 
 
 def _plain(value: object) -> object:

@@ -65,6 +65,40 @@ def test_whatever_changes_the_numbers_is_looked_at_anew(looks):
     assert len(looks) == 6
 
 
+INTEL = "processor : {n}\ncpu family\t: 6\nmodel\t\t: {model}\ncpu MHz\t\t: {mhz}\n\n"
+
+
+def test_a_host_is_known_by_its_processors_not_by_its_name(looks, monkeypatch, tmp_path):
+    """A container has another name, and another folder of the model, on every start."""
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(remembered, "CPUINFO", cpuinfo)
+    model = stacked()
+
+    def look(name, processors, folder="/models/llama"):
+        monkeypatch.setattr("platform.node", lambda: name)
+        cpuinfo.write_text(processors)
+        model.model.config._name_or_path = folder
+        first(model)
+
+    look("one", INTEL.format(n=0, model=85, mhz=2100))
+    look("two", INTEL.format(n=0, model=85, mhz=3000) + INTEL.format(n=1, model=85, mhz=1), "/mnt/llama")
+    assert len(looks) == 1
+    look("two", INTEL.format(n=0, model=143, mhz=2100))
+    assert len(looks) == 2
+    look("two", "")  # nothing is known but the name
+    look("one", "")
+    assert len(looks) == 4
+
+
+def test_settings_of_the_libraries_and_the_code_count(looks, model, monkeypatch):
+    first(model)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    first(model)
+    monkeypatch.setattr(remembered, "_code", lambda model: ["another"])
+    first(model)
+    assert len(looks) == 3
+
+
 def test_a_damaged_entry_is_looked_at_anew_and_few_are_kept(looks, model, monkeypatch, tmp_path):
     found = first(model)
     (entry,) = tmp_path.rglob("*.json")
