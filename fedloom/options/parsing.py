@@ -132,8 +132,10 @@ def read_options(path: Path, config_class: type) -> dict[str, Any]:
         found[name] = option.from_file(value)
         if not option.allows(found[name]):
             raise UserError(f"{where}: {option.explain(value)}")
-    if RUN_RECORD in content and "data_seed" in by_name and "seed" in found:
-        found.setdefault("data_seed", found["seed"])  # a run of before there was one: its seed was both
+    if RUN_RECORD in content:  # a run of before there was an option has what was done then
+        for newer, as_it_was in (("data_seed", "seed"), ("eval_peers", "num_clients")):
+            if newer in by_name and as_it_was in found:
+                found.setdefault(newer, found[as_it_was])
     return found
 
 

@@ -8,8 +8,6 @@ import yaml
 from tiny import save_tiny_llama
 
 from fedloom.commands.cli import main
-from fedloom.options.fed import FedConfig
-from fedloom.options.parsing import read_options
 
 ROWS = [{"question": f"What is {i} + {i % 7}?", "answer": str(i + i % 7)} for i in range(50)]
 
@@ -114,13 +112,6 @@ def test_a_run_on_whole_folders_has_nothing_left_to_be_judged_by(train, data, tm
     )
     assert main(["eval", "--adapter", str(run), "--output_path", str(tmp_path / "eval")]) == 2
     assert "split: whole trained on all 10 examples of test" in capsys.readouterr().err
-
-
-def test_of_a_run_of_before_the_seed_is_the_data_seed_too(tmp_path):
-    (tmp_path / "config.yaml").write_text("seed: 11\nrun: {device: cpu}\n")
-    assert read_options(tmp_path / "config.yaml", FedConfig)["data_seed"] == 11
-    (tmp_path / "mine.yaml").write_text("seed: 11\n")
-    assert "data_seed" not in read_options(tmp_path / "mine.yaml", FedConfig)
 
 
 @pytest.mark.parametrize("command", ["fed", "dfl"])

@@ -12,7 +12,7 @@ from fedloom.options.declare import names_or_pattern, options
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.options.graph import DflConfig
-from fedloom.options.parsing import help_text, parse
+from fedloom.options.parsing import help_text, parse, read_options
 from fedloom.options.synonyms import OPTIONS
 
 TOKEN = "hf_" + "aB3" * 11
@@ -455,6 +455,20 @@ def test_resume_takes_the_options_of_the_run_unless_given(tmp_path, monkeypatch)
     assert (config.client_num, config.lr, config.resume) == (7, 0.5, True)
     assert (config.out_dir, config.exp_name) == ("runs", "mine")
     assert parse_fed("--exp_name", "mine").client_num == 50
+
+
+@pytest.mark.parametrize(
+    ("config_class", "option", "value"),
+    [(FedConfig, "data_seed", 11), (DflConfig, "data_seed", 11), (DflConfig, "eval_peers", 150)],
+)
+def test_an_option_that_is_newer_than_a_run_has_the_value_of_what_was_done_then(
+    config_class, option, value, tmp_path
+):
+    """The seed was that of the data too, and all peers were evaluated, however many."""
+    (tmp_path / "config.yaml").write_text("seed: 11\nnum_clients: 150\nrun: {device: cpu}\n")
+    assert read_options(tmp_path / "config.yaml", config_class)[option] == value
+    (tmp_path / "mine.yaml").write_text("seed: 11\nnum_clients: 150\n")
+    assert option not in read_options(tmp_path / "mine.yaml", config_class)
 
 
 @pytest.mark.parametrize(
