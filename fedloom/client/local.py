@@ -196,7 +196,7 @@ def step_gradients(
         ranks: Each client's LoRA rank; None: all have the adapter's own.
         resting: The same, each client's own, ``[clients, *shape]``.
     """
-    total = bank.map(torch.zeros_like)
+    total: Row | None = None
     zeros = torch.zeros(bank.clients, dtype=torch.long)
     report = StepReport(zeros.double(), zeros.clone(), zeros.clone(), zeros.clone())
     for first, clients in passes(steps, model.layout, rules.wave_tokens):
@@ -212,13 +212,18 @@ def step_gradients(
         gradients = torch.autograd.grad(
             out.loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
         )
-        for name, gradient in zip(leaves, gradients, strict=True):
-            total.tensors[name][rows] += gradient
+        of_pass = dict(zip(leaves, gradients, strict=True))
+        if total is None and len(clients) == bank.clients:
+            total = of_pass
+        else:
+            total = total or bank.map(torch.zeros_like).tensors
+            for name, gradient in of_pass.items():
+                total[name][rows].add_(gradient)
         report.loss[rows] += out.loss.detach().cpu().double()
         report.correct[rows] += out.correct.cpu()
         report.labels[rows] += out.labels.cpu()
         report.tokens[rows] += torch.tensor(pack.client_tokens)
-    return total, report
+    return AdapterBank(total) if total else bank.map(torch.zeros_like), report
 
 
 def passes(

@@ -15,6 +15,7 @@ from fedloom.model.bucket import Bucket
 # Up to this many keys, plain batched products beat the fused kernel's backward on a CPU; beyond, the
 # fused kernel saves the memory of the scores.
 _PLAIN_KEYS = 512
+_MOST_AT_ONCE = 65535  # batches of a fused kernel: as many as a GPU's grid has blocks along one axis
 
 
 PositionBias = Callable[[Tensor, Tensor], Tensor]
@@ -97,5 +98,11 @@ def _fused(bucket: Bucket, query: Tensor, key: Tensor, value: Tensor, scale: flo
     value = value[:, None].expand(-1, group, -1, -1)
     causal = bucket.causal_only and query.shape[2] > 1
     mask = None if bucket.causal_only or bucket.visible is None else bucket.visible_by_batch()
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
+    outs = []
+    for first in range(0, batch, _MOST_AT_ONCE):
+        some = slice(first, first + _MOST_AT_ONCE)
+        seen = mask if mask is None or mask.shape[0] == 1 else mask[some]
+        q, k, v = query[some], key[some], value[some]
+        outs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, scale=scale))
+    out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return out.reshape(batch, -1, value.shape[-1])

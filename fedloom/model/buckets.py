@@ -49,7 +49,9 @@ class Buckets:
     run_pairs: tuple[int, ...]
 
 
-class _Sequence(NamedTuple):
+class Sequence(NamedTuple):
+    """A sequence that is attended to on its own; what it shares stands at ``prefix_start``."""
+
     start: int
     length: int
     prefix_start: int
@@ -66,7 +68,7 @@ def plan_buckets(pack: Pack, causal: bool, rule: Rule | None, heads: int, key_he
         heads: Query heads.
         key_heads: Key and value heads.
     """
-    sequences = _sequences_in_order(pack)
+    sequences = sequences_in_order(pack)
     first_pairs, run_pairs = _pairs(pack, sequences, heads)
     buckets = tuple(
         _bucket(
@@ -97,17 +99,17 @@ def plan_buckets(pack: Pack, causal: bool, rule: Rule | None, heads: int, key_he
     )
 
 
-def _sequences_in_order(pack: Pack) -> list[_Sequence]:
+def sequences_in_order(pack: Pack) -> list[Sequence]:
     """All sequences, each client's prefix before its own, as they lie in the pass."""
-    found: list[_Sequence] = []
+    found: list[Sequence] = []
     for start, length, prefix in zip(pack.starts, pack.lengths, pack.prefix_starts, strict=True):
         if pack.shared and (not found or found[-1].prefix_start != prefix):
-            found.append(_Sequence(prefix, pack.shared, prefix, 0))
-        found.append(_Sequence(start, length, prefix, pack.shared))
+            found.append(Sequence(prefix, pack.shared, prefix, 0))
+        found.append(Sequence(start, length, prefix, pack.shared))
     return found
 
 
-def _groups(sequences: list[_Sequence]) -> Iterator[list[int]]:
+def _groups(sequences: list[Sequence]) -> Iterator[list[int]]:
     """Indices of sequences that share a bucket: the same shared length, similar lengths, in pass order."""
     order = sorted(range(len(sequences)), key=lambda i: (sequences[i].shared, -sequences[i].length))
     group: list[int] = []
@@ -121,7 +123,7 @@ def _groups(sequences: list[_Sequence]) -> Iterator[list[int]]:
 
 
 def _bucket(
-    sequences: list[_Sequence],
+    sequences: list[Sequence],
     first_pairs: list[int],
     causal: bool,
     rule: Rule | None,
@@ -167,7 +169,7 @@ def _visible(
     return (key < length).expand(-1, longest, -1), False
 
 
-def _pairs(pack: Pack, sequences: list[_Sequence], heads: int) -> tuple[list[int], tuple[int, ...]]:
+def _pairs(pack: Pack, sequences: list[Sequence], heads: int) -> tuple[list[int], tuple[int, ...]]:
     """Where each sequence's query-key-head triples start, and how many each run has."""
     counts = [heads * s.length * (s.shared + s.length) for s in sequences]
     firsts = list(accumulate(counts, initial=0))[:-1]

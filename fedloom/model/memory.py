@@ -20,10 +20,11 @@ _USUAL_WIDTH = 4096  # of a model whose configuration gives none
 _SHARE_OF_FREE = 0.4
 _SHARE_FOR_CACHE = 0.25  # a cache that grows is there twice for a moment
 _FEWEST = 256
-# More tokens than this gain nothing: a GPU is full, a CPU's products are as fast as they get. But on a CPU a
-# small model's many small operations show: where twice as many tokens take no more bytes than this, they take
-# 7 % less time (docs/log.md).
-_ENOUGH_ON_CUDA, _ENOUGH_ON_CPU = 16384, 2048
+# More tokens than this gain nothing. Of a small model a GPU has computed a pass in less time than it takes to
+# start its operations, so that two passes take twice as long as one (docs/log.md). A CPU's products are as
+# fast as they get; but its many small operations show: where twice as many tokens take no more bytes than
+# this, they take 7 % less time.
+_ENOUGH_ON_CUDA, _ENOUGH_ON_CPU = 65536, 2048
 _FEW_BYTES = 3 << 29
 
 

@@ -76,9 +76,11 @@ def run_clients(
     frozen = {name: t for name, t in (frozen or {}).items() if name not in personal}
     for wave in waves(work, model.layout, rules.wave_tokens):
         remembered = [memories.get(client.client, first) for client in wave]
-        starts = [algorithm.handed_out(adapter, client.client) for client in wave]
         ranks = [algorithm.ranks.clients[client.client] for client in wave] if algorithm.ranks else None
-        bank = AdapterBank.repeat(adapter, len(wave)) if ranks is None else AdapterBank.stack(starts)
+        if ranks is None:
+            bank = AdapterBank.repeat(adapter, len(wave))
+        else:
+            bank = AdapterBank.stack([algorithm.handed_out(adapter, client.client) for client in wave])
         if personal:
             bank.tensors.update(AdapterBank.stack([part_of(row, PERSONAL) for row in remembered]).tensors)
         if ranks is not None:
@@ -104,12 +106,13 @@ def run_clients(
             more, own_tokens = train_own_models(model, bank, steps, rules, remembered, ranks)
             kept, tokens = kept | more, tokens + own_tokens
         kept = {name: t for name, t in kept.items() if name in first}
+        # Of all clients at once: on a GPU each operation takes its time to start.
+        changes = {name: result.bank.tensors[name] - bank.tensors[name] for name in adapter}
         for k, client in enumerate(wave):
-            row = result.bank.row(k)
             payload, memory = encode_update(
                 algorithm,
                 client.client,
-                change(client.client, {name: row[name] - t for name, t in starts[k].items()}),
+                change(client.client, {name: t[k] for name, t in changes.items()}),
                 {name: t[k] for name, t in result.sent.items()},
                 remembered[k] | {name: t[k] for name, t in kept.items()},
                 derive_seed(seed, "codec", round_, client.client),

@@ -212,6 +212,7 @@ def a_gpu() -> Iterator[None]:
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "mem_get_info": lambda device=None: (1 << 30, 1 << 30),
+        "get_device_capability": lambda device=None: (7, 5),
         "get_device_name": lambda device=None: "a GPU for tests",
         "is_bf16_supported": lambda including_emulation=True: True,
         "get_rng_state": lambda device=None: of_the_cpu(),

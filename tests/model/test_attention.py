@@ -1,5 +1,7 @@
 """Packed attention equals a loop of plain softmax attention over the sequences, forward and backward."""
 
+from contextlib import contextmanager
+from itertools import pairwise
 from unittest.mock import patch
 
 import pytest
@@ -15,16 +17,17 @@ from transformers.masking_utils import chunked_causal_mask_function
 from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import sgd
 from fedloom.data.encode import Tokens
-from fedloom.model import attention_scores
+from fedloom.model import attention, attention_scores, one_call
 from fedloom.model.attention import PackedPass, packed_attention
 from fedloom.model.buckets import plan_buckets
 from fedloom.model.dropout import Draws
 from fedloom.model.layout import Batch, Layout
-from fedloom.model.mask_rules import mask_rule
+from fedloom.model.mask_rules import mask_rule, window_rule
 from fedloom.model.packing import build_pack
 
 DIM = 4
 ALL_PLAIN, ALL_FUSED = 10**9, -1
+ONE_CALL = "one call"
 
 
 def make_pack(lengths_of_clients, causal, shared):
@@ -88,13 +91,44 @@ def slow_attention(q, k, v, pack, causal, window, scale, softcap=None, s_aux=Non
     return out
 
 
+def uneven_kernel(query, key, value, rows, scale):
+    """What FlashAttention's kernel for uneven lengths computes: the last query is beside the last key."""
+    parts = []
+    bounds = zip(pairwise(rows.query_bounds.tolist()), pairwise(rows.key_bounds.tolist()), strict=True)
+    for (first, end), (first_key, end_key) in bounds:
+        q, k, v = query[first:end], key[first_key:end_key], value[first_key:end_key]
+        assert rows.longest[0] >= len(q) and rows.longest[1] >= len(k)
+        distance = torch.arange(len(q))[:, None] + len(k) - len(q) - torch.arange(len(k))
+        back, ahead = (n if n >= 0 else 10**9 for n in rows.window)
+        k, v = (t.repeat_interleave(query.shape[1] // key.shape[1], 1) for t in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+        scores = scores.masked_fill((distance > back) | (-distance > ahead), -torch.inf)
+        parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+    return torch.cat(parts)
+
+
+@contextmanager
+def attending(keys):
+    """Attention by plain products, by torch's fused kernel, or by one call for all sequences."""
+    if keys != ONE_CALL:
+        with patch.object(attention_scores, "_PLAIN_KEYS", keys):
+            yield
+        return
+    with (
+        patch.object(one_call, "knows", lambda query, value: True),
+        patch.object(one_call, "kernel", uneven_kernel),
+        patch.object(attention, "attend", side_effect=AssertionError("a bucket")),
+    ):
+        yield
+
+
 def assert_equals_the_loop(
     lengths, *, causal=True, shared=0, window=None, heads=(2, 2), keys=ALL_PLAIN, scale=None, **changes
 ):
     """Outputs and gradients of all inputs, to rounding in float64."""
     pack = make_pack(lengths, causal, shared)
     q, k, v, g = random_tensors(pack, *heads)
-    with patch.object(attention_scores, "_PLAIN_KEYS", keys), PackedPass(pack, causal).running():
+    with attending(keys), PackedPass(pack, causal).running():
         fast, _ = packed_attention(torch.nn.Module(), q, k, v, None, scale, sliding_window=window, **changes)
     fast_gradients = torch.autograd.grad(fast, (q, k, v), g)
     slow = slow_attention(q, k, v, pack, causal, window, DIM**-0.5 if scale is None else scale, **changes)
@@ -107,7 +141,9 @@ def assert_equals_the_loop(
 SEVERAL_BUCKETS = [[2, 9, 3], [], [20, 21, 8], [1]]
 
 
-@pytest.mark.parametrize("keys", [ALL_PLAIN, ALL_FUSED, 10], ids=["plain", "fused", "both"])
+@pytest.mark.parametrize(
+    "keys", [ALL_PLAIN, ALL_FUSED, 10, ONE_CALL], ids=["plain", "fused", "both", ONE_CALL]
+)
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)], ids=str)
 @pytest.mark.parametrize("causal, shared", [(True, 0), (True, 5), (False, 0)])
@@ -123,7 +159,7 @@ def test_attention_equals_a_loop_over_sequences(causal, shared, heads, window, k
     causal=st.booleans(),
     shared=st.sampled_from([0, 1, 6]),
     window=st.sampled_from([None, 2, 5]),
-    keys=st.sampled_from([ALL_PLAIN, ALL_FUSED]),
+    keys=st.sampled_from([ALL_PLAIN, ALL_FUSED, ONE_CALL]),
     scale=st.sampled_from([None, 0.3]),
 )
 @example(lengths=[[1]], causal=True, shared=0, window=None, keys=ALL_FUSED, scale=None)
@@ -149,6 +185,21 @@ def test_scores_that_an_architecture_changes_equal_the_loop(causal, shared, keys
     assert_equals_the_loop(
         SEVERAL_BUCKETS, causal=causal, shared=shared, heads=(4, 2), window=4, keys=keys, **changes
     )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_more_matrices_than_a_grid_has_blocks_go_in_parts(causal):
+    with patch.object(attention_scores, "_MOST_AT_ONCE", 3):
+        assert_equals_the_loop(SEVERAL_BUCKETS, causal=causal, keys=ALL_FUSED)
+
+
+def test_what_no_window_describes_is_not_attended_to_in_one_call():
+    chunks = mask_rule(mask_function=chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long)))
+    pack = make_pack(SEVERAL_BUCKETS, True, 0)
+    assert one_call.plan_rows(pack, True, chunks) is None
+    assert one_call.plan_rows(pack, True, window_rule(4)).window == (3, 0)
+    assert one_call.plan_rows(pack, True, window_rule(100)).window == (-1, 0)
+    assert one_call.plan_rows(make_pack(SEVERAL_BUCKETS, False, 0), False, window_rule(4)).window == (3, 3)
 
 
 def test_values_may_be_narrower_than_keys():
@@ -286,14 +337,16 @@ def test_a_model_that_looks_through_a_window_gives_the_same_packed_and_padded(ki
         target_modules=["q_proj", "v_proj"] if lm else ["Wqkv"],
     )
     data, rows = clients_data((1, 2)), []
-    for packed in (None, False):
+    for packed, keys in ((None, ALL_PLAIN), (False, ALL_PLAIN), (None, ONE_CALL)):
         model = make_stacked(tiny_window(kind), config, data, packed=packed)
         assert model.layout.packed == (packed is None)
         work = [steps_of(k, client, model.layout) for k, client in enumerate(data)]
-        rows.append(train_locally(model, start_bank(model, 2), work, LocalRules(sgd(0.1))).bank)
+        with attending(keys):
+            rows.append(train_locally(model, start_bank(model, 2), work, LocalRules(sgd(0.1))).bank)
     for k in range(2):
         assert apart(rows[0].row(k), start_bank(model, 1).row(0)) > 1e-4
         assert apart(rows[0].row(k), rows[1].row(k)) < 1e-6  # both round to float32 in their norms
+        assert apart(rows[0].row(k), rows[2].row(k)) < 1e-6
 
 
 def test_long_sequences_through_the_fused_kernel_train_the_same(monkeypatch, full_precision):
@@ -306,3 +359,25 @@ def test_long_sequences_through_the_fused_kernel_train_the_same(monkeypatch, ful
         banks.append(train_locally(model, start_bank(model, 2), work, LocalRules(sgd(0.1))).bank)
     for k in range(2):
         assert apart(banks[0].row(k), banks[1].row(k)) < 1e-12
+
+
+def test_the_kernel_is_tried_before_it_is_trusted(monkeypatch):
+    """Where torch's computes something else, or fails, nobody calls it; it may be tried while validating."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+
+    def works(kernel):
+        monkeypatch.setattr(one_call, "kernel", kernel)
+        one_call._works.cache_clear()
+        with torch.no_grad():
+            return one_call._works(torch.device("cpu"), torch.bfloat16)
+
+    def first_query_beside_first_key(query, key, value, rows, scale):
+        return uneven_kernel(query, key.flip(0), value.flip(0), rows, scale)
+
+    def missing(query, key, value, rows, scale):
+        raise RuntimeError("not compiled with CUDA")
+
+    assert works(uneven_kernel)
+    assert not works(first_query_beside_first_key)
+    assert not works(missing)
+    one_call._works.cache_clear()
