@@ -4,6 +4,10 @@ For a module with factors B_i ``[d_out, r]`` and A_i ``[r, d_in]`` of peer i, an
 peers, the error is the mean over peers of Σ over modules ‖B_i A_i − B̄ Ā‖_F, as the original of DFL-LoRA
 reports it. No peer's product is ever made: the difference has factors of rank 2r, and its norm comes from
 their 2r x 2r Gram matrices.
+
+Where each peer has a residual P_i Q_i beside its factors (`lora_aggregations.fedex`), means of P and of Q
+mean nothing. Then the error is that of ‖B_i A_i + P_i Q_i − mean_j(B_j A_j + P_j Q_j)‖_F, of matrices that
+are made, those of one module at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from fedloom.model.adapters.products import product_norms
+from fedloom.model.adapters.products import DOWN, UP, product_norms, truncated_product
 from fedloom.model.adapters.square import as_lora
 from fedloom.model.bank import AdapterBank, Row
 
@@ -65,6 +69,13 @@ def consensus(
     size = 0.0
     for module in modules:
         A, B = (_stacked(bank, frozen, f"{module}.lora_{factor}.weight") for factor in "AB")
+        if module + UP in bank.tensors:
+            A, B = _with_residual(bank, module, A, B)
+            mean_product = total({"BA": _sum_of_products(A, B)})["BA"] / count
+            away = [torch.linalg.matrix_norm(b @ a - mean_product) for a, b in zip(A, B, strict=True)]
+            error += torch.stack(away).cpu()
+            size += float(torch.linalg.matrix_norm(mean_product))
+            continue
         one_A = f"{module}.lora_A.weight" not in bank.tensors
         sums = {"B": B.sum(0)} if one_A else {"A": A.sum(0), "B": B.sum(0)}
         if not one_A and count > bank.clients:
@@ -82,6 +93,40 @@ def consensus(
             size += _norm_of_mean(A, B)
     mean = float(total({"error": error.sum()})["error"]) / count
     return Consensus(mean, mean / size if size else float("nan"))
+
+
+@torch.no_grad()
+def mean_adapter(bank: AdapterBank, count: int, total: Total = lambda local: local) -> Row:
+    """One adapter for the mean of peers: of their factors, and with residuals beside them of their products.
+
+    The mean's residual is the nearest of their rank, as if all were each other's neighbours.
+
+    Args:
+        bank: A row per peer of those that are here.
+        count: How many there are in all.
+        total: Adds the sums of the others.
+    """
+    mean = total({name: t.sum(0) / count for name, t in bank.tensors.items()})
+    for module in [name.removesuffix(UP) for name in mean if name.endswith(UP)]:
+        name_a, name_b = (f"{module}.lora_{factor}.weight" for factor in "AB")
+        A, B = _with_residual(bank, module, bank.tensors[name_a].double(), bank.tensors[name_b].double())
+        missed = total({"BA": _sum_of_products(A, B)})["BA"] / count
+        missed = missed - mean[name_b].double() @ mean[name_a].double()
+        whole = torch.eye(missed.shape[1]).to(missed)
+        P, Q = truncated_product(missed, whole, len(mean[module + DOWN]))
+        mean |= {module + UP: P.to(mean[name_b]), module + DOWN: Q.to(mean[name_a])}
+    return mean
+
+
+def _with_residual(
+    bank: AdapterBank,
+    module: str,
+    A: Float64[Tensor, "peers rank d_in"],
+    B: Float64[Tensor, "peers d_out rank"],
+) -> tuple[Float64[Tensor, "peers more d_in"], Float64[Tensor, "peers d_out more"]]:
+    """Factors of B_i A_i + P_i Q_i."""
+    P, Q = bank.tensors[module + UP].double(), bank.tensors[module + DOWN].double()
+    return torch.cat([A, Q], 1), torch.cat([B, P], 2)
 
 
 def _stacked(bank: AdapterBank, frozen: Row, name: str) -> Float64[Tensor, "peers rows columns"]:

@@ -43,6 +43,14 @@ def check_method(config: Any, *, server: bool) -> None:
             f"lora_aggregation: {products} needs both factors of every product, and share {names['share']} "
             "sends a part of the adapter; choose --share all, or --lora_aggregation factors"
         )
+    # Only a plugin's own part may know more.
+    folds = products in ("fedex", "flora") or is_plugged("lora_aggregation", products)
+    if config.residual_rank is not None and not folds:
+        raise UserError(
+            f"residual_rank: {config.residual_rank} is of what fedex and flora change the base by, and "
+            f"lora_aggregation {products} leaves it as it is; leave residual_rank out, or choose "
+            "--lora_aggregation fedex"
+        )
     _check_factors(names)
     if server:
         _check_with_server(config, names)
@@ -96,15 +104,6 @@ def _check_on_graph(config: Any, names: dict[str, str]) -> None:
 
 
 def _check_with_server(config: Any, names: dict[str, str]) -> None:
-    aggregation = names["lora_aggregation"]
-    # Only a plugin's own part may know more.
-    folds = aggregation in ("fedex", "flora") or is_plugged("lora_aggregation", aggregation)
-    if config.residual_rank is not None and not folds:
-        raise UserError(
-            f"residual_rank: {config.residual_rank} is of what fedex and flora change the base by, and "
-            f"lora_aggregation {aggregation} leaves it as it is; leave residual_rank out, or choose "
-            "--lora_aggregation fedex"
-        )
     if config.train_mode == "local":
         if config.method is not None:
             raise UserError(

@@ -47,6 +47,14 @@ class AnyMethod:
         f"how LoRA's factors are combined: {listed('lora_aggregation')}; factors: A and B each for itself; "
         "auto: as method says, else factors",
     )
+    residual_rank: int | None = option(
+        None,
+        "most rank of what fedex and flora change the base by, which is then kept beside it as factors, the "
+        "nearest of that rank, quantised bases included; 0: fedex is FedAvg; none: any, in its weights. "
+        "Without a server fedex needs one, from 1: each peer has such a change of its own, and sends it",
+        minimum=0,
+        maximum=100_000,
+    )
     share: str = option(
         "auto",
         f"what is shared: {listed('share')}; all: the whole adapter; a: LoRA's A, while every client keeps "
@@ -75,13 +83,6 @@ class ServerMethod:
         "auto",
         f"what the server does with the combined change: {listed('server_optimizer')}; none takes it as it "
         "is, the others are at lr; auto: as method or fed_alg say",
-    )
-    residual_rank: int | None = option(
-        None,
-        "most rank of what fedex and flora change the base by, which is then kept beside it as factors, the "
-        "nearest of that rank, quantised bases included; 0: fedex is FedAvg; none: any, in its weights",
-        minimum=0,
-        maximum=100_000,
     )
 
 

@@ -121,7 +121,9 @@ METHODS: list[Method] = [
         "LoRA-FAIR", "Bian et al., 2025, arXiv:2411.14961", {"lora_aggregation": "lora_fair"}, _FED, _GOSSIP
     ),
     Method("HetLoRA", "Cho et al., 2024, arXiv:2401.06432", {"lora_aggregation": "hetlora"}, _FED),
-    Method("FedEx-LoRA", "Singhal et al., 2025, arXiv:2410.09432", {"lora_aggregation": "fedex"}, _FED),
+    Method(
+        "FedEx-LoRA", "Singhal et al., 2025, arXiv:2410.09432", {"lora_aggregation": "fedex"}, _FED, _GOSSIP
+    ),
     Method("FLoRA", "Wang et al., 2024, arXiv:2409.05976", {"lora_aggregation": "flora"}, _FED),
     Method("Ditto", "Li et al., 2021, arXiv:2012.04221", {"client_rule": "ditto"}, _FED),
     # A language model has no head that trains: its last layer stands for one.

@@ -30,7 +30,7 @@ from fedloom.model.stacked import StackedModel
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.methods import ATTACK, chosen
-from fedloom.training.factors import check_factors, check_rank
+from fedloom.training.factors import check_factors, check_rank, each_with_a_residual
 from fedloom.training.graph_data import Setting
 
 log = logging.getLogger(__name__)
@@ -188,10 +188,7 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
     if turned is not None:
         check_rank(turned, config.lora_r)
     if algorithm.folds:
-        raise UserError(
-            f"lora_aggregation: {chosen(config)['lora_aggregation']} changes the base that all clients "
-            "share, and peers without a server share none; choose factors, flexlora or lora_fair"
-        )
+        algorithm = each_with_a_residual(chosen(config), algorithm)
     if algorithm.rule.own_model is not None:
         raise UserError(
             f"client_rule: {chosen(config)['client_rule']} holds a personal model near the server's, and "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from fedloom.errors import UserError
-from fedloom.federation.aggregators import Refactoring
+from fedloom.federation.aggregators import Folding, Refactoring
 from fedloom.federation.algorithm import Algorithm
 from fedloom.model.bank import AdapterBank
 from fedloom.options.fed import FedConfig
@@ -132,3 +133,37 @@ def _check_folding(config: FedConfig, texts: Mapping[str, str], algorithm: Algor
             f"lora_aggregation: fedex averages factors, and lora_r {config.lora_r} gives clients factors of "
             "unequal rank; choose one rank, or --lora_aggregation flora or flexlora"
         )
+
+
+def each_with_a_residual(texts: Mapping[str, str], algorithm: Algorithm) -> Algorithm:
+    """What a change of the base is without a server: each peer's own, in its adapter.
+
+    Args:
+        texts: What each part's option says.
+        algorithm: The parts, as with a server.
+
+    Raises:
+        UserError: It has no meaning there, its rank is not given, or what is sent is compressed.
+    """
+    products, folding = texts["lora_aggregation"], algorithm.aggregator
+    assert isinstance(folding, Folding)
+    if folding.among_peers is None:
+        raise UserError(
+            f"lora_aggregation: {products} changes the base that all clients share, and peers without a "
+            "server share none; choose factors, flexlora, lora_fair, or fedex with a residual_rank"
+        )
+    if not folding.rank:
+        given = "none" if folding.rank is None else folding.rank
+        raise UserError(
+            f"residual_rank: {given}, but without a server lora_aggregation {products} lets each peer have "
+            "and send a residual of its own, whose rank would grow from round to round; give a cap, as in "
+            "--residual_rank 16, or choose --lora_aggregation flexlora with a larger lora_r, or "
+            "--training_type DFL-LoRA, which is exact without one"
+        )
+    if algorithm.codec.lossy:
+        raise UserError(
+            f"lora_aggregation: {products} ends every round with other factors of a peer's residual, and "
+            f"compress {texts['compress']} has estimates of the old ones; choose --compress none, or another "
+            "lora_aggregation"
+        )
+    return replace(algorithm, aggregator=replace(folding, combine=folding.among_peers))

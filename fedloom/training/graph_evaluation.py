@@ -10,6 +10,7 @@ from typing import Any
 from fedloom.evaluation.answering import answer
 from fedloom.evaluation.evaluate import Validation, success_rates, validate_rows
 from fedloom.evaluation.remembered import first_validation
+from fedloom.federation.consensus import mean_adapter
 from fedloom.model.bank import AdapterBank
 from fedloom.training.graph_parts import PeerParts, PeerProgress
 from fedloom.training.graph_rounds import evaluated_bank
@@ -106,11 +107,14 @@ def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[s
 
 
 def averaged(parts: PeerParts, now: PeerProgress) -> Validation:
-    """How good the mean of the honest peers' adapters is, on the validation data of all."""
+    """How good the mean of the honest peers' adapters is, on the validation data of all.
+
+    With FedEx-LoRA it is of products, not of factors; see `consensus.mean_adapter`.
+    """
     honest, part = parts.honest, now.peers.bank
     if len(honest) < len(parts.peers):
         part = part.rows([peer - parts.here.start for peer in honest if peer in parts.here])
-    mean = parts.group.sum({name: t.sum(0) / len(honest) for name, t in part.tensors.items()})
+    mean = mean_adapter(part, len(honest), parts.group.sum)
     distinct = list({id(part): part for part in parts.validation}.values())
     sequences = [tokens for part in distinct for tokens in part]
     bank, wave_tokens = AdapterBank.repeat(mean, 1), parts.rules.wave_tokens

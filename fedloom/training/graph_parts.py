@@ -23,6 +23,7 @@ from fedloom.federation.choco import Estimates
 from fedloom.federation.layer_votes import LayerVotes
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.peers import PeerState
+from fedloom.model.adapters.products import DOWN, UP
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.stacked import StackedModel
 from fedloom.runtimes.dealing import blocks
@@ -173,5 +174,6 @@ def start(parts: PeerParts) -> PeerProgress:
     row = {name: t for name, t in parts.model.initial.items() if name not in parts.frozen}
     bank = AdapterBank.repeat(row, len(parts.here))
     memory = {name: t.expand(len(parts.here), *t.shape).clone() for name, t in parts.first_memory.items()}
-    peers = PeerState(0, bank, parts.optimiser.init(bank), Estimates(parts.sent), memory)
+    trains = AdapterBank({n: t for n, t in bank.tensors.items() if not n.endswith((UP, DOWN))})
+    peers = PeerState(0, bank, parts.optimiser.init(trains), Estimates(parts.sent), memory)
     return PeerProgress(peers, [0] * len(parts.peers))

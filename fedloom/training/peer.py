@@ -59,6 +59,7 @@ _AGREED = (
     "mix_head",
     "max_move",
     "mixing_step",
+    "residual_rank",
     "layer_votes",
     "max_layer_num",
     "min_layer_num",

@@ -191,6 +191,9 @@ def _build(
     if algorithm.refactoring is not None:  # its factors stay as they were drawn, the same for all
         moving = algorithm.trains(model.initial.keys(), 0)
         frozen |= {n: t for n, t in model.initial.items() if n not in moving}
+    own = personal_names(config, algorithm, model.initial.keys())
+    mixed = {n: t for n, t in model.initial.items() if n not in frozen and n not in own}
+    model.initial |= algorithm.first_base(mixed)  # each peer's own residual, where it has one
     ends = np.cumsum([len(of_peer) for of_peer in train])
     config = resolved(config, base, data.reader, group)
     assert isinstance(config.wave_tokens, int)
@@ -214,7 +217,7 @@ def _build(
         ),
         optimiser=optimiser,
         frozen=frozen,
-        own=personal_names(config, algorithm, model.initial.keys()),
+        own=own,
         modules=[projection.name for layer in model.adapted.values() for projection in layer],
         mixing=mixing,
         votes=layer_votes(config, model, frozen),

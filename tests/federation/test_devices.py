@@ -40,6 +40,7 @@ from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.methods import ATTACK, PARTS
 from fedloom.options.parts import choices
+from fedloom.training.factors import each_with_a_residual
 
 CLIENTS = 4
 MODULES = [f"base_model.model.layers.{i}.q_proj" for i in range(2)]
@@ -177,21 +178,26 @@ def test_secure_sums(bits):
 def on_a_graph():
     """What can be had without a server."""
     settings = {k: v for k, v in vars(DflConfig(model_checkpoint="m")).items() if k != "client_lr"}
-    settings |= {"client_optimizer": "sgd"}
+    settings |= {"client_optimizer": "sgd", "residual_rank": 2}
     for option, name in EVERY:
         if option in ("aggregator", "compress", "client_rule", "lora_aggregation"):
             try:
                 algorithm = compose(DEFAULTS | {option: name}, settings, client_lr=1.0)
             except UserError:
                 continue
-            if not algorithm.folds:
-                yield pytest.param(algorithm, id=f"{option} {name}")
+            if algorithm.folds:
+                try:
+                    algorithm = each_with_a_residual(DEFAULTS | {option: name}, algorithm)
+                except UserError:
+                    continue
+            yield pytest.param(algorithm, id=f"{option} {name}")
 
 
 @pytest.mark.parametrize("algorithm", [*on_a_graph()])
 def test_rounds_on_a_graph(algorithm):
     def run(device):
         adapter = on(device)
+        adapter |= algorithm.first_base(adapter)
         memory = AdapterBank.repeat(first_peer_memory(algorithm, adapter), PEERS).tensors
         state = PeerState(0, AdapterBank.repeat(adapter, PEERS), {}, Estimates(adapter), memory)
         mixed = adapter.keys() | {name for name in memory if name.startswith(SENT)}

@@ -17,9 +17,9 @@ from fedloom.federation.aggregators import Changes
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.lora_aggregations.fedex import fedex
 from fedloom.federation.lora_aggregations.flora import flora
-from fedloom.model.adapters.folding import DOWN, UP, bytes_of_fold, folded, unchanged, with_factors
+from fedloom.model.adapters.folding import bytes_of_fold, folded, unchanged, with_factors
 from fedloom.model.adapters.lora import StackedLora
-from fedloom.model.adapters.products import lora_pairs
+from fedloom.model.adapters.products import DOWN, UP, lora_pairs
 from fedloom.model.bank import AdapterBank
 from fedloom.runs.checkpoint import latest_checkpoint
 
@@ -266,7 +266,11 @@ def test_with_one_client_the_model_is_that_of_fedavg(fed, method, rounds):
         ("fed", "--method FLoRA --client_rule scaffold", "ends every round with new factors"),
         ("fed", "--method FLoRA --residual_rank 0", "leaves flora nothing"),
         ("fed", "--method FlexLoRA --residual_rank 4", "lora_aggregation flexlora leaves it as it is"),
-        ("dfl", "--training_type LoRA --lora_aggregation fedex", "peers without a server share none"),
+        ("dfl", "--training_type LoRA --lora_aggregation flora", "peers without a server share none"),
+        ("dfl", "--method FedEx-LoRA", "residual_rank: none, but without a server"),
+        ("dfl", "--method FedEx-LoRA --residual_rank 0", "give a cap, as in --residual_rank 16"),
+        ("dfl", "--method FedEx-LoRA --residual_rank 4 --compress int8", "estimates of the old ones"),
+        ("dfl", "--method FlexLoRA --residual_rank 4", "lora_aggregation flexlora leaves it as it is"),
     ],
 )
 def test_what_has_no_meaning_is_refused(base, command, words, said, capsys):

@@ -35,7 +35,7 @@ from fedloom.options.peer import PeerConfig
 from fedloom.training.peer import agreed_options
 
 GRAPH = {row.name: row.settings(server=False) for row in METHODS if row.graph is not None}
-MORE = {"Ravan": "--lora_r 4"}  # a multiple of its heads
+MORE = {"Ravan": "--lora_r 4", "FedEx-LoRA": "--residual_rank 3"}  # r is a multiple of Ravan's heads
 TRAIN = [{"sentence": f"{('fine', 'dull')[i % 2]} {i}", "label": 1 - i % 2} for i in range(24)]
 QUICK = "--num_clients 4 --name ring --lr 0.01 --batch_size 3 --local_steps 2 --lora_r 2 --dtype float32"
 FAULTS = (
@@ -109,6 +109,7 @@ def test_the_methods_send_what_they_say(runs):
         "K-GT": 2 * 4 * numbers,
         "FedProx": 4 * numbers,
         "FlexLoRA": 4 * numbers,
+        "FedEx-LoRA": 4 * (of_head + (numbers - of_head) * (2 + 3) // 2),  # of rank 2, and 3 of the residual
         "FedSA-LoRA": 4 * of_a,
         "DFL-LoRA": 4 * (numbers - of_a),
         "FedPer": 4 * (numbers - of_head),
@@ -215,6 +216,7 @@ def test_real_peers_must_agree_on_how_they_combine_and_not_on_how_they_train():
     for other in (
         PeerConfig(aggregator="median"),
         PeerConfig(lora_aggregation="flexlora"),
+        PeerConfig(residual_rank=3),
         PeerConfig(share="a"),
         PeerConfig(compress="int8"),
         PeerConfig(mixing_step=0.5),

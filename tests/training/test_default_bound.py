@@ -34,6 +34,7 @@ NOISE = {"clip": 0.1, "noise_multiplier": 1.0}
         (PeerConfig(method="K-GT"), "mean", "gradient_tracking is about the mean"),
         (PeerConfig(method="FlexLoRA"), "mean", "flexlora averages products"),
         (PeerConfig(method="Ravan"), "mean", "ravan averages products"),
+        (PeerConfig(method="FedEx-LoRA", residual_rank=4), "mean", "fedex averages factors and products"),
         (PeerConfig(aggregator="mean"), "mean", ""),
     ],
 )

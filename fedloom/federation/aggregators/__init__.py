@@ -57,17 +57,20 @@ Aggregator = Callable[[Changes], Row]
 
 @dataclass(frozen=True)
 class Folding:
-    """An aggregator of a server that changes the base too; see `model.adapters.folding`.
+    """An aggregator that changes the base too; see `model.adapters.folding`.
 
     Attributes:
         combine: ``changes -> change``, which has factors of the base's change beside the adapter's.
         anew: Whether factors begin anew, so that nothing that knew the old ones is of any use.
         rank: The most rank that the base's change may have; None: any.
+        among_peers: What stands in the place of ``combine`` on a graph, where each peer has a change of its
+            own in its adapter; None: there it has no meaning.
     """
 
     combine: Aggregator
     anew: bool = False
     rank: int | None = None
+    among_peers: Aggregator | None = None
 
     def __call__(self, changes: Changes) -> Row:
         """The change of the adapter, and of the base."""

@@ -16,7 +16,7 @@ from fedloom.data.randomness import derive_seed
 from fedloom.errors import UserError
 from fedloom.federation.aggregators import Aggregator, Changes, Folding
 from fedloom.federation.lora_aggregations import check_mean, pair_by_pair, product_weights
-from fedloom.model.adapters.folding import DOWN, UP
+from fedloom.model.adapters.products import DOWN, UP
 from fedloom.model.bank import Row
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fedloom.federation.train_factors import TrainFactors
+from fedloom.model.adapters.products import DOWN, UP
 
 
 def both() -> TrainFactors:
@@ -13,5 +14,5 @@ def both() -> TrainFactors:
 
 
 def everything(names: Collection[str], round_: int) -> frozenset[str]:
-    """All of some names."""
-    return frozenset(names)
+    """All of some names; a peer's residual (`lora_aggregations.fedex`), which stands beside them, rests."""
+    return frozenset(name for name in names if not name.endswith((UP, DOWN)))

@@ -24,11 +24,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fedloom.errors import UserError
 from fedloom.model.adapters.lora import StackedLora
-from fedloom.model.adapters.products import lora_pairs, truncated_product
+from fedloom.model.adapters.products import DOWN, UP, lora_pairs, truncated_product
 from fedloom.model.bank import Row, bytes_of
-
-UP, DOWN = ".fold_up", ".fold_down"
-"""What follows a module's name in those of P ``[d_out, k]`` and Q ``[k, d_in]``."""
 
 _SMALLEST = 1e-6
 """What of F is below this part of the whole is its rounding, in float32."""

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from fedloom.model.adapters.low_rank_blocks import AddLowRankInBlocks
+from fedloom.model.adapters.products import DOWN, UP
 from fedloom.model.blocks import Blocks
 from fedloom.model.wave import Wave
 
@@ -187,6 +188,10 @@ class StackedLora(nn.Module):
             def note(factor: str, left: Tensor, right: Tensor) -> None:
                 examples.note(f"{self.name}.{factor}.weight", left, right, own)
 
+        if (Q := wave.parameters.get(self.name + DOWN)) is not None:  # a client's own change of the base
+            P = wave.parameters[self.name + UP]
+            blocks = wave.in_blocks(lengths, Q.shape[1], x.device)
+            y = add_low_rank(y, flat, Q.to(x.dtype), P.to(x.dtype), self.scale, lengths, blocks=blocks)
         keep = wave.keep(flat, self.dropout)
         blocks = None if shared else wave.in_blocks(lengths, A.shape[1], x.device)
         y = add_low_rank(y, flat, A.to(x.dtype), B.to(x.dtype), self.scale, lengths, keep, note, blocks)

@@ -10,6 +10,10 @@ from torch import Tensor
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
+UP, DOWN = ".lora_up", ".lora_down"
+"""What follows a module's name in those of P ``[d_out, k]`` and Q ``[k, d_in]``, a product that stands beside
+B A and does not train; see `model.adapters.folding`."""
+
 
 def lora_pairs(names: Collection[str]) -> list[tuple[str, str]]:
     """PEFT's names of A and B, for every module that has both among some names; in order."""

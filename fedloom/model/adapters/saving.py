@@ -10,7 +10,8 @@ from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedloom.model.adapters.folding import DOWN, with_factors
+from fedloom.model.adapters.folding import with_factors
+from fedloom.model.adapters.products import DOWN, UP
 from fedloom.model.adapters.prompts import as_saved
 from fedloom.model.adapters.ranks import check_ranks, rank_factor, truncated
 from fedloom.model.adapters.square import as_lora
@@ -22,6 +23,8 @@ def save_adapter(
 ) -> None:
     """Write the folder; see `StackedModel.save` for the arguments after the adapter's own configuration."""
     row = as_lora(row)
+    if own_change := {name: t for name, t in row.items() if name.endswith((UP, DOWN))}:  # a peer's residual
+        base, row = own_change, {name: t for name, t in row.items() if name not in own_change}
     config = copy(own)
     config.inference_mode = True
     if rank is not None:

@@ -12,12 +12,14 @@ from peer_network import Network, flaky
 
 from fedloom.commands.audit import run_audit
 from fedloom.errors import UserError
+from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.aggregators.median import median
 from fedloom.federation.aggregators.trimmed_mean import trimmed_mean
 from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.choco import Estimates
 from fedloom.federation.codecs.int8 import int8
 from fedloom.federation.codecs.topk import topk
+from fedloom.federation.lora_aggregations.fedex import fedex
 from fedloom.federation.matrix import RoundMixing, metropolis
 from fedloom.federation.peers import PeerState, Trained, mix, peer_round
 from fedloom.model.bank import AdapterBank
@@ -249,6 +251,36 @@ def test_any_aggregator_combines_the_rows_that_both_ends_agreed_on(network, caps
             torch.testing.assert_close(peers.rows[number][name], (ordered[1] + ordered[2]) / 2)
     assert run_audit(peers.folders())
     assert "median does not keep the mean" in capsys.readouterr().out
+
+
+def test_each_peers_residual_is_sent_and_mixed_as_in_one_process(network):
+    """FedEx-LoRA, which is exact with a cap that leaves nothing out."""
+    aggregator = fedex(aggregator=weighted_mean, residual_rank=5).among_peers
+    peers = network(LINE, timeout=5.0, aggregator=aggregator, name="fedex")
+    shapes = {
+        "m.lora_A.weight": (2, 6),
+        "m.lora_B.weight": (5, 2),
+        "m.lora_up": (5, 5),
+        "m.lora_down": (5, 6),
+    }
+    drawn = torch.Generator().manual_seed(0)
+    bank = AdapterBank({name: torch.randn(3, *shape, generator=drawn) for name, shape in shapes.items()})
+    peers.rows = {number: bank.row(k) for k, number in enumerate(LINE)}
+    peers.expected = Expected("run", Schema.of(bank.row(0)), 4, 3)
+    nodes, before = peers.nodes(), whole(bank)
+    for round_ in (1, 2):
+        peers.play(nodes, round_)
+    edges = np.array([(0, 1), (1, 2)])
+    W = RoundMixing(edges, metropolis(edges, 3), np.ones(3, dtype=bool)).rows(range(3)).to(before)
+    mixed = whole(AdapterBank.stack([peers.rows[number] for number in LINE]))
+    torch.testing.assert_close(mixed, torch.einsum("ij,jod->iod", W @ W, before), rtol=1e-5, atol=1e-5)
+    assert run_audit(peers.folders())
+
+
+def whole(bank):
+    """What each peer adds to the base."""
+    A, B, P, Q = (bank.tensors[f"m.lora_{end}"] for end in ("A.weight", "B.weight", "up", "down"))
+    return B @ A + P @ Q
 
 
 def test_with_another_aggregator_an_edge_in_doubt_is_left_out_and_nothing_is_owed(network, capsys):
