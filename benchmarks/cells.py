@@ -46,6 +46,14 @@ def points(differences: Iterable[float]) -> str:
     return f"{mean:+.0f}" + ("" if math.isnan(low) else f" ({low:+.0f} to {high:+.0f})")
 
 
+def differences(values: Iterable[float]) -> str:
+    mean, low, high = _centre(values)
+    if math.isnan(low):
+        return f"{mean:+.3g}"
+    bold = "**" if low > 0 or high < 0 else ""
+    return f"{bold}{mean:+.3g}{bold} ({low:+.3g} to {high:+.3g})"
+
+
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     rule = ["---"] + ["--:"] * (len(head) - 1)
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]

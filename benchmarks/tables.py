@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from across import across_table
 from cells import DASH, gib, mean_of, percent_of, table, times
 from compared import compared_table
 from tables_drift import drift_table
@@ -24,13 +25,16 @@ def as_markdown(result: dict[str, Any]) -> str:
         "peers-scale": scale_table,
         "consensus": consensus_table,
         "compared": compared_table,
+        "across": across_table,
         "drift": drift_table,
         "evaluate": _evaluate_table,
         "ranks": ranks_table,
         "startup": _startup_table,
         "private-step": private_step_table,
     }
-    return "\n".join([*tables[result["kind"]](result), "", *_origin(result)]) + "\n"
+    # What is taken from other results has their machines.
+    origin = ["", *_origin(result)] if "machine" in result else []
+    return "\n".join([*tables[result["kind"]](result), *origin]) + "\n"
 
 
 def _round_table(result: dict[str, Any]) -> list[str]:

@@ -317,3 +317,21 @@ def test_a_round_of_some_number_of_peers_is_measured(module, tmp_path, capsys):
     assert found["peers"] == 6 and found["tokens"] > 0 and found["row_bytes"] > 0
     # Adam keeps two numbers for each parameter, and counts its steps.
     assert 2 * found["row_bytes"] <= found["moment_bytes"] < 2.1 * found["row_bytes"]
+
+
+def test_differences_of_several_comparisons_stand_beside_each_other(module, tmp_path):
+    def write(name, spaced):
+        samples = [
+            {"label": "random", "metric": {"1": 0.5, "2": 0.6, "3": 0.7}},
+            {"label": "spaced", "metric": spaced},
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"metric": "val_loss", "samples": samples}))
+        return str(tmp_path / f"{name}.json")
+
+    files = [write("far", {"1": 0.4, "2": 0.5, "3": 0.61}), write("near", {"1": 0.51, "3": 0.68})]
+    out = tmp_path / "across.json"
+    assert module("across").main([*files, "--pair", "spaced", "random", "--out", str(out)]) == 0
+    table = module("tables").as_markdown(json.loads(out.read_text()))
+    mean, half = -0.29 / 3, 4.302653 * 0.0057735 / math.sqrt(3)  # Student's t of two degrees of freedom
+    assert f"| `far` | **{mean:+.3g}** ({mean - half:+.3g} to {mean + half:+.3g}) |" in table
+    assert "| `near` | -0.005 (" in table and "2 or 3 seeds" in table and "the number of looks, 2." in table
