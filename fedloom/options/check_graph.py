@@ -1,10 +1,13 @@
 """Judge the options of `fedloom dfl`, before anything heavy is loaded; see `fedloom.options.check_fed`."""
 
+from dataclasses import fields
+
 from fedloom.errors import UserError
 from fedloom.options.attack import check_attack
 from fedloom.options.check_fed import check_rules, check_target_modules, check_values
 from fedloom.options.check_method import check_method
 from fedloom.options.graph import DflConfig, LayerPriority, PeerModel, SplitConfig
+from fedloom.options.idle import refuse_idle
 from fedloom.options.own_data import check_own_data
 from fedloom.options.privacy import check_privacy
 
@@ -27,9 +30,12 @@ def check_layers(config: LayerPriority) -> None:
     """Judge how peers choose layers.
 
     Raises:
-        UserError: They would choose none.
+        UserError: They would choose none, or it is said how and they do not.
     """
-    if config.layer_votes != "none" and config.max_layer_num == 0 == config.min_layer_num:
+    if config.layer_votes == "none":
+        names = {field.name for field in fields(LayerPriority)} - {"layer_votes"}
+        refuse_idle(config, names, "without votes on layers", "--layer_votes either")
+    elif config.max_layer_num == 0 == config.min_layer_num:
         raise UserError(
             f"layer_votes: {config.layer_votes} selects no layer with max_layer_num 0 and min_layer_num 0; "
             "raise one of them"

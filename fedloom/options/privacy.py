@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from fedloom.errors import UserError, shown
 from fedloom.options.declare import option
+from fedloom.options.idle import refuse_idle
 from fedloom.options.methods import PARTS, chosen
 
 ADAPTIVE = "adaptive"
@@ -121,12 +122,9 @@ def check_privacy(config: Any, *, server: bool) -> None:
         UserError: They contradict each other, or something of the run cannot be protected.
     """
     if config.privacy == "none":
-        for field in fields(Privacy):
-            if field.name != "privacy" and (given := getattr(config, field.name)) != field.default:
-                raise UserError(
-                    f"{field.name}: {shown(given)} has no meaning without differential privacy; choose "
-                    f"--privacy {'user' if server else 'example'}, or leave {field.name} out"
-                )
+        kind = "user" if server else "example"
+        names = {field.name for field in fields(Privacy)} - {"privacy"}
+        refuse_idle(config, names, "without differential privacy", f"--privacy {kind}")
         return
     clip, share = config.clip_bound
     if config.privacy == "user":

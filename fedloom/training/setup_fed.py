@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +19,7 @@ from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.bank import Row
 from fedloom.model.stacked import StackedModel
 from fedloom.options.check_fed import check
-from fedloom.options.fed import FedConfig, GradientPriority
+from fedloom.options.fed import FedConfig
 from fedloom.options.methods import chosen
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
 from fedloom.runtimes.group import ALONE, Group
@@ -40,8 +39,6 @@ from fedloom.training.loop import Intervals
 from fedloom.training.private import Budget, example_budget, example_privacy, user_budget
 from fedloom.training.setup import beside_adapters, check_base, classes_of_head, load, lora, resolved, stack
 from fedloom.training.shared import Shared
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,15 +108,6 @@ def build(
         raise UserError(
             f"train_mode: local trains one model, which cannot be dealt over {group.size} ranks; "
             "leave torchrun out, or choose fed or fedGradFocus"
-        )
-    idle = [
-        option.name
-        for option in fields(GradientPriority)
-        if config.train_mode != "fedGradFocus" and getattr(config, option.name) != option.default
-    ]
-    if idle and group.rank == 0:
-        log.warning(
-            "%s: of no effect, since train_mode %s trains all layers", ", ".join(idle), config.train_mode
         )
     algorithm = algorithm_with_server(config)
     attackers = simulated_attackers(config, config.client_num)

@@ -40,7 +40,7 @@ from fedloom.runtimes.flower.rows import pack
 
 SERVER = [row.name for row in METHODS if row.server is not None]
 SMALL = "--data_name qa --client_num 4 --client_num_per_step 2 --client_batch_per_step 2 --grad_accum_steps 1"
-QUICK = f"{SMALL} --client_lr 0.05 --lora_r 2 --max_layer_num 1 --min_layer_num 0 --dtype float32"
+QUICK = f"{SMALL} --client_lr 0.05 --lora_r 2 --dtype float32"
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def fed(model, data, tmp_path):
 
 
 MORE = {
+    "FedGPL": "--max_layer_num 1 --min_layer_num 0",
     "Ravan": "--lora_r 4",  # a multiple of its heads
     "FLoRA": "--client_optimizer adamw",  # as in their papers, begun anew in every round
     "FedSVD": "--client_optimizer adamw",
@@ -665,6 +666,15 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--lora_r 4,x", ["lora_r: 4,x is not a whole number"]),
         ("--lora_r 4,8 --peft p-tuning", ["lora_r: 4,8", "p-tuning has no rank"]),
         ("--lora_r 4,8 --train_mode fedGradFocus", ["lora_r: 4,8 gives clients ranks of their own"]),
+        ("--grad_eval l2", ["grad_eval: l2 has no meaning with train_mode fed, which trains all layers"]),
+        (
+            "--method FedAvg --max_layer_num 8",
+            ["choose --train_mode fedGradFocus, or leave max_layer_num out"],
+        ),
+        ("--prox_mu 0.1", ["prox_mu: 0.1 has no meaning with client_rule none; choose --fed_alg FedProx"]),
+        ("--num_virtual_tokens 8", ["num_virtual_tokens: 8 has no meaning with peft lora"]),
+        ("--alpha 0.1", ["alpha: 0.1 has no meaning with partition iid; choose --partition dirichlet"]),
+        ("--labels_per_client 1 --partition dirichlet", ["choose --partition shards, or leave"]),
         ("--plugin nowhere.py", ["plugin: nowhere.py cannot be imported"]),
     ],
 )

@@ -514,7 +514,7 @@ def test_check_gives_value_rule_and_fix(options_, message):
         {},
         {"client_num": 4},
         {"train_mode": "local", "client_num": 1},
-        {"prox_mu": 0.0, "clip_norm": 0.0, "patience": 0, "lora_dropout": 0.0},
+        {"prox_mu": 0.0, "fed_alg": "FedProx", "clip_norm": 0.0, "patience": 0, "lora_dropout": 0.0},
         {"device": "cuda:1", "wave_tokens": 1, "target_modules": "q_proj"},
     ],
 )

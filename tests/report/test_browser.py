@@ -50,10 +50,12 @@ def runs(tmp_path_factory):
     bert = save_tiny_bert(folder / "bert")
     fed = f"fed --model_name {llama} --data_name gsm8k --data_dir {problems} --client_num 4 --max_steps 4"
     fed += " --client_num_per_step 2 --client_batch_per_step 2 --val_steps 2 --lora_r 2 --client_lr 0.05"
-    fed += " --max_layer_num 1 --min_layer_num 0"
     dfl = f"dfl --model_checkpoint {bert} --data_dir {sentences} --name link3 --num_rounds 3 --local_steps 1"
     dfl += " --batch_size 4 --lr 0.01 --partition dirichlet"
-    made = [run(fed, folder / "runs", "a-run-with-a-name-that-is-much-too-long-for-any-legend-on-a-phone")]
+    one = ("--max_layer_num", "1", "--min_layer_num", "0")
+    made = [
+        run(fed, folder / "runs", "a-run-with-a-name-that-is-much-too-long-for-any-legend-on-a-phone", *one)
+    ]
     made.append(run(fed, folder / "runs", "plain", "--train_mode", "fed"))
     made += [run(dfl, folder / "runs", f"peers-{seed}", "--seed", str(seed)) for seed in (1, 2, 3)]
     answer = {"adapter": "round-000004", "prompt": "1 and 1?", "output": "#### 2 " * 40, "expected": "2"}
