@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from rich.filesize import decimal
-from rich.table import Table
 
 from fedloom.commands.cli import read_config
 from fedloom.commands.report import run_report
@@ -140,7 +139,7 @@ def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
     settings = compared(samples)
     for name, text in (("compare.csv", as_csv), ("compare.tex", as_latex)):
         write_atomically(out_dir / name, text(settings, plan.metric), then="start again")
-    _show(settings, plan)
+    show(settings, plan)
     if plan.budget and untrained:
         print(f"{untrained} runs have no {plan.metric} within the budget but that of before the first round")
     files = "compare.csv, compare.tex"
@@ -151,29 +150,40 @@ def _write(plan: Plan, out_dir: Path, failed: Mapping[str, str]) -> None:
     print(f"Tables: {files} in {out_dir}")
 
 
-def _show(settings: Sequence[Compared], plan: Plan) -> None:
-    first = settings[0].sample.label
-    table = Table("setting", "n", f"{plan.metric}, mean ± sd", f"against {first}", "95 %", "", "sent", "time")
-    for one in settings:
-        nothing = math.isnan(one.difference)
-        interval = "" if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
-        sent, seconds = (list(one.sample.columns.get(name, {}).values()) for name in ("bytes", "seconds"))
-        table.add_row(
-            one.sample.label,
-            f"{len(one.sample.metric)}"
-            + (f" ({len(one.sample.failed)} failed)" if one.sample.failed else ""),
-            spread(one),
-            "" if nothing else f"{one.difference:+.4f}",
-            interval,
-            one.verdict,
-            decimal(round(sum(sent) / len(sent))) if sent else "",
-            f"{sum(seconds) / len(seconds):.0f} s" if seconds else "",
-        )
+def show(settings: Sequence[Compared], plan: Plan) -> None:
+    """Print the table: settings beside their numbers, or above them where a line has no room for both."""
     console = plain_console()
-    console.print(table)
+    rows = [["n", "mean ± sd", "difference", "", "sent", "time"], *map(_numbers, settings)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    labels = ["setting", *(one.sample.label for one in settings)]
+    widest = max(map(len, labels))
+    beside = widest + 2 + max(map(len, lines)) <= console.width
+    console.print(f"\n{plan.metric}; difference from the first setting ± half of its 95 % interval")
+    for label, line in zip(labels, lines, strict=True):
+        if beside:
+            console.print(f"{label:{widest}}  {line}")
+        else:
+            console.print(label)
+            console.print(f"  {line}", soft_wrap=True)
     console.print(
         f"Differences are taken seed by seed; higher or lower: p < {LEVEL:g} in a paired t-test, after "
         "Holm's correction for the number of settings. An interval is of its difference alone. "
         + (spent_on(plan.budget) if plan.budget else ""),
         soft_wrap=True,
     )
+
+
+def _numbers(one: Compared) -> list[str]:
+    """A setting's cells in the table; seeds that failed are told in the first."""
+    sent, seconds = (list(one.sample.columns.get(name, {}).values()) for name in ("bytes", "seconds"))
+    count, failed = len(one.sample.metric), len(one.sample.failed)
+    difference = "" if math.isnan(one.difference) else f"{one.difference:+.4f}"
+    return [
+        f"{count} of {count + failed}" if failed else f"{count}",
+        spread(one),
+        difference + ("" if math.isnan(one.low) else f" ± {(one.high - one.low) / 2:.4f}"),
+        one.verdict,
+        decimal(round(sum(sent) / len(sent))) if sent else "",
+        f"{sum(seconds) / len(seconds):.0f} s" if seconds else "",
+    ]

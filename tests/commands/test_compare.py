@@ -1,6 +1,7 @@
 """`fedloom compare`: a grid over seeds, which goes on where it stopped."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from fedloom.commands.cli import main
-from fedloom.options.compare import read_plan
+from fedloom.commands.compare import show
+from fedloom.options.compare import Plan, read_plan
+from fedloom.report.comparison import Sample, compared
 from fedloom.runs.record import read_run
 
 
@@ -108,6 +111,34 @@ def test_a_run_that_fails_ends_no_other(inputs, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "failed: " in said and "500" in said and "run 1/2: client_num=2 lora_alpha=4" in said
     assert (tmp_path / "out" / "compare.csv").read_text().splitlines()[2].endswith(",1")
+
+
+TARGETS = "DFL-LoRA target_modules=.*layer\\.[14]\\.attention\\.self\\.(query|value)"
+TABLE = f"""
+val_accuracy; difference from the first setting ± half of its 95 % interval
+setting
+  n       mean ± sd        difference                sent      time
+D-PSGD
+  3       0.7000 ± 0.0010                            123.5 MB  12 s
+{TARGETS}
+  2 of 3  0.7300 ± 0.0000  +0.0295 ± 0.0064  higher  123.5 MB  12 s
+"""
+
+
+@pytest.mark.parametrize("columns, beside", [(80, False), (160, True)])
+def test_a_line_of_80_characters_has_room_for_the_table(columns, beside, capsys, monkeypatch):
+    """However long the settings are: they stand above their numbers, where there is no room beside them."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    others = {"bytes": {1: 123456789.0}, "seconds": {1: 12.3}}
+    samples = [
+        Sample("D-PSGD", {1: 0.7, 2: 0.701, 3: 0.699}, others, {}),
+        Sample(TARGETS, {1: 0.73, 2: 0.73}, others, {3: "diverged"}),
+    ]
+    show(compared(samples), Plan("dfl", "val_accuracy", []))
+    table = capsys.readouterr().out.rpartition("Differences are taken")[0]
+    if beside:
+        table = re.sub(rf"\n(setting|D-PSGD|{re.escape(TARGETS)}) +", r"\n\1\n  ", table)
+    assert table == TABLE
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
