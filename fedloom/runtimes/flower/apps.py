@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedloom.errors import UserError
 from fedloom.runtimes.flower.messages import from_records, to_records
 from fedloom.runtimes.flower.request import Answer, Request
 
@@ -21,9 +23,18 @@ def make_server_app(serve: Callable[[Grid, Config], None]) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        logging.getLogger("flwr").addFilter(told_in_a_line)
         serve(grid, dict(context.run_config))
 
     return app
+
+
+def told_in_a_line(record: logging.LogRecord) -> bool:
+    """A filter of Flower's log: a user's mistake is told in one line, not in pages of traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, UserError):
+        record.msg, record.args, record.exc_info = "fedloom: error: %s", (error,), None
+    return True
 
 
 def make_client_app(answer: Callable[[Request, int], Answer]) -> ClientApp:

@@ -1,6 +1,7 @@
 """The pieces behind `fedloom flower`, in one process: its folder, clients' answers, the server's checks."""
 
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -22,7 +23,8 @@ if find_spec("flwr") is None:
 import torch
 import yaml
 from flower_hand import KEYS, Hand, nodes, serve, written
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.supercore.logger import FLOWER_LOGGER
 from safetensors.torch import load_file, save
 from tiny import save_tiny_llama
 
@@ -31,6 +33,7 @@ from fedloom.errors import UserError
 from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.privacy.account import Account
 from fedloom.runtimes.flower.answers import read_update
+from fedloom.runtimes.flower.apps import make_server_app
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.memory import Memory
 from fedloom.runtimes.flower.messages import from_records, to_records
@@ -355,6 +358,30 @@ def test_a_mistake_ends_the_run_before_it_begins(model, tmp_path, configs, optio
         serve(Hand(run_config, configs), run_config)
     assert mistake in str(told.value)
     assert not (tmp_path / "test" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (UserError("lr: too large"), "fedloom: error: lr: too large"),
+        (ValueError("a fault"), "ServerApp raised an exception\nTraceback"),
+    ],
+)
+def test_a_users_mistake_is_a_line_of_flowers_log_and_a_fault_has_its_traceback(error, told, monkeypatch):
+    def serve(grid, run_config):
+        raise error
+
+    monkeypatch.setattr(FLOWER_LOGGER, "filters", [])
+    said = io.StringIO()
+    monkeypatch.setattr(FLOWER_LOGGER, "handlers", [logging.StreamHandler(said)])
+    try:
+        make_server_app(serve)(None, Context(1, 1, {}, RecordDict(), {}))
+    except (UserError, ValueError) as raised:
+        FLOWER_LOGGER.log(
+            logging.ERROR, "%s raised an exception", "ServerApp", exc_info=raised
+        )  # as Flower does
+    assert said.getvalue().startswith(told)
+    assert said.getvalue().count("\n") == 1 or "Traceback" in told
 
 
 def test_a_client_that_puts_questions_in_another_form_is_refused(model, tmp_path):
