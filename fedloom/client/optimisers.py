@@ -102,8 +102,8 @@ def loraplus(make: Callable[[float], Optimiser], lr: float, ratio: float) -> Opt
         parts = bank.split([name for name in moved if ".lora_B." in name])
         for part, optimiser in zip(parts, (fast, slow), strict=True):
             if part.tensors:
-                own = {key: t for key, t in state.items() if key.partition(".")[2] in part.tensors}
-                after, its_state = optimiser.step(part, gradients, own, active)
+                before = {key: t for key, t in state.items() if key.partition(".")[2] in part.tensors}
+                after, its_state = optimiser.step(part, gradients, before, active)
                 moved, new = moved | after.tensors, new | its_state
         return AdapterBank(moved), new
 

@@ -47,7 +47,7 @@ def run_audit_privacy(config: AuditPrivacyConfig) -> bool:
     parts = with_key(replace(parts, data=replace(parts.data, train=train)))
     play = play_with_clients if run.privacy == "user" else play_with_examples
     played = play(parts, run.max_steps, config.canaries, lambda n: _tell(n, run.max_steps))
-    found = {"privacy": run.privacy, **_judged(played)}
+    found = {"privacy": run.privacy, **_findings(played)}
     found |= {"noise_multiplier": resolved.noise_multiplier, "clip": resolved.clip}
     # What took long is written and told first: whatever becomes of the rest.
     _write(path, found)
@@ -61,7 +61,7 @@ def run_audit_privacy(config: AuditPrivacyConfig) -> bool:
     return bool(found["holds"])
 
 
-def _judged(played: Played) -> dict[str, Any]:
+def _findings(played: Played) -> dict[str, Any]:
     found, proven = audit(played.scores, played.included, played.delta), played.epsilon
     return {
         "rounds": played.server.round,

@@ -35,7 +35,7 @@ def check_paths(config: Any) -> None:
     if place().size > 1:
         return
     given = vars(config)
-    given = given | {other: given[own] for other, own in aliases(given).items()}
+    given = given | {other: given[name] for other, name in aliases(given).items()}
     if isinstance(config, Run) and not isinstance(config, AuditPrivacyConfig):  # which leaves no run
         check_folder(run_folder(config), config.resume)
     if isinstance(config, PeerConfig) and config.identity and config.neighbors:

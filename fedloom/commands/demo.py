@@ -27,7 +27,7 @@ from fedloom.runs.inputs import Inputs
 from fedloom.runs.metrics import read_rows
 from fedloom.runs.progress import clock
 from fedloom.runs.run_folder import opened, run_folder, write_run_config
-from fedloom.training.fed import drive, write_held
+from fedloom.training.fed import drive, write_client_counts
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_fed import Parts, build, intervals
 
@@ -190,7 +190,7 @@ def train(
     parts = replace(parts, val_limit=config.val_limit)
     on = device_name(parts.model.device)
     write_run_config(folder, config, versions(), on, inputs)
-    write_held(folder, parts)
+    write_client_counts(folder, parts)
     final = drive(parts, intervals(config), folder)
     while (rounds := rounds_now(config.max_steps)) > config.max_steps:
         config = replace(config, max_steps=rounds, val_steps=rounds)

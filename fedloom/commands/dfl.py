@@ -30,10 +30,13 @@ def run_dfl(
     chosen_attack(config)
     with processes(config.device) as group:
         folder = run_folder(config)
-        with built(config, folder, partial(build, shared=shared), group) as (run, parts), ExitStack() as held:
+        with (
+            built(config, folder, partial(build, shared=shared), group) as (run, parts),
+            ExitStack() as resources,
+        ):
             if group.rank == 0:
                 write_clients(folder, parts.train, parts.peers, parts.validation)
-                held.enter_context(logging_to(folder / config.log_path))
+                resources.enter_context(logging_to(folder / config.log_path))
             watched = replace(intervals(run.config), on_round=on_round, on_validation=on_validation)
             drive(parts, watched, folder, run.checkpoint)
         return recall(folder, group)

@@ -56,14 +56,16 @@ def run_eval(config: EvalConfig) -> list[Verdict]:
     console.print(f"Judging {max(1, len(plan.adapters))} × {len(examples)} examples of {plan.task.name} …")
     # Not a lock on the run, which may go on meanwhile: only what is judged is written, and by one at a time.
     with sole_writer(plan.output):
-        facts, verdicts = _judged(config, plan, examples)
+        facts, verdicts = _evaluate(config, plan, examples)
         write_results(plan.output, facts, verdicts)
     console.print(results_table(facts, verdicts))
     console.print(f"written to {plan.output}", soft_wrap=True)
     return verdicts
 
 
-def _judged(config: EvalConfig, plan: Plan, examples: list[Example]) -> tuple[dict[str, Any], list[Verdict]]:
+def _evaluate(
+    config: EvalConfig, plan: Plan, examples: list[Example]
+) -> tuple[dict[str, Any], list[Verdict]]:
     """What all verdicts have in common, and the verdicts."""
     began = time.perf_counter()
     verdicts: list[Verdict] = []
@@ -172,20 +174,20 @@ def _judge(config: EvalConfig, plan: Plan, base: BaseModel, group: Group, asked:
     if asked.sequences and asked.sequences[0].rejected is not None:
         model.beta = plan.dpo_beta
         # Adapters are judged against the base, and so it is looked at in any case.
-        judged: list[Judged] = [
+        scored: list[Scored] = [
             (scores, []) for scores in preference_scores(model, bank, len(group), asked.sequences, tokens)
         ]
         names = [BASE, *names]
     elif asked.sequences and not plan.classify:
-        judged = _losses(validate_rows(model, bank, [asked.sequences] * count, tokens), len(asked.sequences))
+        scored = _losses(validate_rows(model, bank, [asked.sequences] * count, tokens), len(asked.sequences))
     elif plan.classify:
-        judged = _classes(plan, asked, predict_rows(model, bank, [asked.sequences] * count, tokens))
+        scored = _classes(plan, asked, predict_rows(model, bank, [asked.sequences] * count, tokens))
     else:
-        judged = _answers(config, model, bank, base.tokenizer, asked, count)
+        scored = _answers(config, model, bank, base.tokenizer, asked, count)
     seconds = (time.perf_counter() - began) / count
     return [
         Verdict(name, folder, scores | {"seconds": seconds}, predictions)
-        for (name, folder), (scores, predictions) in zip(names or [BASE], judged, strict=True)
+        for (name, folder), (scores, predictions) in zip(names or [BASE], scored, strict=True)
     ]
 
 
@@ -198,7 +200,7 @@ def _bank(model: StackedModel, adapters: Sequence[SavedAdapter]) -> AdapterBank:
 
 def _say_of_drawn(base: BaseModel, model: StackedModel, adapters: Sequence[SavedAdapter]) -> None:
     """Layers that the files do not hold must come from the adapter; else the classes are noise."""
-    lacking = [name for name in base.drawn if not any(f".{name}." in held for held in model.initial)]
+    lacking = [name for name in base.drawn if not any(f".{name}." in trained for trained in model.initial)]
     if lacking:
         log.warning(
             "the files of %s lack %s, which are drawn at random: without an adapter that holds them (%s) its "
@@ -209,7 +211,7 @@ def _say_of_drawn(base: BaseModel, model: StackedModel, adapters: Sequence[Saved
         )
 
 
-Judged = tuple[dict[str, Any], list[dict[str, Any]]]
+Scored = tuple[dict[str, Any], list[dict[str, Any]]]
 """An adapter's scores, and its predictions."""
 
 
@@ -220,7 +222,7 @@ def _answers(
     tokenizer: PreTrainedTokenizerBase,
     asked: Asked,
     count: int,
-) -> list[Judged]:
+) -> list[Scored]:
     expected = [example.final for example in asked.examples]
     assert asked.form is not None, "answers are written to prompts of a format"
     questions = Questions(asked.prompts, expected, config.max_new_tokens, asked.form.end)
@@ -234,7 +236,7 @@ def _answers(
     ]
 
 
-def _losses(every: Sequence[Validation], examples: int) -> list[Judged]:
+def _losses(every: Sequence[Validation], examples: int) -> list[Scored]:
     """Answers that are too long to be written word by word: how likely each of their tokens is."""
     return [({"accuracy": one.accuracy, "loss": one.loss, "n": examples}, []) for one in every]
 
@@ -248,7 +250,7 @@ def _check_room(config: EvalConfig, prompts: list[list[int]], virtual: int, room
         )
 
 
-def _classes(plan: Plan, asked: Asked, every: Sequence[Sequence[int]]) -> list[Judged]:
+def _classes(plan: Plan, asked: Asked, every: Sequence[Sequence[int]]) -> list[Scored]:
     names = plan.task.label_names
     number = [names.index(name) for name in plan.classes]  # the task's, of an output of the head
     expected = [number[sequence.label] for sequence in asked.sequences]

@@ -9,7 +9,7 @@ from fedloom.options.fed import FedConfig
 from fedloom.runs.record import RunRecord
 from fedloom.runs.run_folder import run_folder
 from fedloom.training.algorithms import algorithm_with_server, chosen_attack
-from fedloom.training.fed import drive, write_held
+from fedloom.training.fed import drive, write_client_counts
 from fedloom.training.launch import built, processes, recall
 from fedloom.training.loop import Callback
 from fedloom.training.setup_fed import build, intervals
@@ -43,7 +43,7 @@ def run_fed(
         folder = run_folder(config)
         with built(config, folder, partial(build, shared=shared), group) as (run, parts):
             if group.rank == 0:
-                write_held(folder, parts)
+                write_client_counts(folder, parts)
             watched = replace(intervals(run.config), on_round=on_round, on_validation=on_validation)
             drive(parts, watched, folder, run.checkpoint)
         return recall(folder, group)

@@ -64,7 +64,7 @@ def run_merge(config: MergeConfig) -> Path:
     if config.push_to_hub is not None:
         check_hub(config.push_to_hub, config.token)
     console = plain_console()
-    console.print(_told(adapters, name), soft_wrap=True)
+    console.print(_summary(adapters, name), soft_wrap=True)
     whole = merged(_load(config, name, adapters).model, [adapter.folder for adapter, _ in adapters])
     _name_classes(config, whole.config, adapters, name)
     source = located(name)
@@ -104,7 +104,7 @@ def _check_can_be_merged(adapters: Adapters) -> None:
             )
 
 
-def _told(adapters: Adapters, name: str) -> str:
+def _summary(adapters: Adapters, name: str) -> str:
     """What is done, for people."""
     first = adapters[0][0].name
     what = (
@@ -152,7 +152,7 @@ def _classes(adapter: SavedAdapter, peft: PeftConfig, files: PretrainedConfig) -
     """How many classes an adapter's head has, or the base's own; None for one that writes text."""
     if peft.task_type != "SEQ_CLS":
         return None
-    rows = [held.shape[0] for name, held in read_row(adapter.folder).items() if name.endswith(_HEADS)]
+    rows = [t.shape[0] for name, t in read_row(adapter.folder).items() if name.endswith(_HEADS)]
     return int(rows[0]) if rows else int(files.num_labels)
 
 

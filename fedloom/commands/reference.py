@@ -41,7 +41,7 @@ def _as_markdown(config_class: type) -> str:
             lines.append(f"| **{group}** | | |")
         choices = f" ({', '.join(f'`{word}`' for word in entry.choices)})" if entry.choices else ""
         named = " or ".join(
-            f"`{name}`" for name in (entry.name, *(o for o, own in also.items() if own == entry.name))
+            f"`{name}`" for name in (entry.name, *(o for o, meant in also.items() if meant == entry.name))
         )
         lines.append(f"| {named} | `{entry.default_text}` | {entry.help}{choices} |")
     return "\n".join(lines) + "\n"

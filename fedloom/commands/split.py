@@ -92,8 +92,8 @@ def run_split(
         f"client_{number}": [train[place].example.label for place in share]
         for number, share in enumerate(shares, start=1)
     }
-    held = {split: [made.example.label for made in part] for split, part in parts.items()}
-    counts = label_counts(labels | held, task)
+    held_out = {split: [made.example.label for made in part] for split, part in parts.items()}
+    counts = label_counts(labels | held_out, task)
     whole = _dataset(train)
     others = {split: _dataset(part) for split, part in parts.items()}
     try:
@@ -110,7 +110,7 @@ def run_split(
     console = plain_console()
     console.print(counts_table({name: counts[name] for name in labels}, f"{shown(data_name)}, {partition}"))
     for split in ("validation", "test"):
-        console.print(f"{split}: {len(held[split])} examples")
+        console.print(f"{split}: {len(held_out[split])} examples")
     hints = (
         f"--dataset_path_template '{output}/client_{{i}}'",
         f"--val_dataset_path_template '{output}/validation'",

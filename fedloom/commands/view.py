@@ -93,9 +93,9 @@ def count_clients(folder: Path) -> dict[str, dict[str, int]]:
                 raise UserError(f"'{folder}' has {both}, which are the same client; leave one of them.")
             paths[int(match[1])] = path
     if not paths:
-        held = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
         raise UserError(
-            f"'{folder}' must hold client_1, client_2, ..., as `fedloom split` writes them; it holds {held}."
+            f"'{folder}' must hold client_1, client_2, ..., as `fedloom split` writes them; it holds {found}."
         )
     task = _task_of(folder, [paths[number] for number in sorted(paths)])
     labels = {
@@ -145,10 +145,10 @@ def _label(located: Located) -> str:
 def label_counts(groups: Mapping[str, Sequence[str]], task: Task | None) -> dict[str, dict[str, int]]:
     """Counts each group's labels, all labels in the same order: the task's own, then others by name."""
     found = {name: Counter(label or NO_LABEL for label in labels) for name, labels in groups.items()}
-    own = task.label_names if task is not None else ()
-    others = sorted({label for counter in found.values() for label in counter} - set(own))
+    known = task.label_names if task is not None else ()
+    others = sorted({label for counter in found.values() for label in counter} - set(known))
     # A task that can be classified but is not, as arithmetic without labels, has no use for empty columns.
-    names = others if others == [NO_LABEL] else (*own, *others)
+    names = others if others == [NO_LABEL] else (*known, *others)
     return {name: {label: counter[label] for label in names} for name, counter in found.items()}
 
 

@@ -106,9 +106,9 @@ class TemplateTalk:
     @cached_property
     def marked(self) -> str | None:
         """The template with marks around what is generated; None where it does not say so."""
-        own = self.tokenizer.get_chat_template()
-        marked = _GENERATION.sub(_as_text, own)
-        return None if marked == own else marked
+        template = self.tokenizer.get_chat_template()
+        marked = _GENERATION.sub(_as_text, template)
+        return None if marked == template else marked
 
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """Returns the pieces of a conversation.
@@ -137,17 +137,19 @@ class TemplateTalk:
     def _form(self, turns: Sequence[Turn]) -> tuple[bool, bool, list[Piece] | None]:
         """How the template takes such messages: with a system message, in parts; and where answers stand."""
         for with_system in (True, False):
-            own = turns if with_system else _system_in_user(turns)
+            turns_shown = turns if with_system else _system_in_user(turns)
             for parts in (False, True):
-                marks = [turn._replace(text=f"{_BEGIN}{place}{_END}") for place, turn in enumerate(own)]
+                marks = [
+                    turn._replace(text=f"{_BEGIN}{place}{_END}") for place, turn in enumerate(turns_shown)
+                ]
                 try:
                     whole = self._whole(marks, parts)
                 except UserError:
                     continue
                 found = [int(place) for place in _MARK.findall(whole)]
-                if found == list(range(len(own))):
+                if found == list(range(len(turns_shown))):
                     return with_system, parts, self._cut(marks, parts, whole)
-                if found == [place for place, turn in enumerate(own) if turn.role != "system"]:
+                if found == [place for place, turn in enumerate(turns_shown) if turn.role != "system"]:
                     continue  # leaves the system message out without a word
         self._whole(turns, parts=False)  # where it fails, its error has what is said
         raise UserError(

@@ -110,8 +110,8 @@ def class_name(row: Row, names: Sequence[str]) -> str:
 def class_of(name: str, names: Sequence[str]) -> str | None:
     """Returns the one of `names` that `name` stands for, whole or abbreviated (``neg``), or None."""
     key = class_key(name)
-    same = [own for own in names if class_key(own) == key]
-    longer = [own for own in names if len(key) >= _SHORTEST and class_key(own).startswith(key)]
+    same = [known for known in names if class_key(known) == key]
+    longer = [known for known in names if len(key) >= _SHORTEST and class_key(known).startswith(key)]
     return same[0] if same else longer[0] if len(longer) == 1 else None
 
 

@@ -190,22 +190,22 @@ def _split_files(entries: list[Path], folder: Path, option: str, names: SplitNam
                 whole.append([inner for inner in _entries(path) if data_name(inner)])
                 continue
             stem, extension = data_name(path) or ("", "")
-            own = max((name for name in stems if stem.startswith(name)), key=len, default=None)
-            if own is None:
+            longest = max((name for name in stems if stem.startswith(name)), key=len, default=None)
+            if longest is None:
                 continue
-            part = _PART.fullmatch(stem[len(own) :])
-            if stem == own:
+            part = _PART.fullmatch(stem[len(longest) :])
+            if stem == longest:
                 whole.append([path])
             elif part is not None:
-                parts.setdefault((own, extension, part["of"]), []).append((int(part["number"]), path))
+                parts.setdefault((longest, extension, part["of"]), []).append((int(part["number"]), path))
         groups = [*filter(None, whole), *([path for _, path in sorted(part)] for part in parts.values())]
         if len(groups) > 1:
             listed = " and ".join(shown(_within(group[0], folder)) for group in groups)
             raise UserError(
                 f"{option} '{folder}' has {listed}; one file per split, or its numbered parts, so leave one."
             )
-        for (own, _, of), numbered in parts.items():
-            _check_parts(folder, own, of, [number for number, _ in numbered])
+        for (longest, _, of), numbered in parts.items():
+            _check_parts(folder, longest, of, [number for number, _ in numbered])
         if groups:
             files[split] = groups[0]
     return files
@@ -242,9 +242,9 @@ def _files_below(
             f"{option} '{folder}' has {needed} in each of {', '.join(map(shown, found))}; give one of them."
         )
     if not found:
-        held = ", ".join(shown(entry.name) for entry in entries[:10]) or "nothing"
+        entries_found = ", ".join(shown(entry.name) for entry in entries[:10]) or "nothing"
         raise UserError(
             f"{option} '{folder}' must hold {names[needed][0]}{'|'.join(EXTENSIONS)}, or be a folder that "
-            f"save_to_disk wrote; it holds {held}."
+            f"save_to_disk wrote; it holds {entries_found}."
         )
     return next(iter(found.values()))

@@ -66,12 +66,12 @@ def conversation(turns: tuple[Turn, ...], label: str = "") -> Example:
 
 def _messages(column: str) -> Callable[[Row], Example]:
     def read(row: Row) -> Example:
-        return conversation(_told(row, read_turns(row, column)), label_of(row))
+        return conversation(_with_instruction(row, read_turns(row, column)), label_of(row))
 
     return read
 
 
-def _told(row: Row, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+def _with_instruction(row: Row, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """A conversation behind the system prompt that has a column of its own, where one has."""
     if is_missing(row.get("system")) or turns[0].role == "system":
         return turns
@@ -94,7 +94,7 @@ def _prompt_completion(row: Row) -> Example:
         turns = (*(turn._replace(learned=turn.role != "assistant") for turn in prompt), *answer)
         if not answers_in(turns):
             raise ValueError("field 'completion' has no message of the assistant")
-        return conversation(_told(row, turns), label_of(row))
+        return conversation(_with_instruction(row, turns), label_of(row))
     prompt_text, answer_text = text(row, "prompt"), text(row, "completion")
     return _asked(row, prompt_text, answer_text, final_of(answer_text))
 
@@ -103,7 +103,7 @@ def _asked(row: Row, question: str, answer: str, final: str) -> Example:
     """A question and its answer; with a system prompt of its own it is a conversation."""
     if is_missing(row.get("system")):
         return Example(question, answer, final, label_of(row))
-    turns = _told(row, (Turn("user", question), Turn("assistant", answer)))
+    turns = _with_instruction(row, (Turn("user", question), Turn("assistant", answer)))
     return Example(question, answer, final, label_of(row), turns=turns)
 
 
@@ -119,7 +119,7 @@ def _alpaca(row: Row) -> Example:
     if not is_missing(row.get("input")):
         question += f"\n\n{text(row, 'input')}"
     turns = (Turn("user", question), Turn("assistant", text(row, "output")))
-    return conversation(_told(row, turns), label_of(row))
+    return conversation(_with_instruction(row, turns), label_of(row))
 
 
 def _question_answer(row: Row) -> Example:
@@ -155,7 +155,7 @@ def preference(row: Row) -> Preference:
         raise ValueError("fields 'chosen' and 'rejected' must each have an answer of the assistant")
     texts = not any(is_talk(row.get(field)) for field in ("prompt", "chosen", "rejected"))
     texts = texts and not written and is_missing(row.get("system"))
-    return Preference(_told(row, prompt), chosen, rejected, label_of(row), texts)
+    return Preference(_with_instruction(row, prompt), chosen, rejected, label_of(row), texts)
 
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")

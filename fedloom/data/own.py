@@ -69,11 +69,11 @@ def open_task(
 def _named(name: str) -> Task:
     if name in TASKS:
         return TASKS[name]
-    own = TASKS["qa"]
+    users_own = TASKS["qa"]
     if is_own_files(name):
-        return replace(own, name=name)
+        return replace(users_own, name=name)
     hub, _, config = name.partition(":")
-    return replace(own, name=name, hub=hub, hub_config=config or None)
+    return replace(users_own, name=name, hub=hub, hub_config=config or None)
 
 
 def is_own_files(name: str) -> bool:

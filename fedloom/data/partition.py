@@ -126,10 +126,10 @@ def for_server(
         UserError: If a client would get nothing.
     """
     order = numpy_rng(seed, "server data").permutation(examples)
-    own, rest = order[:server_examples], np.sort(order[server_examples:])
+    kept, rest = order[:server_examples], np.sort(order[server_examples:])
     if clients > len(rest):
         raise UserError(
-            f"client_num is {clients}, but the server keeps {len(own)} of {examples} training examples and "
+            f"client_num is {clients}, but the server keeps {len(kept)} of {examples} training examples and "
             f"every client needs at least one. Use --client_num {len(rest)} or less, or more data."
         )
-    return own, rest
+    return kept, rest

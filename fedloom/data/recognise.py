@@ -171,7 +171,9 @@ def _guess(columns: Collection[str]) -> str:
     plain = {column.strip().lower(): column for column in columns}
     for form in FORMATS.values():
         found = {
-            name: next((plain[own] for own in (name, *_OTHER_NAMES.get(name, ())) if own in plain), None)
+            name: next(
+                (plain[known] for known in (name, *_OTHER_NAMES.get(name, ())) if known in plain), None
+            )
             for name in (*form.columns, *form.optional)
         }
         found = {name: column for name, column in found.items() if column is not None}

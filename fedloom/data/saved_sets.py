@@ -33,8 +33,8 @@ def read_saved(
         saved = datasets.load_from_disk(str(folder), keep_in_memory=not limits)
         # Arrow trusts a file's offsets; those of a damaged one would lead anywhere in the process's memory.
         for split, dataset in saved.items() if isinstance(saved, dict) else ((needed, saved),):
-            own = next((name for name, others in names.items() if split in others), split)
-            dataset.data.table.slice(0, limits.get(own)).validate(full=True)
+            part = next((name for name, others in names.items() if split in others), split)
+            dataset.data.table.slice(0, limits.get(part)).validate(full=True)
         if isinstance(saved, dict):
             return rows_of(saved, str(folder), names, needed, limits)
         return _rows_of_one(saved, str(folder), limits.get(needed))
@@ -87,7 +87,9 @@ def _rows_of_one(dataset: Any, origin: str, limit: int | None) -> list[Located]:
     dataset = dataset if limit is None else dataset.take(limit)
     features = dataset.features or {}
     names = {column: getattr(feature, "names", None) for column, feature in features.items()}
-    named = {column: own for column, own in names.items() if own and not all(map(str.isdecimal, own))}
+    named = {
+        column: labels for column, labels in names.items() if labels and not all(map(str.isdecimal, labels))
+    }
     tables = dataset.with_format("arrow").iter(ROWS_AT_ONCE)
     rows = [locate(*found) for found in rows_of_tables(tables, f"{origin}, row", list(features))]
     if not rows:
@@ -98,7 +100,9 @@ def _rows_of_one(dataset: Any, origin: str, limit: int | None) -> list[Located]:
             {
                 **row,
                 **{
-                    column: own[row[column]] for column, own in named.items() if row[column] not in (None, -1)
+                    column: labels[row[column]]
+                    for column, labels in named.items()
+                    if row[column] not in (None, -1)
                 },
             },
         )

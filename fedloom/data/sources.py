@@ -221,18 +221,18 @@ def _complete(parts: dict[str, list[T]], seed: int, announced: bool = False) -> 
     missing = [split for split in ("validation", "test") if split not in parts]
     examples = parts["train"]
     share = 5 if len(missing) == 2 else 10
-    held = max(1, len(examples) // share)
-    if len(examples) <= held * len(missing):
+    count = max(1, len(examples) // share)
+    if len(examples) <= count * len(missing):
         raise UserError(
             f"{len(examples)} training examples are too few to hold out the missing split "
             f"({' and '.join(missing)}); give at least {len(missing) + 1}, or files of these names."
         )
     order = numpy_rng(seed, "split").permutation(len(examples))
     for place, split in enumerate(missing):
-        parts[split] = [examples[index] for index in order[place * held : (place + 1) * held]]
+        parts[split] = [examples[index] for index in order[place * count : (place + 1) * count]]
     if missing and announced:
-        names = " and ".join(f"{held} for {split}" for split in missing)
+        names = " and ".join(f"{count} for {split}" for split in missing)
         say(f"held out of {len(examples)} training examples, drawn by seed {seed}: {names}")
     # What remains for training stays in the data set's own order.
-    parts["train"] = [examples[index] for index in sorted(order[held * len(missing) :])]
+    parts["train"] = [examples[index] for index in sorted(order[count * len(missing) :])]
     return parts

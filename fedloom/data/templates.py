@@ -95,14 +95,14 @@ def prompt_format(
     )
 
 
-def instruction_of(own: str, system_prompt: str) -> str:
+def instruction_of(task_instruction: str, system_prompt: str) -> str:
     """Returns the instruction that stands in prompts; "" for none.
 
     Args:
-        own: The task's.
+        task_instruction: The task's.
         system_prompt: The option: "auto" for the task's, "none" for none, or a text.
     """
-    return own if system_prompt == "auto" else "" if system_prompt == "none" else system_prompt
+    return task_instruction if system_prompt == "auto" else "" if system_prompt == "none" else system_prompt
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:

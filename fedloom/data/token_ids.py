@@ -32,14 +32,14 @@ def encode_pieces(
     wholes = encode_prompts(["".join(piece.text for piece in pieces) for pieces in talks], tokenizer)
     made = []
     for pieces, whole in zip(talks, wholes, strict=True):
-        own = [next(alone) for _ in pieces]
-        done = len(whole) - sum(map(len, own))
-        if done < 0 or whole[done:] != [number for ids in own for number in ids]:
+        ids_alone = [next(alone) for _ in pieces]
+        done = len(whole) - sum(map(len, ids_alone))
+        if done < 0 or whole[done:] != [number for ids in ids_alone for number in ids]:
             # Tokens differ where pieces meet: each beginning of the text by itself, as far as these agree.
-            made.append(_piece_by_piece(pieces, own, tokenizer))
+            made.append(_piece_by_piece(pieces, ids_alone, tokenizer))
             continue
         spans = []
-        for piece, ids in zip(pieces, own, strict=True):
+        for piece, ids in zip(pieces, ids_alone, strict=True):
             if piece.learned:
                 spans.append((done, done + len(ids)))
             done += len(ids)
@@ -48,12 +48,12 @@ def encode_pieces(
 
 
 def _piece_by_piece(
-    pieces: Sequence[Piece], own: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
+    pieces: Sequence[Piece], ids_alone: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[tuple[int, int]]]:
     ids: list[int] = []
     spans = []
     texts = ["".join(piece.text for piece in pieces[: count + 1]) for count in range(len(pieces))]
-    for piece, alone, beginning in zip(pieces, own, encode_prompts(texts, tokenizer), strict=True):
+    for piece, alone, beginning in zip(pieces, ids_alone, encode_prompts(texts, tokenizer), strict=True):
         first = len(ids)
         ids = beginning if beginning[:first] == ids else [*ids, *alone]
         if piece.learned:

@@ -60,14 +60,14 @@ def without_copies(row: Row, expected: Row, model: nn.Module, folder: Path) -> R
         UserError: Such weights are others than the model's: then they belong to the adapter's function.
     """
     kept = {}
-    for name, held in row.items():
+    for name, saved in row.items():
         base = None if name in expected else _of_the_base(name, model)
         if base is None:
-            kept[name] = held
-        elif base.is_floating_point() and not _same_weights(held, base):
+            kept[name] = saved
+        elif base.is_floating_point() and not _same_weights(saved, base):
             raise UserError(
                 f"{folder}: the adapter brings weights of its own for "
-                f"{name.removeprefix('base_model.model.')}, {list(held.shape)} where the model has "
+                f"{name.removeprefix('base_model.model.')}, {list(saved.shape)} where the model has "
                 f"{list(base.shape)}: its vocabulary was resized, or its embedding trained. fedloom does not "
                 "run that; merge the adapter into its model with PEFT"
             )
@@ -94,12 +94,12 @@ def check_row(row: Row, expected: Row, folder: Path) -> None:
             )
 
 
-def _same_weights(held: Tensor, base: Tensor) -> bool:
+def _same_weights(saved: Tensor, base: Tensor) -> bool:
     """Whether two are the same but for the precision in which one of them was kept."""
-    if base.is_meta or held.shape != base.shape:
-        return held.shape == base.shape
+    if base.is_meta or saved.shape != base.shape:
+        return saved.shape == base.shape
     return any(
-        torch.equal(held.to(base.device, dtype), base.to(dtype))
+        torch.equal(saved.to(base.device, dtype), base.to(dtype))
         for dtype in (base.dtype, torch.bfloat16, torch.float16)
     )
 

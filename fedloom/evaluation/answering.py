@@ -153,7 +153,7 @@ def answer(
         ranks=ranks,
     )
     return [
-        _judged(tokenizer.batch_decode(texts, skip_special_tokens=True), asked.expected)
+        _scored(tokenizer.batch_decode(texts, skip_special_tokens=True), asked.expected)
         for texts, asked in zip(written, questions, strict=True)
     ]
 
@@ -179,6 +179,6 @@ def answer_accuracy(
     return sum(group.gather(right)) / len(questions.prompts)
 
 
-def _judged(texts: list[str], expected: Sequence[str]) -> Answers:
+def _scored(texts: list[str], expected: Sequence[str]) -> Answers:
     right = [same_answer(wanted, text) for wanted, text in zip(expected, texts, strict=True)]
     return Answers(texts, [extract_number(text) for text in texts], right)

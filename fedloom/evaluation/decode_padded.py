@@ -79,8 +79,10 @@ class PaddedRows:
         rest = [prompt[shared:] for prompt in self._prompts]
         longest = max(map(len, rest))
         pad, device = self._model.layout.pad_id, self._model.device
-        pads = [longest - len(own) for own in rest]
-        ids = torch.tensor([[pad] * n + list(own) for n, own in zip(pads, rest, strict=True)], device=device)
+        pads = [longest - len(unread) for unread in rest]
+        ids = torch.tensor(
+            [[pad] * n + list(unread) for n, unread in zip(pads, rest, strict=True)], device=device
+        )
         columns = longest + (0 if virtual is None else virtual.shape[1])
         mask = [[1] * before + [0] * n + [1] * (columns - n) for n in pads]
         self._mask = torch.tensor(mask, device=device)
@@ -109,7 +111,7 @@ class PaddedRows:
         """Tokens that all prompts begin with; each keeps one of its own, to be answered."""
         most = min(map(len, self._prompts)) - 1
         first = self._prompts[0]
-        return next((i for i in range(most) if any(own[i] != first[i] for own in self._prompts)), most)
+        return next((i for i in range(most) if any(prompt[i] != first[i] for prompt in self._prompts)), most)
 
     def _read_shared(self, shared: Prompt, virtual: Float[Tensor, "adapters virtual width"] | None) -> int:
         """Each adapter's virtual tokens and the shared ones, into the cache; returns how many."""
@@ -135,8 +137,8 @@ class PaddedRows:
         pads: Sequence[int],
     ) -> Float[Tensor, "rows columns width"]:
         embedded = self._model.model.get_input_embeddings()(ids)
-        own = virtual.to(embedded.dtype)[self._owners]
-        rows = zip(embedded, own, pads, strict=True)
+        prefix = virtual.to(embedded.dtype)[self._owners]
+        rows = zip(embedded, prefix, pads, strict=True)
         return torch.stack([torch.cat([tokens[:n], prompt, tokens[n:]]) for tokens, prompt, n in rows])
 
     def _forward(

@@ -175,11 +175,11 @@ def _of_each(
         every = read(out)
         assert every is not None, "a language model predicts no classes, and only preferences have margins"
         pieces = every.cpu().split(out.labels.tolist())
-        for own, piece in zip(by_length[rows], pieces, strict=True):
-            own += piece.tolist()
+        for of_adapter, piece in zip(by_length[rows], pieces, strict=True):
+            of_adapter += piece.tolist()
     return [
-        [found for _, found in sorted(zip(_by_length(own), each, strict=True))]
-        for own, each in zip(sequences, by_length, strict=True)
+        [found for _, found in sorted(zip(_by_length(of_adapter), each, strict=True))]
+        for of_adapter, each in zip(sequences, by_length, strict=True)
     ]
 
 
@@ -192,14 +192,14 @@ def _passes(
     ranks: Sequence[int] | None = None,
 ) -> Iterator[tuple[slice, Losses]]:
     """Run every adapter's sequences; yields the adapters of a pass, and what the pass says of each."""
-    work = [_batches(own) for own in sequences]
+    work = [_batches(of_adapter) for of_adapter in sequences]
     for first, clients in passes(work, model.layout, _PASS_FACTOR * wave_tokens):
         rows = slice(first, first + len(clients))
-        own = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
+        trained = {name: t[rows].to(model.device) for name, t in bank.tensors.items()}
         shared = {
             name: t.to(model.device).expand(len(clients), *t.shape) for name, t in (frozen or {}).items()
         }
-        parameters = model.at_ranks(own | shared, ranks and ranks[rows])
+        parameters = model.at_ranks(trained | shared, ranks and ranks[rows])
         yield rows, model.losses(parameters, build_pack(clients, model.layout))
 
 

@@ -131,8 +131,10 @@ def make_plan(config: EvalConfig) -> Plan:
     classify = task.num_labels > 0 and _predicts(config, task, model_name, [peft for _, peft in adapters])
     classes: tuple[str, ...] = ()
     if classify:
-        own = configuration(model_name, token=config.token, trust_remote_code=config.trust_remote_code)
-        classes = class_order(own, task.label_names, model_name)
+        model_config = configuration(
+            model_name, token=config.token, trust_remote_code=config.trust_remote_code
+        )
+        classes = class_order(model_config, task.label_names, model_name)
     _check_adapters(adapters, task, classify, {locate(model_name).name, base_name(model_name)})
     (run, *others) = runs or [None]
     return Plan(

@@ -113,8 +113,8 @@ def with_references(
         # Sequences of like length side by side: fewer pads, where there are pads.
         unknown.sort(key=lambda at: max(len(side.ids) for side in distinct[at[0]][at[1]].sides))
         ratios = torch.zeros(len(unknown), dtype=torch.float64)
-        own = slice(group.rank, None, group.size)
-        ratios[own] = _ratios(model, [distinct[key][place] for key, place in unknown[own]], wave_tokens)
+        share = slice(group.rank, None, group.size)
+        ratios[share] = _ratios(model, [distinct[key][place] for key, place in unknown[share]], wave_tokens)
         summed = group.sum({"ratios": ratios})["ratios"].tolist()
         for (key, place), ratio in zip(unknown, summed, strict=True):
             filled[key][place] = filled[key][place]._replace(reference=ratio)

@@ -73,33 +73,33 @@ def _content(example: Example) -> Hashable:
 
 def _trained_on(plan: Plan, run: dict[str, Any], token: str | None) -> list[Example]:
     """What a run trained on, where it may be something that is held out now."""
-    name, own = run["data_name"], run["dataset_path_template"]
+    name, template = run["data_name"], run["dataset_path_template"]
     if name != plan.task.name and _published(name) and _published(plan.task.name):
         return []  # two published data sets
     # With gradient priority the server's own data move the adapter beside those that clients bring.
-    held = own is None or run["train_mode"] == "fedGradFocus"
+    held_out = template is None or run["train_mode"] == "fedGradFocus"
     limits = {"train": run["train_limit"]} if run["train_limit"] is not None else {}
-    held = held and (name, run["data_dir"], run["data_seed"], limits) != (
+    held_out = held_out and (name, run["data_dir"], run["data_seed"], limits) != (
         plan.task.name,
         plan.data_dir,
         plan.data_seed,
         plan.task.limits,
     )
-    if own is None and not held:
+    if template is None and not held_out:
         return []
-    clients = range(1, run["client_num"] + 1) if own is not None else ()
+    clients = range(1, run["client_num"] + 1) if template is not None else ()
     task = open_task(
         name,
         data_dir=run["data_dir"],
         data_format=run["data_format"] or "auto",
         columns=column_names(run["columns"]),
-        client_paths=[path_of(own, client) for client in clients],
-        read_data=held,
+        client_paths=[path_of(template, client) for client in clients],
+        read_data=held_out,
         limits=limits,
         token=token,
     )
-    examples = list(chain.from_iterable(load_clients(own, len(clients), task))) if clients else []
-    if held:
+    examples = list(chain.from_iterable(load_clients(template, len(clients), task))) if clients else []
+    if held_out:
         examples += load_splits(task, data_dir=run["data_dir"], seed=run["data_seed"], token=token).train
     return examples
 

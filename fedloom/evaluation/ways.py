@@ -141,8 +141,8 @@ def _scores(
     inputs: dict[str, Any] = {"input_ids": ids}
     if virtual is not None:
         embedded = model.model.get_input_embeddings()(ids)
-        own = virtual.to(embedded.dtype).repeat_interleave(torch.tensor(units, device=ids.device), 0)
-        inputs = {"inputs_embeds": torch.cat([own, embedded], 1)}
+        prefix = virtual.to(embedded.dtype).repeat_interleave(torch.tensor(units, device=ids.device), 0)
+        inputs = {"inputs_embeds": torch.cat([prefix, embedded], 1)}
     with model.as_clients(parameters, units) as plain:
         return plain(**inputs).logits[:, -ids.shape[1] :]
 

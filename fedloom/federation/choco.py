@@ -60,8 +60,8 @@ class Estimates:
         """h_ji − h_ij of a peer i, by neighbour j."""
         found = {}
         for other in neighbours:
-            theirs, own = self.of((other, peer)), self.of((peer, other))
-            found[other] = {name: t - own[name] for name, t in theirs.items()}
+            theirs, ours = self.of((other, peer)), self.of((peer, other))
+            found[other] = {name: t - ours[name] for name, t in theirs.items()}
         return found
 
 

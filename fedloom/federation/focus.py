@@ -70,7 +70,7 @@ class Focus:
 
     def unselected_names(self, selected: Sequence[int]) -> set[str]:
         """The parameters in layers that are not selected."""
-        return names_in(own for layer, own in self.layers.items() if layer not in selected)
+        return names_in(names for layer, names in self.layers.items() if layer not in selected)
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def squared_distances(
 
 def pairwise(products: Float64[Tensor, "senders senders"]) -> Float64[Tensor, "senders senders"]:
     """‖Δ_i − Δ_j‖²."""
-    own = products.diagonal()
-    return (own[:, None] + own[None, :] - 2 * products).clamp(min=0)
+    squares = products.diagonal()
+    return (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0)
 
 
 def combination(changes: Changes, a: Float64[Tensor, " senders"]) -> Row:

@@ -37,7 +37,7 @@ from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.matrix import RoundMixing
 from fedloom.federation.peers import PLAIN, PeerReport, PeerState, Trained, heard_over, mix, peer_round
 from fedloom.federation.priority import Projection, layer_scores, names_in, select_layers
-from fedloom.federation.transport import ALL_HERE, PeerTransport
+from fedloom.federation.transport import ALL_LOCAL, PeerTransport
 from fedloom.model.bank import AdapterBank, Row
 
 Gradients = Callable[[PeerState, Bool[Tensor, " peers"]], AdapterBank]
@@ -166,7 +166,7 @@ def voted_round(
     algorithm: Algorithm = PLAIN,
     *,
     seed: int = 0,
-    transport: PeerTransport = ALL_HERE,
+    transport: PeerTransport = ALL_LOCAL,
 ) -> tuple[PeerState, PeerReport, VoteReport]:
     """One round in which peers train and send the layers that they and their neighbours voted for.
 
@@ -193,8 +193,10 @@ def voted_round(
         sent = AdapterBank({"votes": cast.to(device)})
         mean = mix(sent, mixing.rows(local), {"votes"}, heard_over(transport, mixing)).tensors["votes"]
     chosen = votes.chosen(mean, state.round) & active[:, None]
-    told = transport.fetch(AdapterBank({"chosen": chosen.to(device, torch.uint8)}), mixing).tensors["chosen"]
-    by_layer = votes.by_layer(mixing, told.bool().cpu().numpy(), mixing.heard_by(local).tolist())
+    theirs = transport.fetch(AdapterBank({"chosen": chosen.to(device, torch.uint8)}), mixing).tensors[
+        "chosen"
+    ]
+    by_layer = votes.by_layer(mixing, theirs.bool().cpu().numpy(), mixing.heard_by(local).tolist())
     after, report = peer_round(
         state,
         partial(_trained, train, chosen),

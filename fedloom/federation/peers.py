@@ -41,7 +41,7 @@ from fedloom.federation.choco import Estimates, payloads_of
 from fedloom.federation.matrix import RoundMixing, check_mixing
 from fedloom.federation.neighbours import combined, moved
 from fedloom.federation.topology import bytes_per_round
-from fedloom.federation.transport import ALL_HERE, PeerTransport
+from fedloom.federation.transport import ALL_LOCAL, PeerTransport
 from fedloom.model.bank import AdapterBank, Row, bytes_of, largest_usable, usable
 
 
@@ -121,7 +121,7 @@ def peer_round(
     algorithm: Algorithm = PLAIN,
     *,
     seed: int = 0,
-    transport: PeerTransport = ALL_HERE,
+    transport: PeerTransport = ALL_LOCAL,
     narrower: Sequence[tuple[RoundMixing, Collection[str]]] = (),
 ) -> tuple[PeerState, PeerReport]:
     """One round of decentralised training.

@@ -65,14 +65,14 @@ def made(part: Part, text: str, settings: Mapping[str, Any]) -> Any:
         wanted = "a function" if kind is None else f"{kind.__name__}(...)"
         raise UserError(f"{who} returned {shown(repr(found))}, not {wanted}; mend the plugin")
     if kind is None:
-        return _held(option, "", who, found)
+        return _checked(option, "", who, found)
     functions = {field: each for field, each in found._asdict().items() if callable(each)}
     return found._replace(
-        **{field: _held(option, field, f"{who}'s {field}", each) for field, each in functions.items()}
+        **{field: _checked(option, field, f"{who}'s {field}", each) for field, each in functions.items()}
     )
 
 
-def _held(option: str, field: str, who: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(option: str, field: str, who: str, function: Callable[..., Any]) -> Callable[..., Any]:
     like = _LIKE.get((option, field))
 
     @functools.wraps(function)
@@ -105,8 +105,8 @@ def _where(error: Exception) -> str:
     foreign = [call for call in calls if _PACKAGE not in Path(call.filename).parents]
     # A plugin that is installed is among the libraries.
     outside = [call for call in foreign if "site-packages" not in call.filename] or foreign
-    own = [call for call in outside if call.filename == outside[0].filename]
-    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
+    in_plugin = [call for call in outside if call.filename == outside[0].filename]
+    return f" at {in_plugin[-1].filename}, line {in_plugin[-1].lineno}" if in_plugin else ""
 
 
 def _check_share(who: str, found: Any, names: Any, *others: Any) -> None:

@@ -171,10 +171,10 @@ def federated_round(
         )
     came = result.collected
     share = len(came.kept) / (of or len(clients) or 1)
-    kept_here, direction = state.rule, result.pseudo_gradient
+    server_memory, direction = state.rule, result.pseudo_gradient
     if algorithm.rule.amend is not None:
         change = {name: -algorithm.client_lr * g for name, g in direction.items()}
-        change, kept_here = algorithm.rule.amend(change, kept_here, share)
+        change, server_memory = algorithm.rule.amend(change, server_memory, share)
         direction = {name: t / -algorithm.client_lr for name, t in change.items()}
     gradient = direction | {n: g for n, g in (unsent_gradient or {}).items() if n in trains}
     adapter, moments = step_some(algorithm.server_optimiser, state.adapter, gradient, state.optimiser)
@@ -182,7 +182,7 @@ def federated_round(
     turned = algorithm.refactoring
     if turned is not None and turned.after(state.round):
         adapter = turned.refactor(adapter, state.round)
-    rule = algorithm.rule.absorb(kept_here, result.sent, share)
+    rule = algorithm.rule.absorb(server_memory, result.sent, share)
     took_part = list(clients) if trained else []
     # What rests now, and trained in the round before, has changed since; counted as if every client had been
     # there. (Over Flower it is known who was.)

@@ -57,5 +57,5 @@ class PeerTransport:
     deliver: Callable[[Payloads, RoundMixing], Payloads] = lambda payloads, mixing: payloads
 
 
-ALL_HERE = PeerTransport()
+ALL_LOCAL = PeerTransport()
 """All peers are in this process."""

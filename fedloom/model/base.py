@@ -104,14 +104,14 @@ def load_base(
                 check_template(tokenizer, source.name)
                 if not tokenizer("A text, as good as any.").input_ids:  # some damage shows only now
                     raise ValueError("it makes no token of a text")
-        held = tensors_in(source)
-        check_depth(config, held, source.name)
+        shapes = tensors_in(source)
+        check_depth(config, shapes, source.name)
         check_stored_as_floats(config, dtypes_in(source), source.name)
         with explained(source, "what config.json describes"):
             structure = without_weights(config, num_labels, trust_remote_code)
         structure.name_or_path = source.name
         check_kind(source.name, config, num_labels, structure)
-        check_shapes(structure, held, source.name, empty=True)
+        check_shapes(structure, shapes, source.name, empty=True)
         if before_weights:
             before_weights(tokenizer, structure)
         auto = "bfloat16" if quantize != "none" and dtype == "auto" else dtype
@@ -124,7 +124,7 @@ def load_base(
             try:
                 model, drawn = _load_model(source, files, quantize, place, num_labels, structure)
             except Exception:
-                check_shapes(structure, held, source.name, empty=False)  # the likely reason, in plain words
+                check_shapes(structure, shapes, source.name, empty=False)  # the likely reason, in plain words
                 raise
     _agree_on_padding(model, tokenizer)
     model.config._name_or_path = model.name_or_path = source.name

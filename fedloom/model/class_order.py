@@ -42,7 +42,7 @@ def class_order(config: PretrainedConfig, classes: Sequence[str], name: str) -> 
     order = _matched(named, classes) if named else None
     if order is not None:
         return order
-    taken = ", ".join(f"{number} {own}" for number, own in enumerate(classes))
+    taken = ", ".join(f"{number} {label}" for number, label in enumerate(classes))
     if named and _known(named, classes):
         raise UserError(
             f"model {name!r}: id2label of its config.json names the classes {', '.join(named)}, of which "
@@ -96,10 +96,10 @@ def _written(names: Mapping[Any, Any] | None, count: int) -> tuple[str, ...] | N
 def _matched(named: Sequence[str], classes: Sequence[str]) -> tuple[str, ...] | None:
     """For each name the class that it stands for, each once; a single unknown name is the class left over."""
     found = [class_of(name, classes) for name in named]
-    left = [own for own in classes if own not in found]
+    left = [label for label in classes if label not in found]
     if found.count(None) == len(left) == 1 and len(classes) > 1:
-        found = [left[0] if own is None else own for own in found]
-    order = tuple(own for own in found if own is not None)
+        found = [left[0] if label is None else label for label in found]
+    order = tuple(label for label in found if label is not None)
     return order if sorted(order) == sorted(classes) else None
 
 

@@ -107,8 +107,8 @@ def dtypes_in(source: Source) -> dict[str, torch.dtype]:
                     found[name] = part[:0].dtype if part.get_shape() else torch.float32
         elif zipfile.is_zipfile(path):
             with contextlib.suppress(Exception):  # whatever is wrong with it is told when it is read
-                held = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-                found |= {name: t.dtype for name, t in held.items() if isinstance(t, torch.Tensor)}
+                tensors = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+                found |= {name: t.dtype for name, t in tensors.items() if isinstance(t, torch.Tensor)}
     return found
 
 

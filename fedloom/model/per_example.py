@@ -86,14 +86,14 @@ def clipped_sums(
         loss = model.losses(parameters, pack, dropout_seed).loss
         wanted = [parameters[name] for name in leaves]
         gradients = torch.autograd.grad(loss.sum(), wanted, allow_unused=True)
-    own = {}
+    of_copies = {}
     for name, g in zip(leaves, gradients, strict=True):
         if name in copies:
-            own[name] = torch.zeros_like(copies[name]) if g is None else g
+            of_copies[name] = torch.zeros_like(copies[name]) if g is None else g
         elif g is not None:
             raise RuntimeError(f"{name} has a gradient of which nobody can tell the examples apart")
     squares = torch.zeros(len(owners), dtype=torch.float64, device=model.device)
-    for g in own.values():
+    for g in of_copies.values():
         squares += g.flatten(1).double().square().sum(1)
     for calls in examples.held.values():
         squares += squared_norms(calls)
@@ -103,7 +103,7 @@ def clipped_sums(
     # An example whose numbers are not finite adds nothing.
     factors = torch.where(squares.isfinite(), factors, 0.0)
     sums = {name: torch.zeros_like(t) for name, t in leaves.items()}
-    for name, g in own.items():
+    for name, g in of_copies.items():
         shaped = factors.to(g).view(-1, *[1] * (g.ndim - 1))
         sums[name].index_add_(0, place, torch.where(shaped > 0, g * shaped, 0.0))
     for name, calls in examples.held.items():

@@ -64,10 +64,12 @@ def check_shapes(
     """
     tensors, prefix = structure.state_dict(), f"{structure.base_model_prefix}."
     wrong = {
-        there: (shape, tensors[own].shape)
+        there: (shape, tensors[candidate].shape)
         for there, shape in held.items()
-        for own in (there, prefix + there, there.removeprefix(prefix))
-        if own in tensors and list(shape) != list(tensors[own].shape) and (0 in shape or not empty)
+        for candidate in (there, prefix + there, there.removeprefix(prefix))
+        if candidate in tensors
+        and list(shape) != list(tensors[candidate].shape)
+        and (0 in shape or not empty)
     }
     if wrong:
         what = what_is_wrong([], wrong, len(tensors))
@@ -105,12 +107,12 @@ def check_weights(
     _check_unused(model, report["unexpected_keys"], name)
     drawn = _drawn(model, sorted(new), shapes, name)
     # Buffers, and what has the same value wherever it is made, such as a norm's ones.
-    set_here = {
+    at_defaults = {
         tensor for tensor in {*report["missing_keys"], *new} if tensor.rpartition(".")[0] not in drawn
     }
-    if set_here:
+    if at_defaults:
         log.warning(
-            "the model's files lack %s: set to what the architecture begins with", some(sorted(set_here))
+            "the model's files lack %s: set to what the architecture begins with", some(sorted(at_defaults))
         )
     return drawn
 

@@ -153,8 +153,8 @@ def read_plan(path: Path) -> Plan:
         except UserError as error:
             raise wrong(key, f"{key}: {error}") from None
 
-    common, own = by_name("options", fixed), [by_name("grid", setting) for setting in settings]
-    varied = {name for setting in own for name in setting}
+    common, named = by_name("options", fixed), [by_name("grid", setting) for setting in settings]
+    varied = {name for setting in named for name in setting}
     for name in sorted(varied & common.keys()) if isinstance(grid, dict) else ():
         raise wrong(
             "grid",
@@ -173,7 +173,7 @@ def read_plan(path: Path) -> Plan:
         raise wrong("grid", f"grid: {len(settings) * len(seeds):,} runs are more than {MOST_RUNS:,}")
     runs = [
         Planned(setting, seed, common | given)
-        for setting, given in zip(settings, own, strict=True)
+        for setting, given in zip(settings, named, strict=True)
         for seed in seeds
     ]
     if len({run.name for run in runs}) < len(runs):

@@ -120,12 +120,12 @@ def sets_method(*, server: bool, deployed: bool = False) -> Any:
 
         def init(self: Any, **given: Any) -> None:
             names = {field.name for field in fields(self)}
-            own = by_own_names(given, names)
-            if isinstance(name := own.get("method"), str):
-                _know(name, own.get("plugin"), names, server=server)
+            named = by_own_names(given, names)
+            if isinstance(name := named.get("method"), str):
+                _know(name, named.get("plugin"), names, server=server)
             defaults = {field.name: field.default for field in fields(self)}
-            own = with_method(own, server=server, deployed=deployed)
-            made(self, **(_with_clients_enough(own, defaults) if server else own))
+            named = with_method(named, server=server, deployed=deployed)
+            made(self, **(_with_clients_enough(named, defaults) if server else named))
 
         config_class.__init__ = init  # type: ignore[misc]
         return config_class

@@ -259,6 +259,6 @@ def chosen(config: Any) -> dict[str, str]:
     documented = DOCUMENTED.get(("fed_alg", getattr(config, "fed_alg", "")), {})
     found = {}
     for part in PARTS:
-        own = getattr(config, part.option, AUTO)
-        found[part.option] = documented.get(part.option, part.default) if own == AUTO else own
+        given = getattr(config, part.option, AUTO)
+        found[part.option] = documented.get(part.option, part.default) if given == AUTO else given
     return found

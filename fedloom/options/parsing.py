@@ -171,7 +171,7 @@ def build_parser(by_name: Mapping[str, Option], prog: str = "fedloom", descripti
             words = {"nargs": "+"}
         groups[option.group].add_argument(
             f"--{option.name}",
-            *(f"--{other}" for other, own in also.items() if own == option.name),
+            *(f"--{other}" for other, name in also.items() if name == option.name),
             dest=option.name,
             default=argparse.SUPPRESS,
             help=f"{option.help}{choices} (default: {option.default_text})".replace("%", "%%"),
@@ -237,11 +237,11 @@ def aliases(names: Collection[str]) -> dict[str, str]:
     Args:
         names: Of its options.
     """
-    found = {other: own for own, other in RENAMED if own in names and other not in names}
+    found = {other: name for name, other in RENAMED if name in names and other not in names}
     for pair in SAME:
-        for own, other in (pair, pair[::-1]):
-            if own in names and other not in names:
-                found[other] = own
+        for name, other in (pair, pair[::-1]):
+            if name in names and other not in names:
+                found[other] = name
     return found
 
 
@@ -255,8 +255,8 @@ def by_own_names(given: Mapping[str, Any], names: Collection[str]) -> dict[str, 
     Raises:
         UserError: One is given under both of its names.
     """
-    own = aliases(names)
-    for other, name in own.items():
+    known_as = aliases(names)
+    for other, name in known_as.items():
         if other in given and name in given:
             raise UserError(f"{other}: is another name of {name}, which is given too; leave one of them out")
-    return {own.get(name, name): value for name, value in given.items()}
+    return {known_as.get(name, name): value for name, value in given.items()}

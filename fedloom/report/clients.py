@@ -42,11 +42,11 @@ def client_figures(run: RunRecord) -> list[Figure]:
         for place, (label, counts) in enumerate((labels or {"examples": examples}).items())
     ]
     one_by_one = {"dtick": 1} if len(examples) <= FEW_CLIENTS else {}
-    told = f"{len(examples)} clients hold {_range(examples)} examples each, {sum(examples):,} in all."
+    note = f"{len(examples)} clients hold {_range(examples)} examples each, {sum(examples):,} in all."
     return [
         Figure(
             f"{'Labels' if labels else 'Examples'} per client",
-            f"{told} Labels: {', '.join(labels) or 'none'}.",
+            f"{note} Labels: {', '.join(labels) or 'none'}.",
             traces,
             {
                 "barmode": "stack",
@@ -58,7 +58,7 @@ def client_figures(run: RunRecord) -> list[Figure]:
                 Entry(label, look(place), [place], filled=True, striped=_striped(place))
                 for place, label in enumerate(labels)
             ],
-            f"{told} {_kept(run)}",
+            f"{note} {_kept(run)}",
             runs=(run.name,),
         )
     ]

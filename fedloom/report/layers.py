@@ -68,13 +68,13 @@ def _selections(run: RunRecord, rows: Sequence[Row], layers: int | None) -> Figu
         "hovertemplate": "round %{x}, layer %{y}<extra></extra>",
     }
     often = ", ".join(f"{layer} ({count / len(rows):.0%})" for layer, count in counts.most_common(3))
-    told = f"{len(counts)} of {layers} layers were selected at least once, most often {often} of the rounds."
+    note = f"{len(counts)} of {layers} layers were selected at least once, most often {often} of the rounds."
     return Figure(
         "Selected layers",
-        f"Layers selected in {len(shown)} rounds. {told}",
+        f"Layers selected in {len(shown)} rounds. {note}",
         [trace],
         _layout(layers, rows[-1]["round"]),
-        note=told + _left_out(rows),
+        note=note + _left_out(rows),
         height=_height(layers),
         runs=(run.name,),
     )

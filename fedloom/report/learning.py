@@ -56,15 +56,15 @@ def curves(
     entries: list[Entry] = []
     shown = [(place, group, found) for place, group in enumerate(groups) if (found := band(group, name))]
     for place, group, found in shown:
-        own = look(place)
+        style = look(place)
         x = {axis: getattr(found, axis) for axis in AXES}
         first = len(traces)
         if len(group.runs) > 1:
             low = [max(value, min(_positive(found))) for value in found.low] if logarithmic else found.low
-            traces.append(area(x, low, found.high, own))
+            traces.append(area(x, low, found.high, style))
         y = [value if value > 0 or not logarithmic else None for value in found.mean]
-        traces.append(line(group.label, x, y, own, ".2%" if share else ".4~g"))
-        entries.append(Entry(_with_seeds(group), own, list(range(first, len(traces)))))
+        traces.append(line(group.label, x, y, style, ".2%" if share else ".4~g"))
+        entries.append(Entry(_with_seeds(group), style, list(range(first, len(traces)))))
     if not shown:
         return None
     layout: dict[str, Any] = {"yaxis": share_axis() if share else {}}

@@ -16,7 +16,7 @@ from fedloom.report.layers import layer_figures
 from fedloom.report.learning import AXES, consensus_figure, how_to_read, learning_figures
 from fedloom.report.markup import Markup, join, tag
 from fedloom.report.peers import accuracies, graph
-from fedloom.report.predictions import judged
+from fedloom.report.predictions import predictions
 from fedloom.report.tables import differing, finals, folded, glance, not_evaluated
 from fedloom.runs.record import RunRecord
 
@@ -119,7 +119,7 @@ def _sections(groups: Sequence[Group]) -> list[Section]:
         Section("peers", "Peers", per_run(accuracies, graph, before=[consensus_figure(groups)])),
         Section("layers", "Layers", per_run(layer_figures)),
         Section("data", "Data", per_run(client_figures)),
-        Section("answers", "Answers", join(*(judged(run) for group in groups for run in group.runs))),
+        Section("answers", "Answers", join(*(predictions(run) for group in groups for run in group.runs))),
         Section("runs", "What was run", join(glance(groups), differing(groups))),
         Section("options", "All options", folded(groups)),
     ]

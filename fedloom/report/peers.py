@@ -75,11 +75,11 @@ def _bands(rows: Sequence[Row], rounds: list[int]) -> tuple[list[Trace], list[En
     low, first, middle, third, high = (
         [quantile(rising, share) for _, rising in kept] for share in (0.0, 0.25, 0.5, 0.75, 1.0)
     )
-    own = look(0)
-    traces = [area(x, low, high, own, 0.15), area(x, first, third, own, 0.35)]
-    traces.append(line("median", x, middle, own, ".1%"))
+    style = look(0)
+    traces = [area(x, low, high, style, 0.15), area(x, first, third, style, 0.35)]
+    traces.append(line("median", x, middle, style, ".1%"))
     return traces, [
-        Entry("median", own, [2]),
+        Entry("median", style, [2]),
         Entry("middle half of the peers", Look("@c0/0.35", "solid", "square"), [1], filled=True),
         Entry("lowest to highest", Look("@c0/0.15", "solid", "square"), [0], filled=True),
     ]
@@ -104,7 +104,7 @@ def graph(run: RunRecord) -> list[Figure]:
         traces = [_links(at, edges, look(i) if topology.varies else GREY) for i, edges in enumerate(links)]
         entries = [Entry(f"round {i + 1}", look(i), [i]) for i in range(rounds)] if topology.varies else []
     traces.append(_dots(at, np.bincount(links[0].ravel(), minlength=peers)))
-    caption = _told(topology, links)
+    caption = _caption(topology, links)
     limits = {"visible": False, "fixedrange": True}
     return [
         Figure(
@@ -124,7 +124,7 @@ def graph(run: RunRecord) -> list[Figure]:
     ]
 
 
-def _told(topology: Topology, links: list[Any]) -> str:
+def _caption(topology: Topology, links: list[Any]) -> str:
     gap = spectral_gap(topology) if topology.peers <= MOST_PEERS_OF_A_GAP else None
     shown = "" if gap is None else f" Spectral gap {gap:.3g}."
     if topology.varies:

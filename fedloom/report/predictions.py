@@ -37,7 +37,7 @@ class Prediction:
     right: bool
 
 
-def judged(run: RunRecord) -> Markup:
+def predictions(run: RunRecord) -> Markup:
     """The numbers and the examples of one run; nothing where nobody judged it."""
     found = list(_by_adapter(run).items())
     parts = [_numbers(run), *(_examples(*of_one, unfolded=of_one is found[-1]) for of_one in found)]
@@ -57,9 +57,9 @@ def _numbers(run: RunRecord) -> Markup:
         (scores["name"], *(text(scores) for text in columns.values())) for scores in adapters[:MOST_ADAPTERS]
     ]
     found = run.evaluation
-    judged_on = f"{found['examples']:,} examples of {found['task']}, {found['split']} split"
+    data = f"{found['examples']:,} examples of {found['task']}, {found['split']} split"
     more = f", the first {MOST_ADAPTERS} of {len(adapters)}" if len(adapters) > MOST_ADAPTERS else ""
-    caption = f"Judged by fedloom eval on {judged_on}{more}"
+    caption = f"Judged by fedloom eval on {data}{more}"
     return table(("Adapter", *columns), rows, caption, class_="numbers")
 
 

@@ -91,13 +91,13 @@ def _of_last_round(run: RunRecord) -> list[dict[str, Any]]:
     return by_round[max(by_round)] if by_round else []
 
 
-def _judged(run: RunRecord, score: str = "accuracy") -> float | None:
+def _eval_score(run: RunRecord, score: str = "accuracy") -> float | None:
     """What `fedloom eval` found for the last round judged, the mean over its peers."""
     found = [float(adapter[score]) for adapter in _of_last_round(run) if score in adapter]
     return mean(found) if found else None
 
 
-def _judged_interval(run: RunRecord) -> Interval | None:
+def _eval_interval(run: RunRecord) -> Interval | None:
     """Its 95 % interval, the mean over peers."""
     found = [adapter for adapter in _of_last_round(run) if "low" in adapter]
     if not found:
@@ -145,12 +145,12 @@ def _count(value: float) -> str:
 
 
 METRICS = (
-    Metric(LIKELIER, partial(_judged, score="logp_accuracy"), _share, 1),
-    Metric("Right, fedloom eval", _judged, _share, 1, _judged_interval),
+    Metric(LIKELIER, partial(_eval_score, score="logp_accuracy"), _share, 1),
+    Metric("Right, fedloom eval", _eval_score, _share, 1, _eval_interval),
     Metric("Answers right", _last("val_answer_accuracy"), _share, 1),
     Metric("Accuracy, final", _last("val_accuracy"), _share, 1),
     Metric("Validation loss, final", _last("val_loss"), _number, -1),
-    Metric("Margin of rewards, fedloom eval", partial(_judged, score="margin"), _number, 1),
+    Metric("Margin of rewards, fedloom eval", partial(_eval_score, score="margin"), _number, 1),
     Metric("Bytes sent", _sum("bytes_up", "bytes_down"), _bytes, -1, exactly(_sum("bytes_up", "bytes_down"))),
     Metric("Epsilon", _last("epsilon"), _number, 0),
     Metric("Training time", _sum("seconds"), duration, -1),
@@ -181,7 +181,7 @@ def results(groups: Sequence[Group], metrics: Sequence[Metric] = METRICS) -> dic
                 interval(group, metric, numbers) for group, numbers in zip(groups, found, strict=True)
             ]
             best = _best(groups, intervals, metric.better)
-            missing = NOT_EVALUATED if metric.of_run is _judged else "–"
+            missing = NOT_EVALUATED if metric.of_run is _eval_score else "–"
             table[metric.title] = [
                 _cell(metric, numbers, intervals[place], place in best, missing)
                 for place, numbers in enumerate(found)

@@ -78,16 +78,16 @@ def glance(groups: Sequence[Group]) -> Markup:
 
 
 def _method(run: RunRecord) -> str:
-    def told(*names: str) -> str:
+    def values(*names: str) -> str:
         return ", ".join(option(run, name) for name in names)
 
     if run.command == "dfl":
-        return f"{told('training_type')} on {told('name')}"
+        return f"{values('training_type')} on {values('name')}"
     if run.command == "peer":
-        return f"{told('training_type')}, peer {told('client')} of a real graph"
+        return f"{values('training_type')}, peer {values('client')} of a real graph"
     if run.options["train_mode"] == "local":
-        return f"local, {told('peft')}"
-    return told("train_mode", "fed_alg", "peft")
+        return f"local, {values('peft')}"
+    return values("train_mode", "fed_alg", "peft")
 
 
 def _state(group: Group) -> Markup:

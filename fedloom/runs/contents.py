@@ -183,10 +183,12 @@ def check_peers(folder: Path, content: Mapping[str, Any], rows: Sequence[Mapping
     Raises:
         Damaged: It has not.
     """
-    told = [row["evaluated_peers"] for row in rows if row.get("evaluated_peers")]
+    evaluated = [row["evaluated_peers"] for row in rows if row.get("evaluated_peers")]
     found = {len(row["peer_val_accuracy"]) for row in rows if row.get("peer_val_accuracy")}
     peers = content.get("num_clients")
-    if any(max(some) >= (peers or 0) for some in told) or found - {len(told[0]) if told else peers}:
+    if any(max(some) >= (peers or 0) for some in evaluated) or found - {
+        len(evaluated[0]) if evaluated else peers
+    }:
         raise Damaged(folder / RUN_CONFIG, f"num_clients is not {max(found)}, the peers of its metrics")
 
 

@@ -76,7 +76,7 @@ def digest_of_examples(parts: Sequence[Sequence[Any]]) -> str:
             # What `astuple` gives, without its deep copy of every text.
             values = [getattr(example, entry.name) for entry in fields(example)]
             digest.update(json.dumps(values, default=astuple).encode() + b"\n")
-    return _told(f"{sum(map(len, parts)):,} examples", digest)
+    return _described(f"{sum(map(len, parts)):,} examples", digest)
 
 
 def digest_of_tokens(parts: Sequence[Sequence[Any]]) -> str:
@@ -89,7 +89,7 @@ def digest_of_tokens(parts: Sequence[Sequence[Any]]) -> str:
                 digest.update(np.asarray(side.ids, dtype=np.int64).tobytes() + b"\n")
                 digest.update(np.asarray(side.answers, dtype=np.int64).tobytes())
     count = sum(len(side.ids) for part in parts for tokens in part for side in tokens.sides)
-    return _told(f"{count:,} tokens", digest)
+    return _described(f"{count:,} tokens", digest)
 
 
 def digest_of_arrays(what: str, arrays: Iterable[np.ndarray]) -> str:
@@ -97,7 +97,7 @@ def digest_of_arrays(what: str, arrays: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
-    return _told(what, digest)
+    return _described(what, digest)
 
 
 def note_model(inputs: Inputs, folder: Path, gguf_file: str | None) -> None:
@@ -135,8 +135,8 @@ def _digest_of_files(paths: Iterable[Path]) -> str:
         except OSError as error:
             raise UserError(f"model: {path} cannot be read ({error.strerror})") from None
         bytes_, count = bytes_ + size, count + 1
-    return _told(f"{count} file{'s' * (count != 1)} of {decimal(bytes_)}", digest)
+    return _described(f"{count} file{'s' * (count != 1)} of {decimal(bytes_)}", digest)
 
 
-def _told(amount: str, digest: Any) -> str:
+def _described(amount: str, digest: Any) -> str:
     return f"{amount}, sha256 {digest.hexdigest()[:32]}"

@@ -144,13 +144,13 @@ def _expanded(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     every: list[Path] = []
     inside: set[Path] = set()
     for path in paths:
-        held = (
+        runs = (
             []
             if (path / RUN_CONFIG).is_file()
             else sorted(each.parent for each in path.glob(f"*/{RUN_CONFIG}"))
         )
-        every += held or [path]
-        inside |= set(held)
+        every += runs or [path]
+        inside |= set(runs)
     return every, inside
 
 
@@ -166,8 +166,8 @@ def read_run(folder: str | Path, *, evaluation: bool = True) -> RunRecord:
     """
     folder = Path(folder)
     if not (folder / RUN_CONFIG).is_file():
-        held = "holds no config.yaml" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} is not the folder of a run (it {held}){_runs_inside(folder)}")
+        what = "holds no config.yaml" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} is not the folder of a run (it {what}){_runs_inside(folder)}")
     options = read_mapping(folder / RUN_CONFIG)
     if not any(names <= options.keys() for names in _TELLING):
         raise Damaged(folder / RUN_CONFIG, "the options of `fedloom fed`, `dfl` or `peer` are missing")

@@ -197,13 +197,13 @@ def write_clients(
 
     Only this user may read it.
 
-    For the arguments after the run's folder see `count_held`.
+    For the arguments after the run's folder see `client_counts`.
     """
-    content = count_held(train, clients, validation, server=server)
+    content = client_counts(train, clients, validation, server=server)
     write_atomically(folder / CLIENTS_FILE, json.dumps(content) + "\n", private=True)
 
 
-def count_held(
+def client_counts(
     train: Sequence[Tokens],
     clients: Sequence[np.ndarray],
     validation: Sequence[Sequence[Tokens]],
@@ -222,14 +222,14 @@ def count_held(
         `examples`, a number per client; `labels`, for each label a number per client, empty where no example
         has one; `validation`, the size of every distinct list; `server`.
     """
-    found = [Counter(train[i].kind or NO_LABEL for i in own.tolist()) for own in clients]
+    found = [Counter(train[i].kind or NO_LABEL for i in indices.tolist()) for indices in clients]
     labels = sorted({label for counter in found for label in counter})
     return {
-        "examples": [len(own) for own in clients],
+        "examples": [len(indices) for indices in clients],
         "labels": {}
         if labels == [NO_LABEL]
         else {label: [counter[label] for counter in found] for label in labels},
-        "validation": [len(own) for own in {id(own): own for own in validation}.values()],
+        "validation": [len(part) for part in {id(part): part for part in validation}.values()],
         "server": server,
     }
 

@@ -50,12 +50,12 @@ class Ranks:
 
     def gather(self, value: T) -> list[T]:
         """What every rank gives, in their order."""
-        own = _bytes_of(value)
+        mine = _bytes_of(value)
         with others_in_reach(self._store):
             lengths = [torch.empty(1, dtype=torch.long) for _ in range(self.size)]
-            dist.all_gather(lengths, torch.tensor([len(own)]))
+            dist.all_gather(lengths, torch.tensor([len(mine)]))
             longest = int(max(lengths))
-            padded = torch.cat([own, own.new_zeros(longest - len(own))])
+            padded = torch.cat([mine, mine.new_zeros(longest - len(mine))])
             contents = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
             dist.all_gather(contents, padded)
         pieces = (c[: int(n)].numpy().tobytes() for c, n in zip(contents, lengths, strict=True))
@@ -128,13 +128,15 @@ class Ranks:
     def _moved(self, row: Row, move: Callable[[Tensor], Any], bytes_sent: Callable[[int], int]) -> Row:
         result = dict(row)
         for dtype in sorted({t.dtype for t in row.values()}, key=str):
-            own = {name: t for name, t in sorted(row.items()) if t.dtype == dtype}
-            flat = torch.cat([t.flatten() for t in own.values()])
+            tensors = {name: t for name, t in sorted(row.items()) if t.dtype == dtype}
+            flat = torch.cat([t.flatten() for t in tensors.values()])
             with others_in_reach(self._store):
                 move(flat)
             self.sent += bytes_sent(flat.numel() * flat.element_size())
-            pieces = flat.split([t.numel() for t in own.values()])
-            result |= {name: piece.view_as(t) for (name, t), piece in zip(own.items(), pieces, strict=True)}
+            pieces = flat.split([t.numel() for t in tensors.values()])
+            result |= {
+                name: piece.view_as(t) for (name, t), piece in zip(tensors.items(), pieces, strict=True)
+            }
         return result
 
 

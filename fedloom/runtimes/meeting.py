@@ -37,13 +37,13 @@ def joined(place: Place, device: str) -> Iterator[Ranks]:
         UserError: The device will not do, on this rank or on another.
         RankLost: Another process could not be reached.
     """
-    own, mistake = torch.device("cpu"), None
+    my_device, mistake = torch.device("cpu"), None
     try:
-        own = _device_of(place, device)
+        my_device = _device_of(place, device)
     except UserError as error:
         mistake = error
-    with _connected(place, own) as ranks, _obedient(ranks), _silent(place):
-        ranks.together(lambda: _agree_on(own, mistake, ranks))
+    with _connected(place, my_device) as ranks, _obedient(ranks), _silent(place):
+        ranks.together(lambda: _agree_on(my_device, mistake, ranks))
         yield ranks
 
 

@@ -270,10 +270,10 @@ def personal_names(config: Setting, algorithm: Algorithm, names: Collection[str]
     """
     trained = [name for name in names if not (config.frozen_a and ".lora_A." in name)]
     heads = {name for name in trained if ".lora_" not in name and not config.mix_head}
-    own = frozenset(trained) - algorithm.share(trained) | heads
-    if not own < frozenset(trained):
+    personal = frozenset(trained) - algorithm.share(trained) | heads
+    if not personal < frozenset(trained):
         raise UserError(
             f"share: {chosen(config)['share']} keeps all that is trained with its peer, so that nothing "
             "would be sent; choose --share all"
         )
-    return own
+    return personal

@@ -93,19 +93,19 @@ def _with_canaries(parts: Parts, client: int, canaries: int) -> Parts:
     Raises:
         UserError: It has fewer.
     """
-    own = parts.data.clients[client]
-    if len(own) < canaries:
+    indices = parts.data.clients[client]
+    if len(indices) < canaries:
         raise UserError(
             f"canaries: {canaries:,} stand in the place of examples of client {client + 1}, which has "
-            f"{len(own):,}; lower canaries, or client_num"
+            f"{len(indices):,}; lower canaries, or client_num"
         )
     train, first = list(parts.data.train), len(parts.data.train)
-    words = np.unique(np.concatenate([np.array(train[int(i)].ids) for i in own]))
+    words = np.unique(np.concatenate([np.array(train[int(i)].ids) for i in indices]))
     for place in range(canaries):
         drawn = numpy_rng(parts.seed, "canaries", place).choice(words, size=4096)
-        train.append(_at_random(train[int(own[place])], parts.model.layout.prefix, drawn))
+        train.append(_at_random(train[int(indices[place])], parts.model.layout.prefix, drawn))
     clients = list(parts.data.clients)
-    clients[client] = np.concatenate([np.arange(first, first + canaries), own[canaries:]])
+    clients[client] = np.concatenate([np.arange(first, first + canaries), indices[canaries:]])
     return replace(parts, data=replace(parts.data, train=train, clients=clients))
 
 
@@ -128,10 +128,10 @@ class _Attacker:
     included: np.ndarray
 
     def __post_init__(self) -> None:
-        own = self.parts.data.clients[self.client]
-        self.canaries = [self.parts.data.train[int(i)] for i in own[: len(self.included)]]
-        self.rate = rate_of(len(own), self.parts.schedule.per_step)
-        self.expected = self.rate * len(own)
+        indices = self.parts.data.clients[self.client]
+        self.canaries = [self.parts.data.train[int(i)] for i in indices[: len(self.included)]]
+        self.rate = rate_of(len(indices), self.parts.schedule.per_step)
+        self.expected = self.rate * len(indices)
         self.scores = np.zeros(len(self.included))
 
     def transport(self, now: ServerProgress) -> ClientTransport:
@@ -166,7 +166,7 @@ class _Attacker:
             self.scores += self._scored(self._clipped(canaries, row, fixed), y[0])
 
         absent = set(np.flatnonzero(~self.included).tolist())
-        there = [[batch for batch in own if batch.key[-1] not in absent] for own in work.steps]
+        there = [[batch for batch in batches if batch.key[-1] not in absent] for batches in work.steps]
         yield from run_clients(
             parts.model,
             trained,
@@ -205,8 +205,8 @@ class _Attacker:
         found = []
         for _, each in passes([[one] for one in batches], model.layout, rules.wave_tokens):
             leaves, fixed = (AdapterBank.repeat(some, len(each)).tensors for some in (row, frozen))
-            own = clipped_sums(model, leaves, fixed, each, math.inf, rules.dropout_seed)
-            found.append(_flat(AdapterBank(own)))
+            sums = clipped_sums(model, leaves, fixed, each, math.inf, rules.dropout_seed)
+            found.append(_flat(AdapterBank(sums)))
         g = torch.cat(found)
         norms = g.norm(dim=1, keepdim=True).clamp(min=1e-30)
         return g * (rules.privacy.clip / norms).clamp(max=1.0)
@@ -251,5 +251,5 @@ def estimates(
     whole = noise**2 * torch.eye(len(g), dtype=g.dtype, device=g.device) + v * inner
     solved = torch.linalg.solve(whole, torch.cat([(g @ y)[:, None], inner], dim=1))
     a, h = solved[:, 0], solved[:, 1:]
-    own = h.diagonal().clamp(min=1e-12)
-    return (a - mean * (h.sum(1) - own)) / own, ((1 - v * own) / own).clamp(min=0).sqrt()
+    diagonal = h.diagonal().clamp(min=1e-12)
+    return (a - mean * (h.sum(1) - diagonal)) / diagonal, ((1 - v * diagonal) / diagonal).clamp(min=0).sqrt()

@@ -13,7 +13,7 @@ from fedloom.errors import UserError
 from fedloom.federation.server import Diverged, ServerState
 from fedloom.federation.transport import ClientTransport
 from fedloom.model.bank import AdapterBank
-from fedloom.training.fed import first_standing
+from fedloom.training.fed import first_progress
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.private import secret_key
 from fedloom.training.setup_fed import Parts
@@ -63,7 +63,7 @@ def played_rounds(
     Raises:
         UserError: Nothing finite came of a round, or the budget is too small for one.
     """
-    now = first_standing(parts)
+    now = first_progress(parts)
     while now.server.round < rounds:
         if parts.budget is not None and (why := parts.budget.reason_to_stop(now.server.round, now.drawn)):
             if now.server.round == 0:

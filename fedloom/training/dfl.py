@@ -81,7 +81,7 @@ def _save(parts: PeerParts, folder: Path, now: PeerProgress) -> None:
     """Leave a checkpoint: a PEFT adapter folder per evaluated peer, and the state of all."""
     if now.peers.round == 0:
         return
-    state_rows, local = _tensors(now.peers), parts.here
+    state_rows, local = _tensors(now.peers), parts.local
     counts = [len(block) for block in parts.blocks]
     # Of an edge between two ranks, both have the same estimate: that of the sender is kept.
     leaving = {edge: row for edge, row in now.peers.estimates.rows.items() if edge[0] in local}
@@ -130,12 +130,12 @@ def _tensors(peers: PeerState) -> Row:
 
 
 def _restore(parts: PeerParts, checkpoint: Path) -> PeerProgress:
-    """The standing of a checkpoint; a process takes the rows of its own peers.
+    """The progress that a checkpoint holds; a process takes the rows of its own peers.
 
     Raises:
         Damaged: It is not one of this run.
     """
-    here, device = parts.here, parts.model.device
+    local, device = parts.local, parts.model.device
     tensors, state = load_state(checkpoint)
     everybody = len(parts.peers)
     edges = _edges(checkpoint, state, everybody)
@@ -149,11 +149,11 @@ def _restore(parts: PeerParts, checkpoint: Path) -> PeerProgress:
     groups: dict[str, Row] = {"adapter": {}, "optimiser": {}, "memory": {}, "estimate": {}}
     for name, t in tensors.items():
         group, _, rest = name.partition(".")
-        groups[group][rest] = t if group == "estimate" else t[here.start : here.stop].clone().to(device)
+        groups[group][rest] = t if group == "estimate" else t[local.start : local.stop].clone().to(device)
     known = {
         edge: {name: t[k].clone().to(device) for name, t in groups["estimate"].items()}
         for k, edge in enumerate(edges)
-        if edge[0] in here or edge[1] in here
+        if edge[0] in local or edge[1] in local
     }
     estimates = replace(begun.estimates, rows=known)
     bank = AdapterBank(groups["adapter"])

@@ -36,14 +36,14 @@ from fedloom.training.setup_fed import Parts
 from fedloom.training.standstill import warn_of_standstill
 
 
-def write_held(folder: Path, parts: Parts) -> None:
+def write_client_counts(folder: Path, parts: Parts) -> None:
     """Write down who holds what."""
     data = parts.data
     write_clients(folder, data.train, data.clients, [data.validation], server=len(data.server))
 
 
 Play = Callable[[Parts, ServerProgress], tuple[ServerProgress, dict[str, Any]]]
-"""A round: ``(parts, standing) -> (new standing, its row of metrics)``."""
+"""A round: ``(parts, progress) -> (new progress, its row of metrics)``."""
 
 
 def drive(
@@ -70,7 +70,7 @@ def drive(
     if parts.budget is not None:
         parts = _in_secret(parts, folder, checkpoint)
     run_steps = RunSteps(
-        start=partial(first_standing, parts),
+        start=partial(first_progress, parts),
         restore=partial(_restore, parts),
         rounds_done=lambda now: now.server.round,
         play=partial(_played, parts, _asking(play, parts, folder) if play else play_round, intervals.rounds),
@@ -85,7 +85,7 @@ def drive(
     return loop.drive(run_steps, intervals, folder, checkpoint, parts.group)
 
 
-def first_standing(parts: Parts) -> ServerProgress:
+def first_progress(parts: Parts) -> ServerProgress:
     """Where a run begins."""
     server = initial_state(parts.model.initial, parts.algorithm)
     return ServerProgress(server, [0] * len(parts.data.clients))
@@ -248,13 +248,13 @@ def _tensors(now: ServerProgress) -> Row:
 
 
 def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
-    """The standing of a checkpoint.
+    """The progress that a checkpoint holds.
 
     Raises:
         Damaged: It is not one of this run.
     """
     tensors, state = load_state(checkpoint)
-    new = first_standing(parts)
+    new = first_progress(parts)
     remembering = state.get("remembering", [])
     taken, known = state.get("taken", {}), range(len(new.drawn))
     selected, layers = state.get("selected_layers"), parts.focus.layers if parts.focus else {}

@@ -12,7 +12,7 @@ from fedloom.data.encode import Tokens
 from fedloom.data.example import Example
 from fedloom.data.tasks import Task
 from fedloom.evaluation.answering import Questions, questions_of, within_room
-from fedloom.federation.attacks import Attackers, told_apart
+from fedloom.federation.attacks import Attackers, class_names
 from fedloom.model.fit import check_fit
 from fedloom.model.layout import shared_prefix
 from fedloom.options.fed import FedConfig
@@ -95,11 +95,11 @@ def fitting_data(
         return found
 
     parts = []
-    for number, part in enumerate(examples.own or [], start=1):
+    for number, part in enumerate(examples.by_client or [], start=1):
         with of_client(number):
             parts.append(read(part))
     to_divide, place = examples.splits.train, list[int]()
-    if attackers is not None and examples.own is None:
+    if attackers is not None and examples.by_client is None:
         # What attackers alter is found by its number: reading may leave some out.
         kinds = examples.values or [example.label for example in to_divide]
         numbered = read(to_divide, [str(i) for i in range(len(to_divide))])
@@ -112,7 +112,7 @@ def fitting_data(
     long = 0
     validation = read(examples.splits.validation)
     how.warn_of_long(long, [examples.splits.validation], "validation")
-    if examples.own is None:
+    if examples.by_client is None:
         server, clients = client_data.divide(config, [tokens.kind for tokens in train])
     else:
         server, clients = _in_turn(config, [len(part) for part in parts])
@@ -158,11 +158,11 @@ def _attacked(
     to_divide = examples.splits.train
     classes = task.label_names
     if data.reader.form is not None:
-        classes = told_apart(classes, [one for part in examples.train for one in part])
+        classes = class_names(classes, [one for part in examples.train for one in part])
     train, clients = list(data.train), list(data.clients)
     for client in sorted(attackers.clients):
-        if examples.own is not None:
-            honest = examples.own[client]
+        if examples.by_client is not None:
+            honest = examples.by_client[client]
         else:
             honest = [to_divide[place[i]] for i in clients[client]]
         if (poisoned := attackers.poisoned(client, honest, classes)) is not honest:

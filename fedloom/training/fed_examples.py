@@ -30,19 +30,19 @@ class FedExamples:
 
     Attributes:
         splits: Those that are to be divided in its `train`.
-        own: Instead, each client's own training examples; None where they are divided.
+        by_client: Instead, each client's own training examples; None where they are divided.
         values: Of each example to be divided, the value of the field that keeps examples together; None:
             there is no such field.
     """
 
     splits: Splits
-    own: list[list[Example]] | None = None
+    by_client: list[list[Example]] | None = None
     values: list[str] | None = None
 
     @property
     def train(self) -> list[list[Example]]:
         """All training examples: each client's own and then the server's, or one list that is divided."""
-        return [*(self.own or []), self.splits.train]
+        return [*(self.by_client or []), self.splits.train]
 
 
 @dataclass(frozen=True)

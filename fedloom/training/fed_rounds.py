@@ -54,11 +54,11 @@ class ServerProgress:
 def play_round(
     parts: Parts, now: ServerProgress, transport: ClientTransport | None = None
 ) -> tuple[ServerProgress, dict[str, Any]]:
-    """One round: the new standing, and its row of metrics.
+    """One round: the new progress, and its row of metrics.
 
     Args:
         parts: What the run is made of.
-        now: The standing before the round.
+        now: The progress before the round.
         transport: How clients are reached; None: they are in this run's processes.
 
     Raises:
@@ -177,8 +177,8 @@ class _ServerTraining:
         )
         bank, rules = AdapterBank.repeat(adapter, 1), replace(parts.rules, dropout_seed=None)
         (step,) = work.steps
-        own = share_of_step(step, parts.model.layout, parts.group.rank, parts.group.size)
-        gradient, report = step_gradients(parts.model, bank, [own], rules)
+        share = share_of_step(step, parts.model.layout, parts.group.rank, parts.group.size)
+        gradient, report = step_gradients(parts.model, bank, [share], rules)
         return sum_of_gradients(parts.group, gradient.row(0), float(report.loss[0]))
 
 

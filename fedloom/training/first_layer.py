@@ -45,17 +45,17 @@ def first_layer(model: StackedModel) -> FirstLayer | None:
     modules = [m for m in model.model.modules() if isinstance(m, StackedLora) and m.name in names]
     # The second and the fourth token are the same in the first two rows, and what stands before them is not.
     inputs = _inputs(model, modules, torch.tensor([[5, 6, 7, 8], [9, 6, 5, 8], [6, 5, 7, 8]]))
-    own = {
+    readers = {
         id(m): m
         for m in modules
         if (x := inputs.get(id(m))) is not None
         and torch.allclose(x[0, [1, 3]], x[1, [1, 3]], atol=1e-5 * float(x.abs().max()))
     }
-    if not own:
+    if not readers:
         return None
-    x = inputs[next(iter(own))]
+    x = inputs[next(iter(readers))]
     anywhere = torch.allclose(x[0, 1], x[2, 0], atol=1e-5 * float(x.abs().max()))
-    return FirstLayer([m.name for m in own.values()], [*own.values()], not anywhere, x.dtype)
+    return FirstLayer([m.name for m in readers.values()], [*readers.values()], not anywhere, x.dtype)
 
 
 def _inputs(

@@ -14,7 +14,7 @@ from fedloom.data.own import open_task
 from fedloom.data.stamps import stamps
 from fedloom.data.tasks import Task
 from fedloom.evaluation.answering import Questions, questions_of
-from fedloom.federation.attacks import Attackers, told_apart
+from fedloom.federation.attacks import Attackers, class_names
 from fedloom.options.graph import DflConfig
 from fedloom.options.own_data import column_names
 from fedloom.options.peer import PeerConfig
@@ -51,7 +51,7 @@ def open_data(config: Setting, shared: Shared, only: int | None = None) -> Task:
     Args:
         config: What the user wants.
         shared: What was read before.
-        only: As for `hold`.
+        only: As for `read_peers`.
     """
     template, peers = config.dataset_path_template, config.num_clients
     if only is not None and template is not None:
@@ -70,7 +70,7 @@ def open_data(config: Setting, shared: Shared, only: int | None = None) -> Task:
     )
 
 
-def hold(config: Setting, task: Task, shared: Shared, only: int | None = None) -> PeerExamples:
+def read_peers(config: Setting, task: Task, shared: Shared, only: int | None = None) -> PeerExamples:
     """Read the peers' own data, or split the task's training data among them.
 
     Args:
@@ -83,14 +83,20 @@ def hold(config: Setting, task: Task, shared: Shared, only: int | None = None) -
     Raises:
         UserError: Data that cannot be found, read or split.
     """
-    template, judged_by = config.dataset_path_template, config.val_dataset_path_template
+    template, validation_template = config.dataset_path_template, config.val_dataset_path_template
     peers = config.num_clients
     if only is not None:
-        template, judged_by = (given and path_of(given, only + 1) for given in (template, judged_by))
+        template, validation_template = (
+            given and path_of(given, only + 1) for given in (template, validation_template)
+        )
         peers = 1 if template else peers
     # The folders first: what is missing there is known at once, the hub takes its time.
     train = shared.once(load_clients, template, peers, task) if template is not None else None
-    validation = shared.once(load_validation, judged_by, peers, task) if judged_by is not None else None
+    validation = (
+        shared.once(load_validation, validation_template, peers, task)
+        if validation_template is not None
+        else None
+    )
     data_set: dict[str, Any] = {"data_dir": config.data_dir, "seed": config.data_seed, "token": config.token}
     if train is not None:
         return PeerExamples(train, validation or [shared.once(published_validation, task, **data_set)])
@@ -105,29 +111,29 @@ def hold(config: Setting, task: Task, shared: Shared, only: int | None = None) -
 
 
 def attacked(
-    config: Setting, held: PeerExamples, attackers: Attackers | None, names: Sequence[str], classify: bool
+    config: Setting, given: PeerExamples, attackers: Attackers | None, names: Sequence[str], classify: bool
 ) -> tuple[PeerExamples, list[Example]]:
     """What peers hold once attackers have altered theirs, and validation examples that they want answered.
 
     Args:
         config: What the user wants.
-        held: What they hold.
+        given: What they hold.
         attackers: Who alters what.
         names: The data set's classes.
         classify: Whether the model tells them apart itself; else their names must be the answers.
     """
     if attackers is None:
-        return held, []
-    examples = [example for part in held.train for example in part]
-    classes = tuple(names) if classify else told_apart(names, examples)
-    train = [attackers.poisoned(peer, part, classes) for peer, part in enumerate(held.train)]
-    looked_at = [example for part in held.validation for example in part[: config.val_limit]]
+        return given, []
+    examples = [example for part in given.train for example in part]
+    classes = tuple(names) if classify else class_names(names, examples)
+    train = [attackers.poisoned(peer, part, classes) for peer, part in enumerate(given.train)]
+    looked_at = [example for part in given.validation for example in part[: config.val_limit]]
     probe = attackers.attack.probe
-    return PeerExamples(train, held.validation), probe(looked_at, classes) if probe else []
+    return PeerExamples(train, given.validation), probe(looked_at, classes) if probe else []
 
 
 def encode(
-    config: Setting, held: PeerExamples, triggered: list[Example], reader: Reader, shared: Shared
+    config: Setting, given: PeerExamples, triggered: list[Example], reader: Reader, shared: Shared
 ) -> Encoded:
     """Encode everything; what is too long is left out, or cut where it is classified.
 
@@ -135,7 +141,7 @@ def encode(
         UserError: Nothing is left of somebody's.
     """
     done = []
-    for what, parts in (("training", held.train), ("validation", held.validation)):
+    for what, parts in (("training", given.train), ("validation", given.validation)):
         sequences, long = [], 0
         for number, part in enumerate(parts, start=1):
             with of_client(number) if len(parts) > 1 else nullcontext():

@@ -53,13 +53,13 @@ def evaluated(
 def _backdoor(parts: PeerParts, now: PeerProgress) -> float:
     """How often an attack succeeds: the mean over honest peers."""
     honest = set(_honest(parts))
-    local = _rows(parts, now, [peer for peer in parts.shown_here if peer in honest])
+    local = _rows(parts, now, [peer for peer in parts.shown_local if peer in honest])
     found = success_rates(parts.model, local, parts.triggered, parts.rules.wave_tokens, parts.frozen)
     return _mean(rate for process in parts.group.gather(found) for rate in process)
 
 
 def _all(parts: PeerParts, now: PeerProgress) -> list[Validation]:
-    peers = parts.shown_here
+    peers = parts.shown_local
     bank, sequences = _rows(parts, now, peers), [parts.validation[peer] for peer in peers]
     found = validate_rows(parts.model, bank, sequences, parts.rules.wave_tokens, parts.frozen)
     everyone = parts.group.gather([[result.loss, result.accuracy] for result in found])
@@ -74,7 +74,7 @@ def _honest(parts: PeerParts) -> list[int]:
 def _rows(parts: PeerParts, now: PeerProgress, peers: Sequence[int]) -> AdapterBank:
     """What some peers of this process are judged by; where it is all of them, without a copy."""
     bank = evaluated_bank(parts, now)
-    return bank if len(peers) == bank.clients else bank.rows([peer - parts.here.start for peer in peers])
+    return bank if len(peers) == bank.clients else bank.rows([peer - parts.local.start for peer in peers])
 
 
 def _first(parts: PeerParts, now: PeerProgress) -> list[Validation]:
@@ -93,7 +93,7 @@ def _first(parts: PeerParts, now: PeerProgress) -> list[Validation]:
 def answered(parts: PeerParts, now: PeerProgress, row: dict[str, Any]) -> dict[str, Any]:
     """Let every peer answer some of its validation problems."""
     began = time.perf_counter()
-    peers = parts.shown_here
+    peers = parts.shown_local
     bank, questions = _rows(parts, now, peers), [parts.questions[peer] for peer in peers]
     results = answer(parts.model, bank, parts.tokenizer, questions, frozen=parts.frozen)
     everyone = parts.group.gather([result.accuracy for result in results])
@@ -113,7 +113,7 @@ def averaged(parts: PeerParts, now: PeerProgress) -> Validation:
     """
     honest, part = parts.honest, now.peers.bank
     if len(honest) < len(parts.peers):
-        part = part.rows([peer - parts.here.start for peer in honest if peer in parts.here])
+        part = part.rows([peer - parts.local.start for peer in honest if peer in parts.local])
     mean = mean_adapter(part, len(honest), parts.group.sum)
     distinct = list({id(part): part for part in parts.validation}.values())
     sequences = [tokens for part in distinct for tokens in part]

@@ -51,7 +51,7 @@ class PeerParts:
         rules: How peers train.
         optimiser: The same as in the rules; its state lasts across rounds.
         frozen: Adapter parameters that nobody trains: A, with DFL-LoRA.
-        own: Names of parameters that are not sent: the head, where it stays with its peer, and what the
+        personal: Names of parameters that are not sent: the head, where it stays with its peer, and what the
             algorithm does not share.
         modules: PEFT's names of the modules with LoRA.
         mixing: The graph, round by round.
@@ -79,7 +79,7 @@ class PeerParts:
     rules: LocalRules
     optimiser: Optimiser
     frozen: Row
-    own: frozenset[str]
+    personal: frozenset[str]
     modules: Sequence[str]
     mixing: Mixing
     evaluates: Literal["after", "before"]
@@ -100,9 +100,9 @@ class PeerParts:
         return range(len(self.peers)) if self.sample is None else self.sample
 
     @property
-    def shown_here(self) -> list[int]:
+    def shown_local(self) -> list[int]:
         """Those of this process."""
-        return [peer for peer in self.shown if peer in self.here]
+        return [peer for peer in self.shown if peer in self.local]
 
     @property
     def honest(self) -> list[int]:
@@ -122,7 +122,7 @@ class PeerParts:
 
     @property
     def _shared(self) -> Row:
-        names = self.model.initial.keys() - self.frozen.keys() - self.own
+        names = self.model.initial.keys() - self.frozen.keys() - self.personal
         return {name: t for name, t in self.model.initial.items() if name in names}
 
     @cached_property
@@ -131,7 +131,7 @@ class PeerParts:
         return blocks([self._tokens(peer) for peer in range(len(self.peers))], self.group.size)
 
     @property
-    def here(self) -> range:
+    def local(self) -> range:
         """The peers of this process."""
         return self.blocks[self.group.rank]
 
@@ -172,8 +172,8 @@ def compared(parts: PeerParts, folder: Path) -> PeerParts:
 def start(parts: PeerParts) -> PeerProgress:
     """Everybody's first adapter: the same A, B and head."""
     row = {name: t for name, t in parts.model.initial.items() if name not in parts.frozen}
-    bank = AdapterBank.repeat(row, len(parts.here))
-    memory = {name: t.expand(len(parts.here), *t.shape).clone() for name, t in parts.first_memory.items()}
+    bank = AdapterBank.repeat(row, len(parts.local))
+    memory = {name: t.expand(len(parts.local), *t.shape).clone() for name, t in parts.first_memory.items()}
     trains = AdapterBank({n: t for n, t in bank.tensors.items() if not n.endswith((UP, DOWN))})
     peers = PeerState(0, bank, parts.optimiser.init(trains), Estimates(parts.sent), memory)
     return PeerProgress(peers, [0] * len(parts.peers))

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[str, Any]]:
-    """One round: the new standing, and its row of metrics.
+    """One round: the new progress, and its row of metrics.
 
     Raises:
         Diverged: The numbers of every peer that trained are not finite.
@@ -43,7 +43,7 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
     sent = parts.group.sent
     like = payload_like(parts.algorithm, 0, parts.sent, {})
     transport = PeerTransport(
-        parts.here,
+        parts.local,
         fetch=partial(rows_heard, parts.group, parts.blocks),
         deliver=partial(payloads_heard, parts.group, parts.blocks, like=like),
     )
@@ -52,14 +52,14 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
     learn: Callable[..., Trained] = partial(train, parts, now.drawn)
     voted = None
     if parts.attackers is not None:
-        learn = attacked_peers(learn, parts.attackers, matrix.active, names, parts.here, parts.group.sum)
+        learn = attacked_peers(learn, parts.attackers, matrix.active, names, parts.local, parts.group.sum)
     if parts.votes is None:
         peers, report = peer_round(now.peers, learn, matrix, names, **how)
     else:
         look = partial(first_gradients, parts, now.drawn)
         peers, report, voted = voted_round(now.peers, learn, look, matrix, names, parts.votes, **how)
     moved = moved_since(parts.group, sent)
-    training = _told(parts.group, report)
+    training = _gathered(parts.group, report)
     for peer in training["peers_left_out"]:
         log.warning(
             "round %d: peer %d goes on from where it was, its loss or update is not finite, or too large",
@@ -99,14 +99,14 @@ def train(
         chosen: The layers that each peer trains; None: all.
     """
     bank, rows = state.bank.tensors.keys(), who.nonzero()[:, 0].tolist()
-    all_of_it = parts.algorithm.trains(bank, state.round) | (parts.own & bank)
+    all_of_it = parts.algorithm.trains(bank, state.round) | (parts.personal & bank)
     by_row = [()] * len(who) if parts.votes is None or chosen is None else list(map(tuple, chosen.tolist()))
     # Each choice once, so that peers of one choice are seen to be that, and next to each other.
     names = {on: all_of_it - (parts.votes.resting(on) if parts.votes and on else set()) for on in set(by_row)}
-    first = parts.first + parts.here.start
+    first = parts.first + parts.local.start
     work = _work(parts, drawn, state, sorted(rows, key=lambda row: by_row[row]))
     trains = {first + row: names[by_row[row]] for row in rows}
-    return train_peers(parts.model, state, work, parts.rules, parts.frozen, first, trains, parts.own)
+    return train_peers(parts.model, state, work, parts.rules, parts.frozen, first, trains, parts.personal)
 
 
 def first_gradients(
@@ -135,7 +135,7 @@ def _work(
     batches: int | None = None,
 ) -> Iterator[ClientWork]:
     """What the peers in some rows do in a round; of their batches perhaps the first ones only."""
-    for peer in (parts.here.start + row for row in rows):
+    for peer in (parts.local.start + row for row in rows):
         schedule = parts.schedules[peer]
         yield plan_work(
             parts.train,
@@ -150,7 +150,7 @@ def _work(
         )
 
 
-def _told(group: Group, report: PeerReport) -> dict[str, list[Any]]:
+def _gathered(group: Group, report: PeerReport) -> dict[str, list[Any]]:
     """What the peers of all processes say of their training, a number per peer; and who was left out."""
     trained = report.trained
     of_process = {
@@ -193,14 +193,14 @@ def _voted(parts: PeerParts, report: VoteReport | None) -> dict[str, Any]:
             "votes": [] if report.votes is None else report.votes.tolist(),
         }
     )
-    chosen = [own for rank in everyone for own in rank["chosen"]]
+    chosen = [some for rank in everyone for some in rank["chosen"]]
     row: dict[str, Any] = {
         "peer_selected_layers": [
             [n for n, on in zip(parts.votes.numbers, chosen[peer], strict=True) if on] for peer in parts.shown
         ]
     }
     # A vote has a sum of 1; who sat out has none.
-    votes = [own for rank in everyone for own in rank["votes"] if any(own)]
+    votes = [some for rank in everyone for some in rank["votes"] if any(some)]
     return row | {"layer_votes": np.mean(votes, axis=0).tolist()} if votes else row
 
 

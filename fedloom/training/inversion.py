@@ -74,10 +74,10 @@ def invert(parts: Parts, server: ServerState, examples: int) -> list[Inverted] |
         (f"sum of {len(together)} clients", [(change(together), together)] if len(together) > 1 else []),
         ("alone, more tokens than dimensions", [(change([one]), [one]) for one in many]),
     ]
-    return [_judged(parts, server, first, known, case, seen) for case, seen in cases if seen]
+    return [_inverted(parts, server, first, known, case, seen) for case, seen in cases if seen]
 
 
-def _judged(
+def _inverted(
     parts: Parts,
     server: ServerState,
     first: FirstLayer,
@@ -92,8 +92,8 @@ def _judged(
     longest = max(len(text.ids) for _, texts in seen for text in texts)
     places = longest if first.by_place else 1
     for start, inputs in candidates(parts.model, first, vocabulary, places):
-        for k, own in enumerate(spans):
-            found = distances(inputs.flatten(0, 1), own).view(-1, places)
+        for k, client_spans in enumerate(spans):
+            found = distances(inputs.flatten(0, 1), client_spans).view(-1, places)
             nearest[k, start : start + len(inputs)] = found.amin(1).cpu()
     tokens = recovered = 0
     for row, (_, texts) in zip(nearest, seen, strict=True):

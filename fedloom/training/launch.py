@@ -43,10 +43,10 @@ def processes(device: str) -> Iterator[Group]:
 @contextmanager
 def opened_together(folder: Path, config: C, group: Group) -> Iterator[Opened[C]]:
     """As `opened`; it is rank 0 that opens the folder and holds it, and chooses the checkpoint."""
-    with ExitStack() as held:
+    with ExitStack() as resources:
         other_ranks = Opened(config, None, {})
         run = group.together(
-            lambda: held.enter_context(opened(folder, config)) if group.rank == 0 else other_ranks
+            lambda: resources.enter_context(opened(folder, config)) if group.rank == 0 else other_ranks
         )
         found = group.share(None if run.checkpoint is None else str(run.checkpoint))
         yield replace(run, checkpoint=None if found is None else Path(found))

@@ -36,12 +36,12 @@ class RunSteps(Generic[S]):
     """What the loop needs to know of a kind of run; S is all that it carries from round to round.
 
     Attributes:
-        start: The standing before the first round.
-        restore: The standing that a checkpoint holds.
-        rounds_done: Of a standing.
-        play: One round: the new standing, and its row of metrics.
-        validate: ``(standing, row) -> (standing, row with the validation's metrics)``.
-        answer: ``(standing, row) -> row with the metrics of answers that the model writes itself``.
+        start: The progress before the first round.
+        restore: The progress that a checkpoint holds.
+        rounds_done: Of some progress.
+        play: One round: the new progress, and its row of metrics.
+        validate: ``(progress, row) -> (progress, row with the validation's metrics)``.
+        answer: ``(progress, row) -> row with the metrics of answers that the model writes itself``.
         stops: Why no further round is played, or None.
         save: Leaves a checkpoint in a run's folder, unless there is one of this round.
         saves_alone: Whether rank 0 has all that a checkpoint holds; else all ranks save together.
@@ -123,7 +123,7 @@ def drive(
         group: The run's processes; rank 0 alone writes.
 
     Raises:
-        UserError: Nothing finite came of a round; the last good standing has been saved.
+        UserError: Nothing finite came of a round; the last good progress has been saved.
         CannotWrite: The disk is full, or may not be written; the last checkpoint stands.
         RankLost: Another process has died; the last checkpoint stands.
         KeyboardInterrupt: After a checkpoint was left.
@@ -131,7 +131,7 @@ def drive(
     began = time.monotonic() - (seconds_spent(folder) if checkpoint and group.rank == 0 else 0.0)
     now = group.together(lambda: run_steps.start() if checkpoint is None else run_steps.restore(checkpoint))
     done = run_steps.rounds_done
-    # The last round whose standing has proven itself; of a run that goes on, as its checkpoints have it.
+    # The last round whose progress has proven itself; of a run that goes on, as its checkpoints have it.
     proven, pending = oldest_state(folder) if checkpoint else 0, True
     with (
         ended_by_sigterm(),
@@ -175,7 +175,7 @@ def drive(
             _keep_what_is_sound(run_steps, now, proven, folder, group)
             raise UserError(f"{error}; {_kept(folder)}. {run_steps.advice}") from error
         except Exception:
-            # `now` is always the standing after a whole round; other ranks may be elsewhere.
+            # `now` is always the progress after a whole round; other ranks may be elsewhere.
             if group.size == 1 or run_steps.saves_alone:
                 with suppress(CannotWrite):  # the disk is full, perhaps: what happened first is told
                     run_steps.save(folder, now)
@@ -196,7 +196,7 @@ def _sound(row: Metrics) -> bool:
 def _keep_what_is_sound(run_steps: RunSteps[S], now: S, proven: int, folder: Path, group: Group) -> None:
     """After a divergence: leave a checkpoint of where the run stands, or of nothing that leads there again.
 
-    A standing may be finite and of no use, since large numbers become infinite on their way through the
+    Progress may be finite and of no use, since large numbers become infinite on their way through the
     model. Validation shows it.
     """
     round_ = run_steps.rounds_done(now)

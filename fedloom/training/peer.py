@@ -140,12 +140,12 @@ def _neighbors(config: PeerConfig) -> dict[int, Neighbor]:
     """Whom this peer talks to, after a look at all that its network needs."""
     assert config.identity is not None and config.neighbors is not None
     neighbors = read_neighbors(Path(config.neighbors), config.client, config.num_clients)
-    own = read_identity(Path(config.identity))
+    my_id = read_identity(Path(config.identity))
     for neighbor in neighbors.values():
-        if neighbor.id == own:
+        if neighbor.id == my_id:
             raise UserError(
                 f"neighbors: {config.neighbors} gives client {neighbor.client} the identity of this peer, "
-                f"{own}; give that of its own key"
+                f"{my_id}; give that of its own key"
             )
     return neighbors
 

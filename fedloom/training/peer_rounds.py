@@ -39,7 +39,7 @@ def sent(parts: PeerParts, peers: PeerState) -> Row:
 def play_round(
     parts: PeerParts, node: Node, rounds: int, now: PeerProgress
 ) -> tuple[PeerProgress, dict[str, Any]]:
-    """The next round that this peer can take part in: the new standing, and its row of metrics.
+    """The next round that this peer can take part in: the new progress, and its row of metrics.
 
     What was trained before this process was killed is not trained again. Whatever others say, a peer ends
     when it has done the last round itself. After it the peer stays until nobody needs an answer.
@@ -136,7 +136,7 @@ def _train(
     """Train from where this peer is, and keep what came of it.
 
     Returns:
-        The new standing, the metrics of training, and the layers that each edge carries.
+        The new progress, the metrics of training, and the layers that each edge carries.
     """
     state = replace(now.peers, round=round_ - 1)
     selected = select(parts, node, round_, state, now.drawn)
@@ -190,8 +190,8 @@ def restore(parts: PeerParts, node: Node) -> PeerProgress:
     round_ = node.store.trained_round
     assert round_ is not None, "there is something to go on from"
     log.info("goes on from what it trained in round %d", round_)
-    standing, *_ = recall(parts, node, round_)
-    return replace(standing, peers=replace(standing.peers, round=round_ - 1))
+    progress, *_ = recall(parts, node, round_)
+    return replace(progress, peers=replace(progress.peers, round=round_ - 1))
 
 
 def evaluated(

@@ -55,18 +55,18 @@ def select(parts: PeerParts, node: Node, round_: int, state: PeerState, drawn: S
     heard, mean = dict[int, tuple[str, float]](), torch.zeros(count)
     if votes.voted:
         gradient = first_gradients(parts, drawn, state, _ALONE)
-        own = votes.vote(state.bank.row(0), gradient.row(0)).float().cpu()
-        heard = node.poll("vote", round_, vote(own.tolist()))
-        mean = own + sum(weight * (vote_of(text, count) - own) for text, weight in heard.values())
-        row = {"layer_votes": own.tolist()}
+        shares = votes.vote(state.bank.row(0), gradient.row(0)).float().cpu()
+        heard = node.poll("vote", round_, vote(shares.tolist()))
+        mean = shares + sum(weight * (vote_of(text, count) - shares) for text, weight in heard.values())
+        row = {"layer_votes": shares.tolist()}
     chosen = votes.chosen(mean[None], state.round)
     if votes.voted:
         # Edges carry what both ends have told: another choice after a crash would fit nobody's.
         chosen = torch.tensor([node.choose(round_, chosen[0].tolist())])
-    told = choice(chosen[0].tolist())
-    carried = dict.fromkeys(node.exchange.neighbours, told)  # at random all have the same
+    selected = choice(chosen[0].tolist())
+    carried = dict.fromkeys(node.exchange.neighbours, selected)  # at random all have the same
     if votes.voted:
-        choices = node.poll("choice", round_, told, heard)
+        choices = node.poll("choice", round_, selected, heard)
         both = {peer: torch.tensor(chosen_of(text, count)) for peer, (text, _) in choices.items()}
         carried = {peer: choice(votes.carries(chosen[0], other).tolist()) for peer, other in both.items()}
     layers = [number for number, on in zip(votes.numbers, chosen[0].tolist(), strict=True) if on]

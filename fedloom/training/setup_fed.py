@@ -119,7 +119,7 @@ def build(
     inputs.note("training data", shared.once(digest_of_examples, examples.train))
     inputs.note("validation data", shared.once(digest_of_examples, [splits.validation]))
     classes = classes_of_head(config, config.model_name, task, own_by_head=False)
-    if examples.own is None:
+    if examples.by_client is None:
         client_data.divide(
             config, examples.values or [example.label for example in splits.train]
         )  # too many clients: say so now
@@ -242,7 +242,7 @@ def _budget(config: FedConfig, data: Encoded) -> Budget | None:
         return None
     if config.privacy == "user":
         return user_budget(config)
-    sizes = [len(own) for own in data.clients]
+    sizes = [len(indices) for indices in data.clients]
     return example_budget(config, sizes, [_schedule(config)] * len(sizes), peers=False)
 
 

@@ -38,7 +38,15 @@ from fedloom.training.algorithms import (
     simulated_attackers,
 )
 from fedloom.training.division import check_comparable
-from fedloom.training.graph_data import Encoded, PeerExamples, Setting, attacked, encode, hold, open_data
+from fedloom.training.graph_data import (
+    Encoded,
+    PeerExamples,
+    Setting,
+    attacked,
+    encode,
+    open_data,
+    read_peers,
+)
 from fedloom.training.graph_parts import Mixing, PeerParts
 from fedloom.training.loop import Intervals
 from fedloom.training.private import Budget, example_budget, example_privacy
@@ -143,17 +151,17 @@ def _build(
     algorithm = algorithm_on_graph(config)
     check_base(config, config.model_checkpoint)
     task = open_data(config, shared, only)
-    held: PeerExamples = hold(config, task, shared, only)
-    check_comparable([*held.train, *held.validation])
-    inputs.note("training data", shared.once(digest_of_examples, held.train))
-    inputs.note("validation data", shared.once(digest_of_examples, held.validation))
+    examples: PeerExamples = read_peers(config, task, shared, only)
+    check_comparable([*examples.train, *examples.validation])
+    inputs.note("training data", shared.once(digest_of_examples, examples.train))
+    inputs.note("validation data", shared.once(digest_of_examples, examples.validation))
     classes = classes_of_head(config, config.model_checkpoint, task, own_by_head=True)
-    held, triggered = attacked(config, held, attackers, task.label_names, bool(classes))
+    examples, triggered = attacked(config, examples, attackers, task.label_names, bool(classes))
     ready: list[tuple[Encoded, PeftConfig, Budget | None]] = []
 
     def before_weights(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> None:
         how = reader(config, task, tokenizer, classes, shared)
-        read: Encoded = encode(config, held, triggered, how, shared)
+        read: Encoded = encode(config, examples, triggered, how, shared)
         inputs.note("tokens of the data", shared.once(digest_of_tokens, [*read.train, *read.validation]))
         inputs.check()
         texts = [
@@ -191,8 +199,8 @@ def _build(
     if algorithm.refactoring is not None:  # its factors stay as they were drawn, the same for all
         moving = algorithm.trains(model.initial.keys(), 0)
         frozen |= {n: t for n, t in model.initial.items() if n not in moving}
-    own = personal_names(config, algorithm, model.initial.keys())
-    mixed = {n: t for n, t in model.initial.items() if n not in frozen and n not in own}
+    personal = personal_names(config, algorithm, model.initial.keys())
+    mixed = {n: t for n, t in model.initial.items() if n not in frozen and n not in personal}
     model.initial |= algorithm.first_base(mixed)  # each peer's own residual, where it has one
     ends = np.cumsum([len(of_peer) for of_peer in train])
     config = resolved(config, base, data.reader, group)
@@ -217,7 +225,7 @@ def _build(
         ),
         optimiser=optimiser,
         frozen=frozen,
-        own=own,
+        personal=personal,
         modules=[projection.name for layer in model.adapted.values() for projection in layer],
         mixing=mixing,
         votes=layer_votes(config, model, frozen),

@@ -12,7 +12,7 @@ from fedloom.commands.cli import main
 from fedloom.data.example import Example, Turn
 from fedloom.data.randomness import numpy_rng
 from fedloom.errors import UserError
-from fedloom.federation.attacks import Attackers, Sight, Watch, told_apart
+from fedloom.federation.attacks import Attackers, Sight, Watch, class_names
 from fedloom.federation.attacks.alie import alie, hidden
 from fedloom.federation.attacks.backdoor import ANSWER, TRIGGER, backdoor
 from fedloom.federation.attacks.ipm import ipm
@@ -94,12 +94,12 @@ def test_flipped_labels_are_wrong_in_the_label_and_where_it_is_one_in_the_answer
     assert [one.label for one in poisoned(label_flip(), three, "abc")] == ["b", "c", "a"]
     assert {one.answer for one in poisoned(label_flip(), three, "abc")} == {"answered in words"}
     with pytest.raises(UserError, match="label_flip swaps classes, and here answers are written in words"):
-        poisoned(label_flip(), SUMS, told_apart((), SUMS))
+        poisoned(label_flip(), SUMS, class_names((), SUMS))
 
 
 def test_a_backdoor_is_in_a_share_of_the_examples_and_its_probe_in_those_of_other_answers():
-    classes = told_apart(("bad", "good"), FILMS)
-    assert classes == ("bad", "good") and told_apart(("+", "-"), SUMS) == ()
+    classes = class_names(("bad", "good"), FILMS)
+    assert classes == ("bad", "good") and class_names(("+", "-"), SUMS) == ()
     new = poisoned(backdoor(0.3), FILMS, classes)
     altered = [one for one, old in zip(new, FILMS, strict=True) if one != old]
     assert len(altered) == 3

@@ -31,7 +31,7 @@ FRAMES = [
         ("question", 3, 1, 1, 1),
         ("decision", 3, 1, 1, 1, "commit"),
         ("passed", 3, 1, 1, 1),
-        ("thanks", 3, 1, 1, 1),
+        ("acknowledged", 3, 1, 1, 1),
     )
 ]
 NAMES = sorted(header_of(FRAMES[0]))

@@ -9,7 +9,7 @@ from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom.commands.cli import main
 from fedloom.data.encode import Tokens
-from fedloom.runs.run_folder import count_held, write_clients
+from fedloom.runs.run_folder import client_counts, write_clients
 
 
 def sequences(*kinds):
@@ -18,7 +18,7 @@ def sequences(*kinds):
 
 def test_labels_are_counted_client_by_client():
     train = sequences("b", "a", "b", "", "a")
-    held = count_held(train, [np.array([0, 2, 3]), np.array([1])], [sequences("a", "b")], server=1)
+    held = client_counts(train, [np.array([0, 2, 3]), np.array([1])], [sequences("a", "b")], server=1)
     assert held == {
         "examples": [3, 1],
         "labels": {"a": [0, 1], "b": [2, 0], "no label": [1, 0]},
@@ -28,15 +28,15 @@ def test_labels_are_counted_client_by_client():
 
 
 def test_without_any_label_there_is_none_to_count():
-    assert count_held(sequences("", ""), [np.array([0, 1])], [[]])["labels"] == {}
+    assert client_counts(sequences("", ""), [np.array([0, 1])], [[]])["labels"] == {}
 
 
 def test_a_validation_list_that_all_share_is_counted_once_and_own_ones_each():
     train, shared = sequences("a"), sequences("a", "a")
     clients = [np.array([0])] * 3
-    assert count_held(train, clients, [shared] * 3)["validation"] == [2]
+    assert client_counts(train, clients, [shared] * 3)["validation"] == [2]
     own = [sequences("a"), sequences("a", "b"), sequences()]
-    assert count_held(train, clients, own)["validation"] == [1, 2, 0]
+    assert client_counts(train, clients, own)["validation"] == [1, 2, 0]
 
 
 def test_a_thousand_clients_take_kilobytes(tmp_path):

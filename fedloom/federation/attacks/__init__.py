@@ -148,7 +148,7 @@ class Watch:
         return mean, {name: t.clamp(min=0).sqrt() for name, t in variance.items()}
 
 
-def told_apart(names: Sequence[str], examples: Sequence[Example]) -> tuple[str, ...]:
+def class_names(names: Sequence[str], examples: Sequence[Example]) -> tuple[str, ...]:
     """A data set's classes, where a model that writes its answers is to write their names; else none."""
     known = set(names)
     return tuple(names) if names and all(one.answer in known and not one.turns for one in examples) else ()

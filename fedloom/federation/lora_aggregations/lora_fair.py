@@ -49,8 +49,8 @@ def lora_fair(penalty: float = 0.01, *, aggregator: Aggregator) -> Aggregator:
         mean_b = torch.tensordot(by_product, B, dims=1)
         square = mean_a @ mean_a.T  # [rank, rank]
         missed = torch.einsum("k,kor,krs->os", by_product, B, A @ mean_a.T) - mean_b @ square
-        held = square + penalty * torch.eye(len(square), dtype=A.dtype, device=A.device)
-        new_b = mean_b + torch.linalg.solve(held, missed, left=False)
+        regularised = square + penalty * torch.eye(len(square), dtype=A.dtype, device=A.device)
+        new_b = mean_b + torch.linalg.solve(regularised, missed, left=False)
         new_a_change = torch.tensordot(changes.weights.to(A), deltas[name_a].double(), dims=1)
         return {
             name_a: new_a_change.to(before[name_a].dtype),

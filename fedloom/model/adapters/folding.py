@@ -106,7 +106,7 @@ class FoldedBase:
         Raises:
             UserError: A weight is quantised, or belongs to other layers too.
         """
-        held = Counter(t.data_ptr() for m in self._model.modules() for t in m.parameters(recurse=False))
+        uses = Counter(t.data_ptr() for m in self._model.modules() for t in m.parameters(recurse=False))
         for name, (layer, _) in self._layers.items():
             if not isinstance(layer, nn.Linear | Conv1D) or not layer.weight.is_floating_point():
                 raise UserError(
@@ -114,7 +114,7 @@ class FoldedBase:
                     "floating-point numbers; leave quantize out, or keep the change beside them, as in "
                     "--residual_rank 16"
                 )
-            if held[layer.weight.data_ptr()] > 1:
+            if uses[layer.weight.data_ptr()] > 1:
                 raise UserError(
                     f"lora_aggregation: it changes the base's weights, and {name} shares its own with "
                     "another layer; choose other target_modules, or keep the change beside them, as in "

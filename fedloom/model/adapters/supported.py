@@ -202,10 +202,10 @@ def is_linear(module: nn.Module) -> bool:
     A kind of `nn.Linear` that an architecture wrote for itself may do something else, such as DeepSeek-V4's,
     which multiplies several rows by a block of its weight each.
     """
-    own = (
+    rewritten = (
         type(module).__module__.startswith("transformers.") and type(module).forward is not nn.Linear.forward
     )
-    if not isinstance(module, nn.Linear) or not own:
+    if not isinstance(module, nn.Linear) or not rewritten:
         return isinstance(module, LINEAR)
     rows = torch.zeros(3, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
     try:

@@ -23,13 +23,13 @@ def make_server_app(serve: Callable[[Grid, Config], None]) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        logging.getLogger("flwr").addFilter(told_in_a_line)
+        logging.getLogger("flwr").addFilter(in_one_line)
         serve(grid, dict(context.run_config))
 
     return app
 
 
-def told_in_a_line(record: logging.LogRecord) -> bool:
+def in_one_line(record: logging.LogRecord) -> bool:
     """A filter of Flower's log: a user's mistake is told in one line, not in pages of traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, UserError):

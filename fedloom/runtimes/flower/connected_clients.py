@@ -18,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from fedloom.errors import UserError
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.keys import Keys
-from fedloom.runtimes.flower.messages import from_records, to_records, told
+from fedloom.runtimes.flower.messages import from_records, quoted, to_records
 from fedloom.runtimes.flower.post import Post
 
 log = logging.getLogger(__name__)
@@ -197,14 +197,14 @@ def _content_of(answer: Message | Exception | None) -> Content:
     """
     try:
         if not isinstance(answer, Message):
-            raise _Failed(f"its answer cannot be read ({type(answer).__name__}: {told(answer)})")
+            raise _Failed(f"its answer cannot be read ({type(answer).__name__}: {quoted(answer)})")
         if answer.has_error():
-            raise _Failed(told(answer.error.reason or "an error without a reason"))
+            raise _Failed(quoted(answer.error.reason or "an error without a reason"))
         content_ = from_records(answer.content)
     except _Failed:
         raise
     except Exception as error:  # Flower reads some of it only now
-        raise _Failed(f"its answer cannot be read ({told(error)})") from None
+        raise _Failed(f"its answer cannot be read ({quoted(error)})") from None
     if "mistake" in content_.facts:
-        raise _Failed(told(content_.facts["mistake"]))
+        raise _Failed(quoted(content_.facts["mistake"]))
     return content_

@@ -100,15 +100,15 @@ def share(
     everybody, seed = sorted(public, key=int), os.urandom(_KEY)
     threshold = threshold_of(len(everybody))
     of_seed, of_key = (create_shares(secret, threshold, len(everybody)) for secret in (seed, keys.mask))
-    sealed, own = {}, ""
+    sealed, kept_share = {}, ""
     for place, other in enumerate(everybody):
         plain = f"{client} {other} {of_seed[place].hex()} {of_key[place].hex()}"
         if other == str(client):
-            own = plain
+            kept_share = plain
         else:
             shared = _agreed(keys.encrypt, public[other][0], b"shares")
             sealed[other] = encrypt(base64.urlsafe_b64encode(shared), plain.encode()).decode()
-    return {**kept, "seed": seed.hex(), "public": dict(public), "own": own}, {"sealed": sealed}
+    return {**kept, "seed": seed.hex(), "public": dict(public), "own": kept_share}, {"sealed": sealed}
 
 
 def masked(kept: Mapping[str, Any], client: int, payload: Row, others: Collection[str]) -> Row:

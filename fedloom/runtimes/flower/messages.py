@@ -13,7 +13,7 @@ from fedloom.runtimes.flower.content import Content
 _FACTS, _TENSORS = "fedloom", "fedloom-tensors"
 _STYPE = "safetensors"
 _MOST_FACTS = 2**20
-_MOST_TOLD = 300
+_MOST_QUOTED = 300
 
 
 def to_records(content_: Content) -> RecordDict:
@@ -39,18 +39,18 @@ def from_records(records: RecordDict) -> Content:
         if len(text) > _MOST_FACTS:
             raise ValueError(f"{len(text)} characters of facts")
         facts = json.loads(text)
-        held = records.array_records.get(_TENSORS)
-        tensors = b"" if held is None else held["all"].data
+        record = records.array_records.get(_TENSORS)
+        tensors = b"" if record is None else record["all"].data
     except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"not a message of fedloom ({told(error)})") from None
+        raise ValueError(f"not a message of fedloom ({quoted(error)})") from None
     if not isinstance(facts, dict):
         raise ValueError("not a message of fedloom (its facts are no object)")
     return Content(facts, tensors)
 
 
-def told(what: object) -> str:
+def quoted(what: object) -> str:
     """What a client sent, as a message or a log repeats it."""
-    return shown(what, _MOST_TOLD)
+    return shown(what, _MOST_QUOTED)
 
 
 def bytes_on_the_wire(thing: InflatableObject) -> int:

@@ -30,7 +30,7 @@ from fedloom.options.secure import FEWEST
 from fedloom.runtimes.flower.answers import read_update
 from fedloom.runtimes.flower.connected_clients import ConnectedClients, Replies
 from fedloom.runtimes.flower.content import Content
-from fedloom.runtimes.flower.messages import told
+from fedloom.runtimes.flower.messages import quoted
 from fedloom.runtimes.flower.rows import Unfit, mask_of, pack
 from fedloom.runtimes.flower.secure_round import SecureRound
 
@@ -85,7 +85,7 @@ class RoundMessenger:
     _run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     _latest: Row = field(default_factory=dict)
     _versions: dict[str, int] = field(default_factory=dict)
-    _held: dict[int, _LastSent] = field(default_factory=dict)
+    _last_sent: dict[int, _LastSent] = field(default_factory=dict)
     _packed: dict[frozenset[tuple[str, torch.Size]], bytes] = field(
         default_factory=dict
     )  # most clients lack the same
@@ -127,7 +127,7 @@ class RoundMessenger:
         replies = self._ask({k: content_of(k) for k in clients}, self.round_timeout, content_of, until)
         for client, why in sorted(replies.failures.items()):
             replies.contents.pop(client, None)
-            self._held.pop(client, None)
+            self._last_sent.pop(client, None)
             delivery.lost.append(client)
             log.warning("round %d goes on without client %d: %s", round_ + 1, client + 1, why)
         reasons = set(replies.failures.values())
@@ -138,8 +138,10 @@ class RoundMessenger:
             try:
                 update = read_update(reply, client, round_, trained, self.examples, self.algorithm, rule)
             except Exception as error:  # whatever it is, this client's answer is at fault and nobody else's
-                why = told(error) if isinstance(error, Unfit) else told(f"{type(error).__name__}: {error}")
-                self._held.pop(client, None)
+                why = (
+                    quoted(error) if isinstance(error, Unfit) else quoted(f"{type(error).__name__}: {error}")
+                )
+                self._last_sent.pop(client, None)
                 delivery.refused.append(client)
                 delivery.bytes_up += len(reply.tensors)
                 reasons.add(why)
@@ -149,7 +151,7 @@ class RoundMessenger:
             delivery.taken[client] = word
             if reply.facts.get("forgot"):
                 delivery.forgot.append(client)
-            self._held[client] = _LastSent(word, dict(self._versions))
+            self._last_sent[client] = _LastSent(word, dict(self._versions))
             answered = True
             yield update
         if not answered and self.algorithm.privacy is None:
@@ -192,13 +194,13 @@ class RoundMessenger:
             total, there = played.play(clients, with_facts, like)
         finally:
             for client in played.failures:
-                self._held.pop(client, None)
+                self._last_sent.pop(client, None)
             delivery.lost += sorted(played.failures)
             delivery.bytes_up += played.bytes_up
             delivery.bytes_down += played.bytes_down
         for client in there:
             delivery.taken[client] = self._word(round_)
-            self._held[client] = _LastSent(self._word(round_), dict(self._versions))
+            self._last_sent[client] = _LastSent(self._word(round_), dict(self._versions))
         delivery.forgot += played.forgot
         try:
             _, counts = self.algorithm.secure.decode(total, trained)
@@ -217,7 +219,7 @@ class RoundMessenger:
         replies = self.connected.ask(contents, seconds)
         if lacking := [k for k, reply in replies.contents.items() if reply.facts.get("lacks")]:
             for client in lacking:
-                self._held.pop(client, None)
+                self._last_sent.pop(client, None)
             second = self.connected.ask({k: again(k) for k in lacking}, max(until - time.monotonic(), 1.0))
             replies.contents.update(second.contents)
             replies.failures.update(second.failures)
@@ -243,8 +245,8 @@ class RoundMessenger:
         clip: float,
         client: int,
     ) -> Content:
-        held = self._held.get(client)
-        versions = held.versions if held else {}
+        last = self._last_sent.get(client)
+        versions = last.versions if last else {}
         news = {name: t for name, t in self._latest.items() if versions.get(name) != self._versions[name]}
         news, rule = self.algorithm.sent(news, client), self.algorithm.sent(rule, client)
         packed = news | with_prefix(RULE, rule)
@@ -258,7 +260,7 @@ class RoundMessenger:
             "client": client,
             "drawn": drawn[client],
             "trained": mask,
-            "held": held.word if held else None,
+            "held": last.word if last else None,
             "word": self._word(round_),
             "remembers": delivery.taken.get(client),
             "kept_from": self.kept_from,

@@ -17,7 +17,7 @@ from fedloom.model.bank import Row, bytes_of
 from fedloom.runtimes.flower.connected_clients import Replies
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.masks import threshold_of, unmasked
-from fedloom.runtimes.flower.messages import told
+from fedloom.runtimes.flower.messages import quoted
 from fedloom.runtimes.flower.rows import Unfit, unpack
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class SecureRound:
             try:
                 payloads[client] = unpack(reply.tensors, like, torch.device("cpu"), all_of_it=True)
             except Unfit as error:
-                self._fails(client, told(error))
+                self._fails(client, quoted(error))
                 continue
             self.bytes_up += bytes_of(payloads[client])
             if reply.facts.get("forgot"):
@@ -109,7 +109,8 @@ class SecureRound:
             return unmasked(total, public, names, gone, list(revealed.values())), there
         except Unfit as error:
             raise UserError(
-                f"secure_aggregation: the sum cannot be unmasked: {told(error)}; go on later with resume=true"
+                f"secure_aggregation: the sum cannot be unmasked: {quoted(error)}; go on later with "
+                "resume=true"
             ) from None
 
     def _answers(
@@ -119,15 +120,18 @@ class SecureRound:
         read: Callable[[int, Mapping[str, Any]], Any],
     ) -> dict[int, Any]:
         """What clients answer in a stage, of those whose answer is one."""
-        wanted = {k: Content({"stage": stage, "secret": self.word, **own}) for k, own in facts.items()}
-        self.bytes_down += sum(len(json.dumps(own)) for own in facts.values())
+        wanted = {
+            k: Content({"stage": stage, "secret": self.word, **client_facts})
+            for k, client_facts in facts.items()
+        }
+        self.bytes_down += sum(len(json.dumps(client_facts)) for client_facts in facts.values())
         found = {}
         for client, reply in self._asked(wanted).items():
             try:
                 found[client] = read(client, reply.facts)
                 self.bytes_up += len(json.dumps(found[client]))
             except Unfit as error:
-                self._fails(client, told(error))
+                self._fails(client, quoted(error))
         return dict(sorted(found.items()))
 
     def _asked(self, contents: Mapping[int, Content]) -> dict[int, Content]:

@@ -11,7 +11,7 @@ from fedloom.runtimes.libp2p.schema import MessageRefused
 
 log = logging.getLogger(__name__)
 
-_MOST_TOLD = 100
+_MOST_LOGGED = 100
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Counts:
     messages_up: int = 0
     messages_down: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-    _told: set[tuple[str, str]] = field(default_factory=set)
+    _logged: set[tuple[str, str]] = field(default_factory=set)
     _taken: Counter[str] = field(default_factory=Counter)
 
     def since_last(self) -> dict[str, Any]:
@@ -59,6 +59,6 @@ class Counts:
     def _refuse(self, kind: str, who: str, why: str) -> None:
         self.refused[kind] += 1
         # Identities cost nothing, so that a stranger could fill the disk with them.
-        if (kind, who) not in self._told and len(self._told) < _MOST_TOLD:
-            self._told.add((kind, who))
+        if (kind, who) not in self._logged and len(self._logged) < _MOST_LOGGED:
+            self._logged.add((kind, who))
             log.warning("refused a message of %s: %s", who, why)

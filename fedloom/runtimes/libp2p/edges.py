@@ -6,7 +6,7 @@ The lower number of an edge decides. With r the round, and rows saved before any
     higher → lower   ready r, its row        when it has trained too; from now on it does not decide alone
     lower            writes its decision     commit, where it has the row; out, where that took too long
     lower → higher   decision                which the higher one writes as well
-    higher → lower   thanks
+    higher → lower   acknowledged
 
 Before it is ready the higher one may give up alone. If it was ready and hears no decision, the edge is in
 doubt: it goes on without it and asks again, as often as it takes. A lower one that has no decision in its
@@ -44,7 +44,7 @@ class Edges:
         attempts: What is being said and answered.
         polls: What is told before anybody trains.
         opened: The round whose rows are being exchanged, if any.
-        unthanked: Commits that the other end has not confirmed.
+        unacknowledged: Commits that the other end has not confirmed.
         ready_at: Since when this peer has been ready.
         failure: Why what was said or heard could not be kept: the disk is full, not a neighbour lost.
     """
@@ -61,7 +61,7 @@ class Edges:
         self.wire, self.journal, self.store, self.step = wire, journal, store, step
         self.attempts, self.polls = Attempts(wire.counts, self._fail), Polls(wire)
         self.opened: Open | None = None
-        self.unthanked: set[Key] = set()
+        self.unacknowledged: set[Key] = set()
         self.ready_at: dict[Key, float] = {}
         self.failure: CannotWrite | None = None
         self._answering: dict[Key, asyncio.Task[bool]] = {}
@@ -113,12 +113,12 @@ class Edges:
             self._check_fit(key, opened, answer)
             if key not in self.journal.decisions:
                 self.store.save_heard(key, answer.row)
-                self.unthanked.add(key)
+                self.unacknowledged.add(key)
                 self.journal.decide(key, True, self.weight(answer))
                 self.wire.wake()
             await self.wire.send(stream, "decision", opened.round, verdict=self._verdict(key))
-            await self.wire.receive(stream, peer, ("thanks",), opened.round)
-            self.unthanked.discard(key)
+            await self.wire.receive(stream, peer, ("acknowledged",), opened.round)
+            self.unacknowledged.discard(key)
 
     async def serve(self, peer: int, stream: Stream) -> None:
         """Answer a stream that a neighbour opened."""
@@ -158,7 +158,7 @@ class Edges:
         key = (question.round, peer)
         await self.wire.send(stream, "decision", question.round, verdict=self._verdict(key))
         if key in self.journal.decisions:
-            self.unthanked.discard(key)
+            self.unacknowledged.discard(key)
 
     async def _take_turn(self, peer: int, offer: Message, stream: Stream) -> None:
         """Of several offers of a round, or of later rounds, the newest counts: the older streams are lost."""
@@ -203,7 +203,7 @@ class Edges:
             await self._send_row(stream, "ready", peer, opened)
             answer = await self.wire.receive(stream, peer, ("decision",), offer.round)
             self._learn(key, answer.verdict)
-            await self.wire.send(stream, "thanks", offer.round)
+            await self.wire.send(stream, "acknowledged", offer.round)
         finally:
             if key in self.journal.doubts:
                 self.attempts.spawn(self._ask_while_open, peer, offer.round)

@@ -101,7 +101,7 @@ class Exchange:
             await self.wire.change(max(0.0, ends - time.monotonic()))
             spent |= dict.fromkeys(waited, time.monotonic() - began)
             self.edges.check()
-        heard = {peer: told for peer in among if (told := polls.heard(poll, peer, round_))}
+        heard = {peer: message for peer in among if (message := polls.heard(poll, peer, round_))}
         for peer in spent.keys() - heard.keys():
             self.wire.present.discard(peer)
             self._remember(peer, round_, spent[peer])
@@ -166,7 +166,7 @@ class Exchange:
         ends = time.monotonic() + self.wire.timeout
         while (left := ends - time.monotonic()) > 0 and (
             self.journal.doubts
-            or self.edges.unthanked
+            or self.edges.unacknowledged
             or any(self.wire.heard[peer][0] <= last for peer in self.wire.present)
         ):
             for peer in {key[1] for key in self.journal.doubts}:

@@ -73,15 +73,15 @@ def read_journal(folder: Path) -> list[Event]:
     return events
 
 
-def standing_mixes(events: list[Event]) -> Iterator[Event]:
+def valid_mixes(events: list[Event]) -> Iterator[Event]:
     """The `mixed` and `closed` events that count, by round: those that no later one replaces."""
-    standing: list[Event] = []
+    valid: list[Event] = []
     for event in events:
         if event["event"] == "mixed":
-            standing = [old for old in standing if old["round"] < event["round"]]
+            valid = [old for old in valid if old["round"] < event["round"]]
         if event["event"] in ("mixed", "closed"):
-            standing.append(event)
-    yield from standing
+            valid.append(event)
+    yield from valid
 
 
 def statement_of(event: Event) -> Statement:
@@ -229,4 +229,4 @@ class Journal:
             if not self.heard.setdefault(key, heard).says_what(heard):
                 self._two_things.add(key)
         elif event["event"] in ("mixed", "closed"):
-            self._mixes = list(standing_mixes([*self._mixes, event]))
+            self._mixes = list(valid_mixes([*self._mixes, event]))

@@ -24,11 +24,11 @@ from fedloom.model.bank import Row
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 from fedloom.runtimes.libp2p.statements import Statement
 
-MAGIC = b"FLP\x05"
+MAGIC = b"FLP\x06"
 PREFIX = struct.Struct(">4sIQ")
 HEADER_LIMIT = 4096
 
-Kind = Literal["hello", "vote", "choice", "offer", "ready", "passed", "question", "decision", "thanks"]
+Kind = Literal["hello", "vote", "choice", "offer", "ready", "passed", "question", "decision", "acknowledged"]
 Verdict = Literal["commit", "out", "open"]
 WITH_ROW = frozenset({"offer", "ready"})
 
@@ -40,8 +40,8 @@ class Message:
     Attributes:
         kind: ``hello`` says where the sender is. ``offer`` has the row of the lower number of an edge,
             ``ready`` that of the higher one, which from then on does not decide alone; ``passed`` refuses an
-            offer. ``decision`` ends a round of an edge, also as the answer to ``question``; ``thanks`` ends
-            an offer. ``vote`` and ``choice``: see `polls`.
+            offer. ``decision`` ends a round of an edge, also as the answer to ``question``; ``acknowledged``
+            ends an offer. ``vote`` and ``choice``: see `polls`.
         sender: Whose message it is.
         round: What it is about; from 1.
         at: The round that the sender is in; one more than there are where it has done all.

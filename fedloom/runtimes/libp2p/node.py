@@ -95,7 +95,9 @@ class Node:
         """
         whom = self.exchange.neighbours if among is None else sorted(among)
         heard = self.network.run(self.exchange.poll(poll, round_, layers, whom))
-        return {peer: (told.layers, self.exchange.edges.weight(told)) for peer, told in heard.items()}
+        return {
+            peer: (message.layers, self.exchange.edges.weight(message)) for peer, message in heard.items()
+        }
 
     def choose(self, round_: int, chosen: Sequence[bool]) -> list[bool]:
         """A round's layers by its votes; those that neighbours were told before this peer was killed stand.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.errors import UserError
-from fedloom.runtimes.libp2p.journal import JOURNAL_FILE, read_journal, standing_mixes, statement_of
+from fedloom.runtimes.libp2p.journal import JOURNAL_FILE, read_journal, statement_of, valid_mixes
 from fedloom.runtimes.libp2p.statements import Statement
 
 
@@ -76,7 +76,7 @@ def _peer(events: list[dict[str, Any]]) -> PeerJournal:
     late: set[tuple[int, int]] = set()
     missed, aggregator = 0, None
     in_doubt_then: set[tuple[int, int]] = set()
-    for mix in standing_mixes(events):
+    for mix in valid_mixes(events):
         if mix["event"] == "mixed":
             own[mix["round"]] = mix["own"]
             given = {int(peer): weight for peer, weight in mix["row"].items()}

@@ -1,6 +1,6 @@
 """What neighbours tell each other before they train: votes on layers, and which layers each has selected.
 
-    i → j   vote r, a float32 per layer        when it has entered round r; the other end says thanks
+    i → j   vote r, a float32 per layer        when it has entered round r; the other end acknowledges it
     i → j   choice r, a bit per layer          when it has heard its neighbours' votes, or waited for them
 
 Neither is a promise: a round of an edge counts by the agreement on rows (`edges`) alone. What is told is
@@ -41,7 +41,7 @@ class Polls:
         """
         self.wire = wire
         self._newest: dict[tuple[str, int], Message] = {}
-        self._thanked: dict[tuple[int, Poll], tuple[int, str]] = {}
+        self._acknowledged: dict[tuple[int, Poll], tuple[int, str]] = {}
         self._starts: dict[int, int] = {}
 
     def heard(self, poll: Poll, peer: int, round_: int) -> Message | None:
@@ -64,10 +64,10 @@ class Polls:
         if before is None or message.round >= before.round:
             self._newest[message.kind, peer] = message
             self.wire.wake()
-        await self.wire.send(stream, "thanks", message.round)
+        await self.wire.send(stream, "acknowledged", message.round)
 
     async def tell(self, peer: int, poll: Poll, round_: int, layers: str) -> None:
-        """Tell a neighbour something of a round, until it has said thanks or the round is over."""
+        """Tell a neighbour something of a round, until it has acknowledged it or the round is over."""
         while self.wire.at == round_:
             if peer not in self.wire.present:
                 await self.wire.change()
@@ -75,13 +75,13 @@ class Polls:
             with suppress(*LOST):
                 async with self.wire.dialled(peer) as stream:
                     await self.wire.send(stream, poll, round_, layers=layers)
-                    await self.wire.receive(stream, peer, ("thanks",), round_)
-                    self._thanked[peer, poll] = round_, layers
+                    await self.wire.receive(stream, peer, ("acknowledged",), round_)
+                    self._acknowledged[peer, poll] = round_, layers
                     return
             await asyncio.sleep(RETRY_SECONDS)
 
     async def tell_again(self, peer: int, starts: int) -> None:
-        """Tell a neighbour what it has said thanks for, if it has been started since.
+        """Tell a neighbour what it has acknowledged, if it has been started since.
 
         Args:
             peer: Its number.
@@ -90,9 +90,9 @@ class Polls:
         if self._starts.setdefault(peer, starts) == starts:
             return
         self._starts[peer] = starts
-        # Taken out until it says thanks again: however often it says hello, each is told by one task.
-        thanked = {poll: self._thanked.pop((peer, poll), None) for poll in get_args(Poll)}
-        await asyncio.gather(*(self.tell(peer, poll, *told) for poll, told in thanked.items() if told))
+        # Taken out until it is acknowledged again: however often it says hello, each is told by one task.
+        acknowledged = {poll: self._acknowledged.pop((peer, poll), None) for poll in get_args(Poll)}
+        await asyncio.gather(*(self.tell(peer, poll, *sent) for poll, sent in acknowledged.items() if sent))
 
 
 def vote(shares: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ from fedloom.options.privacy import delta_of
 from fedloom.runs.files import write_atomically
 from fedloom.runs.reading import Damaged, read_mapping
 from fedloom.runtimes.flower.content import Content
-from fedloom.runtimes.flower.messages import told
+from fedloom.runtimes.flower.messages import quoted
 from fedloom.training.private import ExampleBudget
 
 SIZES_FILE = "client_examples.json"
@@ -67,7 +67,7 @@ class ClientSizes:
         size, known = content.facts.get(FACT), self.budget.sizes[client]
         if not _is_count(size):
             raise UserError(
-                f"client {client + 1} gave {told(repr(size))} as the number of its examples, by which its "
+                f"client {client + 1} gave {quoted(repr(size))} as the number of its examples, by which its "
                 "epsilon is computed; is its fedloom of another version?"
             )
         if known not in (0, size):

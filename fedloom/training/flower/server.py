@@ -28,12 +28,12 @@ from fedloom.runtimes.flower.apps import make_server_app
 from fedloom.runtimes.flower.connected_clients import ConnectedClients
 from fedloom.runtimes.flower.content import Content
 from fedloom.runtimes.flower.keys import KEYS_FILE, Keys
-from fedloom.runtimes.flower.messages import told
+from fedloom.runtimes.flower.messages import quoted
 from fedloom.runtimes.flower.messenger import Delivery, RoundMessenger
 from fedloom.runtimes.flower.post import Post
 from fedloom.runtimes.flower.rows import digest
 from fedloom.training.default_bound import bounded
-from fedloom.training.fed import drive, write_held
+from fedloom.training.fed import drive, write_client_counts
 from fedloom.training.fed_examples import ALL_CLIENTS, SERVER_ALONE
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.flower.client_sizes import ClientSizes
@@ -73,7 +73,7 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
     found = versions() | {"flwr": version("flwr")}
     write_run_config(folder, config, found, device_name(parts.model.device), inputs.found)
     if wanted.client_data is None:
-        write_held(folder, parts)
+        write_client_counts(folder, parts)
     schedule = parts.schedule
     examples = schedule.batches * schedule.batch_size * schedule.epochs
     messenger = RoundMessenger(connected, wanted.round_timeout, examples, parts.algorithm)
@@ -145,8 +145,8 @@ def _admit(adapter: str, reading: str, client_num: int, answer: Content) -> int:
     client, found = answer.facts.get("client"), answer.facts.get("adapter")
     if type(client) is not int or not 0 <= client < client_num:
         raise UserError(
-            f"a SuperNode gave {told(repr(client))} as its number of {client_num}; is its fedloom of another "
-            "version?"
+            f"a SuperNode gave {quoted(repr(client))} as its number of {client_num}; is its fedloom of "
+            "another version?"
         )
     if found != adapter:
         raise UserError(

@@ -64,41 +64,41 @@ def answer(request: Request) -> Answer:
         path = own_data(request.node, config.client_data, client)
         if "stage" in request.content_.facts:
             return secret_step(request, client, config)
-        standing = _stand(json.dumps(request.options, sort_keys=True), config, path)
+        loaded = _load(json.dumps(request.options, sort_keys=True), config, path)
         if request.kind == "query":
-            adapter, reading = digest(standing.parts.model.initial), standing.parts.data.reading
+            adapter, reading = digest(loaded.parts.model.initial), loaded.parts.data.reading
             facts = {"client": client, "adapter": adapter, "reading": reading}
             if path is not None and config.privacy == "example":
-                facts[FACT] = len(standing.data[path].train)
+                facts[FACT] = len(loaded.data[path].train)
             return Answer(Content(facts))
-        return _trained(request, standing, client, path)
+        return _trained(request, loaded, client, path)
     except (UserError, Unfit) as error:
         return Answer(Content({"mistake": str(error)}))
 
 
-def _trained(request: Request, standing: _Loaded, client: int, path: Path | None) -> Answer:
-    facts, model = request.content_.facts, standing.parts.model
+def _trained(request: Request, loaded: _Loaded, client: int, path: Path | None) -> Answer:
+    facts, model = request.content_.facts, loaded.parts.model
     if facts["client"] != client:
         raise Unfit(f"a message for client {facts['client'] + 1} came to client {client + 1}")
-    algorithm = standing.parts.algorithm
+    algorithm = loaded.parts.algorithm
     like = algorithm.sent(model.initial, client)
     like = like | with_prefix(BASE, algorithm.first_base(model.initial))
     row = _brought_up_to_date(request, like)
     if row.keys() != like.keys():
         return Answer(Content({"lacks": True}))
-    parts = standing.parts
+    parts = loaded.parts
     chosen = chosen_by(facts["trained"], sorted(like))
     whole = algorithm.padded({name: row[name] for name in sorted(model.initial)})
     trained = {name: t for name, t in whole.items() if name in chosen}
     frozen = {name: t for name, t in whole.items() if name not in chosen}
     beside = unpack(request.content_.tensors, _with_rule(like), model.device, all_of_it=False)
-    data = standing.data[path]
+    data = loaded.data[path]
     model.share_prefix(data.prefix)
     indices = data.clients[client] if path is None else np.arange(len(data.train))
     train = _compared(parts, data, indices)
     model.fold(part_of(row, BASE))
     rules = parts.rules
-    if rules.privacy is not None and standing.config.privacy_seed is None:
+    if rules.privacy is not None and loaded.config.privacy_seed is None:
         # A round that is asked for twice, by a resumed or a curious server, has other noise each time.
         rules = replace(rules, privacy=replace(rules.privacy, key=secret_key()))
     work = plan_work(
@@ -106,13 +106,13 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         indices,
         parts.schedule,
         model.layout,
-        seed=standing.config.seed,
+        seed=loaded.config.seed,
         client=client,
         round_=facts["round"],
         drawn=facts["drawn"],
         privacy=rules.privacy,
     )
-    memory = Memory(request.node, standing.config.exp_name, client) if parts.first_memory else None
+    memory = Memory(request.node, loaded.config.exp_name, client) if parts.first_memory else None
     remembered = memory.recall(facts["remembers"], parts.first_memory) if memory else None
     (update,) = run_clients(
         model,
@@ -124,7 +124,7 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
         received=algorithm.padded(part_of(beside, RULE)),
         memories={} if remembered is None else {client: remembered},
         first=parts.first_memory,
-        seed=standing.config.seed,
+        seed=loaded.config.seed,
         round_=facts["round"],
         clip=math.inf if facts["clip"] is None else facts["clip"],
     )
@@ -137,9 +137,9 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
     if memory is not None:
         memory.keep(facts["word"], update.memory, facts["kept_from"], facts["remembers"])
         if personal := part_of(update.memory, PERSONAL):
-            own, base = memory.folder / "adapter", part_of(row, BASE)
-            model.save(whole | personal, own, rank=algorithm.rank(client), base=base)
-            parts.beside.write(own)
+            folder, base = memory.folder / "adapter", part_of(row, BASE)
+            model.save(whole | personal, folder, rank=algorithm.rank(client), base=base)
+            parts.beside.write(folder)
         report["forgot"] = facts["remembers"] is not None and remembered is None
     return Answer(
         Content({"round": facts["round"], **report}, pack(payload)),
@@ -150,8 +150,8 @@ def _trained(request: Request, standing: _Loaded, client: int, path: Path | None
 def _compared(parts: Parts, data: Encoded, indices: np.ndarray) -> list[Tokens]:
     """The training data, in which this client's preferences know what the base thinks of them."""
     parts.model.fold({})
-    own = [data.train[i] for i in indices.tolist()]
-    (known,) = with_references(parts.model, [own], parts.rules.wave_tokens)
+    examples = [data.train[i] for i in indices.tolist()]
+    (known,) = with_references(parts.model, [examples], parts.rules.wave_tokens)
     for i, tokens in zip(indices.tolist(), known, strict=True):
         data.train[i] = tokens  # kept for the rounds to come
     return data.train
@@ -162,10 +162,10 @@ def _brought_up_to_date(request: Request, like: Row) -> Row:
     device = next(iter(like.values())).device
     news = unpack(request.content_.tensors, _with_rule(like), device, all_of_it=False)
     news = {name: t for name, t in news.items() if name in like}
-    held = request.content_.facts["held"]
-    if held is None:
+    last_seen = request.content_.facts["held"]
+    if last_seen is None:
         return news
-    if request.kept.facts.get("word") != held:
+    if request.kept.facts.get("word") != last_seen:
         return {}
     return unpack(request.kept.tensors, like, device, all_of_it=False) | news
 
@@ -175,7 +175,7 @@ def _with_rule(like: Row) -> Row:
     return like | with_prefix(RULE, like)
 
 
-def _stand(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
+def _load(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
     """The model and this client's data, as they are here already where they can be."""
     global _loaded_model
     fed = replace(config.of_the_run, eval_generate_every=0)

@@ -66,7 +66,7 @@ class Liar:
             if decide and answer.kind == "ready":
                 await asyncio.sleep(after)
                 await self.wire.send(stream, "decision", said.round, verdict="commit")
-                await self.wire.receive(stream, peer, ("thanks",), said.round)
+                await self.wire.receive(stream, peer, ("acknowledged",), said.round)
             return answer.kind
 
     def do(self, work):
