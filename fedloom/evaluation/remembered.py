@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,12 @@ def _code(model: StackedModel) -> list[str]:
     """This package and the model's own modules, by what the files hold: a copy computes the same."""
     files = {*Path(fedloom.__file__).parent.rglob("*.py")}
     files |= {Path(inspect.getfile(type(module))) for module in model.model.modules()}
-    return sorted(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files)
+    return sorted(f"{path.name} {_digest_of_file(path)}" for path in files)
+
+
+@cache  # what has been imported runs on as it was, whatever becomes of the file
+def _digest_of_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _numbers(config: dict[str, Any]) -> dict[str, Any]:

