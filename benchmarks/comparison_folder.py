@@ -23,11 +23,11 @@ from fedloom.runs.files import write_atomically  # noqa: E402
 from fedloom.runs.record import RunRecord, read_run  # noqa: E402
 
 Runs = Sequence[tuple[str, RunRecord]]
-"""Runs of a comparison that have come to their end, in its order, each with its setting in words."""
+"""Runs of a comparison, in its order, each with its setting in words."""
 
 
-def finished_runs(config: Path, folder: Path) -> Runs:
-    """The finished runs of a comparison.
+def begun_runs(config: Path, folder: Path) -> Runs:
+    """The runs of a comparison that have done a round, whether or not they have come to their end.
 
     Raises:
         UserError: There are none.
@@ -38,9 +38,21 @@ def finished_runs(config: Path, folder: Path) -> Runs:
             runs.append((planned.label, read_run(folder / planned.name, evaluation=False)))
         except UserError:  # it is not there, or has no row yet
             continue
-    if not any(run.finished for _, run in runs):
+    if not any(run.rounds for _, run in runs):
+        raise UserError(f"{folder}: no run has done a round; give the comparison's --out_dir")
+    return [(label, run) for label, run in runs if run.rounds]
+
+
+def finished_runs(config: Path, folder: Path) -> Runs:
+    """The runs of a comparison that have come to their end.
+
+    Raises:
+        UserError: There are none.
+    """
+    finished = [(label, run) for label, run in begun_runs(config, folder) if run.finished]
+    if not finished:
         raise UserError(f"{folder}: no run has come to its end; give the comparison's --out_dir")
-    return [(label, run) for label, run in runs if run.finished]
+    return finished
 
 
 def write_result(
@@ -48,6 +60,7 @@ def write_result(
     about: str | None,
     found_in: Callable[[Path, Runs], dict[str, Any]],
     arguments: list[str] | None,
+    runs_in: Callable[[Path, Path], Runs] = finished_runs,
 ) -> int:
     """Be the command that makes a result of a comparison. Returns the exit status.
 
@@ -56,6 +69,7 @@ def write_result(
         about: The help.
         found_in: Makes of the comparison's config and runs what stands in the file.
         arguments: The command line; None: the process's own.
+        runs_in: Which runs count, of the comparison's config and folder.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("config", type=Path, help="file of the comparison")
@@ -68,7 +82,7 @@ def write_result(
     )
     options = parser.parse_args(arguments)
     try:
-        runs = finished_runs(options.config, options.folder)
+        runs = runs_in(options.config, options.folder)
         found = found_in(options.config, runs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -98,6 +98,26 @@ def drift(result: dict[str, Any]) -> Figure:
     return figure
 
 
+def over_rounds(result: dict[str, Any]) -> Figure:
+    """Both consensus errors over rounds: a thin line per seed, the geometric mean over seeds thick."""
+    (pairs,) = pairs_of(result)
+    ways, rounds = {"LoRA": pairs.both, "DFL-LoRA": pairs.frozen}, range(1, result["rounds"] + 1)
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    titles = {
+        "consensus_error": "consensus error after mixing",
+        "consensus_error_relative": "relative to the mean product",
+    }
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        for colour, (way, runs) in zip(COLOURS, ways.items(), strict=False):
+            errors = np.array([run[name] for run in runs])
+            axes.plot(rounds, errors.T, LINES[way], color=colour, linewidth=0.6, alpha=0.6)
+            mean = np.exp(np.log(errors).mean(0))
+            axes.plot(rounds, mean, LINES[way], color=colour, linewidth=2.2, label=f"{way}, n = {len(runs)}")
+        axes.set(xlabel="round", title=title, ylim=(0, None), xticks=range(0, len(rounds) + 1, 5))
+    panels[0].legend(fontsize=8, frameon=False, loc="upper left")
+    return figure
+
+
 def peers_scale(result: dict[str, Any]) -> Figure:
     """Time of a round and peak memory over the number of peers."""
     peers = [run["peers"] for run in result["runs"]]
@@ -116,6 +136,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
     "consensus": consensus,
     "drift": drift,
     "peers-scale": peers_scale,
+    "sst2-whole-epochs": over_rounds,
 }
 
 

@@ -9,6 +9,7 @@ from across import across_table
 from cells import DASH, gib, mean_of, percent_of, table, times
 from compared import compared_table
 from tables_drift import drift_table
+from tables_over_rounds import over_rounds_table
 from tables_peers import consensus_table, peers_table, scale_table
 from tables_private import private_step_table
 from tables_ranks import ranks_table
@@ -27,6 +28,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         "compared": compared_table,
         "across": across_table,
         "drift": drift_table,
+        "over-rounds": over_rounds_table,
         "evaluate": _evaluate_table,
         "ranks": ranks_table,
         "startup": _startup_table,

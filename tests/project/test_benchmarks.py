@@ -307,6 +307,52 @@ def test_the_consensus_error_of_a_comparison_is_divided_between_the_factors(modu
     assert module("compared").main([str(config), str(tmp_path), "--out", str(out)]) == 2
 
 
+def write_stopped_run(folder, way, seed, errors, accuracy):
+    """What a run leaves that was stopped: no summary."""
+    options = {"model_checkpoint": "tiny", "dataset_type": "sst2", "training_type": way, "seed": seed}
+    options |= {"num_clients": 3, "name": "ring", "partition": "dirichlet", "alpha": 0.5, "min_size": 8}
+    options |= {"lora_r": 4, "lora_alpha": 8, "target_modules": "query,value", "mix_head": False, "lr": 0.01}
+    options |= {"batch_size": 4, "local_epochs": 1, "local_steps": None, "num_rounds": 9, "run": {}}
+    rows = [{"round": 0, "val_accuracy": 0.5, "val_accuracy_min": 0.5, "val_accuracy_max": 0.5}]
+    rows += [{"round": t, "consensus_error": e, "consensus_error_relative": e / 8} for t, e in errors]
+    rows[2] |= {"val_accuracy": accuracy, "val_accuracy_min": accuracy, "val_accuracy_max": accuracy}
+    write_rows(folder / f"training_type={way}-seed={seed}" / "metrics.jsonl", rows)
+    (folder / f"training_type={way}-seed={seed}" / "config.yaml").write_text(json.dumps(options))
+
+
+def test_runs_that_were_stopped_are_compared_over_the_rounds_that_all_have(module, tmp_path, capsys):
+    config, out = tmp_path / "epochs.yaml", tmp_path / "epochs.json"
+    config.write_text("command: dfl\ngrid: {training_type: [LoRA, DFL-LoRA]}\nseeds: [1, 2]\n")
+    command = [str(config), str(tmp_path), "--out", str(out)]
+    assert module("over_rounds").main(command) == 2
+    assert "no run has done a round" in capsys.readouterr().err
+
+    for seed, times in ((1, 2.0), (2, 8.0)):
+        write_stopped_run(tmp_path, "DFL-LoRA", seed, [(1, 1.0), (2, 1.0), (3, 1.0)], 0.7)
+        rounds = [(1, 1.0), (2, times), (3, 99.0)][: 4 - seed]  # seed 2 was stopped after round 2
+        write_stopped_run(tmp_path, "LoRA", seed, rounds, 0.8)
+    assert module("over_rounds").main(command) == 0
+    result = json.loads(out.read_text())
+    assert result["rounds"] == 2 and {len(run["consensus_error"]) for run in result["runs"]} == {2}
+
+    _, _, first, second, _, note, *_ = module("tables").as_markdown(result).splitlines()
+    assert first == "| 1 | 2 | 1.00 | 1.00 | 1.00 (1.00–1.00) | 0.125 | 0.125 | 1.00 (1.00–1.00) |  |  |  |"
+    # The mean of 2 and 8 is 5, their geometric mean 4, which is how many times 1 they are.
+    assert second.startswith("| 2 | 2 | 5.00 | 1.00 | 4.00 (0.00–")
+    assert second.endswith(" | 80.0 | 70.0 | +10 (+10 to +10) |")
+    assert "were to have 9 rounds and were stopped after 2–3." in note
+    mean = module("figures").over_rounds(result).axes[0].get_lines()[2]
+    assert mean.get_ydata().tolist() == pytest.approx([1.0, 4.0])
+
+    config.write_text(
+        "command: dfl\ngrid: {training_type: [LoRA, DFL-LoRA], mixing_step: [1.0]}\nseeds: [1]\n"
+    )
+    for found in tmp_path.glob("training_type=*-seed=1"):
+        found.rename(tmp_path / found.name.replace("-seed", "-mixing_step=1.0-seed"))
+    assert module("over_rounds").main(command) == 2
+    assert "must name training_type alone" in capsys.readouterr().err
+
+
 def test_a_round_of_some_number_of_peers_is_measured(module, tmp_path, capsys):
     encoder = save_tiny_bert(tmp_path / "encoder")
     write_rows(tmp_path / "train.jsonl", ({"sentence": f"good {i}", "label": i % 2} for i in range(60)))
