@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from rich.filesize import decimal
 
 from fedloom.commands.cli import read_config
+from fedloom.commands.jobs import Make, share_out
 from fedloom.commands.report import run_report
 from fedloom.commands.table import COMMANDS
 from fedloom.errors import UserError, plain_console
@@ -34,16 +35,17 @@ from fedloom.runs.run_folder import check_same_run, sole_writer
 from fedloom.training.shared import Shared
 
 
-def run_compare(file: Path, out_dir: Path) -> int:
+def run_compare(file: Path, out_dir: Path, jobs: int = 1) -> int:
     """Make all runs of a file that are not made yet, and write the tables.
 
     What has been done is not done again: after a kill the same command goes on, within a run from its last
     checkpoint. A run that fails is named, and the others go on. Base and data that runs have
-    in common are read once.
+    in common are read once, by each process.
 
     Args:
         file: See `options.compare.read_plan`.
         out_dir: Gets a folder per run, compare.csv, compare.tex and report.html.
+        jobs: Runs that are made at the same time, each by a process.
 
     Returns:
         How many runs failed.
@@ -52,19 +54,58 @@ def run_compare(file: Path, out_dir: Path) -> int:
         UserError: A mistake in the file, found before anything runs, or another process works there.
     """
     plan = read_plan(file)
-    configs = [_config(plan.command, run, out_dir, file) for run in plan.runs]
+    for run in plan.runs:
+        _config(plan.command, run, out_dir, file)
     with sole_writer(out_dir):
-        failed, shared = dict[str, str](), Shared()
-        for number, (run, config) in enumerate(zip(plan.runs, configs, strict=True), 1):
-            print(f"run {number}/{len(configs)}: {run.label}, seed {run.seed}", flush=True)
-            try:
-                _make(plan.command, run, config, out_dir / run.name, file, shared)
-            except UserError as error:
-                failed[run.name] = str(error)
-                print(f"  failed: {error}", flush=True)
-            _free_memory()
+        failed = dict[str, str]()
+        for number, ended, wrong in _made(plan, file, out_dir, jobs):
+            run = plan.runs[number]
+            if not ended or (jobs > 1 and wrong is None):
+                end = " is made" if ended else ""
+                print(f"run {number + 1}/{len(plan.runs)}: {run.label}, seed {run.seed}{end}", flush=True)
+            if wrong is not None:
+                failed[run.name] = wrong
+                which = f"run {number + 1}/{len(plan.runs)} " if jobs > 1 else ""
+                print(f"  {which}failed: {wrong}", flush=True)
         _write(plan, out_dir, failed)
     return len(failed)
+
+
+def _made(plan: Plan, file: Path, out_dir: Path, jobs: int) -> Iterator[tuple[int, bool, str | None]]:
+    """Make the runs; see `jobs.share_out`."""
+    if jobs > 1:
+        yield from share_out(maker, (file, out_dir, jobs), range(len(plan.runs)), jobs, out_dir)
+        return
+    make = maker(file, out_dir)
+    for number in range(len(plan.runs)):
+        yield number, False, None
+        try:
+            make(number)
+        except UserError as error:
+            yield number, True, str(error)
+        else:
+            yield number, True, None
+
+
+def maker(file: Path, out_dir: Path, jobs: int = 1) -> Make:
+    """What makes the run of a number, of a file's; runs that follow each other share what they read.
+
+    Args:
+        file: Of the comparison.
+        out_dir: Holds the runs' folders.
+        jobs: Processes that make runs of it at the same time.
+    """
+    plan, shared = read_plan(file), Shared(jobs)
+
+    def make(number: int) -> None:
+        run = plan.runs[number]
+        try:
+            config = _config(plan.command, run, out_dir, file)
+            _make(plan.command, run, config, out_dir / run.name, file, shared)
+        finally:
+            _free_memory()
+
+    return make
 
 
 def _free_memory() -> None:

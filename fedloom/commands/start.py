@@ -151,7 +151,8 @@ def compare(config: CompareConfig) -> int:
     with _begin(config, f"fedloom compare: {config.file}"):
         from fedloom.commands.compare import run_compare
 
-    return EXIT_DOES_NOT_HOLD if run_compare(Path(config.file), Path(config.out_dir)) else 0
+    failed = run_compare(Path(config.file), Path(config.out_dir), config.jobs)
+    return EXIT_DOES_NOT_HOLD if failed else 0
 
 
 def methods(config: MethodsConfig) -> None:

@@ -28,19 +28,20 @@ _ENOUGH_ON_CUDA, _ENOUGH_ON_CPU = 65536, 2048
 _FEW_BYTES = 3 << 29
 
 
-def auto_wave_tokens(model: PreTrainedModel, sharing: int = 1) -> int:
+def auto_wave_tokens(model: PreTrainedModel, sharing: int = 1, jobs: int = 1) -> int:
     """Tokens per pass for which the activations of training fit well into the memory that is free now.
 
     Args:
         model: The base model.
         sharing: Processes on this machine that will train; those on a CPU share its memory.
+        jobs: Runs beside each other, which share a GPU's memory, too.
     """
     hidden = size(model.config, "hidden_size", _USUAL_WIDTH)
     intermediate = size(model.config, "intermediate_size", 4 * hidden)
     layers = size(model.config, "num_hidden_layers", len(decoder_layers(model)[1]))
     numbers = layers * (_HIDDEN_NUMBERS * hidden + _INTERMEDIATE_NUMBERS * intermediate)
     bytes_per_token = numbers * torch.empty((), dtype=model.dtype).element_size()
-    free = free_bytes(model.device) / (1 if model.device.type == "cuda" else sharing)
+    free = free_bytes(model.device) / (jobs if model.device.type == "cuda" else jobs * sharing)
     fits = int(_SHARE_OF_FREE * free / bytes_per_token)
     return max(_FEWEST, min(fits, _enough(model.device, bytes_per_token)))
 

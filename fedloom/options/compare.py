@@ -34,6 +34,12 @@ class CompareConfig:
         path=True,
     )
     out_dir: str = option("comparison", "folder that holds the runs, the tables and the page", path=True)
+    jobs: int = option(
+        1,
+        "runs that are made at the same time, each by a process with its share of threads and memory; on a "
+        "GPU start CUDA's multi-process service first, or they take turns",
+        minimum=1,
+    )
 
 
 @dataclass(frozen=True)

@@ -192,11 +192,19 @@ def stack(config: Setting, base: BaseModel, adapter: PeftConfig, prefix: int) ->
     return model
 
 
-def resolved(config: C, base: BaseModel, reader: Reader, group: Group) -> C:
-    """The options with what `auto` turned out to be: dtype, wave_tokens, system_prompt."""
+def resolved(config: C, base: BaseModel, reader: Reader, group: Group, jobs: int) -> C:
+    """The options with what `auto` turned out to be: dtype, wave_tokens, system_prompt.
+
+    Args:
+        config: Options of the run.
+        base: The model.
+        reader: How examples are read.
+        group: The processes of the run.
+        jobs: Runs that are made on this machine at the same time.
+    """
     wave_tokens = config.wave_tokens
     if wave_tokens == "auto":
-        wave_tokens = auto_wave_tokens(base.model, group.sharing)
+        wave_tokens = auto_wave_tokens(base.model, group.sharing, jobs)
     return replace(
         config,
         dtype=cast(Any, str(base.model.dtype).removeprefix("torch.")),

@@ -147,7 +147,7 @@ def build(
         model.initial = algorithm.refactoring.initial(model.initial, config.seed)
     if algorithm.folds and config.residual_rank is None:
         model.check_foldable()
-    config = resolved(config, base, data.reader, group)
+    config = resolved(config, base, data.reader, group, shared.jobs)
     rules = _rules(config, algorithm)
     if config.train_mode == "local":  # its one client's moments last, as the server's do
         algorithm = replace(algorithm, server_optimiser=rules.optimiser)

@@ -203,7 +203,7 @@ def _build(
     mixed = {n: t for n, t in model.initial.items() if n not in frozen and n not in personal}
     model.initial |= algorithm.first_base(mixed)  # each peer's own residual, where it has one
     ends = np.cumsum([len(of_peer) for of_peer in train])
-    config = resolved(config, base, data.reader, group)
+    config = resolved(config, base, data.reader, group, shared.jobs)
     assert isinstance(config.wave_tokens, int)
     schedules = [_schedule(config, len(of_peer)) for of_peer in train]
     return config, PeerParts(

@@ -39,9 +39,13 @@ class Shared:
     A run makes each slow step of its set-up through this. It is decided by the step's own arguments, not by
     the run's options, so that an option which a step does not look at is no reason to do it again, and none
     that it does look at can be forgotten.
+
+    Attributes:
+        jobs: Processes that make runs on this machine at the same time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: int = 1) -> None:
+        self.jobs = jobs
         self._done: defaultdict[int, list[_Done]] = defaultdict(list)
         self._files: Mapping[str, Stamp] = {}
         self._tokenizer: tuple[tuple[Any, ...], PreTrainedTokenizerBase] | None = None

@@ -5,10 +5,12 @@ import re
 
 import pytest
 import torch
+from processes import CONTEXT
 from run_files import write_sums
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
+from fedloom.commands import jobs
 from fedloom.commands.cli import main
 from fedloom.commands.compare import show
 from fedloom.options.compare import Plan, read_plan
@@ -139,6 +141,47 @@ def test_a_line_of_80_characters_has_room_for_the_table(columns, beside, capsys,
     if beside:
         table = re.sub(rf"\n(setting|D-PSGD|{re.escape(TARGETS)}) +", r"\n\1\n  ", table)
     assert table == TABLE
+
+
+DIES = """
+import os
+from fedloom.options.parts import plug_in
+
+@plug_in("aggregator")
+def dies():
+    return lambda changes: os._exit(9)
+"""
+
+
+def test_several_processes_make_what_one_makes_and_one_that_dies_ends_no_other(
+    inputs, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "mine.py").write_text(DIES)
+    monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda method: CONTEXT)  # has loaded torch
+    grid = [
+        {"client_lr": 0.1},
+        {"aggregator": "dies", "plugin": str(tmp_path / "mine.py")},
+        {"client_num": 500},
+        {"client_lr": 0.2},
+    ]
+    given = plan(inputs, grid=grid, seeds=[1])
+    file = tmp_path / "plan.yaml"
+    file.write_text(json.dumps(given))
+    assert main(["compare", str(file), "--out_dir", str(tmp_path / "out"), "--jobs", "2"]) == 1
+    said = capsys.readouterr().out
+    assert (
+        "run 1/4: client_lr=0.1, seed 1 is made" in said and "run 4/4: client_lr=0.2, seed 1 is made" in said
+    )
+    assert "run 2/4 failed: its process ended with status 9; see the end of " in said
+    assert "run 3/4 failed: " in said and "500" in said
+    file.write_text(json.dumps(given | {"grid": [grid[0], grid[3]]}))
+    assert main(["compare", str(file), "--out_dir", str(tmp_path / "one")]) == 0
+    for name in ("client_lr=0.1-seed=1", "client_lr=0.2-seed=1"):
+        rows = [
+            [json.loads(line)["val_loss"] for line in (tmp_path / out / name / "metrics.jsonl").open()]
+            for out in ("out", "one")
+        ]
+        assert rows[0] == rows[1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
