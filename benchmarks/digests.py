@@ -34,10 +34,13 @@ _FED = {
     "client_num_per_step": 3,
     "client_batch_per_step": 4,
     "grad_accum_steps": 2,
+    "prox_mu": 0.1,
     "max_steps": 3,
     "val_steps": 3,
     "client_lr": 0.05,
     "lora_r": 4,
+    "max_layer_num": 1,
+    "min_layer_num": 0,
     "dtype": "float32",
     "wave_tokens": 600,
     "max_length": 200,
@@ -71,12 +74,10 @@ def runs(models: Path, out_dir: str) -> dict[str, FedConfig | DflConfig]:
     fed = {"model_name": llama, "out_dir": out_dir} | _FED
     dfl = {"out_dir": out_dir} | _DFL
     found: dict[str, FedConfig | DflConfig] = {}
-    layers = {"fedGradFocus": {"max_layer_num": 1, "min_layer_num": 0}}
     for mode in ("fed", "fedGradFocus", "local"):
         for alg in ("FedAdam", "FedAVG", "FedProx"):
-            name, term = f"{mode}-{alg}", {"prox_mu": 0.1} if alg == "FedProx" else {}
-            more = layers.get(mode, {}) | term
-            found[name] = FedConfig(**fed, **more, exp_name=name, train_mode=mode, fed_alg=alg)
+            name = f"{mode}-{alg}"
+            found[name] = FedConfig(**fed, exp_name=name, train_mode=mode, fed_alg=alg)
     for kind in ("p-tuning", "prompt-tuning"):
         found[kind] = FedConfig(**fed, exp_name=kind, train_mode="fed", peft=kind, num_virtual_tokens=4)
     for kind in ("LoRA", "DFL-LoRA"):

@@ -10,11 +10,11 @@ from fedloom.options.attack import check_attack
 from fedloom.options.check_method import check_method
 from fedloom.options.declare import names_or_pattern, options
 from fedloom.options.fed import FedConfig, GradientPriority
-from fedloom.options.idle import refuse_idle
+from fedloom.options.idle import idle
 from fedloom.options.lora_variants import check_lora_variants
 from fedloom.options.methods import chosen
 from fedloom.options.own_data import OwnData, check_own_data
-from fedloom.options.partition import Partition, check_partition
+from fedloom.options.partition import Partition, check_partition, idle_in_partition
 from fedloom.options.parts import is_plugged
 from fedloom.options.privacy import check_privacy
 from fedloom.options.run import PROMPT_DATE, FormatName, Prompts, Run
@@ -61,7 +61,6 @@ def check(config: FedConfig) -> None:
     check_attack(config, config.client_num)
     check_privacy(config, server=True)
     check_secure(config)
-    _check_idle(config)
     if config.train_mode == "fedGradFocus" and config.peft != "lora":
         raise UserError(
             f"peft: {config.peft} trains virtual tokens, so there are no layers for fedGradFocus to choose; "
@@ -69,16 +68,18 @@ def check(config: FedConfig) -> None:
         )
 
 
-def _check_idle(config: FedConfig) -> None:
+def without_effect(config: FedConfig) -> list[str]:
+    """What to say of options that belong to choices that are not made."""
+    said = idle_in_partition(config)
     if config.train_mode != "fedGradFocus":
-        where = f"with train_mode {config.train_mode}, which trains all layers"
         names = {field.name for field in fields(GradientPriority)}
-        refuse_idle(config, names, where, "--train_mode fedGradFocus")
+        said += idle(config, names, f"with train_mode {config.train_mode}, which trains all layers")
     if config.peft == "lora":
-        refuse_idle(config, ["num_virtual_tokens"], "with peft lora", "--peft p-tuning or prompt-tuning")
+        said += idle(config, ["num_virtual_tokens"], "with peft lora")
     rule = chosen(config)["client_rule"].partition(":")[0]
     if rule != "proximal" and not is_plugged("client_rule", rule):  # a plugin's may take it too
-        refuse_idle(config, ["prox_mu"], f"with client_rule {rule}", "--fed_alg FedProx")
+        said += idle(config, ["prox_mu"], f"with client_rule {rule}")
+    return said
 
 
 def _check_ranks(config: FedConfig) -> None:

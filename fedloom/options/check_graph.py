@@ -7,8 +7,9 @@ from fedloom.options.attack import check_attack
 from fedloom.options.check_fed import check_rules, check_target_modules, check_values
 from fedloom.options.check_method import check_method
 from fedloom.options.graph import DflConfig, LayerPriority, PeerModel, SplitConfig
-from fedloom.options.idle import refuse_idle
+from fedloom.options.idle import idle
 from fedloom.options.own_data import check_own_data
+from fedloom.options.partition import Partition, idle_in_partition
 from fedloom.options.privacy import check_privacy
 
 
@@ -26,16 +27,22 @@ def check(config: DflConfig) -> None:
     check_layers(config)
 
 
+def without_effect(config: LayerPriority) -> list[str]:
+    """What to say of options that belong to choices that are not made."""
+    said = idle_in_partition(config) if isinstance(config, Partition) else []
+    if config.layer_votes == "none":
+        names = {field.name for field in fields(LayerPriority)} - {"layer_votes"}
+        said += idle(config, names, "without votes on layers")
+    return said
+
+
 def check_layers(config: LayerPriority) -> None:
     """Judge how peers choose layers.
 
     Raises:
-        UserError: They would choose none, or it is said how and they do not.
+        UserError: They would choose none.
     """
-    if config.layer_votes == "none":
-        names = {field.name for field in fields(LayerPriority)} - {"layer_votes"}
-        refuse_idle(config, names, "without votes on layers", "--layer_votes either")
-    elif config.max_layer_num == 0 == config.min_layer_num:
+    if config.layer_votes != "none" and config.max_layer_num == 0 == config.min_layer_num:
         raise UserError(
             f"layer_votes: {config.layer_votes} selects no layer with max_layer_num 0 and min_layer_num 0; "
             "raise one of them"

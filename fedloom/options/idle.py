@@ -7,26 +7,37 @@ from typing import Any
 from fedloom.errors import UserError, shown
 
 
-def refuse_idle(config: Any, names: Iterable[str], where: str, instead: str) -> None:
-    """Refuse options that would have no effect, where they have another value than their default.
+def idle(config: Any, names: Iterable[str], where: str) -> list[str]:
+    """What to say of options that have no effect, where they have another value than their default.
 
-    A run that goes on is let be: it has been without their effect from its beginning.
+    It is a warning where nobody is harmed: one file of options may serve several choices, as those of the
+    original systems do, and a comparison's ``options`` all of its settings.
 
     Args:
         config: Options of a command.
         names: Those that belong to the choice; the command need not have all.
-        where: Without what, or with what else, they have no meaning, in words.
-        instead: What to choose for them to have one, as it is typed.
+        where: Without what, or with what else, they have no effect, in words.
+    """
+    names = set(names)
+    given = ((field.name, getattr(config, field.name), field.default) for field in fields(config))
+    return [
+        f"{name}: {shown(value)} has no effect {where}"
+        for name, value, default in given
+        if name in names and value != default
+    ]
+
+
+def refuse_idle(config: Any, names: Iterable[str], where: str, instead: str) -> None:
+    """Refuse such options, where who gives one believes to be protected.
+
+    Args:
+        config: See `idle`, as for what follows.
+        names: The same.
+        where: The same.
+        instead: What to choose for them to have an effect, as it is typed.
 
     Raises:
         UserError: One is given.
     """
-    if getattr(config, "resume", False):
-        return
-    names = set(names)
-    for field in fields(config):
-        if field.name in names and (given := getattr(config, field.name)) != field.default:
-            raise UserError(
-                f"{field.name}: {shown(given)} has no meaning {where}; choose {instead}, or leave "
-                f"{field.name} out"
-            )
+    for said in idle(config, names, where):
+        raise UserError(f"{said}; choose {instead}, or leave {said.partition(':')[0]} out")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fedloom.errors import UserError
 from fedloom.options.declare import option
-from fedloom.options.idle import refuse_idle
+from fedloom.options.idle import idle
 
 Kind = Literal["iid", "dirichlet", "quantity", "shards", "by_field"]
 """How one data set is divided; see `fedloom.data.partition`."""
@@ -42,18 +42,23 @@ class Partition:
     field: str | None = option(None, "field that keeps examples together, with partition by_field")
 
 
+def idle_in_partition(config: Partition) -> list[str]:
+    """What to say of options that have no effect on who has which data."""
+    where, said = f"with partition {config.partition}", list[str]()
+    if config.partition not in ("dirichlet", "quantity"):
+        said += idle(config, ["alpha"], where)
+    if config.partition != "shards":
+        said += idle(config, ["labels_per_client"], where)
+    return said
+
+
 def check_partition(config: Partition) -> None:
     """Judge who has which data.
 
     Raises:
-        UserError: Two options contradict each other, or one has no effect.
+        UserError: Two options contradict each other.
     """
     check_field(config.partition, config.field)
-    where = f"with partition {config.partition}"
-    if config.partition not in ("dirichlet", "quantity"):
-        refuse_idle(config, ["alpha"], where, "--partition dirichlet or quantity")
-    if config.partition != "shards":
-        refuse_idle(config, ["labels_per_client"], where, "--partition shards")
     if config.dataset_path_template is not None and config.partition != "iid":
         raise UserError(
             f"partition: {config.partition} divides one data set, and dataset_path_template gives every "

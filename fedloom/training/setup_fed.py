@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 from peft import PeftConfig
@@ -18,7 +19,7 @@ from fedloom.model.adapters import choice
 from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.bank import Row
 from fedloom.model.stacked import StackedModel
-from fedloom.options.check_fed import check
+from fedloom.options.check_fed import check, without_effect
 from fedloom.options.fed import FedConfig
 from fedloom.options.methods import chosen
 from fedloom.runs.inputs import Inputs, digest_of_examples, digest_of_tokens
@@ -39,6 +40,8 @@ from fedloom.training.loop import Intervals
 from fedloom.training.private import Budget, example_budget, example_privacy, user_budget
 from fedloom.training.setup import beside_adapters, check_base, classes_of_head, load, lora, resolved, stack
 from fedloom.training.shared import Shared
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def build(
             f"train_mode: local trains one model, which cannot be dealt over {group.size} ranks; "
             "leave torchrun out, or choose fed or fedGradFocus"
         )
+    for said in without_effect(config) if group.rank == 0 else ():
+        log.warning(said)
     algorithm = algorithm_with_server(config)
     attackers = simulated_attackers(config, config.client_num)
     check_base(config, config.model_name)

@@ -24,7 +24,7 @@ from fedloom.federation.topology import build_topology, mixing
 from fedloom.model.adapters.supported import check_adapter
 from fedloom.model.fit import check_fit
 from fedloom.model.layout import shared_prefix
-from fedloom.options.check_graph import check
+from fedloom.options.check_graph import check, without_effect
 from fedloom.options.graph import MOST_EVALUATED, DflConfig
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.inputs import Inputs, digest_of_arrays, digest_of_examples, digest_of_tokens
@@ -148,6 +148,8 @@ def _build(
     attackers: Attackers | None = None,
 ) -> tuple[S, PeerParts]:
     assert config.model_checkpoint is not None
+    for said in without_effect(config) if group.rank == 0 else ():
+        log.warning(said)
     algorithm = algorithm_on_graph(config)
     check_base(config, config.model_checkpoint)
     task = open_data(config, shared, only)

@@ -98,6 +98,26 @@ def test_the_layers_of_the_first_round_stay_for_the_whole_run(fed):
     assert len({tuple(row["selected_layers"]) for row in kept}) == 1
 
 
+def test_options_that_choose_layers_say_so_where_all_are_trained(fed, caplog):
+    fed(
+        "plain",
+        "--train_mode",
+        "fed",
+        "--layer_rounds",
+        "3",
+        "--max_steps",
+        "1",
+        "--alpha",
+        "0.1",
+        "--prox_mu",
+        "1",
+    )
+    said = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+    assert said[0] == "alpha: 0.1 has no effect with partition iid"
+    assert "layer_rounds: 3 has no effect with train_mode fed, which trains all layers" in said
+    assert said[-1] == "prox_mu: 1.0 has no effect with client_rule none"
+
+
 def test_with_all_layers_it_is_fed(words, tmp_path):
     """The same parts driven in both modes, so that clients have the same data."""
     focused = options(words, tmp_path, "--max_layer_num", str(LAYERS), "--server_grad_scale", "3")

@@ -255,8 +255,6 @@ def test_a_run_with_all_layers_is_one_without_votes(words, tmp_path, frozen_a, c
         ("dfl", "--method FlexLoRA --layer_votes both", "lora_aggregation flexlora is about all"),
         ("dfl", "--method K-GT --layer_votes both", "client_rule gradient_tracking is about all"),
         ("dfl", "--method QG-DSGDm --layer_votes both", "client_rule quasi_global is about all"),
-        ("dfl", "--grad_eval random", "grad_eval: random has no meaning without votes on layers; choose"),
-        ("peer", "--max_layer_num 2", "max_layer_num: 2 has no meaning without votes on layers; choose"),
         ("peer", "--method DFL-GPL --max_layer_num 0", "layer_votes: either selects no layer"),
     ],
 )

@@ -674,15 +674,6 @@ def test_a_plugin_that_ends_the_process_is_told(tmp_path, capsys):
         ("--lora_r 4,x", ["lora_r: 4,x is not a whole number"]),
         ("--lora_r 4,8 --peft p-tuning", ["lora_r: 4,8", "p-tuning has no rank"]),
         ("--lora_r 4,8 --train_mode fedGradFocus", ["lora_r: 4,8 gives clients ranks of their own"]),
-        ("--grad_eval l2", ["grad_eval: l2 has no meaning with train_mode fed, which trains all layers"]),
-        (
-            "--method FedAvg --max_layer_num 8",
-            ["choose --train_mode fedGradFocus, or leave max_layer_num out"],
-        ),
-        ("--prox_mu 0.1", ["prox_mu: 0.1 has no meaning with client_rule none; choose --fed_alg FedProx"]),
-        ("--num_virtual_tokens 8", ["num_virtual_tokens: 8 has no meaning with peft lora"]),
-        ("--alpha 0.1", ["alpha: 0.1 has no meaning with partition iid; choose --partition dirichlet"]),
-        ("--labels_per_client 1 --partition dirichlet", ["choose --partition shards, or leave"]),
         ("--plugin nowhere.py", ["plugin: nowhere.py cannot be imported"]),
     ],
 )
