@@ -147,7 +147,8 @@ def _restore(parts: PeerParts, checkpoint: Path) -> PeerProgress:
     if not are_counts(state.get("drawn"), everybody):
         raise damaged_checkpoint(checkpoint, "state.json", "the batches drawn are not a count for each peer")
     groups: dict[str, Row] = {"adapter": {}, "optimiser": {}, "memory": {}, "estimate": {}}
-    for name, t in tensors.items():
+    for name in expected:  # in their own order, not the file's: a norm over all parameters is rounded by it
+        t = tensors[name]
         group, _, rest = name.partition(".")
         groups[group][rest] = t if group == "estimate" else t[local.start : local.stop].clone().to(device)
     known = {

@@ -274,8 +274,10 @@ def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
     ):
         raise damaged_checkpoint(checkpoint, "state.json", "a count or the accuracy is not one")
     new = replace(new, memories=dict.fromkeys(remembering, parts.first_memory))
-    check_state(checkpoint, tensors, _tensors(new))
-    on_device = {name: t.to(parts.model.device) for name, t in tensors.items()}
+    expected = _tensors(new)
+    check_state(checkpoint, tensors, expected)
+    # In their own order, not the file's: a norm over all parameters is rounded by it.
+    on_device = {name: tensors[name].to(parts.model.device) for name in expected}
     server = ServerState(
         state["round"],
         part_of(on_device, "adapter."),

@@ -178,8 +178,11 @@ def recall(
     for name, t in tensors.items():
         group, _, rest = name.partition(".")
         groups[group][rest] = t.to(parts.model.device)
-    bank = AdapterBank(groups["adapter"])
-    peers = PeerState(round_, bank, groups["optimiser"], memory=groups["memory"])
+    # In their own order, not the file's: a norm over all parameters is rounded by it.
+    adapter, memory = groups["adapter"], groups["memory"]
+    bank = AdapterBank({name: adapter[name] for name in parts.model.initial if name in adapter})
+    memory = {name: memory[name] for name in parts.first_memory}
+    peers = PeerState(round_, bank, groups["optimiser"], memory=memory)
     layers = state.get("layers")
     carried = None if layers is None else {int(peer): chosen for peer, chosen in layers.items()}
     return PeerProgress(peers, state["drawn"]), state["row"], carried

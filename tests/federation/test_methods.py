@@ -11,7 +11,7 @@ from following import reading_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
-from run_files import adapter, checkpoint, lose_checkpoints, rows, state, write_rows
+from run_files import adapter, checkpoint, lose_checkpoints, rows, state, states_kept, write_rows
 from safetensors.torch import load_file
 from tiny import save_tiny_llama
 
@@ -89,7 +89,8 @@ MORE = {
 @pytest.mark.parametrize("name", SERVER)
 def test_every_method_runs_counts_its_bytes_and_goes_on_as_if_never_stopped(fed, name, capsys):
     more = MORE.get(name, "")
-    whole = fed("whole", f"--method {name} {more}")
+    with states_kept():
+        whole = fed("whole", f"--method {name} {more}")
     assert all(math.isfinite(row["train_loss"]) and row["bytes_up"] > 0 for row in rows(whole)[1:])
     last, metrics = state(whole), rows(whole)
     lose_checkpoints(whole, after=1)

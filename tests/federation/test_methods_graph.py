@@ -11,7 +11,7 @@ from graph_rounds import PEERS, SHAPES, alone, going, graph, random_bank, ring, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_ranks import on_ranks
-from run_files import adapter, lose_checkpoints, rows, state, write_rows
+from run_files import adapter, lose_checkpoints, rows, state, states_kept, write_rows
 from tiny import save_tiny_bert
 
 from fedloom.commands.cli import main
@@ -71,8 +71,9 @@ def words(tmp_path_factory):
 def runs(words, tmp_path_factory):
     """A run of every method, in this process."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in GRAPH:
-        assert main(words(folder, name, f"--method {name} {MORE.get(name, '')}")) == 0
+    with states_kept():
+        for name in GRAPH:
+            assert main(words(folder, name, f"--method {name} {MORE.get(name, '')}")) == 0
     return folder
 
 

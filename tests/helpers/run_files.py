@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
@@ -49,8 +51,19 @@ def checkpoint(folder: Path, round_: int | None = None) -> Path:
     return folder / "checkpoints" / f"round-{round_:06d}"
 
 
+@contextmanager
+def states_kept() -> Iterator[None]:
+    """The first checkpoint of a run keeps its state until the end, so that the run can go on from there."""
+    with mock.patch("fedloom.training.loop.drop_older_states", lambda folder, proven: None):
+        yield
+
+
 def lose_checkpoints(folder: Path, after: int) -> None:
-    """Leave a run as it lies when its process is killed before it has saved what follows a round."""
+    """Leave a run as it lies when its process is killed before it has saved what follows a round.
+
+    The state after that round must be there, or the run would begin again: see `states_kept`.
+    """
+    assert (checkpoint(folder, after) / "state").exists()
     for saved in (folder / "checkpoints").glob("round-*"):
         if int(saved.name.removeprefix("round-")) > after:
             shutil.rmtree(saved)
