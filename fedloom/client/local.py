@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fedloom.client.optimisers import Optimiser, State, clip, scaled
 from fedloom.client.private import ExamplePrivacy, Noised, noised_gradients
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
+from fedloom.errors import UserError
 from fedloom.model.adapters.ranks import within_ranks
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Batch, Layout, counted
@@ -121,7 +123,19 @@ def train_locally(
             rests = (resting or {}) | apart.tensors
         if rules.privacy is None:
             active = torch.tensor([bool(step) for step in steps])
-            gradients, report = step_gradients(model, moving, steps, rules, frozen, ranks, rests)
+            gradients, report = _gradients_by_rule(
+                partial(
+                    step_gradients,
+                    model,
+                    steps=steps,
+                    rules=rules,
+                    frozen=frozen,
+                    ranks=ranks,
+                    resting=rests,
+                ),
+                rules.rule,
+                (moving, start, memory, received),
+            )
         else:  # a step without examples is one
             active = torch.tensor([index < len(client) for client in work])
             among = passes(steps, model.layout, rules.wave_tokens)
@@ -140,6 +154,9 @@ def train_locally(
         batches_now = torch.tensor([len(step) for step in steps])
         if rules.accumulate == "sum":
             gradients = scaled(gradients, batches_now)
+        if rules.rule.observe is not None:
+            seen = rules.rule.observe(gradients, moving, start, memory, received)
+            memory = memory | {name: _where(active, memory[name], t) for name, t in seen.items()}
         gradients = rules.rule.correct(gradients, moving, start, memory, received)
         if ranks is not None:  # a rule may know what lies beyond a client's rank
             gradients = AdapterBank(within_ranks(gradients.tensors, ranks))
@@ -157,6 +174,41 @@ def train_locally(
     if ranks is not None:
         memory, sent = within_ranks(memory, ranks), within_ranks(sent, ranks)
     return LocalResult(bank, state, losses / batches, correct, labels, tokens, memory, sent)
+
+
+def _gradients_by_rule(
+    take: Callable[[AdapterBank], tuple[AdapterBank, StepReport]],
+    rule: ClientRule,
+    where: tuple[AdapterBank, AdapterBank, State, Row],
+) -> tuple[AdapterBank, StepReport]:
+    """A step's gradients as the clients' rule takes them, and what the first of its passes says of the step.
+
+    Args:
+        take: Takes the gradients at some parameters.
+        rule: The clients'.
+        where: The parameters, where they began, what the rule remembers, and what it received.
+    """
+    if rule.gradient is None:
+        return take(where[0])
+    reports: list[StepReport] = []
+
+    def gradient_at(bank: AdapterBank) -> AdapterBank:
+        gradients, report = take(bank)
+        reports.append(report)
+        return gradients
+
+    gradients = rule.gradient(gradient_at, *where)
+    if not reports:
+        raise UserError(
+            "client_rule: its gradient never calls gradient_at, so that nothing is learned of data"
+        )
+    tokens = torch.stack([report.tokens for report in reports]).sum(0)
+    return gradients, replace(reports[0], tokens=tokens)
+
+
+def _where(active: Bool[Tensor, " clients"], before: Tensor, after: Tensor) -> Tensor:
+    """``after`` of the clients that take a step, ``before`` of the others."""
+    return torch.where(active.to(before.device).view(-1, *[1] * (before.ndim - 1)), after, before)
 
 
 @dataclass

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedloom.data.randomness import derive_seed
-from fedloom.federation.aggregators import Changes
+from fedloom.errors import UserError
+from fedloom.federation.aggregators import Changes, StatefulAggregator, combine
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import SENT, Algorithm, part_of, with_prefix
 from fedloom.federation.privacy.user import clipped, is_within
@@ -64,6 +65,7 @@ class Aggregate:
         collected: What came.
         fold: Factors of the base's change; empty where the aggregator does not change it.
         clip: Of the next round; see `privacy.user`.
+        state: What the aggregator remembers.
     """
 
     pseudo_gradient: Row | None
@@ -71,6 +73,7 @@ class Aggregate:
     collected: Collected
     fold: Row = field(default_factory=dict)
     clip: float = math.inf
+    state: Row = field(default_factory=dict)
 
 
 def aggregate(
@@ -80,6 +83,7 @@ def aggregate(
     reduce: Reduce = lambda local: local,
     round_: int = 0,
     clip: float = math.inf,
+    state: Row | None = None,
 ) -> Aggregate:
     """Combine the clients' changes.
 
@@ -95,6 +99,7 @@ def aggregate(
         reduce: Adds what other processes have collected; by default there are none.
         round_: Which round; what is drawn at random depends on it.
         clip: Largest norm of a change, where the algorithm is private.
+        state: What the aggregator remembers of earlier rounds.
     """
     all_of_it = reduce(collect(before, updates, algorithm, clip))
     if algorithm.secure is not None:
@@ -126,19 +131,26 @@ def aggregate(
         for name in STATISTICS
     }
     senders = [update.client for update in all_of_it.kept]
-    change = algorithm.aggregator(
-        Changes(before, deltas, weights, lora_pairs(before.keys()), scales, seed, senders, statistics)
+    if beside.tensors and isinstance(algorithm.beside, StatefulAggregator):
+        raise UserError(
+            "client_rule: what clients send beside their change would be combined by the aggregator too, and "
+            "this one remembers their changes; choose a client_rule that sends nothing, or another aggregator"
+        )
+    changes = Changes(
+        before, deltas, weights, lora_pairs(before.keys()), scales, seed, senders, statistics, round_
     )
+    change, after_it = combine(algorithm.aggregator, changes, state or {})
     sent = {}
     if beside.tensors:  # rows of numbers, without products
         alike = torch.full_like(weights, 1 / clients)
         zeros = beside.map(torch.zeros_like).row(0)
-        sent = algorithm.beside(
-            Changes(zeros, beside, alike, seed=seed, senders=senders, statistics=statistics)
+        together = Changes(
+            zeros, beside, alike, seed=seed, senders=senders, statistics=statistics, round=round_
         )
+        sent, _ = combine(algorithm.beside, together, {})
     gradient = {name: t / -algorithm.client_lr for name, t in change.items() if name in before}
     fold = {name: t for name, t in change.items() if name not in before}
-    return Aggregate(gradient, sent, all_of_it, fold)
+    return Aggregate(gradient, sent, all_of_it, fold, state=after_it)
 
 
 def collect(

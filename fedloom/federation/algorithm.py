@@ -28,7 +28,7 @@ import torch
 from fedloom.client.optimisers import Optimiser, State, sgd
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
-from fedloom.federation.aggregators import Aggregator, Folding, Refactoring
+from fedloom.federation.aggregators import Aggregator, Folding, Refactoring, StatefulAggregator
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.codecs import Codec
 from fedloom.federation.codecs.none import none as as_it_is
@@ -44,7 +44,7 @@ from fedloom.model.bank import AdapterBank, Row
 from fedloom.options.methods import PARTS
 
 SENT, RESIDUAL, PERSONAL, RULE, BASE = "sent by the rule: ", "residual: ", "personal: ", "rule: ", "base: "
-MOMENTS, OWN_MOMENTS = "moments: ", "personal moments: "
+MOMENTS, OWN_MOMENTS, AGGREGATOR = "moments: ", "personal moments: ", "aggregator: "
 """What stands before the names of a payload's and a memory's tensors, to tell them apart."""
 
 
@@ -70,11 +70,11 @@ class Algorithm:
     server_optimiser: Optimiser = field(default=None)  # type: ignore[assignment]
     rule: ClientRule = field(default_factory=no_rule)
     codec: Codec = field(default_factory=as_it_is)
-    aggregator: Aggregator = weighted_mean
+    aggregator: Aggregator | StatefulAggregator = weighted_mean
     share: Sharing = frozenset
     trains: TrainFactors = everything
     ranks: Ranks | None = None
-    beside: Aggregator = field(default=None)  # type: ignore[assignment]
+    beside: Aggregator | StatefulAggregator = field(default=None)  # type: ignore[assignment]
     refactoring: Refactoring | None = None
     privacy: UserPrivacy | None = None
     secure: SecureSum | None = None
@@ -101,6 +101,12 @@ class Algorithm:
     def first_base(self, adapter: Row) -> Row:
         """How the base has changed before the first round; see `model.adapters.folding`."""
         return unchanged(adapter, self.aggregator.rank) if isinstance(self.aggregator, Folding) else {}
+
+    def first_aggregator_state(self, adapter: Row, senders: int) -> Row:
+        """What the aggregator remembers before the first round, of that many clients or peers."""
+        if not isinstance(self.aggregator, StatefulAggregator):
+            return {}
+        return self.aggregator.init(adapter, senders)
 
     def rank(self, client: int) -> int | None:
         """A client's LoRA rank; None where it has the adapter's own."""
@@ -182,7 +188,7 @@ def first_memory(algorithm: Algorithm, adapter: Row, optimiser: Optimiser | None
         state = as_remembered(optimiser.init(AdapterBank.repeat(adapter, 1)))
         moments = {key: t[0] for key, t in state.items()}
         memory |= with_prefix(MOMENTS, moments) | (with_prefix(OWN_MOMENTS, moments) if own_model else {})
-    if algorithm.codec.lossy:
+    if algorithm.codec.remembers:
         memory |= with_prefix(RESIDUAL, {name: torch.zeros_like(t) for name, t in sent.items()})
     return memory
 
@@ -206,13 +212,16 @@ def moments_of(remembered: Sequence[Row], prefix: str, bank: AdapterBank) -> Sta
     return {k: t.long() if k.startswith("steps.") else t for k, t in state.items()} or None
 
 
-def first_peer_memory(algorithm: Algorithm, shared: Row) -> Row:
-    """What a peer on a graph keeps for its rule before the first round: its own, and what is mixed.
+def first_peer_memory(algorithm: Algorithm, shared: Row, peers: int) -> Row:
+    """What a peer on a graph keeps before the first round: for its rule, of its own and what is mixed, and
+    for its aggregator.
 
     Args:
         algorithm: Which.
         shared: Of the adapter where everybody begins, what peers send.
+        peers: How many there are.
     """
     mixed = algorithm.rule.mixed
     memory = with_prefix(RULE, algorithm.rule.memory(shared))
+    memory |= with_prefix(AGGREGATOR, algorithm.first_aggregator_state(shared, peers))
     return memory if mixed is None else memory | with_prefix(SENT, mixed(shared))

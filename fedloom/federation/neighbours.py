@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
-from fedloom.federation.aggregators import Aggregator, Changes
+from fedloom.data.randomness import derive_seed
+from fedloom.federation.aggregators import NO_STATISTICS, Aggregator, Changes, StatefulAggregator, combine
 from fedloom.model.adapters.products import lora_pairs
 from fedloom.model.bank import AdapterBank, Row
 
@@ -59,8 +60,15 @@ def difference(row: Row, other: Row, weight: float) -> Row:
 
 
 def combined(
-    aggregator: Aggregator, row: Row, peer: int, differences: Mapping[int, Row], weights: Mapping[int, float]
-) -> Row:
+    aggregator: Aggregator | StatefulAggregator,
+    row: Row,
+    peer: int,
+    differences: Mapping[int, Row],
+    weights: Mapping[int, float],
+    state: Row,
+    seed: int,
+    round_: int,
+) -> tuple[Row, Row]:
     """What a peer's row changes by, as an aggregator has it: of its neighbours' differences and its own, 0.
 
     With the mean it is Σ_j W_ij (w_j − w_i). A peer without neighbours stays where it is.
@@ -68,22 +76,31 @@ def combined(
     Args:
         aggregator: Which.
         row: w_i, of the parameters that are sent.
-        peer: Its number.
+        peer: Its number, from 0, as those of its neighbours.
         differences: w_j − w_i, by neighbour.
         weights: W_ij of each neighbour, and W_ii.
+        state: What the aggregator remembers of this peer's earlier rounds.
+        seed: Of the run.
+        round_: Which round, from 0.
+
+    Returns:
+        The change, and what the aggregator remembers.
     """
     if not differences:
-        return {}
+        return {}, state
     everybody = {**differences, peer: {name: torch.zeros_like(t) for name, t in row.items()}}
     senders = sorted(everybody)
-    return aggregator(
-        Changes(
-            row,
-            AdapterBank.stack([everybody[sender] for sender in senders]),
-            torch.tensor([weights[sender] for sender in senders], dtype=torch.float64),
-            lora_pairs(row.keys()),
-        )
+    changes = Changes(
+        row,
+        AdapterBank.stack([everybody[sender] for sender in senders]),
+        torch.tensor([weights[sender] for sender in senders], dtype=torch.float64),
+        lora_pairs(row.keys()),
+        seed=derive_seed(seed, "aggregate", round_, peer),
+        senders=senders,
+        statistics=NO_STATISTICS,
+        round=round_,
     )
+    return combine(aggregator, changes, state)
 
 
 def moved(row: Row, differences: Iterable[Row]) -> Row:

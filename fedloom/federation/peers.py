@@ -34,15 +34,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fedloom.client.optimisers import State
-from fedloom.federation.aggregators import Aggregator
+from fedloom.federation.aggregators import Aggregator, StatefulAggregator
 from fedloom.federation.aggregators.mean import weighted_mean
-from fedloom.federation.algorithm import Algorithm
+from fedloom.federation.algorithm import AGGREGATOR, Algorithm, part_of, with_prefix
 from fedloom.federation.choco import Estimates, payloads_of
 from fedloom.federation.matrix import RoundMixing, check_mixing
 from fedloom.federation.neighbours import combined, moved
 from fedloom.federation.topology import bytes_per_round
 from fedloom.federation.transport import ALL_LOCAL, PeerTransport
-from fedloom.model.bank import AdapterBank, Row, bytes_of, largest_usable, usable
+from fedloom.model.bank import AdapterBank, Row, bytes_of, finite, largest_usable, usable
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PeerState:
         optimiser: Their optimisers' state, which lasts across rounds and is never mixed.
         estimates: What neighbours know of each other, where what they send is compressed.
         memory: What the peers' rule remembers, a row per peer: its own, and what is sent and mixed with the
-            adapters; see `algorithm.first_peer_memory`.
+            adapters; and what their aggregator does. See `algorithm.first_peer_memory`.
     """
 
     round: int
@@ -149,13 +149,23 @@ def peer_round(
     bank, estimates, lost = trained.bank, state.estimates, list[int]()
     everything = bank.tensors | trained.memory
     shared = AdapterBank({name: t for name, t in everything.items() if name in mixed})
+    aggregated = partial(
+        combine,
+        aggregator=algorithm.aggregator,
+        mixing=mixing,
+        local=local,
+        remembered=part_of(trained.memory, AGGREGATOR),
+        seed=seed,
+        round_=state.round,
+    )
+    remembered: State = {}
     if algorithm.codec.lossy:
         payloads = payloads_of(
             shared, estimates, mixing, algorithm.codec, local=local, seed=seed, round_=state.round
         )
         sent = sum(map(bytes_of, payloads.values()))
         estimates = estimates.advanced(transport.deliver(payloads, mixing), algorithm.codec)
-        shared, lost = combine(shared, algorithm.aggregator, mixing, local, estimates.differences)
+        shared, remembered, lost = aggregated(shared, differences=estimates.differences)
     elif algorithm.aggregator is weighted_mean:
         sent = 0
         for matrix, names in _by_matrix(mixing, narrower, shared.tensors):
@@ -165,10 +175,10 @@ def peer_round(
     else:
         sent = _bytes_sent(algorithm, shared, mixing, local)
         heard = partial(_differences, transport.fetch(shared, mixing), mixing.heard_by(local).tolist())
-        shared, lost = combine(shared, algorithm.aggregator, mixing, local, heard)
+        shared, remembered, lost = aggregated(shared, differences=heard)
     left_out = sorted({*lost, *(local.start + peer for peer in left_out)})
     report = PeerReport(trained, active, left_out, sent)
-    everything |= shared.tensors
+    everything |= shared.tensors | with_prefix(AGGREGATOR, remembered)
     bank = AdapterBank({name: everything[name] for name in bank.tensors})
     memory = {name: everything[name] for name in trained.memory}
     return PeerState(state.round + 1, bank, trained.optimiser, estimates, memory), report
@@ -197,11 +207,14 @@ def _bytes_sent(algorithm: Algorithm, bank: AdapterBank, mixing: RoundMixing, lo
 
 def combine(
     bank: AdapterBank,
-    aggregator: Aggregator,
+    aggregator: Aggregator | StatefulAggregator,
     mixing: RoundMixing,
     local: range,
+    remembered: State,
+    seed: int,
+    round_: int,
     differences: Callable[[int, Collection[int]], Mapping[int, Row]],
-) -> tuple[AdapterBank, list[int]]:
+) -> tuple[AdapterBank, State, list[int]]:
     """Every peer's own aggregate, for any aggregator.
 
     Other than a mean, what comes of usable rows may be of no use itself, such as a product that is too large,
@@ -212,21 +225,27 @@ def combine(
         aggregator: Which.
         mixing: The round's matrix.
         local: The peers' numbers.
+        remembered: What the peers' aggregator remembers, a row per peer.
+        seed: Of the run.
+        round_: Which round, from 0.
         differences: ``(peer, its neighbours) -> w_j − w_i by neighbour``, or what is known of it.
 
     Returns:
-        The rows, and the peers that go on with the row that they have.
+        The rows, what the aggregator remembers, and the peers that go on with the row that they have.
     """
-    rows, lost = [], []
+    rows, states, lost = [], [], []
     for peer, weights in mixing.neighbourhoods(local).items():
         before = bank.row(peer - local.start)
         heard = differences(peer, weights.keys() - {peer})
-        after = moved(before, [combined(aggregator, before, peer, heard, weights)])
-        if not usable(after):
+        known = {name: t[peer - local.start] for name, t in remembered.items()}
+        change, state = combined(aggregator, before, peer, heard, weights, known, seed, round_)
+        after = moved(before, [change])
+        if not (usable(after) and finite(state)):
             lost.append(peer)
-            after = before
+            after, state = before, known
         rows.append(after)
-    return AdapterBank.stack(rows), lost
+        states.append(state)
+    return AdapterBank.stack(rows), AdapterBank.stack(states).tensors, lost
 
 
 def _differences(bank: AdapterBank, numbers: list[int], peer: int, others: Collection[int]) -> dict[int, Row]:

@@ -1,7 +1,8 @@
 """What a plugin's parts do wrong, told as a user's mistake, with the place in the plugin.
 
-The package's own parts are held by tests; those of a plugin are held here, at every call: an exception, or a
-result of another kind, or of other names or shapes than it should have, which broadcasting would let pass.
+The package's own parts are held by tests; those of a plugin are checked here, at every call: an exception, a
+result of another kind, or of other names, shapes, dtypes or devices than it should have, which broadcasting
+would let pass; and a combined change that is not finite where all that it was made of is.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import functools
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fedloom.client.optimisers import Optimiser
 from fedloom.client.rules import ClientRule
 from fedloom.errors import UserError, shown
+from fedloom.federation.aggregators import Folding, Refactoring, StatefulAggregator
 from fedloom.federation.attacks import Attack
 from fedloom.federation.codecs import Codec
 from fedloom.model.bank import AdapterBank
@@ -27,26 +32,65 @@ _MANY: dict[str, type] = {
     "compress": Codec,
     "attack": Attack,
 }
-"""Parts of several functions, with what holds them; the others are one function."""
+"""Parts of several functions, with what holds them; the others are one function, or may be."""
 
-_LIKE: dict[tuple[str, str], Callable[..., Any]] = {
-    ("aggregator", ""): lambda changes: changes.before,
-    ("lora_aggregation", ""): lambda changes: changes.before,
-    ("compress", "decode"): lambda payload, like: like,
-    ("client_rule", "correct"): lambda gradients, *others: gradients,
-    ("client_rule", "absorb"): lambda kept, *others: kept,
-    ("client_rule", "amend"): lambda change, *others: change,
-    ("attack", "craft"): lambda delta, sight: delta,
-    ("server_optimizer", "step"): lambda bank, *others: bank,
+
+@dataclass(frozen=True)
+class _Like:
+    """Tensors of a result.
+
+    Attributes:
+        row: A row or a bank, or a tensor, whose names, shapes, dtypes and devices it has.
+        lacking, more: Whether it may lack some of the names, or have others beside them.
+        rows: How long the first axis of all tensors is; None: any.
+    """
+
+    row: Any
+    lacking: bool = False
+    more: bool = False
+    rows: int | None = None
+
+
+_TENSORS = _Like({}, more=True)
+
+_RESULTS: dict[tuple[str, str], Callable[..., tuple[_Like, ...]]] = {
+    ("aggregator", ""): lambda changes: (_Like(changes.before),),
+    ("aggregator", "init"): lambda *given: (_TENSORS,),
+    ("aggregator", "combine"): lambda changes, state: (_Like(changes.before), _Like(state)),
+    ("lora_aggregation", ""): lambda changes: (_Like(changes.before),),
+    ("lora_aggregation", "combine"): lambda changes: (_Like(changes.before, more=True),),
+    ("lora_aggregation", "refactor"): lambda adapter, round_: (_Like(adapter),),
+    ("compress", "encode"): lambda *given: (_TENSORS,),
+    ("compress", "decode"): lambda payload, like: (_Like(like),),
+    ("compress", "wanted"): lambda t, e: (_Like(t),),
+    ("compress", "kept"): lambda t, e, arrived: (_Like(t),),
+    ("client_rule", "memory"): lambda *given: (_TENSORS,),
+    ("client_rule", "kept"): lambda *given: (_TENSORS,),
+    ("client_rule", "mixed"): lambda *given: (_TENSORS,),
+    ("client_rule", "hand_out"): lambda *given: (_TENSORS,),
+    ("client_rule", "gradient"): lambda at, bank, *others: (_Like(bank),),
+    ("client_rule", "observe"): lambda g, bank, start, memory, *others: (_Like(memory, lacking=True),),
+    ("client_rule", "correct"): lambda gradients, *others: (_Like(gradients),),
+    ("client_rule", "finish"): lambda start, bank, steps, memory, received: (
+        _Like(memory, lacking=True),
+        _Like({}, more=True, rows=bank.clients),
+    ),
+    ("client_rule", "absorb"): lambda kept, *others: (_Like(kept),),
+    ("client_rule", "amend"): lambda change, kept, share: (_Like(change), _Like(kept)),
+    ("attack", "craft"): lambda delta, sight: (_Like(delta),),
+    ("server_optimizer", "init"): lambda bank: (_TENSORS,),
+    ("server_optimizer", "step"): lambda bank, gradients, state, active: (_Like(bank), _Like(state)),
 }
-"""Whose names and shapes the result of a function has, by option and function."""
+"""What the results of a function must be like, of what it was given, by option and function."""
 
+_OF_FINITE = {("aggregator", ""), ("aggregator", "combine"), ("client_rule", "amend")}
+"""Functions that are given finite numbers, so that others are their own making."""
 
 _PACKAGE = Path(__file__).parents[1]
 
 
 def made(part: Part, text: str, settings: Mapping[str, Any]) -> Any:
-    """A part of an algorithm as its option says; one that a plugin makes is held at every call.
+    """A part of an algorithm as its option says; one that a plugin makes is checked at every call.
 
     Args:
         part: Which.
@@ -61,28 +105,53 @@ def made(part: Part, text: str, settings: Mapping[str, Any]) -> Any:
         return make(part, text, settings)
     who = f"{option}: {text}"
     found, kind = _called(who, make, part, text, settings), _MANY.get(option)
-    if not (callable(found) if kind is None else isinstance(found, kind)):
+    holds_many = isinstance(found, StatefulAggregator) and option == "aggregator"
+    if not holds_many and not (callable(found) if kind is None else isinstance(found, kind)):
         wanted = "a function" if kind is None else f"{kind.__name__}(...)"
         raise UserError(f"{who} returned {shown(repr(found))}, not {wanted}; mend the plugin")
-    if kind is None:
+    if isinstance(found, Folding):
+        among_peers = found.among_peers and _checked(option, "combine", who, found.among_peers)
+        return replace(
+            found, combine=_checked(option, "combine", who, found.combine), among_peers=among_peers
+        )
+    if isinstance(found, Refactoring):
+        return replace(found, refactor=_checked(option, "refactor", f"{who}'s refactor", found.refactor))
+    if kind is None and not holds_many:
         return _checked(option, "", who, found)
-    functions = {field: each for field, each in found._asdict().items() if callable(each)}
-    return found._replace(
-        **{field: _checked(option, field, f"{who}'s {field}", each) for field, each in functions.items()}
-    )
+    return _all_checked(option, who, found)
+
+
+def _all_checked(option: str, who: str, functions: Any) -> Any:
+    """A named tuple of functions, and perhaps of others such, all of them checked at every call."""
+    checked = {}
+    for field, each in functions._asdict().items():
+        if hasattr(each, "_asdict"):
+            checked[field] = _all_checked(option, f"{who}'s {field}", each)
+        elif callable(each):
+            checked[field] = _checked(option, field, f"{who}'s {field}", each)
+    return functions._replace(**checked)
 
 
 def _checked(option: str, field: str, who: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    like = _LIKE.get((option, field))
+    results = _RESULTS.get((option, field))
 
     @functools.wraps(function)
     def call(*given: Any) -> Any:
         found = _called(who, function, *given)
         if option in ("share", "train_factors"):
             _check_share(who, found, *given)
-        elif like is not None:
-            first = found[0] if field in ("step", "amend") and isinstance(found, tuple) else found
-            _check_shapes(who, first, like(*given))
+        elif results is not None:
+            wanted = results(*given)
+            several = found if len(wanted) > 1 else (found,)
+            if not isinstance(several, tuple) or len(several) != len(wanted):
+                raise UserError(
+                    f"{who} returned {shown(repr(found))}, not {len(wanted)} results; mend the plugin"
+                )
+            for one, like in zip(several, wanted, strict=True):
+                _check_tensors(who, one, like)
+            if (option, field) in _OF_FINITE:
+                for one in several:
+                    _check_finite(who, one)
         return found
 
     return call
@@ -116,21 +185,44 @@ def _check_share(who: str, found: Any, names: Any, *others: Any) -> None:
         )
 
 
-def _check_shapes(who: str, found: Any, like: Any) -> None:
+def _check_tensors(who: str, found: Any, wanted: _Like) -> None:
+    like = wanted.row
     if isinstance(like, AdapterBank):
         found, like = getattr(found, "tensors", found), like.tensors
-    if not isinstance(found, Mapping):
+    if isinstance(like, torch.Tensor):
+        found, like = {"what it was given": found}, {"what it was given": like}
+    if not isinstance(found, Mapping) or not all(isinstance(t, torch.Tensor) for t in found.values()):
         raise UserError(f"{who} returned {shown(repr(found))}, not a tensor for each name; mend the plugin")
-    if lacking := sorted(like.keys() - found.keys()):
+    if not wanted.lacking and (lacking := sorted(like.keys() - found.keys())):
         raise UserError(f"{who} returned no tensor for {lacking[0]}; mend the plugin")
-    if unknown := sorted(found.keys() - like.keys()):
+    if not wanted.more and (unknown := sorted(found.keys() - like.keys())):
         raise UserError(
-            f"{who} returned a tensor for {shown(unknown[0])}, which is no parameter; mend the plugin"
+            f"{who} returned a tensor for {shown(unknown[0])}, which it was not given; mend the plugin"
         )
-    for name, t in like.items():
-        if getattr(found[name], "shape", None) != t.shape:
-            was = tuple(getattr(found[name], "shape", ()))
+    for name, t in found.items() if wanted.rows is not None else ():
+        if t.shape[:1] != (wanted.rows,):
             raise UserError(
-                f"{who} returned a tensor of the shape {was} for {name}, which has {tuple(t.shape)}; "
-                "mend the plugin"
+                f"{who} returned a tensor of the shape {tuple(t.shape)} for {shown(name)}, which must have a "
+                f"row for each of {wanted.rows} clients; mend the plugin"
+            )
+    for name in sorted(like.keys() & found.keys()):
+        t, was = like[name], found[name]
+        if was.shape != t.shape:
+            raise UserError(
+                f"{who} returned a tensor of the shape {tuple(was.shape)} for {name}, which has "
+                f"{tuple(t.shape)}; mend the plugin"
+            )
+        if was.dtype != t.dtype or was.device != t.device:
+            raise UserError(
+                f"{who} returned {was.dtype} on {was.device} for {name}, which is {t.dtype} on {t.device} "
+                "(weights and statistics are float64 on the CPU); mend the plugin, as by weights.to(t)"
+            )
+
+
+def _check_finite(who: str, found: Mapping[str, torch.Tensor]) -> None:
+    for name, t in found.items():
+        if not bool(t.isfinite().all()):
+            raise UserError(
+                f"{who} returned a number that is not finite for {name}, and all that it was given is; mend "
+                "the plugin"
             )

@@ -39,7 +39,7 @@ from fedloom.federation.transport import Train
 from fedloom.federation.update import Update, payload_like
 from fedloom.model.adapters.folding import bytes_of_fold, folded
 from fedloom.model.adapters.products import lora_pairs
-from fedloom.model.bank import AdapterBank, Row, bytes_of, usable
+from fedloom.model.bank import AdapterBank, Row, bytes_of, finite, usable
 
 
 class Diverged(Exception):
@@ -58,6 +58,7 @@ class ServerState:
         base: How the base has changed, by module; see `model.adapters.folding`.
         clip: Largest norm of a client's change in the next round; see `privacy.user`.
         selected: The layers that the last round trained, where the server chooses; see `federation.focus`.
+        aggregator: What the aggregator remembers; see `aggregators.StatefulAggregator`.
     """
 
     round: int
@@ -67,6 +68,7 @@ class ServerState:
     base: Row = field(default_factory=dict)
     clip: float = math.inf
     selected: tuple[int, ...] | None = None
+    aggregator: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,22 @@ class RoundReport:
     memories: dict[int, Row] = field(default_factory=dict)
 
 
-def initial_state(adapter: Row, algorithm: Algorithm) -> ServerState:
-    """The server's state before the first round."""
-    shared = algorithm.share(adapter.keys())
-    kept = algorithm.rule.kept({name: t for name, t in adapter.items() if name in shared})
+def initial_state(adapter: Row, algorithm: Algorithm, clients: int = 0) -> ServerState:
+    """The server's state before the first round.
+
+    Args:
+        adapter: Where everybody begins.
+        algorithm: Which.
+        clients: How many there are, for an aggregator that remembers something of each.
+    """
+    names = algorithm.share(adapter.keys())
+    shared = {name: t for name, t in adapter.items() if name in names}
+    kept = algorithm.rule.kept(shared)
     moments = algorithm.server_optimiser.init(AdapterBank.repeat(adapter, 1))
     base = algorithm.first_base(adapter)
     clip = math.inf if algorithm.privacy is None else algorithm.privacy.clip
-    return ServerState(0, adapter, moments, kept, base, clip)
+    remembered = algorithm.first_aggregator_state(shared, clients)
+    return ServerState(0, adapter, moments, kept, base, clip, aggregator=remembered)
 
 
 def sample_clients(seed: int, round_: int, clients: int, per_round: int) -> list[int]:
@@ -118,7 +128,7 @@ def check_step(round_: int, adapter: Row, moments: State, updates: Sequence[Upda
     Raises:
         Diverged: It is not finite; says whose update was the largest, clients counted from 1.
     """
-    if usable(adapter) and all(bool(t.isfinite().all()) for t in moments.values()):
+    if usable(adapter) and finite(moments):
         return
     most = max(updates, key=lambda update: update.norm, default=None)
     whose = (
@@ -160,11 +170,11 @@ def federated_round(
     names = shared & trains if sent is None else shared & trains & set(sent)
     trained = {name: t for name, t in state.adapter.items() if name in names}
     rest = {name: t for name, t in state.adapter.items() if name not in names}
-    kept = {name: t for name, t in state.rule.items() if name in names}
-    result = Aggregate({}, {}, Collected({}), clip=state.clip)
+    kept = algorithm.rule.handed_out(state.rule, names)
+    result = Aggregate({}, {}, Collected({}), clip=state.clip, state=state.aggregator)
     if trained:
         updates = train(state.round, clients, trained, rest, kept)
-        result = aggregate(trained, updates, algorithm, reduce, state.round, state.clip)
+        result = aggregate(trained, updates, algorithm, reduce, state.round, state.clip, state.aggregator)
     if result.pseudo_gradient is None:
         raise Diverged(
             f"round {state.round + 1}: the loss or update of every client is not finite, or too large"
@@ -178,7 +188,7 @@ def federated_round(
         direction = {name: t / -algorithm.client_lr for name, t in change.items()}
     gradient = direction | {n: g for n, g in (unsent_gradient or {}).items() if n in trains}
     adapter, moments = step_some(algorithm.server_optimiser, state.adapter, gradient, state.optimiser)
-    check_step(state.round + 1, adapter | result.fold, moments, came.kept)
+    check_step(state.round + 1, adapter | result.fold, moments | result.state, came.kept)
     turned = algorithm.refactoring
     if turned is not None and turned.after(state.round):
         adapter = turned.refactor(adapter, state.round)
@@ -199,7 +209,10 @@ def federated_round(
         bytes_up = algorithm.privacy.per_round * bytes_of(payload_like(algorithm, 0, trained, kept))
         bytes_down = algorithm.privacy.per_round * bytes_of(down)
     report = RoundReport(took_part, came.kept, came.left_out, bytes_up, bytes_down, came.memories)
-    return ServerState(state.round + 1, adapter, moments, rule, base, result.clip), report
+    remembered = result.state
+    return ServerState(
+        state.round + 1, adapter, moments, rule, base, result.clip, aggregator=remembered
+    ), report
 
 
 TrainAll = Callable[[int, AdapterBank, State], tuple[LocalResult, int]]

@@ -10,7 +10,7 @@ import torch
 from fedloom.federation.algorithm import RESIDUAL, SENT, Algorithm, part_of, with_prefix
 from fedloom.federation.codecs import feedback
 from fedloom.federation.privacy.user import UNCLIPPED, clipped
-from fedloom.model.bank import Row, bytes_of
+from fedloom.model.bank import AdapterBank, Row, bytes_of
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,29 @@ def _whether_within(algorithm: Algorithm, within: bool) -> Row:
     return {UNCLIPPED: torch.tensor(within, dtype=torch.uint8)} if adapts else {}
 
 
-def payload_like(algorithm: Algorithm, client: int, like: Row, kept: Row) -> Row:
+def payload_like(algorithm: Algorithm, client: int, like: Row, received: Row | None = None) -> Row:
     """A payload of the names, shapes and dtypes that one from a client has.
 
     Args:
         algorithm: Which.
         client: Which client.
         like: The parameters that are to be trained.
-        kept: What the server sends for the rule.
+        received: What the server sent for the rule; None: among peers, whose ``like`` has what it sends.
     """
     zeros = {name: torch.zeros_like(t) for name, t in algorithm.sent(like, client).items()}
     if algorithm.secure is not None:
         return algorithm.secure.like(zeros)
-    beside = with_prefix(SENT, algorithm.sent(kept, client)) | _whether_within(algorithm, True)
+    sent = {} if received is None else _sent_by_rule(algorithm, like, received)
+    beside = with_prefix(SENT, algorithm.sent(sent, client)) | _whether_within(algorithm, True)
     return algorithm.codec.encode(zeros, 0) | beside
+
+
+def _sent_by_rule(algorithm: Algorithm, like: Row, received: Row) -> Row:
+    """What the rule of a client that has not moved sends: of the names, shapes and dtypes of any client's."""
+    bank, rule = AdapterBank.repeat(like, 1), algorithm.rule
+    memory = {name: t[None] for name, t in rule.memory(like).items()}
+    _, sent = rule.finish(bank, bank, torch.ones(1, dtype=torch.long), memory, received)
+    return {name: t[0] for name, t in sent.items()}
 
 
 def decode_update(algorithm: Algorithm, client: int, payload: Row, like: Row) -> tuple[Row, Row]:

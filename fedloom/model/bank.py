@@ -121,6 +121,11 @@ def usable(row: Mapping[str, Tensor], scale: float = 1.0) -> bool:
     return not within or bool(torch.stack(within).all())
 
 
+def finite(row: Mapping[str, Tensor]) -> bool:
+    """Whether every number of a row, of any dtype, is finite."""
+    return all(bool(t.isfinite().all()) for t in row.values())
+
+
 def norm_of(row: Mapping[str, Tensor]) -> float:
     """Euclidean norm of a row over all its parameters."""
     norms = [torch.linalg.vector_norm(t) for t in row.values()]

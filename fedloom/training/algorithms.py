@@ -9,15 +9,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+import torch
 from peft import PeftConfig
 
 from fedloom.client.optimisers import Optimiser, adam, loraplus, sgd
 from fedloom.errors import UserError
+from fedloom.federation.aggregators import NotSent
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, compose
 from fedloom.federation.attacks import Attack, Attackers, drawn
 from fedloom.federation.codecs.none import none as as_it_is
 from fedloom.federation.layer_votes import LayerVotes
+from fedloom.federation.neighbours import combined
 from fedloom.federation.plugged import made
 from fedloom.federation.priority import Projection
 from fedloom.federation.privacy.user import UserPrivacy
@@ -49,6 +52,7 @@ def algorithm_with_server(config: FedConfig) -> Algorithm:
         # Two bytes a number are the sum's own; a codec would send what cannot be added up.
         algorithm = replace(algorithm, secure=_secure_sum(config, algorithm), codec=as_it_is())
     check_factors(config, texts, algorithm)
+    _check_one_gradient(config, algorithm)
     if config.privacy == "user":
         algorithm = replace(algorithm, privacy=_user_privacy(config, algorithm))
     return algorithm
@@ -206,7 +210,38 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
             "another aggregator or lora_aggregation is not; leave them out, or choose --client_rule none"
         )
     check_votes(config, algorithm)
+    _check_statistics(algorithm)
+    _check_one_gradient(config, algorithm)
     return algorithm
+
+
+def _check_statistics(algorithm: Algorithm) -> None:
+    """Let the aggregator combine next to nothing, so that one that asks for what peers do not send is told.
+
+    Raises:
+        NotSent: It does.
+    """
+    row = {"0.lora_A.weight": torch.ones(1, 2), "0.lora_B.weight": torch.ones(2, 1)}
+    try:
+        known = algorithm.first_aggregator_state(row, 2)
+        combined(algorithm.aggregator, row, 0, {1: row}, {0: 0.5, 1: 0.5}, known, seed=0, round_=0)
+    except NotSent:
+        raise
+    except Exception:  # a row of the model's may do what this one does not
+        log.debug("the aggregator cannot combine a row that is none of the model's", exc_info=True)
+
+
+def _check_one_gradient(config: FedConfig | Setting, algorithm: Algorithm) -> None:
+    """Refuse a rule that looks at examples more than once where they are hidden.
+
+    Raises:
+        UserError: What a step tells of its examples is counted once.
+    """
+    if algorithm.rule.gradient is not None and config.privacy == "example":
+        raise UserError(
+            f"client_rule: {chosen(config)['client_rule']} takes gradients of its own, and privacy example "
+            "counts one noised gradient a step; choose --client_rule none, or --privacy none"
+        )
 
 
 def check_votes(config: Setting, algorithm: Algorithm) -> None:

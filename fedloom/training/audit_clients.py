@@ -119,7 +119,7 @@ def play_with_clients(
     places = parts.algorithm.privacy
     assert places is not None
     scores, others = np.zeros(canaries), Row()
-    server = initial_state(parts.model.initial, parts.algorithm)
+    server = initial_state(parts.model.initial, parts.algorithm, len(parts.data.clients))
     for now, after in played_rounds(parts, rounds, lambda now: _transport(parts, now, who, others)):
         # −Δ / client_lr, of which Δ is Σ Δ_k / (q N)
         scale = -parts.algorithm.client_lr * places.per_round

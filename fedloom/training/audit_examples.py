@@ -79,7 +79,7 @@ def play_with_examples(
     included = numpy_rng(parts.seed, "coins of the canaries").random(canaries) < 0.5
     parts = _with_canaries(parts, client, canaries)
     attacker = _Attacker(parts, client, included)
-    server, steps = initial_state(parts.model.initial, parts.algorithm), 0
+    server, steps = initial_state(parts.model.initial, parts.algorithm, len(parts.data.clients)), 0
     for _, after in played_rounds(parts, rounds, attacker.transport):
         server, steps = after.server, after.drawn[client] // parts.schedule.batches * parts.schedule.steps
         on_round(server.round)

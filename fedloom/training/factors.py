@@ -42,7 +42,7 @@ def _check_nothing_kept(texts: Mapping[str, str], algorithm: Algorithm) -> None:
         UserError: Clients or the server remember something of them.
     """
     products, rule = texts["lora_aggregation"], algorithm.rule
-    if algorithm.codec.lossy or rule.remembers or rule.own_model is not None:
+    if algorithm.codec.remembers or rule.remembers or rule.own_model is not None:
         raise UserError(
             f"lora_aggregation: {products} ends every round with new factors, and what clients remember "
             "(compress, client_rule) is of the old ones; choose --compress none and --client_rule none, or "

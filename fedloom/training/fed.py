@@ -87,8 +87,9 @@ def drive(
 
 def first_progress(parts: Parts) -> ServerProgress:
     """Where a run begins."""
-    server = initial_state(parts.model.initial, parts.algorithm)
-    return ServerProgress(server, [0] * len(parts.data.clients))
+    clients = len(parts.data.clients)
+    server = initial_state(parts.model.initial, parts.algorithm, clients)
+    return ServerProgress(server, [0] * clients)
 
 
 def _asking(play: Play, parts: Parts, folder: Path) -> Play:
@@ -242,6 +243,7 @@ def _tensors(now: ServerProgress) -> Row:
     server = now.server
     tensors = with_prefix("adapter.", server.adapter) | with_prefix("optimiser.", server.optimiser)
     tensors |= with_prefix("rule.", server.rule) | with_prefix("base.", server.base)
+    tensors |= with_prefix("aggregator.", server.aggregator)
     for client, memory in now.memories.items():
         tensors |= with_prefix(f"client-{client + 1:04d}.", memory)
     return tensors
@@ -286,6 +288,7 @@ def _restore(parts: Parts, checkpoint: Path) -> ServerProgress:
         part_of(on_device, "base."),
         math.inf if state.get("clip") is None else float(state["clip"]),
         None if selected is None else tuple(selected),
+        part_of(on_device, "aggregator."),
     )
     memories = {client: part_of(on_device, f"client-{client + 1:04d}.") for client in remembering}
     words = {int(client): word for client, word in taken.items()}

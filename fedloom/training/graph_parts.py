@@ -60,6 +60,7 @@ class PeerParts:
         seed: The run's.
         group: The processes that the peers are dealt over.
         first: Number of the first peer in these lists, from 0: of a real peer, which knows no other, its own.
+        everybody: How many peers there are, those that are not in these lists included.
         reading: A short name of how texts become token ids and classes, the same for all who train together.
         beside: What is written beside every saved adapter.
         attackers: Who attacks in a simulation, and how.
@@ -87,6 +88,7 @@ class PeerParts:
     votes: LayerVotes | None = None
     group: Group = ALONE
     first: int = 0
+    everybody: int = 0
     reading: str = ""
     beside: AdapterFolder | None = None
     attackers: Attackers | None = None
@@ -112,8 +114,8 @@ class PeerParts:
 
     @cached_property
     def first_memory(self) -> Row:
-        """What a peer keeps for its rule before the first round."""
-        return first_peer_memory(self.algorithm, self._shared)
+        """What a peer keeps for its rule and its aggregator before the first round."""
+        return first_peer_memory(self.algorithm, self._shared, self.everybody)
 
     @property
     def sent(self) -> Row:

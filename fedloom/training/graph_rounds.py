@@ -41,7 +41,7 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
     began = time.perf_counter()
 
     sent = parts.group.sent
-    like = payload_like(parts.algorithm, 0, parts.sent, {})
+    like = payload_like(parts.algorithm, 0, parts.sent)
     transport = PeerTransport(
         parts.local,
         fetch=partial(rows_heard, parts.group, parts.blocks),

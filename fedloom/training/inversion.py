@@ -171,7 +171,7 @@ def _change(parts: Parts, server: ServerState, examples: Sequence[Tokens], draw:
         rules,
         algorithm,
         frozen={name: t for name, t in server.adapter.items() if name not in names},
-        received={name: t for name, t in server.rule.items() if name in names},
+        received=algorithm.rule.handed_out(server.rule, names),
         first=parts.first_memory,
         seed=parts.seed,
         round_=server.round,

@@ -158,7 +158,8 @@ def _rule(config: PeerConfig, parts: PeerParts) -> MixingRule:
     if texts["compress"] != "none":
         first = {name: t.detach().cpu() for name, t in parts.sent.items()}
         compression = Compression(parts.algorithm.codec, first, config.seed)
-    return MixingRule(config.max_move, config.mixing_step, parts.algorithm.aggregator, name, compression)
+    aggregator = parts.algorithm.aggregator
+    return MixingRule(config.max_move, config.mixing_step, aggregator, name, compression, config.seed)
 
 
 def agreed_options(config: PeerConfig) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def agreement(config: PeerConfig, parts: PeerParts) -> str:
 
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:
     """What all messages of this run have in common; the digest tells a peer with other options apart."""
-    payload = payload_like(parts.algorithm, config.client - 1, parts.sent, {})
+    payload = payload_like(parts.algorithm, config.client - 1, parts.sent)
     unlike = chosen(config)["compress"] != "none" or parts.votes is not None
     layers = () if parts.votes is None else parts.votes.names
     run = agreement(config, parts)

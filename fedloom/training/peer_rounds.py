@@ -14,6 +14,7 @@ from typing import Any
 from fedloom.errors import UserError
 from fedloom.evaluation.answering import answer
 from fedloom.evaluation.evaluate import validate_rows
+from fedloom.federation.algorithm import AGGREGATOR, part_of, with_prefix
 from fedloom.federation.neighbours import moved
 from fedloom.federation.peers import PeerState, peer_round
 from fedloom.federation.server import Diverged
@@ -66,7 +67,8 @@ def play_round(
     trained, training, layers = (
         recall(parts, node, round_) if trained_before else _train(parts, node, round_, now)
     )
-    mix = node.swap(round_, sent(parts, trained.peers), missed, layers)
+    known = part_of({name: t[0].cpu() for name, t in trained.peers.memory.items()}, AGGREGATOR)
+    mix = node.swap(round_, sent(parts, trained.peers), missed, layers, known)
     after = _add(trained, mix, trained.peers.bank if parts.evaluates == "before" else None)
     row: dict[str, Any] = {"round": round_, "rounds_missed": missed, **training, "neighbors": mix.neighbours}
     row |= {"neighbors_in_doubt": mix.in_doubt, "neighbors_bounded": mix.bounded, "neighbors_late": mix.late}
@@ -122,10 +124,13 @@ def with_spent(parts: PeerParts, node: Node, folder: Path) -> PeerParts:
 def _add(now: PeerProgress, mix: Mix, before_mixing: AdapterBank | None) -> PeerProgress:
     bank, memory = now.peers.bank.tensors, now.peers.memory
     after = moved({name: t[0] for name, t in (bank | memory).items()}, mix.differences)
+    remembered = with_prefix(
+        AGGREGATOR, {n: t[None].to(now.peers.bank.device) for n, t in mix.remembered.items()}
+    )
     peers = replace(
         now.peers,
         bank=AdapterBank({name: after[name][None] for name in bank}),
-        memory={name: after[name][None] for name in memory},
+        memory={name: after[name][None] for name in memory} | remembered,
     )
     return replace(now, peers=peers, before_mixing=before_mixing)
 

@@ -235,6 +235,7 @@ def _build(
         seed=config.seed,
         group=group,
         first=only or 0,
+        everybody=config.num_clients,
         budget=budget,
         reading=data.reading,
         beside=beside_adapters(config, task, base, data.reader),

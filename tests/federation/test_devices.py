@@ -198,7 +198,7 @@ def test_rounds_on_a_graph(algorithm):
     def run(device):
         adapter = on(device)
         adapter |= algorithm.first_base(adapter)
-        memory = AdapterBank.repeat(first_peer_memory(algorithm, adapter), PEERS).tensors
+        memory = AdapterBank.repeat(first_peer_memory(algorithm, adapter, PEERS), PEERS).tensors
         state = PeerState(0, AdapterBank.repeat(adapter, PEERS), {}, Estimates(adapter), memory)
         mixed = adapter.keys() | {name for name in memory if name.startswith(SENT)}
 

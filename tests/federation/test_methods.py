@@ -513,8 +513,9 @@ def test_the_plugin_of_the_page_runs_with_all_its_parts(fed, tmp_path, capsys):
     assert options["aggregator"] == "majority_vote" and options["client_rule"] == "shy:0.5"
     plain = fed("plain", "--method FedAvg")
     assert rows(folder)[1]["bytes_up"] * 2 == rows(plain)[1]["bytes_up"]
-    fed("nova", f"--plugin {tmp_path}/mine.py --method FedAvg --aggregator fednova")
-    fed("lion", f"--plugin {tmp_path}/mine.py --method FedAvg --server_optimizer lion:0.5 --lr 0.05")
+    fed("nova", f"--plugin {tmp_path}/mine.py --method FedAvg --aggregator fednova --client_rule careful")
+    lion = "--method FedAvg --server_optimizer lion:0.5 --lr 0.05 --aggregator reputation"
+    fed("lion", f"--plugin {tmp_path}/mine.py {lion}")
     capsys.readouterr()
     assert main(["methods", "--json", "--plugin", f"{tmp_path}/mine.py"]) == 0
     assert "SignSGD" in {row["name"] for row in json.loads(capsys.readouterr().out)}

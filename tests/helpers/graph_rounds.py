@@ -48,7 +48,7 @@ def going(shifts, loss=None):
         if loss is not None:
             losses[loss[0]] = loss[1]
         counts = who.long()
-        return Trained(bank, state.optimiser, losses, counts, 4 * counts, 10 * counts)
+        return Trained(bank, state.optimiser, losses, counts, 4 * counts, 10 * counts, state.memory)
 
     return train
 

@@ -17,7 +17,7 @@ adapters (`gradient_tracking.py`), or it has a memory alone (`quasi_global.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -26,14 +26,17 @@ from torch import Tensor
 from fedloom.client.optimisers import State
 from fedloom.model.bank import AdapterBank, Row
 
+GradientAt = Callable[[AdapterBank], AdapterBank]
+"""Each client's gradient of a step's loss at given parameters."""
+
 
 class ClientRule(NamedTuple):
     """A local rule; see the module.
 
     Attributes:
         memory: ``adapter -> row``: what a client remembers before its first round.
-        kept: ``adapter -> row``: what the server keeps before the first round. Of it that is sent which is
-            named as the parameters of the round are.
+        kept: ``adapter -> row``: what the server keeps before the first round. Of it that is sent to clients
+            which is named as the parameters of the round are, unless `hand_out` says otherwise.
         correct: ``(gradients, bank, start, memory, received) -> gradients``, at every step. ``start`` is
             where the clients began the round, ``memory`` what each remembers, ``[clients, *shape]``,
             ``received`` what the server sent, ``[*shape]``, the same for all; among peers what mixing has
@@ -50,6 +53,13 @@ class ClientRule(NamedTuple):
         own_model: The rule by which every client trains a model of its own beside the shared one, from round
             to round; its ``received`` is where the shared one began, ``[clients, *shape]``. None: there is
             no such model.
+        gradient: ``(gradient_at, bank, start, memory, received) -> gradients``, at every step, before all
+            else: ``gradient_at(bank)`` is that of the step's loss at any parameters, and each call costs a
+            pass. None: ``gradient_at(bank)``. Loss and accuracy are those of the first call.
+        observe: ``(gradients, bank, start, memory, received) -> memory``, at every step, before `correct`,
+            which sees what it returns: what a client remembers of a step. None: nothing changes.
+        hand_out: ``(kept, names of the round's parameters) -> row``: what of it clients receive, so that
+            there may be several tensors for a parameter, or one for all. None: what is named as they are.
     """
 
     memory: Callable[[Row], Row]
@@ -61,6 +71,15 @@ class ClientRule(NamedTuple):
     mixed: Callable[[Row], Row] | None = None
     head_steps: int = 0
     own_model: ClientRule | None = None
+    gradient: Callable[[GradientAt, AdapterBank, AdapterBank, State, Row], AdapterBank] | None = None
+    observe: Callable[[AdapterBank, AdapterBank, AdapterBank, State, Row], State] | None = None
+    hand_out: Callable[[Row, Collection[str]], Row] | None = None
+
+    def handed_out(self, kept: Row, names: Collection[str]) -> Row:
+        """What clients receive in a round that trains these parameters of what the server keeps."""
+        if self.hand_out is not None:
+            return self.hand_out(kept, names)
+        return {name: t for name, t in kept.items() if name in names}
 
     @property
     def remembers(self) -> bool:

@@ -11,6 +11,6 @@ def none() -> ClientRule:
         memory=lambda adapter: {},
         kept=lambda adapter: {},
         correct=lambda gradients, bank, start, memory, received: gradients,
-        finish=lambda start, bank, steps, memory, received: ({}, {}),
+        finish=lambda start, bank, steps, memory, received: (memory, {}),
         absorb=lambda kept, sent, share: kept,
     )

@@ -6,6 +6,7 @@ are the clients of a round, and a peer, whose senders are its neighbours and its
     changes = Changes(before, deltas, weights, pairs)      # deltas [senders, *shape], weights [senders]
     change = mean()(changes)                               # Σ_k weights_k · deltas_k
 
+One that remembers something from round to round, such as who sent what before, is a `StatefulAggregator`.
 The mean of a server's round is added up as updates come, without keeping them; see `federation.aggregate`.
 """
 
@@ -15,10 +16,12 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
+from fedloom.errors import UserError
 from fedloom.model.bank import AdapterBank, Row
 
 log = logging.getLogger(__name__)
@@ -35,10 +38,11 @@ class Changes:
         pairs: The names of LoRA's A and B, for each module that has both in ``before``.
         scales: By what each sender's products count beside its weight (`federation.ranks`); None: alike.
         seed: Of what is drawn at random in this round.
-        senders: Which clients they are, from 0, ascending; empty among peers.
+        senders: Which clients, or peers, they are, from 0, ascending; a peer is among its own.
         statistics: What each says of its round, ``[senders]``: ``examples``, ``loss`` (mean, while training),
-            ``steps`` of its optimiser and ``tokens``; empty among peers, who send none. Nothing but a
-            sender's honesty stands behind them.
+            ``steps`` of its optimiser and ``tokens``; `NO_STATISTICS` among peers, who send none. Nothing but
+            a sender's honesty stands behind them.
+        round: Which round, from 0.
     """
 
     before: Row
@@ -49,10 +53,52 @@ class Changes:
     seed: int = 0
     senders: Sequence[int] = ()
     statistics: Mapping[str, Float[Tensor, " senders"]] = field(default_factory=dict)
+    round: int = 0
+
+
+class NotSent(UserError):
+    """An aggregator asks for what neighbours do not send."""
+
+
+class _NoStatistics(dict[str, Tensor]):
+    def __missing__(self, name: str) -> Tensor:
+        raise NotSent(
+            f"aggregator: it weighs senders by statistics[{name!r}], and peers on a graph send their rows "
+            "alone; use it with a server (fedloom fed), or choose another aggregator"
+        )
+
+
+NO_STATISTICS: Mapping[str, Tensor] = _NoStatistics()
+"""What peers say of their round."""
 
 
 Aggregator = Callable[[Changes], Row]
 """``changes -> change``: what the receiver's adapter changes by."""
+
+
+class StatefulAggregator(NamedTuple):
+    """An aggregator that remembers from round to round.
+
+    Its state is a row of any names, whose shapes stay what they are; it is in every checkpoint. On a graph
+    each peer has one of its own. One that never looks at its state is a plain aggregator:
+
+        StatefulAggregator(lambda before, senders: {}, lambda changes, state: (mean()(changes), state))
+
+    Attributes:
+        init: ``(adapter, senders) -> state`` before the first round: of the parameters that are shared, and
+            of how many clients, or peers, there are; `Changes.senders` are places among these.
+        combine: ``(changes, state) -> (change, state)``.
+    """
+
+    init: Callable[[Row, int], Row]
+    combine: Callable[[Changes, Row], tuple[Row, Row]]
+
+
+def combine(aggregator: Aggregator | StatefulAggregator, changes: Changes, state: Row) -> tuple[Row, Row]:
+    """The change, and what the aggregator remembers; of one that does not, what there was."""
+    if isinstance(aggregator, StatefulAggregator):
+        return aggregator.combine(changes, state)
+    return aggregator(changes), state
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ sent:
     payload = codec.encode(row, seed)       # {name: tensor}, smaller
     row = codec.decode(payload, like)       # as near to the row as the codec can be
 
-What a lossy codec loses in one round is added to what the same sender sends in the next (`feedback`). A
+What a lossy codec loses in one round is added to what the same sender sends in the next (`feedback`), unless
+the codec says otherwise (`Feedback`); on a graph both ends' estimates see to that (`federation.choco`). A
 payload has few tensors, however many the row has: on the wire each costs a name and a shape.
 """
 
@@ -22,6 +23,22 @@ from fedloom.errors import UserError
 from fedloom.model.bank import Row
 
 
+class Feedback(NamedTuple):
+    """What a sender makes of what it remembers, e, tensor by tensor; e begins at 0.
+
+    Attributes:
+        wanted: ``(change, e) -> what is encoded``.
+        kept: ``(change, e, what the receiver decodes) -> e``.
+    """
+
+    wanted: Callable[[Tensor, Tensor], Tensor]
+    kept: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+ERROR_FEEDBACK = Feedback(lambda t, e: t + e, lambda t, e, arrived: t + e - arrived)
+"""What was lost is sent later (Stich et al., 2018, arXiv:1809.07599)."""
+
+
 class Codec(NamedTuple):
     """See the module.
 
@@ -30,15 +47,22 @@ class Codec(NamedTuple):
         decode: ``(payload, like) -> row``, with the names, shapes, dtypes and device of ``like``. A payload
             that is not one of this codec and of such a row raises ``ValueError`` or ``KeyError``.
         lossy: Whether the row that comes out may be another than that which went in.
+        memory: What becomes of what a lossy one loses; None: nothing, for one that is right on average.
     """
 
     encode: Callable[[Row, int], Row]
     decode: Callable[[Row, Row], Row]
     lossy: bool
+    memory: Feedback | None = ERROR_FEEDBACK
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a sender keeps something for it from round to round."""
+        return self.lossy and self.memory is not None
 
 
 def feedback(codec: Codec, row: Row, residual: Row, seed: int) -> tuple[Row, Row]:
-    """Encode a row together with what was lost before (Stich et al., 2018, arXiv:1809.07599).
+    """Encode a row together with what was lost before, as the codec's memory has it; by default
 
         p ← encode(row + e);   e ← row + e − decode(p)
 
@@ -49,14 +73,15 @@ def feedback(codec: Codec, row: Row, residual: Row, seed: int) -> tuple[Row, Row
         seed: What random choices depend on.
 
     Returns:
-        The payload, and the new e; a codec that loses nothing has none.
+        The payload, and the new e; a codec without memory has none.
     """
-    if not codec.lossy:
+    if codec.memory is None or not codec.lossy:
         return codec.encode(row, seed), {}
-    wanted = {name: t + residual[name] if name in residual else t for name, t in row.items()}
+    e = {name: residual[name] if name in residual else torch.zeros_like(t) for name, t in row.items()}
+    wanted = {name: codec.memory.wanted(t, e[name]) for name, t in row.items()}
     payload = codec.encode(wanted, seed)
     arrives = codec.decode(payload, wanted)
-    return payload, residual | {name: t - arrives[name] for name, t in wanted.items()}
+    return payload, residual | {n: codec.memory.kept(t, e[n], arrives[n]) for n, t in row.items()}
 
 
 def flattened(row: Row) -> Tensor:

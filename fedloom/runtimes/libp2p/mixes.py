@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedloom.federation.aggregators import Aggregator
+from fedloom.federation.aggregators import Aggregator, StatefulAggregator
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.neighbours import bounded_weight, combined, difference, moved
-from fedloom.model.bank import Row, usable
+from fedloom.model.bank import Row, finite, usable
 from fedloom.runtimes.libp2p.compressed import Compression, both_ends
 from fedloom.runtimes.libp2p.journal import Journal
 from fedloom.runtimes.libp2p.peer_store import PeerStore
@@ -28,13 +28,15 @@ class MixingRule:
         aggregator: What combines the neighbours' differences.
         name: Its name, for the journal.
         compression: How rows are compressed; None: they are sent as they are.
+        seed: Of the run.
     """
 
     most: float = 0.0
     step: float = 1.0
-    aggregator: Aggregator = weighted_mean
+    aggregator: Aggregator | StatefulAggregator = weighted_mean
     name: str = "mean"
     compression: Compression | None = None
+    seed: int = 0
 
     @property
     def keeps_mean(self) -> bool:
@@ -52,6 +54,7 @@ class Mix:
         in_doubt: Neighbours whose decision is not known yet.
         bounded: Neighbours whose difference was lowered, because their rows were too far away.
         late: Rounds of edges that were in doubt until now: ``round``, ``peer``, ``weight``.
+        remembered: What the aggregator remembers after it.
     """
 
     differences: list[Row] = field(default_factory=list)
@@ -59,6 +62,7 @@ class Mix:
     in_doubt: list[int] = field(default_factory=list)
     bounded: list[int] = field(default_factory=list)
     late: list[dict[str, Any]] = field(default_factory=list)
+    remembered: Row = field(default_factory=dict)
 
     @property
     def neighbours(self) -> list[int]:
@@ -146,7 +150,12 @@ def mean_of_neighbours(edges: Iterable[Agreed], round_: int, store: PeerStore, m
 
 
 def aggregate_of_neighbours(
-    edges: Iterable[Agreed], round_: int, trained: Row, number: int, rule: MixingRule
+    edges: Iterable[Agreed],
+    round_: int,
+    trained: Row,
+    number: int,
+    rule: MixingRule,
+    remembered: Row,
 ) -> Mix:
     """What any aggregator makes of the neighbours' differences, and of this peer's own.
 
@@ -159,8 +168,9 @@ def aggregate_of_neighbours(
         trained: What this peer trained.
         number: This peer.
         rule: How to mix.
+        remembered: What the aggregator remembers of earlier rounds; it is the same again after a crash.
     """
-    mix, differences = Mix(), {}
+    mix, differences = Mix(remembered=remembered), {}
     trained = {name: t.cpu() for name, t in trained.items()}
     for edge in edges:
         if not edge.counts:
@@ -171,10 +181,15 @@ def aggregate_of_neighbours(
             mix.bounded.append(edge.peer)
         mix.row[edge.peer] = edge.weight
         differences[edge.peer] = difference(edge.own, edge.other, share)
-    weights = {**mix.row, number: mix.own}
-    change = combined(rule.aggregator, trained, number, differences, weights)
-    if usable(moved(trained, [change])):
+    # Counted from 0, as `fedloom dfl` does.
+    weights = {peer - 1: weight for peer, weight in {**mix.row, number: mix.own}.items()}
+    heard = {peer - 1: row for peer, row in differences.items()}
+    change, after = combined(
+        rule.aggregator, trained, number - 1, heard, weights, remembered, rule.seed, round_ - 1
+    )
+    if usable(moved(trained, [change])) and finite(after):
         mix.differences.append(change)
+        mix = replace(mix, remembered=after)
     else:
         log.warning(
             "round %d: goes on with its own row, what %s makes of the neighbours' is too large",

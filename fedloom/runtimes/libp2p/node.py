@@ -111,7 +111,12 @@ class Node:
             raise Damaged(self.store.folder, f"the layers of round {round_}: {error}") from None
 
     def swap(
-        self, round_: int, trained: Row, missed: int = 0, layers: Mapping[int, str] | None = None
+        self,
+        round_: int,
+        trained: Row,
+        missed: int = 0,
+        layers: Mapping[int, str] | None = None,
+        remembered: Row | None = None,
     ) -> Mix:
         """Exchange rows with the neighbours; what comes of it is in the journal when this returns.
 
@@ -121,6 +126,7 @@ class Node:
             missed: Rounds before this one that it was not there for.
             layers: Those that each edge carries, by neighbour, as messages say them; the others' edges carry
                 nothing. None: all edges carry all.
+            remembered: What the aggregator remembers of earlier rounds.
         """
         self.lag.enters()
         journal, store, rule = self.journal, self.store, self.rule
@@ -144,7 +150,7 @@ class Node:
             late, more = self._late(round_)
             mix = replace(mix, differences=[*mix.differences, *more], late=late)
         else:
-            mix = aggregate_of_neighbours(edges, round_, trained, number, rule)
+            mix = aggregate_of_neighbours(edges, round_, trained, number, rule, remembered or {})
         self.lag.leaves(in_step=bool(mix.row))
         journal.write(
             "mixed",

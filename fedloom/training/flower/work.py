@@ -19,7 +19,7 @@ from fedloom.data.sources import read_examples
 from fedloom.data.tasks import Task
 from fedloom.errors import UserError
 from fedloom.evaluation.reference import with_references
-from fedloom.federation.algorithm import BASE, PERSONAL, RULE, part_of, with_prefix
+from fedloom.federation.algorithm import BASE, PERSONAL, RULE, Algorithm, part_of, with_prefix
 from fedloom.model.bank import Row
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
@@ -83,7 +83,8 @@ def _trained(request: Request, loaded: _Loaded, client: int, path: Path | None) 
     algorithm = loaded.parts.algorithm
     like = algorithm.sent(model.initial, client)
     like = like | with_prefix(BASE, algorithm.first_base(model.initial))
-    row = _brought_up_to_date(request, like)
+    may_come = like | with_prefix(RULE, _handed_out(algorithm, model.initial, client))
+    row = _brought_up_to_date(request, like, may_come)
     if row.keys() != like.keys():
         return Answer(Content({"lacks": True}))
     parts = loaded.parts
@@ -91,7 +92,7 @@ def _trained(request: Request, loaded: _Loaded, client: int, path: Path | None) 
     whole = algorithm.padded({name: row[name] for name in sorted(model.initial)})
     trained = {name: t for name, t in whole.items() if name in chosen}
     frozen = {name: t for name, t in whole.items() if name not in chosen}
-    beside = unpack(request.content_.tensors, _with_rule(like), model.device, all_of_it=False)
+    beside = unpack(request.content_.tensors, may_come, model.device, all_of_it=False)
     data = loaded.data[path]
     model.share_prefix(data.prefix)
     indices = data.clients[client] if path is None else np.arange(len(data.train))
@@ -157,10 +158,10 @@ def _compared(parts: Parts, data: Encoded, indices: np.ndarray) -> list[Tokens]:
     return data.train
 
 
-def _brought_up_to_date(request: Request, like: Row) -> Row:
+def _brought_up_to_date(request: Request, like: Row, may_come: Row) -> Row:
     """The server's adapter: what was kept, and what has changed since; not all of it where some is lost."""
     device = next(iter(like.values())).device
-    news = unpack(request.content_.tensors, _with_rule(like), device, all_of_it=False)
+    news = unpack(request.content_.tensors, may_come, device, all_of_it=False)
     news = {name: t for name, t in news.items() if name in like}
     last_seen = request.content_.facts["held"]
     if last_seen is None:
@@ -170,9 +171,11 @@ def _brought_up_to_date(request: Request, like: Row) -> Row:
     return unpack(request.kept.tensors, like, device, all_of_it=False) | news
 
 
-def _with_rule(like: Row) -> Row:
-    """Of what may come: the adapter's parameters, and what the server keeps of each for the clients' rule."""
-    return like | with_prefix(RULE, like)
+def _handed_out(algorithm: Algorithm, adapter: Row, client: int) -> Row:
+    """What the server may hand out for the clients' rule, by names and shapes."""
+    shared = algorithm.share(adapter.keys())
+    kept = algorithm.rule.kept({name: t for name, t in adapter.items() if name in shared})
+    return algorithm.sent(algorithm.rule.handed_out(kept, shared), client)
 
 
 def _load(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:

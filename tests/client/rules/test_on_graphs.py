@@ -53,7 +53,7 @@ def play(rule, matrices, steps=3, codec=None):
     """The peers' state after a round on each of the matrices."""
     algorithm = Algorithm(LR, rule=rule) if codec is None else Algorithm(LR, rule=rule, codec=codec)
     row = {"w": torch.zeros(2, dtype=torch.float64)}
-    memory = first_peer_memory(algorithm, row)
+    memory = first_peer_memory(algorithm, row, PEERS)
     sent = row | {name: t for name, t in memory.items() if name.startswith(SENT)}
     bank = AdapterBank.repeat(row, PEERS)
     rows = {name: t.expand(PEERS, *t.shape).clone() for name, t in memory.items()}
