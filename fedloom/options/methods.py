@@ -91,6 +91,8 @@ METHODS: list[Method] = [
         {"server_optimizer": "nesterov"},
         {"lr": 0.7, "client_optimizer": "adamw", **_FED},
     ),
+    Method("FedExP", "Jhunjhunwala et al., 2023, arXiv:2301.09604", {"aggregator": "fedexp"}, _FED),
+    Method("q-FedAvg", "Li et al., 2020, arXiv:1905.10497", {"aggregator": "qfedavg"}, _FED),
     Method("Median", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "median"}, _FED, _GOSSIP),
     Method(
         "TrimmedMean", "Yin et al., 2018, arXiv:1803.01498", {"aggregator": "trimmed_mean"}, _FED, _GOSSIP
