@@ -39,6 +39,7 @@ class CompareConfig:
         "runs that are made at the same time, each by a process with its share of threads and memory; on a "
         "GPU start CUDA's multi-process service first, or they take turns",
         minimum=1,
+        maximum=1000,
     )
 
 
