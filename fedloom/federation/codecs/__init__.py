@@ -43,7 +43,8 @@ class Codec(NamedTuple):
     """See the module.
 
     Attributes:
-        encode: ``(row, seed) -> payload``; random choices depend on the seed alone.
+        encode: ``(row, seed) -> payload``; random choices depend on the seed alone, and the payload's names,
+            shapes and dtypes on those of the row: others are refused where they come over a network.
         decode: ``(payload, like) -> row``, with the names, shapes, dtypes and device of ``like``. A payload
             that is not one of this codec and of such a row raises ``ValueError`` or ``KeyError``.
         lossy: Whether the row that comes out may be another than that which went in.
