@@ -5,10 +5,10 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -177,43 +177,44 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(one_run, fed)
 
 def stop_before_a_validation(process, folder):
     """Hold a run that validates every third round in the one before, from the fifth on."""
-    wait_for_rows(folder, 5, lambda: process.poll() is None)
+    wait_for_rows(folder, 5, process.is_alive)
+    looked_at = psutil.Process(process.pid)
     while True:
-        process.send_signal(signal.SIGSTOP)
-        os.waitpid(process.pid, os.WUNTRACED)
+        looked_at.suspend()
+        while looked_at.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
         if (rows_written(folder) - 1) % 3 == 2:
             return
-        assert process.poll() is None
-        process.send_signal(signal.SIGCONT)
+        looked_at.resume()
+        assert process.is_alive()
 
 
 def test_a_run_ended_by_sigterm_and_then_killed_is_in_the_end_one_never_stopped(
     fed, model, data, tmp_path, capsys
 ):
-    """A scheduler's end of `python -m fedloom` leaves a checkpoint and a message; SIGKILL what there was."""
+    """A scheduler's end leaves a checkpoint and a message; SIGKILL what there was."""
     flags = ["--max_steps", "30", "--val_steps", "3", "--patience", "0"]
     _, never = fed("never", *flags)
     folder, log = tmp_path / "stopped", tmp_path / "log"
-    command = [sys.executable, "-m", "fedloom", *arguments(model, data, tmp_path, "stopped", *flags)]
     again = ["fed", "--out_dir", str(tmp_path), "--exp_name", "stopped", "--resume"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            stop_before_a_validation(process, folder)
-            assert main(again) == 2
-            assert f"process {process.pid} on " in capsys.readouterr().err, "one process at a time"
-            process.terminate()
-            process.send_signal(signal.SIGCONT)
-            _, said = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 143 and "fedloom: terminated" in said and "--resume" in said
+    process = start(arguments(model, data, tmp_path, "stopped", *flags), log)
+    try:
+        stop_before_a_validation(process, folder)
+        assert main(again) == 2
+        assert f"process {process.pid} on " in capsys.readouterr().err, "one process at a time"
+        process.terminate()
+        os.kill(process.pid, signal.SIGCONT)
+        process.join(60)
+    finally:
+        process.kill()
+    said = log.read_text()
+    assert process.exitcode == 143 and "fedloom: terminated" in said and "--resume" in said
     assert "Traceback" not in said
     # With a validation there is a checkpoint anyway. A row stands there a moment before its round counts.
     saved = round_of(latest_checkpoint(folder))
     assert saved in (rows_written(folder) - 1, rows_written(folder) - 2) and saved % 3 != 0
 
-    process = start(again, log)
+    process = start(again, tmp_path / "log of the next")
     wait_for_rows(folder, rows_written(folder) + 4, process.is_alive)
     process.kill()
     process.join()
