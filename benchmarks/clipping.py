@@ -17,9 +17,10 @@ from peft import get_peft_model
 from torch import Tensor
 from workload import SEED, starting_adapter
 
-from fedloom.client.local import LocalRules, mean_step, passes, step_gradients
+from fedloom.client.local import LocalRules, step_gradients
 from fedloom.client.optimisers import sgd
 from fedloom.client.private import ExamplePrivacy, Noised, noised_gradients
+from fedloom.client.steps import mean_step, passes
 from fedloom.data.encode import Tokens
 from fedloom.model.adapters.choice import lora
 from fedloom.model.adapters.supported import saved_name

@@ -10,8 +10,9 @@ from machine import forget_peak, peak_resident_bytes
 from stage import Stage
 from workload import LEARNING_RATE
 
-from fedloom.client.local import LocalRules, batch_tokens
+from fedloom.client.local import LocalRules
 from fedloom.client.optimisers import adam, sgd
+from fedloom.client.steps import batch_tokens
 from fedloom.federation.algorithm import Algorithm
 from fedloom.federation.server import federated_round, initial_state
 from fedloom.runtimes.in_process import run_clients

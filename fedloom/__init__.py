@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedloom.client.local import LocalRules as LocalRules
-    from fedloom.client.local import mean_step as mean_step
     from fedloom.client.local import train_locally as train_locally
     from fedloom.client.optimisers import adam as adam
     from fedloom.client.optimisers import sgd as sgd
+    from fedloom.client.steps import mean_step as mean_step
     from fedloom.commands.dfl import run_dfl as run_dfl
     from fedloom.commands.fed import run_fed as run_fed
     from fedloom.data.encode import Tokens as Tokens
@@ -53,7 +53,7 @@ _PLACES = {
     "StackedModel": "model.stacked",
     "AdapterBank": "model.bank",
     "Tokens": "data.encode",
-    "mean_step": "client.local",
+    "mean_step": "client.steps",
     "LocalRules": "client.local",
     "train_locally": "client.local",
     "sgd": "client.optimisers",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -15,18 +15,12 @@ from fedloom.client.optimisers import Optimiser, State, clip, scaled
 from fedloom.client.private import ExamplePrivacy, Noised, noised_gradients
 from fedloom.client.rules import ClientRule
 from fedloom.client.rules.none import none as no_rule
+from fedloom.client.steps import Step, passes
 from fedloom.errors import UserError
 from fedloom.model.adapters.ranks import within_ranks
 from fedloom.model.bank import AdapterBank, Row
-from fedloom.model.layout import Batch, Layout, counted
 from fedloom.model.packing import build_pack
 from fedloom.model.stacked import StackedModel
-
-Step = list[Batch]
-"""The batches of one optimiser step; their weights make the loss a mean over them."""
-
-MeanOver = Literal["tokens", "batches"]
-"""What counts the same in an optimiser step of several batches: every label, or every batch."""
 
 
 @dataclass(frozen=True)
@@ -276,61 +270,3 @@ def step_gradients(
         report.labels[rows] += out.labels.cpu()
         report.tokens[rows] += torch.tensor(pack.client_tokens)
     return AdapterBank(total) if total else bank.map(torch.zeros_like), report
-
-
-def passes(
-    steps: Sequence[Step], layout: Layout, wave_tokens: int
-) -> Iterator[tuple[int, list[list[Batch]]]]:
-    """Cut one step of all clients into passes of at most ``wave_tokens`` tokens, batches whole.
-
-    Yields:
-        The first client of the pass, and the batches of each client from there on.
-    """
-    first, current, filled = 0, [], 0  # type: int, list[list[Batch]], int
-    for client, step in enumerate(steps):
-        for batch in step:
-            cost = batch_tokens(batch, layout)
-            if current and filled + cost > wave_tokens:
-                yield first, current
-                current, filled = [], 0
-            if not current:
-                first = client
-            while first + len(current) <= client:
-                current.append([])
-            current[-1].append(batch)
-            filled += cost
-    if current:
-        yield first, current
-
-
-def batch_tokens(batch: Batch, layout: Layout) -> int:
-    """Tokens that a batch puts through the model (pads included, what clients share counted once)."""
-    lengths = [len(s.ids) + layout.virtual for tokens in batch.sequences for s in tokens.sides]
-    if not layout.packed:
-        return len(lengths) * max(lengths)
-    return sum(lengths) - layout.shared * (len(lengths) - 1)
-
-
-def mean_step(
-    batches: Sequence[Sequence],
-    layout: Layout,
-    keys: Sequence[tuple[int, ...]],
-    mean_over: MeanOver = "tokens",
-) -> Step:
-    """An optimiser step over some batches of sequences.
-
-    Args:
-        batches: Lists of `Tokens`.
-        layout: The model's.
-        keys: What each batch's dropout depends on, beside the seed.
-        mean_over: "tokens": every label counts the same, so that batches make the loss of one batch that
-            holds them all; a classifier's label is its class, and a preference counts as one. "batches": the
-            mean over batches of each one's mean loss, in which the labels of a batch with short answers
-            count more.
-    """
-    labels = [sum(counted(s, layout) for s in sequences) for sequences in batches]
-    weights = [1 / (sum(labels) if mean_over == "tokens" else len(batches) * own) for own in labels]
-    return [
-        Batch(list(sequences), weight, key)
-        for sequences, weight, key in zip(batches, weights, keys, strict=True)
-    ]

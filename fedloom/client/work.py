@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedloom.client.local import MeanOver, Step, mean_step
 from fedloom.client.private import ExamplePrivacy, Noised, rate_of
+from fedloom.client.steps import MeanOver, Step, mean_step
 from fedloom.data.draws import draw_batches
 from fedloom.data.encode import Tokens
 from fedloom.model.layout import Batch, Layout, counted

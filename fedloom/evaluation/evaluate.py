@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedloom.client.local import passes
+from fedloom.client.steps import passes
 from fedloom.data.encode import Tokens
 from fedloom.model.bank import AdapterBank, Row
 from fedloom.model.layout import Batch

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedloom.client.local import passes
+from fedloom.client.steps import passes
 from fedloom.data.encode import Tokens
 from fedloom.model.layout import Batch
 from fedloom.model.packing import build_pack

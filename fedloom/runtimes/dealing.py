@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedloom.client.local import Step, batch_tokens
+from fedloom.client.steps import Step, batch_tokens
 from fedloom.client.work import ClientWork
 from fedloom.model.layout import Layout
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import torch
 
-from fedloom.client.local import LocalRules, batch_tokens, train_locally
+from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.private import Noised
+from fedloom.client.steps import batch_tokens
 from fedloom.client.work import ClientWork
 from fedloom.data.randomness import derive_seed
 from fedloom.federation.algorithm import (

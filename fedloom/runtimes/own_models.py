@@ -8,8 +8,9 @@ from dataclasses import replace
 from jaxtyping import Int
 from torch import Tensor
 
-from fedloom.client.local import LocalRules, Step, train_locally
+from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import State
+from fedloom.client.steps import Step
 from fedloom.federation.algorithm import (
     OWN_MOMENTS,
     PERSONAL,

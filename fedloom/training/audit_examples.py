@@ -30,10 +30,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedloom.client.local import Step, passes
 from fedloom.client.optimisers import State
 from fedloom.client.private import Noised, noised_gradients, rate_of
 from fedloom.client.rules import ClientRule
+from fedloom.client.steps import Step, passes
 from fedloom.data.encode import Tokens
 from fedloom.data.randomness import numpy_rng
 from fedloom.errors import UserError

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig
 from tiny import tiny_llama, tiny_roberta
 
-from fedloom.client.local import LocalRules, batch_tokens, mean_step, passes, train_locally
+from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import adam, sgd
 from fedloom.client.rules.proximal import proximal
+from fedloom.client.steps import batch_tokens, mean_step, passes
 from fedloom.client.work import Schedule, plan_work
 from fedloom.data.encode import Tokens
 from fedloom.model.bank import AdapterBank

@@ -5,7 +5,8 @@ import random
 
 import torch
 
-from fedloom.client.local import LocalRules, mean_step, train_locally
+from fedloom.client.local import LocalRules, train_locally
+from fedloom.client.steps import mean_step
 from fedloom.data.encode import Tokens
 from fedloom.data.randomness import derive_seed
 from fedloom.model import dropout

@@ -10,8 +10,9 @@ from engine import BEGINNING, apart, clients_data, make_stacked, moved, start_ba
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import tiny_bloom, tiny_gpt2, tiny_llama, tiny_tokenizer
 
-from fedloom.client.local import LocalRules, mean_step, train_locally
+from fedloom.client.local import LocalRules, train_locally
 from fedloom.client.optimisers import sgd
+from fedloom.client.steps import mean_step
 from fedloom.data.encode import Tokens
 from fedloom.evaluation.evaluate import validate_rows
 from fedloom.evaluation.preferred import preference_scores
