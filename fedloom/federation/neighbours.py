@@ -13,15 +13,18 @@ same number: W stays symmetric and doubly stochastic, and what the edge loses go
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import torch
 
+from fedloom.client.optimisers import State
 from fedloom.data.randomness import derive_seed
 from fedloom.federation.aggregators import NO_STATISTICS, Aggregator, Changes, StatefulAggregator, combine
+from fedloom.federation.matrix import RoundMixing
 from fedloom.model.adapters.products import lora_pairs
-from fedloom.model.bank import AdapterBank, Row
+from fedloom.model.bank import AdapterBank, Row, finite, usable
 
 
 def bounded_weight(row: Row, other: Row, weight: float, most: float) -> float:
@@ -110,3 +113,55 @@ def moved(row: Row, differences: Iterable[Row]) -> Row:
         for name, t in change.items():
             after[name] = after[name] + t.to(after[name].device)
     return after
+
+
+def aggregate_each(
+    bank: AdapterBank,
+    aggregator: Aggregator | StatefulAggregator,
+    mixing: RoundMixing,
+    local: range,
+    remembered: State,
+    seed: int,
+    round_: int,
+    differences: Callable[[int, Collection[int]], Mapping[int, Row]],
+) -> tuple[AdapterBank, State, list[int]]:
+    """Every peer's own aggregate, for any aggregator.
+
+    Other than a mean, what comes of usable rows may be of no use itself, such as a product that is too large,
+    or compressed gossip with too large a step: such a peer goes on with the row that it has.
+
+    Args:
+        bank: The peers' rows, of what is sent.
+        aggregator: Which.
+        mixing: The round's matrix.
+        local: The peers' numbers.
+        remembered: What the peers' aggregator remembers, a row per peer.
+        seed: Of the run.
+        round_: Which round, from 0.
+        differences: ``(peer, its neighbours) -> w_j − w_i by neighbour``, or what is known of it.
+
+    Returns:
+        The rows, what the aggregator remembers, and the peers that go on with the row that they have.
+    """
+    rows, states, lost = [], [], []
+    for peer, weights in mixing.neighbourhoods(local).items():
+        before = bank.row(peer - local.start)
+        heard = differences(peer, weights.keys() - {peer})
+        known = {name: t[peer - local.start] for name, t in remembered.items()}
+        change, state = combined(aggregator, before, peer, heard, weights, known, seed, round_)
+        after = moved(before, [change])
+        if not (usable(after) and finite(state)):
+            lost.append(peer)
+            after, state = before, known
+        rows.append(after)
+        states.append(state)
+    return AdapterBank.stack(rows), AdapterBank.stack(states).tensors, lost
+
+
+def differences_among(
+    bank: AdapterBank, numbers: list[int], peer: int, others: Collection[int]
+) -> dict[int, Row]:
+    """w_j − w_i by neighbour, of a bank with the rows of the peers of these numbers."""
+    mine = bank.row(bisect_left(numbers, peer))
+    rows = {other: bank.row(bisect_left(numbers, other)) for other in others}
+    return {other: {name: t - mine[name] for name, t in row.items()} for other, row in rows.items()}

@@ -24,8 +24,7 @@ size. With W the identity every peer is alone.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -34,15 +33,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fedloom.client.optimisers import State
-from fedloom.federation.aggregators import Aggregator, StatefulAggregator
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import AGGREGATOR, Algorithm, part_of, with_prefix
 from fedloom.federation.choco import Estimates, payloads_of
 from fedloom.federation.matrix import RoundMixing, check_mixing
-from fedloom.federation.neighbours import combined, moved
+from fedloom.federation.neighbours import aggregate_each, differences_among
 from fedloom.federation.topology import bytes_per_round
 from fedloom.federation.transport import ALL_LOCAL, PeerTransport
-from fedloom.model.bank import AdapterBank, Row, bytes_of, finite, largest_usable, usable
+from fedloom.model.bank import AdapterBank, bytes_of, largest_usable
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def peer_round(
     everything = bank.tensors | trained.memory
     shared = AdapterBank({name: t for name, t in everything.items() if name in mixed})
     aggregated = partial(
-        combine,
+        aggregate_each,
         aggregator=algorithm.aggregator,
         mixing=mixing,
         local=local,
@@ -174,7 +172,7 @@ def peer_round(
             shared = mix(shared, matrix.rows(local), names, heard_over(transport, matrix))
     else:
         sent = _bytes_sent(algorithm, shared, mixing, local)
-        heard = partial(_differences, transport.fetch(shared, mixing), mixing.heard_by(local).tolist())
+        heard = partial(differences_among, transport.fetch(shared, mixing), mixing.heard_by(local).tolist())
         shared, remembered, lost = aggregated(shared, differences=heard)
     left_out = sorted({*lost, *(local.start + peer for peer in left_out)})
     report = PeerReport(trained, active, left_out, sent)
@@ -203,56 +201,6 @@ def _bytes_sent(algorithm: Algorithm, bank: AdapterBank, mixing: RoundMixing, lo
     """Bytes of the rows of a bank that peers send over a round's links."""
     links = int(mixing.degrees[local.start : local.stop].sum())
     return bytes_per_round(bytes_of(algorithm.codec.encode(bank.row(0), 0)), links)
-
-
-def combine(
-    bank: AdapterBank,
-    aggregator: Aggregator | StatefulAggregator,
-    mixing: RoundMixing,
-    local: range,
-    remembered: State,
-    seed: int,
-    round_: int,
-    differences: Callable[[int, Collection[int]], Mapping[int, Row]],
-) -> tuple[AdapterBank, State, list[int]]:
-    """Every peer's own aggregate, for any aggregator.
-
-    Other than a mean, what comes of usable rows may be of no use itself, such as a product that is too large,
-    or compressed gossip with too large a step: such a peer goes on with the row that it has.
-
-    Args:
-        bank: The peers' rows, of what is sent.
-        aggregator: Which.
-        mixing: The round's matrix.
-        local: The peers' numbers.
-        remembered: What the peers' aggregator remembers, a row per peer.
-        seed: Of the run.
-        round_: Which round, from 0.
-        differences: ``(peer, its neighbours) -> w_j − w_i by neighbour``, or what is known of it.
-
-    Returns:
-        The rows, what the aggregator remembers, and the peers that go on with the row that they have.
-    """
-    rows, states, lost = [], [], []
-    for peer, weights in mixing.neighbourhoods(local).items():
-        before = bank.row(peer - local.start)
-        heard = differences(peer, weights.keys() - {peer})
-        known = {name: t[peer - local.start] for name, t in remembered.items()}
-        change, state = combined(aggregator, before, peer, heard, weights, known, seed, round_)
-        after = moved(before, [change])
-        if not (usable(after) and finite(state)):
-            lost.append(peer)
-            after, state = before, known
-        rows.append(after)
-        states.append(state)
-    return AdapterBank.stack(rows), AdapterBank.stack(states).tensors, lost
-
-
-def _differences(bank: AdapterBank, numbers: list[int], peer: int, others: Collection[int]) -> dict[int, Row]:
-    """w_j − w_i by neighbour, of a bank with the rows of the peers of these numbers."""
-    mine = bank.row(bisect_left(numbers, peer))
-    rows = {other: bank.row(bisect_left(numbers, other)) for other in others}
-    return {other: {name: t - mine[name] for name, t in row.items()} for other, row in rows.items()}
 
 
 def mix(

@@ -19,22 +19,18 @@ from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, compose
 from fedloom.federation.attacks import Attack, Attackers, drawn
 from fedloom.federation.codecs.none import none as as_it_is
-from fedloom.federation.layer_votes import LayerVotes
 from fedloom.federation.neighbours import combined
 from fedloom.federation.plugged import made
-from fedloom.federation.priority import Projection
 from fedloom.federation.privacy.user import UserPrivacy
 from fedloom.federation.ranks import Ranks
 from fedloom.federation.secure_sum import SecureSum
-from fedloom.model.adapters.lora import frozen_weight
 from fedloom.model.adapters.ranks import rank_factor
-from fedloom.model.bank import Row
-from fedloom.model.stacked import StackedModel
 from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.methods import ATTACK, chosen
 from fedloom.training.factors import check_factors, check_rank, each_with_a_residual
 from fedloom.training.graph_data import Setting
+from fedloom.training.graph_votes import check_votes
 
 log = logging.getLogger(__name__)
 
@@ -242,59 +238,6 @@ def _check_one_gradient(config: FedConfig | Setting, algorithm: Algorithm) -> No
             f"client_rule: {chosen(config)['client_rule']} takes gradients of its own, and privacy example "
             "counts one noised gradient a step; choose --client_rule none, or --privacy none"
         )
-
-
-def check_votes(config: Setting, algorithm: Algorithm) -> None:
-    """Judge what peers that vote on layers combine with it.
-
-    Raises:
-        UserError: A part is about all parameters in every round.
-    """
-    if config.layer_votes == "none":
-        return
-    texts = chosen(config)
-    beside = {
-        "compress": algorithm.codec.lossy,
-        "aggregator": algorithm.aggregator is not weighted_mean and texts["lora_aggregation"] == "factors",
-        "lora_aggregation": texts["lora_aggregation"] != "factors",
-        "client_rule": algorithm.rule.mixed is not None or algorithm.rule.remembers,
-    }
-    for option in (option for option, meaningless in beside.items() if meaningless):
-        raise UserError(
-            f"layer_votes: {config.layer_votes} leaves layers out of a link's round, and {option} "
-            f"{texts[option]} is about all of them in every round; leave {option} out, or choose "
-            "--layer_votes none"
-        )
-
-
-def layer_votes(config: Setting, model: StackedModel, frozen: Row) -> LayerVotes | None:
-    """How peers choose the layers of a round; None where they train and send all."""
-    if config.layer_votes == "none":
-        return None
-    layers = scored_layers(model)
-    highest = -(-len(layers) // 4) if config.max_layer_num is None else config.max_layer_num
-    if highest + config.min_layer_num >= len(layers):
-        log.warning(
-            "layer_votes: max_layer_num %d and min_layer_num %d select all %d layers of the model, so that "
-            "peers send as much as without votes",
-            highest,
-            config.min_layer_num,
-            len(layers),
-        )
-    return LayerVotes(
-        layers, highest, config.min_layer_num, config.grad_eval, config.layer_votes, config.seed, frozen
-    )
-
-
-def scored_layers(model: StackedModel) -> dict[int, list[Projection]]:
-    """The adapted projections of every layer that has some, by its number, as scores need them."""
-    return {
-        layer: [
-            Projection(f"{name}.lora_A.weight", f"{name}.lora_B.weight", scale, partial(frozen_weight, base))
-            for name, scale, base in projections
-        ]
-        for layer, projections in model.adapted.items()
-    }
 
 
 def personal_names(config: Setting, algorithm: Algorithm, names: Collection[str]) -> frozenset[str]:

@@ -30,12 +30,12 @@ from fedloom.training.algorithms import (
     check_personal,
     client_optimiser,
     client_ranks,
-    scored_layers,
     simulated_attackers,
 )
 from fedloom.training.division import check_comparable
 from fedloom.training.fed_data import Encoded, fitting_data
 from fedloom.training.fed_examples import ALL_CLIENTS, ClientData
+from fedloom.training.graph_votes import scored_layers
 from fedloom.training.loop import Intervals
 from fedloom.training.private import Budget, example_budget, example_privacy, user_budget
 from fedloom.training.setup import beside_adapters, check_base, classes_of_head, load, lora, resolved, stack

@@ -33,7 +33,6 @@ from fedloom.training.algorithms import (
     algorithm_on_graph,
     check_personal,
     client_optimiser,
-    layer_votes,
     personal_names,
     simulated_attackers,
 )
@@ -48,6 +47,7 @@ from fedloom.training.graph_data import (
     read_peers,
 )
 from fedloom.training.graph_parts import Mixing, PeerParts
+from fedloom.training.graph_votes import layer_votes
 from fedloom.training.loop import Intervals
 from fedloom.training.private import Budget, example_budget, example_privacy
 from fedloom.training.setup import (
