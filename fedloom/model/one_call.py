@@ -33,6 +33,7 @@ from fedloom.model.pack import Pack
 _MODULE = "torch.nn.attention.varlen"
 _WIDEST = 256  # numbers of a head that the kernel knows, in steps of 8
 _CAPABILITY = (8, 0)  # of the GPU
+_MOST_SEQUENCES = 65535  # as many as a GPU's grid has blocks along one axis
 _EVERYTHING = -1  # of a window: no limit on this side
 
 
@@ -64,7 +65,7 @@ class Rows:
 
 
 def plan_rows(pack: Pack, causal: bool, rule: Rule | None) -> Rows | None:
-    """Lay out a packed pass for the kernel; None where it cannot see what the rule lets tokens see.
+    """Lay out a packed pass for the kernel; None where the rule is no window, or sequences are too many.
 
     Args:
         pack: A packed pass.
@@ -73,7 +74,7 @@ def plan_rows(pack: Pack, causal: bool, rule: Rule | None) -> Rows | None:
     """
     sequences, shared, device = sequences_in_order(pack), pack.shared, pack.ids.device
     window = _window(pack.longest, causal, rule)
-    if window is None or (shared and not causal):
+    if window is None or (shared and not causal) or len(sequences) > _MOST_SEQUENCES:
         return None
     lengths = torch.tensor([s.length for s in sequences])
     before = torch.tensor([s.shared for s in sequences])

@@ -202,6 +202,14 @@ def test_what_no_window_describes_is_not_attended_to_in_one_call():
     assert one_call.plan_rows(make_pack(SEVERAL_BUCKETS, False, 0), False, window_rule(4)).window == (3, 3)
 
 
+@pytest.mark.parametrize("most, whole", [(7, True), (6, False)])
+def test_more_sequences_than_a_grid_has_blocks_are_not_attended_to_in_one_call(most, whole):
+    """Seven of clients; where they share a prefix, those of three clients' prefixes too."""
+    with patch.object(one_call, "_MOST_SEQUENCES", most):
+        assert (one_call.plan_rows(make_pack(SEVERAL_BUCKETS, True, 0), True, None) is not None) == whole
+        assert one_call.plan_rows(make_pack(SEVERAL_BUCKETS, True, 2), True, None) is None
+
+
 def test_values_may_be_narrower_than_keys():
     pack = make_pack(SEVERAL_BUCKETS, True, 3)
     q, k, v, _ = random_tensors(pack, 2, 2)
