@@ -73,6 +73,7 @@ def run_compare(file: Path, out_dir: Path, jobs: int = 1) -> int:
 
 def _made(plan: Plan, file: Path, out_dir: Path, jobs: int) -> Iterator[tuple[int, bool, str | None]]:
     """Make the runs; see `jobs.share_out`."""
+    jobs = min(jobs, len(plan.runs))  # no share of threads and memory for processes without a run
     if jobs > 1:
         yield from share_out(maker, (file, out_dir, jobs), range(len(plan.runs)), jobs, out_dir)
         return

@@ -18,6 +18,7 @@ from typing import Any
 
 from fedloom.errors import UserError
 from fedloom.process import prepare_process
+from fedloom.runs.files import writing
 
 Make = Callable[[int], None]
 """Makes the run of a number."""
@@ -35,9 +36,10 @@ class Job:
         self.number: int | None = None
 
     def begin(self, number: int) -> None:
-        """Let it make a run."""
+        """Let it make a run; of a process that has ended `outcome` tells."""
         self.number = number
-        self.connection.send(number)
+        with suppress(ConnectionError):
+            self.connection.send(number)
 
     def outcome(self) -> str | None:
         """What was wrong with the run that it has made; None: nothing.
@@ -66,9 +68,15 @@ def share_out(
     Yields:
         ``(number, False, None)`` where a run begins, ``(number, True, what was wrong or None)`` where one
         ends.
+
+    Raises:
+        CannotWrite: The output of one cannot be written.
     """
     left, threads = deque(numbers), max(1, (os.cpu_count() or 1) // jobs)
     names = [folder / f"job-{k}.log" for k in range(1, min(jobs, len(numbers)) + 1)]
+    for log in names:  # a process that cannot open its own has nowhere to say so
+        with writing(log, then="start again"):
+            log.open("a").close()
     running = {log: Job(prepare, given, log, threads) for log in names}
     try:
         for job in running.values():

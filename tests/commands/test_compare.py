@@ -10,7 +10,7 @@ from run_files import write_sums
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from fedloom.commands import jobs
+from fedloom.commands import compare, jobs
 from fedloom.commands.cli import main
 from fedloom.commands.compare import show
 from fedloom.options.compare import Plan, read_plan
@@ -182,6 +182,33 @@ def test_several_processes_make_what_one_makes_and_one_that_dies_ends_no_other(
             for out in ("out", "one")
         ]
         assert rows[0] == rows[1]
+
+
+def test_more_jobs_than_runs_take_no_share_of_the_machine(inputs, tmp_path, monkeypatch):
+    file, asked = tmp_path / "plan.yaml", []
+    file.write_text(json.dumps(plan(inputs, seeds=[1])))
+    monkeypatch.setattr(compare, "share_out", lambda *given: asked.append(given) or [])
+    assert list(compare._made(read_plan(file), file, tmp_path, jobs=8)) == []
+    assert asked == [(compare.maker, (file, tmp_path, 2), range(2), 2, tmp_path)]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_runs(inputs, tmp_path, capsys):
+    file = tmp_path / "plan.yaml"
+    file.write_text(json.dumps(plan(inputs)))
+    (tmp_path / "job-2.log").mkdir()
+    assert main(["compare", str(file), "--out_dir", str(tmp_path), "--jobs", "2"]) == 2
+    told = capsys.readouterr()
+    assert "job-2.log" in told.err and told.err.count("\n") == 1 and not told.out
+
+
+def test_a_process_that_is_gone_before_its_run_begins_is_told_of_as_any_that_dies(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda method: CONTEXT)
+    job = jobs.Job(print, (), tmp_path / "job-1.log", 1)
+    job.process.kill()
+    job.process.join()
+    job.begin(0)  # a broken pipe would be taken for an output that nobody reads
+    with pytest.raises((EOFError, ConnectionResetError)):
+        job.outcome()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
