@@ -23,7 +23,10 @@ def by_seed(result: dict[str, Any], first: str, second: str) -> dict[str, float]
     for label in (first, second):
         if label not in metrics:
             raise SystemExit(f"error: no setting {label!r}; there are {', '.join(metrics)}")
-    return {s: n - metrics[second][s] for s, n in metrics[first].items() if s in metrics[second]}
+    found = {s: n - metrics[second][s] for s, n in metrics[first].items() if s in metrics[second]}
+    if not found:
+        raise SystemExit(f"error: {first!r} and {second!r} have no seed in common")
+    return found
 
 
 def across_table(result: dict[str, Any]) -> list[str]:
@@ -54,7 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         {"comparison": name, "pairs": [by_seed(result, *pair) for pair in options.pair]}
         for name, result in read.items()
     ]
-    metric = next(iter(read.values()))["metric"]
+    metric, *others = sorted({result["metric"] for result in read.values()})
+    if others:
+        raise SystemExit(f"error: {metric} and {others[0]} are compared; one table has one metric")
     found = {"kind": "across", "metric": metric, "pairs": options.pair, "rows": rows}
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

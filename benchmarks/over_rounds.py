@@ -24,18 +24,25 @@ SETTINGS = (
     *("training_type", "lora_r", "lora_alpha", "target_modules", "mix_head", "lr", "batch_size"),
     *("local_epochs", "local_steps", "num_rounds"),
 )
+WAYS = ("LoRA", "DFL-LoRA")
 ERRORS = ("consensus_error", "consensus_error_relative")
 ACCURACIES = ("val_accuracy", "val_accuracy_min", "val_accuracy_max")
 
 
 def summarised(run: RunRecord, rounds: int) -> dict[str, Any]:
-    """What tables and figures take from the first rounds of a run."""
+    """What tables and figures take from the first rounds of a run.
+
+    Raises:
+        UserError: A round has no row.
+    """
+    if missing := set(range(1, rounds + 1)) - {row["round"] for row in run.rows}:
+        raise UserError(f"{run.folder}: no metrics of round {min(missing)}; make the run again")
     done = [row for row in run.rows if row["round"] <= rounds]
     return {
         "seed": run.seed,
         "settings": {name: run.options[name] for name in SETTINGS},
         "rounds_done": run.rounds,
-        **{name: [row[name] for row in done[1:]] for name in ERRORS},
+        **{name: [row[name] for row in done if row["round"] > 0] for name in ERRORS},
         # Every so many rounds, the first time before the first one; mean, least and most of peers.
         "validations": [{n: row[n] for n in ("round", *ACCURACIES)} for row in done if "val_accuracy" in row],
     }
@@ -45,11 +52,15 @@ def found_in(config: Path, labelled: Runs) -> dict[str, Any]:
     """What tables and figures take from all runs.
 
     Raises:
-        UserError: Something else than the way of training is compared.
+        UserError: Something else than the way of training is compared, or no seed has a run of either way.
     """
     if any(run.setting.keys() != {"training_type"} for run in read_plan(config).runs):
         raise UserError(f"{config}: grid: must name training_type alone; compare other things by compared.py")
     runs = [run for _, run in labelled]
+    if not set.intersection(
+        *({run.seed for run in runs if run.options["training_type"] == way} for way in WAYS)
+    ):
+        raise UserError(f"{config}: no seed has a run of {' and one of '.join(WAYS)} that has done a round")
     rounds = min(run.rounds for run in runs)
     return {"rounds": rounds, "runs": [summarised(run, rounds) for run in runs]}
 

@@ -327,6 +327,13 @@ def test_runs_that_were_stopped_are_compared_over_the_rounds_that_all_have(modul
     assert module("over_rounds").main(command) == 2
     assert "no run has done a round" in capsys.readouterr().err
 
+    write_stopped_run(tmp_path, "LoRA", 1, [(1, 1.0), (3, 1.0)], 0.8)
+    assert module("over_rounds").main(command) == 2
+    assert "no seed has a run of LoRA and one of DFL-LoRA" in capsys.readouterr().err
+    write_stopped_run(tmp_path, "DFL-LoRA", 1, [(1, 1.0), (2, 1.0), (3, 1.0)], 0.7)
+    assert module("over_rounds").main(command) == 2
+    assert "LoRA-seed=1: no metrics of round 2" in capsys.readouterr().err
+
     for seed, times in ((1, 2.0), (2, 8.0)):
         write_stopped_run(tmp_path, "DFL-LoRA", seed, [(1, 1.0), (2, 1.0), (3, 1.0)], 0.7)
         rounds = [(1, 1.0), (2, times), (3, 99.0)][: 4 - seed]  # seed 2 was stopped after round 2
@@ -366,12 +373,12 @@ def test_a_round_of_some_number_of_peers_is_measured(module, tmp_path, capsys):
 
 
 def test_differences_of_several_comparisons_stand_beside_each_other(module, tmp_path):
-    def write(name, spaced):
+    def write(name, spaced, metric="val_loss"):
         samples = [
             {"label": "random", "metric": {"1": 0.5, "2": 0.6, "3": 0.7}},
             {"label": "spaced", "metric": spaced},
         ]
-        (tmp_path / f"{name}.json").write_text(json.dumps({"metric": "val_loss", "samples": samples}))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"metric": metric, "samples": samples}))
         return str(tmp_path / f"{name}.json")
 
     files = [write("far", {"1": 0.4, "2": 0.5, "3": 0.61}), write("near", {"1": 0.51, "3": 0.68})]
@@ -381,3 +388,9 @@ def test_differences_of_several_comparisons_stand_beside_each_other(module, tmp_
     mean, half = -0.29 / 3, 4.302653 * 0.0057735 / math.sqrt(3)  # Student's t of two degrees of freedom
     assert f"| `far` | **{mean:+.3g}** ({mean - half:+.3g} to {mean + half:+.3g}) |" in table
     assert "| `near` | -0.005 (" in table and "2 or 3 seeds" in table and "the number of looks, 2." in table
+    for other, said in (
+        (write("other", {"1": 0.9}, "val_accuracy"), "one metric"),
+        (write("no", {"9": 0.4}), "no seed"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            module("across").main([files[0], other, "--pair", "spaced", "random", "--out", str(out)])
