@@ -132,11 +132,10 @@ def train_locally(
             )
         else:  # a step without examples is one
             active = torch.tensor([index < len(client) for client in work])
-            among = passes(steps, model.layout, rules.wave_tokens)
             gradients = noised_gradients(
                 model,
                 moving,
-                among,
+                passes(steps, model.layout, rules.wave_tokens),
                 rules.privacy,
                 noised or [],
                 index,
@@ -150,7 +149,7 @@ def train_locally(
             gradients = scaled(gradients, batches_now)
         if rules.rule.observe is not None:
             seen = rules.rule.observe(gradients, moving, start, memory, received)
-            memory = memory | {name: _where(active, memory[name], t) for name, t in seen.items()}
+            memory = memory | {name: _of_active(active, memory[name], t) for name, t in seen.items()}
         gradients = rules.rule.correct(gradients, moving, start, memory, received)
         if ranks is not None:  # a rule may know what lies beyond a client's rank
             gradients = AdapterBank(within_ranks(gradients.tensors, ranks))
@@ -200,7 +199,7 @@ def _gradients_by_rule(
     return gradients, replace(reports[0], tokens=tokens)
 
 
-def _where(active: Bool[Tensor, " clients"], before: Tensor, after: Tensor) -> Tensor:
+def _of_active(active: Bool[Tensor, " clients"], before: Tensor, after: Tensor) -> Tensor:
     """``after`` of the clients that take a step, ``before`` of the others."""
     return torch.where(active.to(before.device).view(-1, *[1] * (before.ndim - 1)), after, before)
 
@@ -240,7 +239,7 @@ def step_gradients(
         rules: For the size of a pass and dropout.
         frozen: Adapter parameters that get no gradient, the same for all clients.
         ranks: Each client's LoRA rank; None: all have the adapter's own.
-        resting: The same, each client's own, ``[clients, *shape]``.
+        resting: Adapter parameters that get no gradient, each client's own, ``[clients, *shape]``.
     """
     total: Row | None = None
     zeros = torch.zeros(bank.clients, dtype=torch.long)

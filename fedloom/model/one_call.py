@@ -175,7 +175,7 @@ def attend(
 
 
 def kernel(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
-    """torch's; ``key`` and ``value`` are each sequence's, end to end."""
+    """torch's FlashAttention; ``key`` and ``value`` are each sequence's, end to end."""
     # Which arguments it takes depends on torch's version.
     varlen_attn: Any = importlib.import_module(_MODULE).varlen_attn
     out: Tensor = varlen_attn(

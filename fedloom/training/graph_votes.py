@@ -34,12 +34,13 @@ def check_votes(config: Setting, algorithm: Algorithm) -> None:
         "lora_aggregation": texts["lora_aggregation"] != "factors",
         "client_rule": algorithm.rule.mixed is not None or algorithm.rule.remembers,
     }
-    for option in (option for option, meaningless in beside.items() if meaningless):
-        raise UserError(
-            f"layer_votes: {config.layer_votes} leaves layers out of a link's round, and {option} "
-            f"{texts[option]} is about all of them in every round; leave {option} out, or choose "
-            "--layer_votes none"
-        )
+    for option, meaningless in beside.items():
+        if meaningless:
+            raise UserError(
+                f"layer_votes: {config.layer_votes} leaves layers out of a link's round, and {option} "
+                f"{texts[option]} is about all of them in every round; leave {option} out, or choose "
+                "--layer_votes none"
+            )
 
 
 def layer_votes(config: Setting, model: StackedModel, frozen: Row) -> LayerVotes | None:
