@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -111,6 +112,9 @@ def _work(
     connection: Connection, prepare: Callable[..., Make], given: Sequence[Any], log: Path, threads: int
 ) -> None:
     """What a process does: runs, one after another, until nobody asks for more."""
+    # Ctrl-C reaches every process of a terminal, and the parent ends its own by SIGTERM: a run asked twice
+    # would break off the checkpoint that it leaves when it is asked once.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,11 +1,14 @@
 """`fedloom compare`: a grid over seeds, which goes on where it stopped."""
 
 import json
+import os
 import re
+import signal
+import time
 
 import pytest
 import torch
-from processes import CONTEXT
+from processes import CONTEXT, wait_for_rows
 from run_files import write_sums
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
@@ -209,6 +212,23 @@ def test_a_process_that_is_gone_before_its_run_begins_is_told_of_as_any_that_die
     job.begin(0)  # a broken pipe would be taken for an output that nobody reads
     with pytest.raises((EOFError, ConnectionResetError)):
         job.outcome()
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_every_run(inputs, tmp_path, monkeypatch):
+    """It reaches all processes of a terminal at once; then the first one ends the others."""
+    monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda method: CONTEXT)
+    file, folder = tmp_path / "plan.yaml", tmp_path / "FedAvg-seed=1"
+    given = plan(inputs)
+    file.write_text(json.dumps(given | {"options": given["options"] | {"max_steps": 5000}}))
+    job = jobs.Job(compare.maker, (file, tmp_path), tmp_path / "job-1.log", 1)
+    job.begin(0)
+    wait_for_rows(folder, 2, job.process.is_alive)
+    os.kill(job.process.pid, signal.SIGINT)
+    time.sleep(0.02)  # the checkpoint has begun
+    job.process.terminate()
+    job.process.join()
+    assert "interrupted after round" in (tmp_path / "job-1.log").read_text()
+    assert any((folder / "checkpoints").iterdir())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
