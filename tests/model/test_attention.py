@@ -1,6 +1,7 @@
 """Packed attention equals a loop of plain softmax attention over the sequences, forward and backward."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from unittest.mock import patch
 
@@ -382,10 +383,15 @@ def test_the_kernel_is_tried_before_it_is_trusted(monkeypatch):
     def first_query_beside_first_key(query, key, value, rows, scale):
         return uneven_kernel(query, key.flip(0), value.flip(0), rows, scale)
 
+    def without_windows(query, key, value, rows, scale):
+        ahead = rows.window[1]
+        return uneven_kernel(query, key, value, replace(rows, window=(-1, min(ahead, 0))), scale)
+
     def missing(query, key, value, rows, scale):
         raise RuntimeError("not compiled with CUDA")
 
     assert works(uneven_kernel)
     assert not works(first_query_beside_first_key)
+    assert not works(without_windows)
     assert not works(missing)
     one_call._works.cache_clear()
