@@ -113,23 +113,25 @@ def _window(longest: int, causal: bool, rule: Rule | None) -> tuple[int, int] | 
     ahead = 0 if causal else _EVERYTHING
     if rule is None:
         return _EVERYTHING, ahead
-    position = torch.arange(longest)
-    seen: Bool[Tensor, "queries keys"] = rule(position[:, None], position)
-    distance = position[:, None] - position
-    seen = seen & (distance >= 0) if causal else seen
-    back = int(distance[seen].max())
-    for limits in ((_EVERYTHING, ahead), (back, 0 if causal else back)):
-        if torch.equal(seen, _within(distance, limits)):
-            return limits
-    return None
+    place = torch.arange(longest)
+    query, everything = place[:, None], (_EVERYTHING, ahead)
+    seen = rule(query, place)
+    if causal:
+        seen = seen & (place <= query)
+    if torch.equal(seen, _within(query, place, everything)):
+        return everything
+    back = int((place - seen.byte().argmax(1)).max())  # from each query to the first key that it sees
+    limits = back, 0 if causal else back
+    return limits if torch.equal(seen, _within(query, place, limits)) else None
 
 
-def _within(distance: Tensor, window: tuple[int, int]) -> Bool[Tensor, "queries keys"]:
-    back, ahead = window
-    seen = torch.ones_like(distance, dtype=torch.bool)
-    if back != _EVERYTHING:
-        seen &= distance <= back
-    return seen if ahead == _EVERYTHING else seen & (distance >= -ahead)
+def _within(
+    query: Int[Tensor, "queries 1"], key: Int[Tensor, " keys"], window: tuple[int, int]
+) -> Bool[Tensor, "queries keys"]:
+    # Of places alone: a matrix of distances would be eight times as large.
+    far = len(query) + len(key)
+    back, ahead = (far if limit == _EVERYTHING else limit for limit in window)
+    return (key >= query - back) & (key <= query + ahead)
 
 
 class _ToKeys(torch.autograd.Function):
@@ -230,7 +232,7 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
         parts = []
         for q, k, v in ((query[:3], key[:3], value[:3]), (query[3:], key[3:], value[3:])):
             last, place = len(k) - len(q), torch.arange(len(k), device=device)
-            seen = _within(last + place[: len(q), None] - place, window)
+            seen = _within(last + place[: len(q), None], place, window)
             scores = torch.einsum("qhd,kd->hqk", q, k[:, 0]).mul(dim**-0.5)
             scores = scores.masked_fill(~seen, -torch.inf)
             parts.append(torch.einsum("hqk,kd->qhd", scores.softmax(-1), v[:, 0]))
