@@ -1,7 +1,8 @@
 """The runs of a comparison shared out among processes, each of which makes one after another.
 
 A GPU that trains a small model, or a machine of many cores, is far from busy with one run. Results are those
-of one process, but for how sums round that another number of threads adds up in another order.
+of one process, but for how sums round: another number of threads, or passes of another size, add up in
+another order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fedloom.errors import UserError
 from fedloom.process import prepare_process
@@ -73,7 +76,7 @@ def share_out(
     Raises:
         CannotWrite: The output of one cannot be written.
     """
-    left, threads = deque(numbers), max(1, (os.cpu_count() or 1) // jobs)
+    left, threads = deque(numbers), max(1, torch.get_num_threads() // jobs)
     names = [folder / f"job-{k}.log" for k in range(1, min(jobs, len(numbers)) + 1)]
     for log in names:  # a process that cannot open its own has nowhere to say so
         with writing(log, then="start again"):
@@ -120,8 +123,6 @@ def _work(
     os.dup2(descriptor, 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare_process()
-    import torch
-
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     with suppress(EOFError, KeyboardInterrupt):

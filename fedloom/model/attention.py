@@ -27,7 +27,7 @@ from fedloom.model.attention_scores import PositionBias, Scores, attend
 from fedloom.model.buckets import Buckets, Rule, plan_buckets
 from fedloom.model.dropout import Draws
 from fedloom.model.mask_rules import MaskRule, mask_rule, window_rule
-from fedloom.model.one_call import Rows, plan_rows
+from fedloom.model.one_call import Ends, plan_ends
 from fedloom.model.pack import Pack
 
 NAME = "fedloom_packed"
@@ -66,7 +66,7 @@ class PackedPass:
     causal: bool
     draws: Draws | None = None
     _plans: dict[Any, tuple[Rule | None, Buckets]] = field(default_factory=dict)
-    _rows: dict[Any, tuple[Rule | None, Rows | None]] = field(default_factory=dict)
+    _ends: dict[Any, tuple[Rule | None, Ends | None]] = field(default_factory=dict)
 
     def buckets(self, rule: Rule | None, window: int | None, heads: int, key_heads: int) -> Buckets:
         """The pass's buckets, worked out once for all layers that are alike."""
@@ -77,13 +77,13 @@ class PackedPass:
             self._plans[key] = rule, plan_buckets(self.pack, self.causal, rule, heads, key_heads)
         return self._plans[key][1]
 
-    def rows(self, rule: Rule | None, window: int | None) -> Rows | None:
+    def ends(self, rule: Rule | None, window: int | None) -> Ends | None:
         """The pass's sequences for one call, worked out once; None where it has no such form."""
         key = window if rule is None else id(rule)
-        if key not in self._rows:
+        if key not in self._ends:
             rule = rule or (None if window is None else window_rule(window))
-            self._rows[key] = rule, plan_rows(self.pack, self.causal, rule)
-        return self._rows[key][1]
+            self._ends[key] = rule, plan_ends(self.pack, self.causal, rule)
+        return self._ends[key][1]
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -180,12 +180,12 @@ def packed_attention(
         raise ValueError(f"this architecture's attention cannot be packed: it uses {what}")
     heads, tokens, dim = query.shape[1:]
     scores = Scores(dim**-0.5 if scaling is None else scaling, softcap, s_aux, bias)
-    rows = None
+    ends = None
     if scores.plain and (packed.draws is None or dropout == 0.0) and one_call.knows(query, value):
-        rows = packed.rows(attention_mask, sliding_window)
-    if rows is not None:
+        ends = packed.ends(attention_mask, sliding_window)
+    if ends is not None:
         q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
-        return one_call.attend(q, k, v, rows, scores.scale)[None], None
+        return one_call.attend(q, k, v, ends, scores.scale)[None], None
     buckets = packed.buckets(attention_mask, sliding_window, heads, key.shape[1])
     queries = _rows(query, buckets.query_slots, buckets.query_home, buckets.query_sizes, ())
     keys = _rows(key, buckets.key_slots, buckets.key_home, buckets.key_sizes, buckets.shares)

@@ -38,7 +38,7 @@ _EVERYTHING = -1  # of a window: no limit on this side
 
 
 @dataclass(frozen=True)
-class Rows:
+class Ends:
     """Where the sequences of a pass and their keys stand.
 
     Attributes:
@@ -64,7 +64,7 @@ class Rows:
     prefixes: Int[Tensor, " shared"] | None = None
 
 
-def plan_rows(pack: Pack, causal: bool, rule: Rule | None) -> Rows | None:
+def plan_ends(pack: Pack, causal: bool, rule: Rule | None) -> Ends | None:
     """Lay out a packed pass for the kernel; None where the rule is no window, or sequences are too many.
 
     Args:
@@ -80,9 +80,9 @@ def plan_rows(pack: Pack, causal: bool, rule: Rule | None) -> Rows | None:
     before = torch.tensor([s.shared for s in sequences])
     query_bounds, key_bounds = _bounds(lengths), _bounds(before + lengths)
     longest = int(lengths.max()), int((before + lengths).max())
-    rows = Rows(query_bounds.int().to(device), key_bounds.int().to(device), longest, window)
+    ends = Ends(query_bounds.int().to(device), key_bounds.int().to(device), longest, window)
     if not shared:
-        return rows
+        return ends
     # Of every key: its place in its sequence, and so the token that it is.
     sequence = torch.repeat_interleave(before + lengths)
     place = torch.arange(int(key_bounds[-1])) - key_bounds[sequence]
@@ -91,9 +91,9 @@ def plan_rows(pack: Pack, causal: bool, rule: Rule | None) -> Rows | None:
     token = torch.where(own, query_bounds[sequence] + place - before[sequence], prefix[sequence] + place)
     owners, counts = prefix[before > 0].unique_consecutive(return_counts=True)
     prefixes = owners[:, None] + torch.arange(shared)
-    return Rows(
-        rows.query_bounds,
-        rows.key_bounds,
+    return Ends(
+        ends.query_bounds,
+        ends.key_bounds,
         longest,
         window,
         slots=token.to(device),
@@ -138,20 +138,20 @@ class _ToKeys(torch.autograd.Function):
     """Tokens' keys and values -> each sequence's, its prefix's first; backward adds up the copies."""
 
     @staticmethod
-    def forward(ctx, key, value, rows):
-        ctx.rows, ctx.dim = rows, key.shape[-1]
-        both = torch.cat([key, value], -1).index_select(0, rows.slots)
+    def forward(ctx, key, value, ends):
+        ctx.ends, ctx.dim = ends, key.shape[-1]
+        both = torch.cat([key, value], -1).index_select(0, ends.slots)
         return both[..., : ctx.dim], both[..., ctx.dim :]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_key, grad_value):
-        rows, every = ctx.rows, torch.cat([grad_key, grad_value], -1)
-        grad = every.index_select(0, rows.home)
-        shared = rows.prefixes.numel() // rows.firsts.numel()
-        copies = every.index_select(0, rows.copies).view(-1, shared * every[0].numel())
-        sums = segment_sums(copies, rows.firsts)
-        grad.index_add_(0, rows.prefixes, sums.view(-1, *grad.shape[1:]))  # no token is twice among them
+        ends, every = ctx.ends, torch.cat([grad_key, grad_value], -1)
+        grad = every.index_select(0, ends.home)
+        shared = ends.prefixes.numel() // ends.firsts.numel()
+        copies = every.index_select(0, ends.copies).view(-1, shared * every[0].numel())
+        sums = segment_sums(copies, ends.firsts)
+        grad.index_add_(0, ends.prefixes, sums.view(-1, *grad.shape[1:]))  # no token is twice among them
         return grad[..., : ctx.dim], grad[..., ctx.dim :], None
 
 
@@ -159,7 +159,7 @@ def attend(
     query: Float[Tensor, "tokens heads dim"],
     key: Float[Tensor, "tokens key_heads dim"],
     value: Float[Tensor, "tokens key_heads dim"],
-    rows: Rows,
+    ends: Ends,
     scale: float,
 ) -> Float[Tensor, "tokens heads dim"]:
     """Softmax attention of every sequence of a pass.
@@ -168,15 +168,15 @@ def attend(
         query: Of all tokens of the pass.
         key: Likewise, of as many or fewer heads.
         value: Likewise.
-        rows: Where the sequences stand.
+        ends: Where the sequences stand.
         scale: Of the scores.
     """
-    if rows.slots is not None:
-        key, value = _ToKeys.apply(key, value, rows)
-    return kernel(query, key, value, rows, scale)
+    if ends.slots is not None:
+        key, value = _ToKeys.apply(key, value, ends)
+    return kernel(query, key, value, ends, scale)
 
 
-def kernel(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+def kernel(query: Tensor, key: Tensor, value: Tensor, ends: Ends, scale: float) -> Tensor:
     """torch's FlashAttention; ``key`` and ``value`` are each sequence's, end to end."""
     # Which arguments it takes depends on torch's version.
     varlen_attn: Any = importlib.import_module(_MODULE).varlen_attn
@@ -184,11 +184,11 @@ def kernel(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) 
         query,
         key,
         value,
-        rows.query_bounds,
-        rows.key_bounds,
-        *rows.longest,
+        ends.query_bounds,
+        ends.key_bounds,
+        *ends.longest,
         scale=scale,
-        window_size=rows.window,
+        window_size=ends.window,
         **_grouped(query.shape[1] != key.shape[1]),
     )
     return out
@@ -240,9 +240,9 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
 
     wide = [t.detach().float().requires_grad_() for t in inputs]
     for window in ((_EVERYTHING, 0), (1, 0), (_EVERYTHING, _EVERYTHING), (1, 1)):
-        rows = Rows(of_queries, of_keys, (3, 5), window)
+        ends = Ends(of_queries, of_keys, (3, 5), window)
         try:
-            found = kernel(query, key, value, rows, dim**-0.5)
+            found = kernel(query, key, value, ends, dim**-0.5)
             gradients = torch.autograd.grad(found, inputs, grad)
         except RuntimeError:  # torch was built without it
             return False

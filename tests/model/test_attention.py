@@ -92,15 +92,15 @@ def slow_attention(q, k, v, pack, causal, window, scale, softcap=None, s_aux=Non
     return out
 
 
-def uneven_kernel(query, key, value, rows, scale):
+def uneven_kernel(query, key, value, ends, scale):
     """What FlashAttention's kernel for uneven lengths computes: the last query is beside the last key."""
     parts = []
-    bounds = zip(pairwise(rows.query_bounds.tolist()), pairwise(rows.key_bounds.tolist()), strict=True)
+    bounds = zip(pairwise(ends.query_bounds.tolist()), pairwise(ends.key_bounds.tolist()), strict=True)
     for (first, end), (first_key, end_key) in bounds:
         q, k, v = query[first:end], key[first_key:end_key], value[first_key:end_key]
-        assert rows.longest[0] >= len(q) and rows.longest[1] >= len(k)
+        assert ends.longest[0] >= len(q) and ends.longest[1] >= len(k)
         distance = torch.arange(len(q))[:, None] + len(k) - len(q) - torch.arange(len(k))
-        back, ahead = (n if n >= 0 else 10**9 for n in rows.window)
+        back, ahead = (n if n >= 0 else 10**9 for n in ends.window)
         k, v = (t.repeat_interleave(query.shape[1] // key.shape[1], 1) for t in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * scale
         scores = scores.masked_fill((distance > back) | (-distance > ahead), -torch.inf)
@@ -197,18 +197,18 @@ def test_more_matrices_than_a_grid_has_blocks_go_in_parts(causal):
 def test_what_no_window_describes_is_not_attended_to_in_one_call():
     chunks = mask_rule(mask_function=chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long)))
     pack = make_pack(SEVERAL_BUCKETS, True, 0)
-    assert one_call.plan_rows(pack, True, chunks) is None
-    assert one_call.plan_rows(pack, True, window_rule(4)).window == (3, 0)
-    assert one_call.plan_rows(pack, True, window_rule(100)).window == (-1, 0)
-    assert one_call.plan_rows(make_pack(SEVERAL_BUCKETS, False, 0), False, window_rule(4)).window == (3, 3)
+    assert one_call.plan_ends(pack, True, chunks) is None
+    assert one_call.plan_ends(pack, True, window_rule(4)).window == (3, 0)
+    assert one_call.plan_ends(pack, True, window_rule(100)).window == (-1, 0)
+    assert one_call.plan_ends(make_pack(SEVERAL_BUCKETS, False, 0), False, window_rule(4)).window == (3, 3)
 
 
 @pytest.mark.parametrize("most, whole", [(7, True), (6, False)])
 def test_more_sequences_than_a_grid_has_blocks_are_not_attended_to_in_one_call(most, whole):
     """Seven of clients; where they share a prefix, those of three clients' prefixes too."""
     with patch.object(one_call, "_MOST_SEQUENCES", most):
-        assert (one_call.plan_rows(make_pack(SEVERAL_BUCKETS, True, 0), True, None) is not None) == whole
-        assert one_call.plan_rows(make_pack(SEVERAL_BUCKETS, True, 2), True, None) is None
+        assert (one_call.plan_ends(make_pack(SEVERAL_BUCKETS, True, 0), True, None) is not None) == whole
+        assert one_call.plan_ends(make_pack(SEVERAL_BUCKETS, True, 2), True, None) is None
 
 
 def test_values_may_be_narrower_than_keys():
@@ -380,14 +380,14 @@ def test_the_kernel_is_tried_before_it_is_trusted(monkeypatch):
         with torch.no_grad():
             return one_call._works(torch.device("cpu"), torch.bfloat16)
 
-    def first_query_beside_first_key(query, key, value, rows, scale):
-        return uneven_kernel(query, key.flip(0), value.flip(0), rows, scale)
+    def first_query_beside_first_key(query, key, value, ends, scale):
+        return uneven_kernel(query, key.flip(0), value.flip(0), ends, scale)
 
-    def without_windows(query, key, value, rows, scale):
-        ahead = rows.window[1]
-        return uneven_kernel(query, key, value, replace(rows, window=(-1, min(ahead, 0))), scale)
+    def without_windows(query, key, value, ends, scale):
+        ahead = ends.window[1]
+        return uneven_kernel(query, key, value, replace(ends, window=(-1, min(ahead, 0))), scale)
 
-    def missing(query, key, value, rows, scale):
+    def missing(query, key, value, ends, scale):
         raise RuntimeError("not compiled with CUDA")
 
     assert works(uneven_kernel)
