@@ -1,6 +1,6 @@
 """Options of a choice that is not made: whoever gives one believes that it does something."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -18,13 +18,7 @@ def idle(config: Any, names: Iterable[str], where: str) -> list[str]:
         names: Those that belong to the choice; the command need not have all.
         where: Without what, or with what else, they have no effect, in words.
     """
-    names = set(names)
-    given = ((field.name, getattr(config, field.name), field.default) for field in fields(config))
-    return [
-        f"{name}: {shown(value)} has no effect {where}"
-        for name, value, default in given
-        if name in names and value != default
-    ]
+    return [f"{name}: {shown(value)} has no effect {where}" for name, value in _given(config, names)]
 
 
 def refuse_idle(config: Any, names: Iterable[str], where: str, instead: str) -> None:
@@ -39,5 +33,14 @@ def refuse_idle(config: Any, names: Iterable[str], where: str, instead: str) -> 
     Raises:
         UserError: One is given.
     """
-    for said in idle(config, names, where):
-        raise UserError(f"{said}; choose {instead}, or leave {said.partition(':')[0]} out")
+    for name, value in _given(config, names):
+        raise UserError(
+            f"{name}: {shown(value)} has no meaning {where}; choose {instead}, or leave {name} out"
+        )
+
+
+def _given(config: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    wanted = set(names)
+    for field in fields(config):
+        if field.name in wanted and (value := getattr(config, field.name)) != field.default:
+            yield field.name, value
