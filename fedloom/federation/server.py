@@ -209,10 +209,8 @@ def federated_round(
         bytes_up = algorithm.privacy.per_round * bytes_of(payload_like(algorithm, 0, trained, kept))
         bytes_down = algorithm.privacy.per_round * bytes_of(down)
     report = RoundReport(took_part, came.kept, came.left_out, bytes_up, bytes_down, came.memories)
-    remembered = result.state
-    return ServerState(
-        state.round + 1, adapter, moments, rule, base, result.clip, aggregator=remembered
-    ), report
+    after = ServerState(state.round + 1, adapter, moments, rule, base, result.clip, aggregator=result.state)
+    return after, report
 
 
 TrainAll = Callable[[int, AdapterBank, State], tuple[LocalResult, int]]

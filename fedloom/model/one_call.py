@@ -1,6 +1,6 @@
 """Attention of all sequences of a packed pass in one call, on GPUs that have a kernel for uneven lengths.
 
-FlashAttention (Dao, 2023, arXiv:2307.08691) takes sequences end to end and where each begins, so that no
+FlashAttention-2 (Dao, 2023, arXiv:2307.08691) takes sequences end to end and where each begins, so that no
 bucket is needed: queries stay where the pass has them, and so do keys, unless sequences share a prefix. Then
 each sequence's keys are its prefix's and its own, and with fewer queries than keys the last query sees the
 last key:
@@ -9,8 +9,7 @@ last key:
     queries   p p p|a a|b b b
     keys      p p p|p p p a a|p p p b b b
 
-A pass of buckets starts some fifteen operations a bucket and layer for attention; this one starts three, or
-ten with a shared prefix.
+So a layer starts as many operations whatever the lengths are; with buckets it starts some for each of them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,11 +90,8 @@ def plan_ends(pack: Pack, causal: bool, rule: Rule | None) -> Ends | None:
     token = torch.where(own, query_bounds[sequence] + place - before[sequence], prefix[sequence] + place)
     owners, counts = prefix[before > 0].unique_consecutive(return_counts=True)
     prefixes = owners[:, None] + torch.arange(shared)
-    return Ends(
-        ends.query_bounds,
-        ends.key_bounds,
-        longest,
-        window,
+    return replace(
+        ends,
         slots=token.to(device),
         home=own.nonzero()[:, 0].to(device),
         copies=(~own).nonzero()[:, 0].to(device),

@@ -30,7 +30,7 @@ def fedexp(epsilon: float = 1e-3) -> Aggregator:
     """
     if epsilon < 0:
         raise UserError(
-            f"aggregator: fedexp:{epsilon:g} may divide by 0; epsilon must be at least 0, as in fedexp:1e-3"
+            f"aggregator: fedexp:{epsilon:g} is negative; epsilon must be at least 0, as in fedexp:1e-3"
         )
 
     def combine(changes: Changes) -> Row:
