@@ -186,8 +186,8 @@ def make(part: Part, text: str, settings: Mapping[str, Any]) -> Any:
     from_run = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     if lacking := [p.name for p in from_run if p.default is p.empty and p.name not in settings]:
         raise UserError(
-            f"{part.option}: {name} has no meaning here, where there is no {lacking[0]}; choose one of "
-            f"{', '.join(other for other in choices(part) if other != name)}"
+            f"{part.option}: {name} has no meaning here, where there is no {lacking[0]}; choose another, "
+            f"such as {part.default}"
         )
     wanted = {p.name: settings[p.name] for p in from_run if p.name in settings}
     if len(numbers) > len(takes):

@@ -14,7 +14,7 @@ from peft import PeftConfig
 
 from fedloom.client.optimisers import Optimiser, adam, loraplus, sgd
 from fedloom.errors import UserError
-from fedloom.federation.aggregators import NotSent
+from fedloom.federation.aggregators import NeedsServer
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import Algorithm, compose
 from fedloom.federation.attacks import Attack, Attackers, drawn
@@ -206,22 +206,22 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
             "another aggregator or lora_aggregation is not; leave them out, or choose --client_rule none"
         )
     check_votes(config, algorithm)
-    _check_statistics(algorithm)
+    _check_among_peers(algorithm)
     _check_one_gradient(config, algorithm)
     return algorithm
 
 
-def _check_statistics(algorithm: Algorithm) -> None:
-    """Let the aggregator combine next to nothing, so that one that asks for what peers do not send is told.
+def _check_among_peers(algorithm: Algorithm) -> None:
+    """Let the aggregator combine next to nothing, so that one that asks for what only a server has is told.
 
     Raises:
-        NotSent: It does.
+        NeedsServer: It does.
     """
     row = {"0.lora_A.weight": torch.ones(1, 2), "0.lora_B.weight": torch.ones(2, 1)}
     try:
         known = algorithm.first_aggregator_state(row, 2)
         combined(algorithm.aggregator, row, 0, {1: row}, {0: 0.5, 1: 0.5}, known, seed=0, round_=0)
-    except NotSent:
+    except NeedsServer:
         raise
     except Exception:  # a row of the model's may do what this one does not
         log.debug("the aggregator cannot combine a row that is none of the model's", exc_info=True)

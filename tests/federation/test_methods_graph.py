@@ -157,7 +157,7 @@ def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
     ("flags", "said"),
     [
         ("--share a", ["share: a", "DFL-LoRA", "nothing would be sent", "--training_type LoRA"]),
-        ("--client_rule scaffold", ["client_rule: scaffold", "there is no client_lr", "none, proximal"]),
+        ("--client_rule scaffold", ["client_rule: scaffold", "there is no client_lr", "such as none"]),
         ("--client_rule ditto", ["client_rule: ditto", "there is no server", "choose proximal"]),
         (
             "--client_rule fedrep",
@@ -178,6 +178,8 @@ def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
         ("--method Ravan --lora_r 6", ["lora_r: 6 is no multiple of 4 heads"]),
         ("--method Ravan --lora_r 4 --layer_votes both", ["lora_aggregation ravan is about all"]),
         ("--lora_aggregation fedsvd", ["fedsvd needs one A for all", "--training_type DFL-LoRA"]),
+        ("--aggregator fedexp", ["aggregator: fedexp has no meaning without a server", "such as mean"]),
+        ("--aggregator qfedavg", ["aggregator: qfedavg", "there is no client_lr", "such as mean"]),
         ("--lora_aggregation flexlora --aggregator median", ["lora_aggregation", "no aggregator but mean"]),
     ],
 )

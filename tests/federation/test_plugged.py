@@ -13,7 +13,7 @@ from updates import update_by
 from fedloom.commands.cli import main
 from fedloom.errors import UserError
 from fedloom.federation.aggregate import aggregate
-from fedloom.federation.aggregators import NO_STATISTICS, Changes, NotSent, StatefulAggregator
+from fedloom.federation.aggregators import NO_STATISTICS, Changes, NeedsServer, StatefulAggregator
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.federation.algorithm import AGGREGATOR, Algorithm, with_prefix
 from fedloom.federation.codecs import Codec, Feedback, feedback
@@ -222,7 +222,7 @@ def test_what_neighbours_do_not_send_is_told_before_weights_are_read(words, tmp_
     assert main(words("dfl", "wrong", "--aggregator by_loss")) == 2
     assert "statistics['loss'], and peers on a graph send their rows alone" in capsys.readouterr().err
     assert not (tmp_path / "wrong" / "config.yaml").exists()
-    with pytest.raises(NotSent):
+    with pytest.raises(NeedsServer):
         NO_STATISTICS["steps"]
 
 

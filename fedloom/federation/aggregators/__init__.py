@@ -56,13 +56,13 @@ class Changes:
     round: int = 0
 
 
-class NotSent(UserError):
-    """An aggregator asks for what neighbours do not send."""
+class NeedsServer(UserError):
+    """An aggregator is used among peers, and asks for what only a server has."""
 
 
 class _NoStatistics(dict[str, Tensor]):
     def __missing__(self, name: str) -> Tensor:
-        raise NotSent(
+        raise NeedsServer(
             f"aggregator: it weighs senders by statistics[{name!r}], and peers on a graph send their rows "
             "alone; use it with a server (fedloom fed), or choose another aggregator"
         )
@@ -70,6 +70,26 @@ class _NoStatistics(dict[str, Tensor]):
 
 NO_STATISTICS: Mapping[str, Tensor] = _NoStatistics()
 """What peers say of their round."""
+
+
+def check_server(changes: Changes, name: str, why: str) -> None:
+    """Refuse an aggregator that has no meaning among peers; it calls this first, whenever it combines.
+
+    Before a run on a graph begins, an aggregator combines a row of no consequence, so that this is told then.
+
+    Args:
+        changes: What arrived.
+        name: The aggregator's.
+        why: What it needs and peers have not, in words.
+
+    Raises:
+        NeedsServer: The receiver is a peer.
+    """
+    if changes.statistics is NO_STATISTICS:
+        raise NeedsServer(
+            f"aggregator: {name} has no meaning without a server: {why}; use it with one (fedloom fed), or "
+            "choose another aggregator, such as mean"
+        )
 
 
 Aggregator = Callable[[Changes], Row]

@@ -8,13 +8,13 @@ round that count:
 Of clients that all went the same way η is 1, and it is the mean; so it is of one client, and where ε is
 large. Norms are those of the numbers that were sent. The paper's clients weigh the same, and it takes the
 mean of the last two models at the very end, which is no part of this. Among peers, whose changes are
-distances to neighbours, there is no such argument for a longer step.
+distances to neighbours, there is no such argument for a longer step, and it is refused.
 """
 
 from __future__ import annotations
 
 from fedloom.errors import UserError
-from fedloom.federation.aggregators import Aggregator, Changes
+from fedloom.federation.aggregators import Aggregator, Changes, check_server
 from fedloom.federation.aggregators.mean import weighted_mean
 from fedloom.model.bank import Row, norm_of
 
@@ -34,6 +34,9 @@ def fedexp(epsilon: float = 1e-3) -> Aggregator:
         )
 
     def combine(changes: Changes) -> Row:
+        check_server(
+            changes, "fedexp", "how far peers are from their neighbours is no reason to step further"
+        )
         mean = weighted_mean(changes)
         squares = changes.deltas.map(lambda t: t.double()).norms().square()
         below = 2 * (norm_of({name: t.double() for name, t in mean.items()}) ** 2 + epsilon)
