@@ -2,14 +2,17 @@
 
 from dataclasses import fields
 
-from fedloom.errors import UserError
+from fedloom.errors import UserError, shown
 from fedloom.options.attack import check_attack
 from fedloom.options.check_fed import check_rules, check_target_modules, check_values
 from fedloom.options.check_method import check_method
 from fedloom.options.graph import DflConfig, LayerPriority, PeerModel, SplitConfig
 from fedloom.options.idle import idle
+from fedloom.options.methods import chosen
 from fedloom.options.own_data import check_own_data
 from fedloom.options.partition import Partition, idle_in_partition
+from fedloom.options.parts import is_plugged
+from fedloom.options.peer import PeerConfig
 from fedloom.options.privacy import check_privacy
 
 
@@ -27,12 +30,17 @@ def check(config: DflConfig) -> None:
     check_layers(config)
 
 
-def without_effect(config: LayerPriority) -> list[str]:
+def without_effect(config: DflConfig | PeerConfig) -> list[str]:
     """What to say of options that belong to choices that are not made."""
     said = idle_in_partition(config) if isinstance(config, Partition) else []
     if config.layer_votes == "none":
         names = {field.name for field in fields(LayerPriority)} - {"layer_votes"}
         said += idle(config, names, "without votes on layers")
+    products = chosen(config)["lora_aggregation"]
+    if config.frozen_a and products != "factors" and not is_plugged("lora_aggregation", products):
+        where = f"with training_type {config.training_type}: the mean of B under one A for all is exact"
+        said.append(f"lora_aggregation: {shown(products)} has no effect {where}")
+        said += idle(config, ["residual_rank"], where)
     return said
 
 

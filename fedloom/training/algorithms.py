@@ -188,7 +188,7 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
     if turned is not None:
         check_rank(turned, config.lora_r)
     if algorithm.folds:
-        algorithm = each_with_a_residual(chosen(config), algorithm)
+        algorithm = each_with_a_residual(chosen(config), algorithm, one_a=config.frozen_a)
     if algorithm.rule.own_model is not None:
         raise UserError(
             f"client_rule: {chosen(config)['client_rule']} holds a personal model near the server's, and "

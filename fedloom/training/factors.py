@@ -135,12 +135,13 @@ def _check_folding(config: FedConfig, texts: Mapping[str, str], algorithm: Algor
         )
 
 
-def each_with_a_residual(texts: Mapping[str, str], algorithm: Algorithm) -> Algorithm:
+def each_with_a_residual(texts: Mapping[str, str], algorithm: Algorithm, *, one_a: bool) -> Algorithm:
     """What a change of the base is without a server: each peer's own, in its adapter.
 
     Args:
         texts: What each part's option says.
         algorithm: The parts, as with a server.
+        one_a: Whether A is one for all for good, so that there is no residual, and no rank to give.
 
     Raises:
         UserError: It has no meaning there, its rank is not given, or what is sent is compressed.
@@ -152,7 +153,7 @@ def each_with_a_residual(texts: Mapping[str, str], algorithm: Algorithm) -> Algo
             f"lora_aggregation: {products} changes the base that all clients share, and peers without a "
             "server share none; choose factors, flexlora, lora_fair, or fedex with a residual_rank"
         )
-    if not folding.rank:
+    if not folding.rank and not one_a:
         given = "none" if folding.rank is None else folding.rank
         raise UserError(
             f"residual_rank: {given}, but without a server lora_aggregation {products} lets each peer have "

@@ -145,6 +145,20 @@ def test_what_is_not_shared_stays_with_its_peer(runs):
         assert key in first and first[key].shape == t.shape
 
 
+def test_with_one_a_for_all_exact_aggregation_is_plain_gossip_and_says_so(words, tmp_path, runs, caplog):
+    plain = state(runs / "DFL-LoRA")
+    for name, flags in (("fedex", ""), ("fedex", "--residual_rank 3"), ("flexlora", "")):
+        caplog.clear()
+        folder = f"{name}{flags[-1:]}"
+        line = f"--training_type DFL-LoRA --lora_aggregation {name} {flags}"
+        assert main(words(tmp_path, folder, line)) == 0
+        for key, t in plain.items():
+            torch.testing.assert_close(state(tmp_path / folder)[key], t, rtol=1e-5, atol=1e-6)
+        said = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+        assert any(f"lora_aggregation: {name} has no effect" in line for line in said)
+        assert any("residual_rank: 3 has no effect" in line for line in said) == bool(flags)
+
+
 def test_proximal_pulls_to_where_the_round_began(words, tmp_path, runs):
     assert main(words(tmp_path, "far", "--method FedProx --client_rule proximal:0")) == 0
     assert main(words(tmp_path, "near", "--method FedProx --client_rule proximal:50")) == 0
