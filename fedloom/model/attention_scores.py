@@ -11,12 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedloom.model.bucket import Bucket
+from fedloom.model.hardware import MOST_BLOCKS
 
 # Up to this many keys, plain batched products beat the fused kernel's backward on a CPU; beyond, the
 # fused kernel saves the memory of the scores.
 _PLAIN_KEYS = 512
-_MOST_AT_ONCE = 65535  # batches of a fused kernel: as many as a GPU's grid has blocks along one axis
-
 
 PositionBias = Callable[[Tensor, Tensor], Tensor]
 """``(query positions [queries, 1], key positions [keys]) -> [heads, queries, keys]``, added to the scores."""
@@ -99,8 +98,8 @@ def _fused(bucket: Bucket, query: Tensor, key: Tensor, value: Tensor, scale: flo
     causal = bucket.causal_only and query.shape[2] > 1
     mask = None if bucket.causal_only or bucket.visible is None else bucket.visible_by_batch()
     outs = []
-    for first in range(0, batch, _MOST_AT_ONCE):
-        some = slice(first, first + _MOST_AT_ONCE)
+    for first in range(0, batch, MOST_BLOCKS):
+        some = slice(first, first + MOST_BLOCKS)
         seen = mask if mask is None or mask.shape[0] == 1 else mask[some]
         q, k, v = query[some], key[some], value[some]
         outs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, scale=scale))

@@ -1,4 +1,4 @@
-"""Where a model computes: the device, and bitsandbytes on it."""
+"""Where a model computes: the device, what it takes, and bitsandbytes on it."""
 
 import importlib
 import importlib.util
@@ -7,6 +7,9 @@ from typing import Any
 import torch
 
 from fedloom.errors import UserError
+
+MOST_BLOCKS = 65535
+"""Blocks along the second and third axis of a CUDA GPU's grid, by which attention kernels count sequences."""
 
 
 def quantised(

@@ -27,12 +27,12 @@ from torch.autograd.function import once_differentiable
 
 from fedloom.model.blocks import segment_sums
 from fedloom.model.buckets import Rule, sequences_in_order
+from fedloom.model.hardware import MOST_BLOCKS
 from fedloom.model.pack import Pack
 
 _MODULE = "torch.nn.attention.varlen"
 _WIDEST = 256  # numbers of a head that the kernel knows, in steps of 8
 _CAPABILITY = (8, 0)  # of the GPU
-_MOST_SEQUENCES = 65535  # as many as a GPU's grid has blocks along one axis
 _EVERYTHING = -1  # of a window: no limit on this side
 
 
@@ -73,7 +73,7 @@ def plan_ends(pack: Pack, causal: bool, rule: Rule | None) -> Ends | None:
     """
     sequences, shared, device = sequences_in_order(pack), pack.shared, pack.ids.device
     window = _window(pack.longest, causal, rule)
-    if window is None or (shared and not causal) or len(sequences) > _MOST_SEQUENCES:
+    if window is None or (shared and not causal) or len(sequences) > MOST_BLOCKS:
         return None
     lengths = torch.tensor([s.length for s in sequences])
     before = torch.tensor([s.shared for s in sequences])

@@ -190,7 +190,7 @@ def test_scores_that_an_architecture_changes_equal_the_loop(causal, shared, keys
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_more_matrices_than_a_grid_has_blocks_go_in_parts(causal):
-    with patch.object(attention_scores, "_MOST_AT_ONCE", 3):
+    with patch.object(attention_scores, "MOST_BLOCKS", 3):
         assert_equals_the_loop(SEVERAL_BUCKETS, causal=causal, keys=ALL_FUSED)
 
 
@@ -206,7 +206,7 @@ def test_what_no_window_describes_is_not_attended_to_in_one_call():
 @pytest.mark.parametrize("most, whole", [(7, True), (6, False)])
 def test_more_sequences_than_a_grid_has_blocks_are_not_attended_to_in_one_call(most, whole):
     """Seven of clients; where they share a prefix, those of three clients' prefixes too."""
-    with patch.object(one_call, "_MOST_SEQUENCES", most):
+    with patch.object(one_call, "MOST_BLOCKS", most):
         assert (one_call.plan_ends(make_pack(SEVERAL_BUCKETS, True, 0), True, None) is not None) == whole
         assert one_call.plan_ends(make_pack(SEVERAL_BUCKETS, True, 2), True, None) is None
 
