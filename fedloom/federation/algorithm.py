@@ -64,6 +64,7 @@ class Algorithm:
         secure: How clients' changes become whole numbers of which the server needs the sum alone; None: they
             are sent as they are.
         seed: The run's.
+        rule_name: What an option calls the rule, for messages.
     """
 
     client_lr: float
@@ -79,6 +80,7 @@ class Algorithm:
     privacy: UserPrivacy | None = None
     secure: SecureSum | None = None
     seed: int = 0
+    rule_name: str = "none"
 
     def __post_init__(self) -> None:
         if self.server_optimiser is None:
@@ -97,6 +99,14 @@ class Algorithm:
         if self.refactoring is not None:
             return self.refactoring.rounds is None
         return isinstance(self.aggregator, Folding) and self.aggregator.anew
+
+    @property
+    def remark_on_rule(self) -> str:
+        """Behind what is said of a client's numbers that are not finite: they are its rule's as well."""
+        if self.rule_name == "none":
+            return ""
+        rule = f"client_rule {self.rule_name}"
+        return f" ({rule} was on and may be why; --client_rule none shows whether it is)"
 
     def first_base(self, adapter: Row) -> Row:
         """How the base has changed before the first round; see `model.adapters.folding`."""
@@ -158,6 +168,7 @@ def compose(texts: Mapping[str, str], settings: Mapping[str, Any], client_lr: fl
         beside=beside,
         refactoring=refactoring,
         seed=settings["seed"],
+        rule_name=texts["client_rule"],
     )
 
 

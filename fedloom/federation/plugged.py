@@ -2,12 +2,14 @@
 
 The package's own parts are held by tests; those of a plugin are checked here, at every call: an exception, a
 result of another kind, or of other names, shapes, dtypes or devices than it should have, which broadcasting
-would let pass; and a combined change that is not finite where all that it was made of is.
+would let pass; and a combined change that is not finite where all that it was made of is. What a client rule
+makes of finite numbers is said as well, and leads to no error: a round goes on without the client.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +27,8 @@ from fedloom.federation.codecs import Codec
 from fedloom.model.bank import AdapterBank
 from fedloom.options.methods import Part
 from fedloom.options.parts import is_plugged, make
+
+log = logging.getLogger(__name__)
 
 _MANY: dict[str, type] = {
     "server_optimizer": Optimiser,
@@ -83,8 +87,16 @@ _RESULTS: dict[tuple[str, str], Callable[..., tuple[_Like, ...]]] = {
 }
 """What the results of a function must be like, of what it was given, by option and function."""
 
-_OF_FINITE = {("aggregator", ""), ("aggregator", "combine"), ("client_rule", "amend")}
+_OF_FINITE = {
+    ("aggregator", ""),
+    ("aggregator", "combine"),
+    ("client_rule", "amend"),
+    ("client_rule", "absorb"),
+}
 """Functions that are given finite numbers, so that others are their own making."""
+
+_OF_CLIENTS = {("client_rule", "observe"), ("client_rule", "correct"), ("client_rule", "finish")}
+"""Functions that may be given others, of clients that diverge."""
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -134,9 +146,11 @@ def _all_checked(option: str, who: str, functions: Any) -> Any:
 
 def _checked(option: str, field: str, who: str, function: Callable[..., Any]) -> Callable[..., Any]:
     results = _RESULTS.get((option, field))
+    warned = False
 
     @functools.wraps(function)
     def call(*given: Any) -> Any:
+        nonlocal warned
         found = _called(who, function, *given)
         if option in ("share", "train_factors"):
             _check_share(who, found, *given)
@@ -152,6 +166,14 @@ def _checked(option: str, field: str, who: str, function: Callable[..., Any]) ->
             if (option, field) in _OF_FINITE:
                 for one in several:
                     _check_finite(who, one)
+            if (option, field) in _OF_CLIENTS and not warned and not _all_finite(found):
+                warned = _all_finite(given)
+                if warned:
+                    log.warning(
+                        "%s made a number that is not finite of finite ones; mend the plugin, or clients "
+                        "are left out",
+                        who,
+                    )
         return found
 
     return call
@@ -217,6 +239,15 @@ def _check_tensors(who: str, found: Any, wanted: _Like) -> None:
                 f"{who} returned {was.dtype} on {was.device} for {name}, which is {t.dtype} on {t.device} "
                 "(weights and statistics are float64 on the CPU); mend the plugin, as by weights.to(t)"
             )
+
+
+def _all_finite(given: Any) -> bool:
+    """Whether all numbers are finite, of tensors in banks, rows and tuples of these."""
+    if isinstance(given, torch.Tensor):
+        return bool(given.isfinite().all())
+    parts = given.tensors if isinstance(given, AdapterBank) else given
+    parts = parts.values() if isinstance(parts, Mapping) else parts
+    return all(map(_all_finite, parts))
 
 
 def _check_finite(who: str, found: Mapping[str, torch.Tensor]) -> None:

@@ -178,6 +178,7 @@ def federated_round(
     if result.pseudo_gradient is None:
         raise Diverged(
             f"round {state.round + 1}: the loss or update of every client is not finite, or too large"
+            f"{algorithm.remark_on_rule}"
         )
     came = result.collected
     share = len(came.kept) / (of or len(clients) or 1)

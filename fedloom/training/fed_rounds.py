@@ -77,9 +77,10 @@ def play_round(
         drawn[client] += parts.schedule.batches
     for client in report.left_out:
         log.warning(
-            "round %d: client %d left out, its loss or update is not finite, or too large",
+            "round %d: client %d left out, its loss or update is not finite, or too large%s",
             server.round,
             client + 1,
+            parts.algorithm.remark_on_rule,
         )
     row = _row(server.round, report) | _focus_row(focus) | moved_since(parts.group, sent)
     if parts.attackers is not None:

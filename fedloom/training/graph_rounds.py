@@ -62,12 +62,16 @@ def play_round(parts: PeerParts, now: PeerProgress) -> tuple[PeerProgress, dict[
     training = _gathered(parts.group, report)
     for peer in training["peers_left_out"]:
         log.warning(
-            "round %d: peer %d goes on from where it was, its loss or update is not finite, or too large",
+            "round %d: peer %d goes on from where it was, its loss or update is not finite, or too large%s",
             peers.round,
             peer + 1,
+            parts.algorithm.remark_on_rule,
         )
     if training["peers_left_out"] and len(training["peers_left_out"]) == int(report.active.sum()):
-        raise Diverged(f"round {peers.round}: the loss or update of every peer is not finite, or too large")
+        raise Diverged(
+            f"round {peers.round}: the loss or update of every peer is not finite, or too large"
+            f"{parts.algorithm.remark_on_rule}"
+        )
     drawn = [
         count + (schedule.batches if takes_part else 0)
         for count, schedule, takes_part in zip(

@@ -152,10 +152,15 @@ def _train(
     fruitless = now.fruitless + 1 if report.left_out else 0
     if fruitless:
         log.warning(
-            "round %d: goes on from where it was, its loss or update is not finite, or too large", round_
+            "round %d: goes on from where it was, its loss or update is not finite, or too large%s",
+            round_,
+            parts.algorithm.remark_on_rule,
         )
     if fruitless == PATIENCE:
-        raise Diverged(f"round {round_}: nothing finite has come of training for {PATIENCE} rounds")
+        raise Diverged(
+            f"round {round_}: nothing finite has come of training for {PATIENCE} rounds"
+            f"{parts.algorithm.remark_on_rule}"
+        )
     trained = report.trained
     labels = int(trained.labels)
     row = {

@@ -122,6 +122,12 @@ def differences(share=0.25):
     return Codec(encode, decode, True, Feedback(lambda t, e: t - e, lambda t, e, arrived: e + arrived))
 
 
+@plug_in("client_rule")
+def divides():
+    """Makes numbers that are not finite."""
+    return none()._replace(correct=lambda g, bank, *others: g.map(lambda g, w: g / (0 * w), bank))
+
+
 @plug_in("aggregator")
 def by_loss():
     """Clients of a high loss count for more."""
@@ -224,6 +230,15 @@ def test_what_neighbours_do_not_send_is_told_before_weights_are_read(words, tmp_
     assert not (tmp_path / "wrong" / "config.yaml").exists()
     with pytest.raises(NeedsServer):
         NO_STATISTICS["steps"]
+
+
+@pytest.mark.parametrize("command", ["fed", "dfl"])
+def test_a_rule_that_makes_numbers_of_no_use_is_named(words, tmp_path, capsys, caplog, command):
+    assert main(words(command, "wrong", "--client_rule divides")) == 2
+    assert "not finite, or too large (client_rule divides was on and may be why;" in capsys.readouterr().err
+    assert "left out" in caplog.text or "goes on from where it was" in caplog.text
+    own_making = "client_rule: divides's correct made a number that is not finite of finite ones"
+    assert caplog.text.count(own_making) == 1
 
 
 # --- an aggregator that remembers
@@ -374,6 +389,12 @@ def weighed(changes):
             lambda: rule(finish=lambda s, b, k, m, r: ({}, {"w": b.tensors["w"][0, 0]})),
             lambda f: f.finish(BANK, BANK, torch.ones(2), {}, {}),
             "must have a row for each of 2 clients",
+        ),
+        (
+            "client_rule",
+            lambda: rule(absorb=lambda kept, sent, share: {"w": sent["w"] / 0}),
+            lambda f: f.absorb(ROW, ROW, 1.0),
+            "absorb returned a number that is not finite for w",
         ),
         (
             "client_rule",

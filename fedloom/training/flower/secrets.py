@@ -44,15 +44,21 @@ def secret_step(request: Request, client: int, config: FlowerConfig) -> Answer:
     return _answer(request, None, reply)
 
 
-def hidden(request: Request, client: int, update: Update) -> tuple[Row, dict[str, Any]]:
+def hidden(request: Request, client: int, update: Update, remark: str) -> tuple[Row, dict[str, Any]]:
     """What a client sends in place of its change, and what it keeps of the round beside the adapter.
+
+    Args:
+        request: What the server asks.
+        client: Its number.
+        update: What came of its training.
+        remark: Behind what is said of numbers that are not finite.
 
     Raises:
         UserError: Its numbers are not finite: it takes no part in the sum.
         Unfit: The message is not the next of the round.
     """
     if not math.isfinite(update.loss):
-        raise UserError("its loss or change is not finite")
+        raise UserError(f"its loss or change is not finite{remark}")
     kept = _kept(request, "masked")
     payload = masked(kept, client, update.payload, request.content_.facts["others"])
     return payload, {_SECRETS: {**kept, "next": "reveal"}}

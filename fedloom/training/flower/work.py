@@ -133,7 +133,7 @@ def _trained(request: Request, loaded: _Loaded, client: int, path: Path | None) 
     payload: Row = update.payload
     secrets: dict[str, Any] = {}
     if algorithm.secure is not None:
-        payload, secrets = hidden(request, client, update)
+        payload, secrets = hidden(request, client, update, algorithm.remark_on_rule)
         report = {"client": client}
     if memory is not None:
         memory.keep(facts["word"], update.memory, facts["kept_from"], facts["remembers"])
