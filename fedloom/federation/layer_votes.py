@@ -17,8 +17,10 @@ both choices. A link that does not carry a layer gives that layer's weight back 
 is symmetric and doubly stochastic, and the mean over peers of every parameter stays what it was. Parameters
 outside of layers, such as a head, always train and cross every link.
 
-With every layer selected nothing is voted on, and the round is that of `federation.peers`. With `random` all
-peers take the same layers, drawn by (seed, round), and nothing is voted on either.
+With every layer selected nothing is voted on, and the round is that of `federation.peers`. Nor is it with
+`random`, where all peers take the same layers, drawn by (seed, round), or with `in_turn`, where they take one
+after another. Where the others do not rest, peers train all layers, and L_i is what they send: with `in_turn`
+every layer is averaged once in so many rounds, each in another one.
 """
 
 from __future__ import annotations
@@ -50,6 +52,10 @@ TrainLayers = Callable[[PeerState, Bool[Tensor, " peers"], Bool[Tensor, "peers l
 """As `peers.Train`, and which layers each peer trains."""
 
 
+UNVOTED = ("random", "in_turn")
+"""What of `LayerVotes.grad_eval` selects the same layers for all peers, without votes."""
+
+
 @dataclass(frozen=True)
 class LayerVotes:
     """How peers choose layers.
@@ -57,8 +63,9 @@ class LayerVotes:
     Attributes:
         layers: The adapted projections of every layer that has some, by the layer's number.
         highest, lowest: How many layers with the highest and with the lowest votes a peer selects.
-        grad_eval: One of `priority.GRAD_EVALS`, or "random".
+        grad_eval: One of `priority.GRAD_EVALS`, or one of `UNVOTED`.
         carried: Whether a link carries a layer that either end has selected, or only one that both have.
+        rested: Whether layers that a peer has not selected rest; else they train, and are not sent.
         seed: The run's.
         frozen: What of the adapter nobody trains, the same for all, which has no gradient.
     """
@@ -68,6 +75,7 @@ class LayerVotes:
     lowest: int
     grad_eval: str
     carried: Literal["either", "both"]
+    rested: bool
     seed: int
     frozen: Row
 
@@ -84,7 +92,7 @@ class LayerVotes:
     @property
     def voted(self) -> bool:
         """Whether there is anything to vote on."""
-        return self.grad_eval != "random" and self.highest + self.lowest < len(self.layers)
+        return self.grad_eval not in UNVOTED and self.highest + self.lowest < len(self.layers)
 
     @property
     def bytes_per_link(self) -> int:
@@ -92,8 +100,9 @@ class LayerVotes:
         return 4 * len(self.layers) + -(-len(self.layers) // 8) if self.voted else 0
 
     def resting(self, chosen: Sequence[bool]) -> set[str]:
-        """The parameters of the layers that a peer has not selected."""
-        return {name for names, on in zip(self.names, chosen, strict=True) if not on for name in names}
+        """What does not train of a peer that has selected these layers."""
+        resting = zip(self.names, chosen, strict=True) if self.rested else ()
+        return {name for names, on in resting if not on for name in names}
 
     def vote(self, row: Row, gradient: Row) -> Float[Tensor, " layers"]:
         """A peer's vote: its scores as shares. One whose scores are of no use has no preference."""
@@ -105,6 +114,8 @@ class LayerVotes:
 
     def chosen(self, votes: Float[Tensor, "peers layers"], round_: int) -> Bool[Tensor, "peers layers"]:
         """The layers that each peer selects by the mean of its own vote and its neighbours'."""
+        if self.grad_eval == "in_turn":
+            return in_turn(self.highest + self.lowest, votes.shape[1], round_).expand(votes.shape)
         policy = "random" if self.grad_eval == "random" else "priority"
         picked = [
             select_layers(
@@ -141,6 +152,13 @@ class LayerVotes:
             (replace(mixing, edges=mixing.edges[on], weights=mixing.weights[on]), names)
             for names, on in zip(self.names, carries.T, strict=True)
         ]
+
+
+def in_turn(count: int, layers: int, round_: int) -> Bool[Tensor, " layers"]:
+    """So many layers of a round from 0, one after another: each comes up as often as every other."""
+    chosen = torch.zeros(layers, dtype=torch.bool)
+    chosen[(round_ * count + torch.arange(count)) % layers] = True
+    return chosen
 
 
 @dataclass(frozen=True)

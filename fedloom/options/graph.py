@@ -104,11 +104,16 @@ class LayerPriority:
         minimum=0,
         maximum=10_000,
     )
-    grad_eval: Literal["l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2", "random"] = option(
+    grad_eval: Literal[
+        "l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2", "random", "in_turn"
+    ] = option(
         "lora_per_l1",
         "what a peer votes by, a layer's score on its own data: norm (l1 or l2) of the gradients of A and B, "
         "of the change of BA that they make (lora), or of that change relative to the weights (lora_per); "
-        "random: no votes, as many layers at random, the same for all peers",
+        "random, in_turn: no votes, as many layers at random or one after another, the same for all peers",
+    )
+    rest_layers: bool = option(
+        True, "layers that a peer has not selected rest; false: all train, and the selected ones are sent"
     )
 
 

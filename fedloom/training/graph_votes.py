@@ -58,7 +58,14 @@ def layer_votes(config: Setting, model: StackedModel, frozen: Row) -> LayerVotes
             len(layers),
         )
     return LayerVotes(
-        layers, highest, config.min_layer_num, config.grad_eval, config.layer_votes, config.seed, frozen
+        layers,
+        highest,
+        config.min_layer_num,
+        config.grad_eval,
+        config.layer_votes,
+        config.rest_layers,
+        config.seed,
+        frozen,
     )
 
 

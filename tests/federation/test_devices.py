@@ -244,7 +244,7 @@ def test_scores_and_votes_of_layers(grad_eval):
         bank = AdapterBank.repeat(on(device), PEERS)
         weight = drawn((5, 6)).to(device)
         layers = {i: [Projection(*lora_pairs(SHAPES)[i], 0.5, lambda: weight)] for i in range(2)}
-        votes = LayerVotes(layers, 1, 0, grad_eval, "either", 7, frozen={})
+        votes = LayerVotes(layers, 1, 0, grad_eval, "either", True, 7, frozen={})
 
         def train(state, who, chosen):
             counts = chosen.any(1).long()

@@ -33,8 +33,8 @@ NAMES = {*SHAPES, "head"}
 
 
 def votes(**more):
-    given = {"highest": 1, "lowest": 0, "grad_eval": "l2", "carried": "either", "seed": 0, "frozen": {}}
-    return LayerVotes(LAYERS, **(given | more))
+    given = {"highest": 1, "lowest": 0, "grad_eval": "l2", "carried": "either", "rested": True}
+    return LayerVotes(LAYERS, **(given | {"seed": 0, "frozen": {}} | more))
 
 
 def drawn(peers=PEERS, seed=0):
@@ -160,6 +160,36 @@ def test_at_random_all_peers_take_the_same_layers_and_nobody_votes():
         picked.append(voted.chosen[0].tolist().index(True))
     assert set(picked) == {0, 1, 2}
     assert report.bytes_sent == PEERS * (PEERS - 1) * 8 * (2 * 6 + 4 * 2 + 3)
+
+
+@pytest.mark.parametrize("highest", [1, 2, 3])
+def test_in_turn_every_layer_comes_up_as_often_as_the_others(highest):
+    how = votes(grad_eval="in_turn", highest=highest)
+    picked = []
+    for round_ in range(3):
+        begun = replace(state_of(drawn()), round=round_)
+        _, _, report = voted_round(begun, training, gradients(4), uniform(), NAMES, how)
+        assert report.votes is None and (report.chosen == report.chosen[0]).all()
+        picked.append(report.chosen[0])
+    assert torch.stack(picked).sum(0).tolist() == [highest] * 3
+
+
+def test_layers_that_do_not_rest_train_all_and_links_carry_what_was_selected():
+    how, seen = votes(rested=False), list[set[str]]()
+
+    def everything(state, who, chosen):
+        seen.extend(NAMES - how.resting(own) for own in chosen.tolist())
+        return training(state, who, torch.ones_like(chosen))
+
+    bank = drawn()
+    after, report, _ = voted_round(state_of(bank), everything, gradients(*[4] * PEERS), ring(), NAMES, how)
+    assert seen == [NAMES] * PEERS
+    W = torch.from_numpy(ring().dense())
+    for name, t in bank.tensors.items():
+        mixed = name in {"4.lora_A.weight", "4.lora_B.weight", "head"}
+        expected = torch.einsum("ij,j...->i...", W, t + 1) if mixed else t + 1
+        torch.testing.assert_close(after.bank.tensors[name], expected)
+    assert report.bytes_sent == 2 * PEERS * (8 * (2 * 6 + 4 * 2 + 3) + 4 * 3 + 1)
 
 
 @pytest.mark.parametrize("spoil", [math.nan, math.inf, 0.0])

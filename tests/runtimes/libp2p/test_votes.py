@@ -94,7 +94,14 @@ class Voters:
         return self.peers.together(nodes or self.nodes, one)
 
 
-@pytest.mark.parametrize("more", [{"layer_votes": "both", "mix_head": False}, {"grad_eval": "random"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"layer_votes": "both", "mix_head": False},
+        {"grad_eval": "random"},
+        {"grad_eval": "in_turn", "rest_layers": False},
+    ],
+)
 def test_peers_that_vote_are_what_they_are_in_one_process(options, tmp_path, more):
     words = [
         f"--{name}={str(value).lower() if value in (True, False) else value}"
