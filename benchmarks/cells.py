@@ -23,11 +23,12 @@ def percent_of(values: Iterable[float]) -> str:
 
 def geometric(ratios: Iterable[float]) -> tuple[float, float, float]:
     """Geometric mean of some ratios and its 95 % interval, Student's t of their logarithms; nan of one."""
-    mean, low, high = map(math.exp, _centre(map(math.log, ratios)))
+    mean, low, high = map(math.exp, centre(map(math.log, ratios)))
     return mean, low, high
 
 
-def _centre(values: Iterable[float]) -> tuple[float, float, float]:
+def centre(values: Iterable[float]) -> tuple[float, float, float]:
+    """Mean of some numbers and its 95 % interval, Student's t; nan of one."""
     every = list(values)
     mean, count = statistics.fmean(every), len(every)
     if count < 2:
@@ -42,12 +43,12 @@ def interval(ratios: Iterable[float]) -> str:
 
 
 def points(differences: Iterable[float]) -> str:
-    mean, low, high = _centre(100 * difference for difference in differences)
+    mean, low, high = centre(100 * difference for difference in differences)
     return f"{mean:+.0f}" + ("" if math.isnan(low) else f" ({low:+.0f} to {high:+.0f})")
 
 
 def differences(values: Iterable[float]) -> str:
-    mean, low, high = _centre(values)
+    mean, low, high = centre(values)
     if math.isnan(low):
         return f"{mean:+.3g}"
     bold = "**" if low > 0 or high < 0 else ""

@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from cells import geometric
+from cells import centre, geometric
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tables_drift import pairs_of
@@ -118,6 +118,31 @@ def over_rounds(result: dict[str, Any]) -> Figure:
     return figure
 
 
+def bytes_saved(result: dict[str, Any]) -> Figure:
+    """What each way of sending less costs in accuracy, over the share of the bytes that it sends."""
+    rows = result["rows"]
+    columns = -(-len(rows) // 2)
+    figure, panels = plt.subplots(
+        2, columns, figsize=(9, 5.6), sharex=True, sharey=True, layout="constrained"
+    )
+    for axes, row in zip(panels.flat, rows, strict=False):
+        for place, way in enumerate(result["ways"]):
+            if (found := row["ways"].get(way)) is None:
+                continue
+            mean, low, high = centre(100 * one for one in found["differences"].values())
+            marks = {"color": COLOURS[place % len(COLOURS)], "marker": "osD^vP*X"[place % 8], "markersize": 5}
+            bar = [[mean - low], [high - mean]]
+            axes.errorbar(found["share"], mean, bar, linestyle="", linewidth=1, label=way, **marks)
+        axes.axhline(0, color="black", linestyle=":", linewidth=0.8)
+        axes.axvline(0.25, color="0.8", linewidth=0.8, zorder=0)
+        axes.set_title(row["comparison"], fontsize=8)
+    figure.supxlabel(f"bytes, as a share of what {result['against']} sends", fontsize=9)
+    figure.supylabel("accuracy, points more than it", fontsize=9)
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=7, frameon=False, ncols=3, loc="outside upper center")
+    return figure
+
+
 def peers_scale(result: dict[str, Any]) -> Figure:
     """Time of a round and peak memory over the number of peers."""
     peers = [run["peers"] for run in result["runs"]]
@@ -135,6 +160,7 @@ def peers_scale(result: dict[str, Any]) -> Figure:
 FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
     "consensus": consensus,
     "drift": drift,
+    "priority": bytes_saved,
     "peers-scale": peers_scale,
     "sst2-whole-epochs": over_rounds,
 }

@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from across import across_table
+from bytes_saved import bytes_saved_table
 from cells import DASH, gib, mean_of, percent_of, table, times
 from compared import compared_table
 from tables_drift import drift_table
@@ -27,6 +28,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         "consensus": consensus_table,
         "compared": compared_table,
         "across": across_table,
+        "bytes-saved": bytes_saved_table,
         "drift": drift_table,
         "over-rounds": over_rounds_table,
         "evaluate": _evaluate_table,

@@ -372,6 +372,31 @@ def test_a_round_of_some_number_of_peers_is_measured(module, tmp_path, capsys):
     assert 2 * found["row_bytes"] <= found["moment_bytes"] < 2.1 * found["row_bytes"]
 
 
+def test_ways_to_send_less_stand_beside_what_each_of_them_costs(module, tmp_path):
+    def sample(label, accuracies, sent):
+        seeds = {str(seed): one for seed, one in enumerate(accuracies, start=1)}
+        return {"label": label, "metric": seeds, "columns": {"bytes": dict.fromkeys(seeds, sent)}}
+
+    samples = [sample("all", [0.8, 0.82, 0.84], 400.0), sample("less=1", [0.79, 0.81, 0.82], 100.0)]
+    (tmp_path / "far.json").write_text(json.dumps({"samples": samples}))
+    (tmp_path / "near.json").write_text(
+        json.dumps({"samples": [*samples[:1], sample("less=2", [0.9], 200.0)]})
+    )
+    given = [*(str(tmp_path / f"{name}.json") for name in ("far", "near")), "--against", "all"]
+    out = ["--out", str(tmp_path / "priority.json")]
+    assert module("bytes_saved").main([*given, "--way", "less", "less=*", *out]) == 0
+    found = json.loads((tmp_path / "priority.json").read_text())
+    half = 4.302653 * 0.57735 / math.sqrt(3)  # Student's t of two degrees of freedom
+    assert f"| less | 0.25: -1.3 ({-4 / 3 - half:+.1f} to {-4 / 3 + half:+.1f}) | 0.50: +10.0 |" in module(
+        "tables"
+    ).as_markdown(found)
+    assert module("figures").draw(tmp_path, tmp_path) == [tmp_path / "priority.svg"]
+    for pattern, said in (("*l*", "stands for"), ("less=*", "no setting")):
+        against = "all" if said == "stands for" else "nothing"
+        with pytest.raises(SystemExit, match=said):
+            module("bytes_saved").main([*given[:2], "--against", against, "--way", "w", pattern, *out])
+
+
 def test_differences_of_several_comparisons_stand_beside_each_other(module, tmp_path):
     def write(name, spaced, metric="val_loss"):
         samples = [
