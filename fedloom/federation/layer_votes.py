@@ -114,9 +114,7 @@ class LayerVotes:
 
     def chosen(self, votes: Float[Tensor, "peers layers"], round_: int) -> Bool[Tensor, "peers layers"]:
         """The layers that each peer selects by the mean of its own vote and its neighbours'."""
-        if self.grad_eval == "in_turn":
-            return in_turn(self.highest + self.lowest, votes.shape[1], round_).expand(votes.shape)
-        policy = "random" if self.grad_eval == "random" else "priority"
+        policy = self.grad_eval if self.grad_eval in UNVOTED else "priority"
         picked = [
             select_layers(
                 own,
@@ -152,13 +150,6 @@ class LayerVotes:
             (replace(mixing, edges=mixing.edges[on], weights=mixing.weights[on]), names)
             for names, on in zip(self.names, carries.T, strict=True)
         ]
-
-
-def in_turn(count: int, layers: int, round_: int) -> Bool[Tensor, " layers"]:
-    """So many layers of a round from 0, one after another: each comes up as often as every other."""
-    chosen = torch.zeros(layers, dtype=torch.bool)
-    chosen[(round_ * count + torch.arange(count)) % layers] = True
-    return chosen
 
 
 @dataclass(frozen=True)

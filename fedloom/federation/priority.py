@@ -24,7 +24,7 @@ from torch.linalg import vector_norm
 from fedloom.data.randomness import numpy_rng
 
 GRAD_EVALS = ("l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2")
-LAYER_POLICIES = ("priority", "random", "spaced", "last", "first", "all")
+LAYER_POLICIES = ("priority", "random", "in_turn", "spaced", "last", "first", "all")
 
 EPS = 1e-8
 """Added to a weight's magnitude before a change is divided by it.
@@ -166,9 +166,10 @@ def select_layers(
 
     `priority` takes the ``highest`` layers with the highest score, then, of the rest, the ``lowest`` with the
     lowest; of equal scores the layer with the lower number comes first. The baselines take as many layers,
-    min(highest + lowest, layers), without looking at scores: `random` by (seed, round) alone, `spaced`
-    the middle one of each of as many equal parts of the model, `last` and `first`
-    from either end. `all` takes every layer. With highest = lowest = 0 nothing is taken, except by `all`.
+    min(highest + lowest, layers), without looking at scores: `random` by (seed, round) alone, `in_turn` those
+    that come after the last round's, `spaced` the middle one of each of as many equal parts of the model,
+    `last` and `first` from either end. `all` takes every layer. With highest = lowest = 0 nothing is taken,
+    except by `all`.
 
     Args:
         scores: As `layer_scores` gives them.
@@ -203,6 +204,8 @@ def select_layers(
     elif policy == "random":
         rng = numpy_rng(seed, "select layers", round_number)
         picked = [layers[i] for i in rng.permutation(len(layers))[:count]]
+    elif policy == "in_turn":
+        picked = [layers[(round_number * count + i) % len(layers)] for i in range(count)]
     elif policy == "spaced":
         picked = [layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(count)]
     elif policy == "last":

@@ -168,10 +168,10 @@ class GradientPriority:
         "a layer's score: norm (l1 or l2) of the gradients of A and B, of the change of BA that they make "
         "(lora), or of that change relative to the weights (lora_per)",
     )
-    layer_policy: Literal["priority", "random", "spaced", "last", "first", "all"] = option(
+    layer_policy: Literal["priority", "random", "in_turn", "spaced", "last", "first", "all"] = option(
         "priority",
-        "layers by score; or, for comparison, as many at random, at even distances (spaced), the last, the "
-        "first, or all",
+        "layers by score; or, for comparison, as many at random, one after another (in_turn), at even "
+        "distances (spaced), the last, the first, or all",
     )
     layer_rounds: int = option(
         1,

@@ -89,6 +89,12 @@ def test_random_differs_from_round_to_round_and_from_seed_to_seed():
     assert {layer for picked in by_round for layer in picked} == set(range(24))
 
 
+def test_in_turn_every_layer_comes_up_as_often_as_the_others():
+    rounds = [select([0.0] * 6, 3, 1, "in_turn", round_number=number) for number in range(3)]
+    assert rounds == [(0, 1, 2, 3), (0, 1, 4, 5), (2, 3, 4, 5)]
+    assert select([0.0] * 3, 1, 0, "in_turn", numbers=[3, 5, 8], round_number=4) == (5,)
+
+
 def test_spaced_layers_lie_at_even_distances():
     assert select([0.0] * 30, 6, 2, "spaced") == (1, 5, 9, 13, 16, 20, 24, 28)
     assert select([0.0] * 6, 2, 0, "spaced", numbers=[3, 4, 5, 8, 9, 10]) == (4, 9)

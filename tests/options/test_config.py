@@ -135,7 +135,7 @@ CHOICES = {
     "grad_accum_mean": ("tokens", "batches"),
     "accumulate": ("mean", "sum"),
     "grad_eval": ("l1", "l2", "lora_l1", "lora_l2", "lora_per_l1", "lora_per_l2"),
-    "layer_policy": ("priority", "random", "spaced", "last", "first", "all"),
+    "layer_policy": ("priority", "random", "in_turn", "spaced", "last", "first", "all"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantize": ("none", "8bit", "4bit"),
     "client_optimizer": ("sgd", "adam", "adamw"),
