@@ -102,6 +102,7 @@ def over_rounds(result: dict[str, Any]) -> Figure:
     """Both consensus errors over rounds: a thin line per seed, the geometric mean over seeds thick."""
     (pairs,) = pairs_of(result)
     ways, rounds = {"LoRA": pairs.both, "DFL-LoRA": pairs.frozen}, range(1, result["rounds"] + 1)
+    step = 5 if len(rounds) <= 40 else 32
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     titles = {
         "consensus_error": "consensus error after mixing",
@@ -113,7 +114,7 @@ def over_rounds(result: dict[str, Any]) -> Figure:
             axes.plot(rounds, errors.T, LINES[way], color=colour, linewidth=0.6, alpha=0.6)
             mean = np.exp(np.log(errors).mean(0))
             axes.plot(rounds, mean, LINES[way], color=colour, linewidth=2.2, label=f"{way}, n = {len(runs)}")
-        axes.set(xlabel="round", title=title, ylim=(0, None), xticks=range(0, len(rounds) + 1, 5))
+        axes.set(xlabel="round", title=title, ylim=(0, None), xticks=range(0, len(rounds) + 1, step))
     panels[0].legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 
@@ -163,6 +164,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
     "priority": bytes_saved,
     "peers-scale": peers_scale,
     "sst2-whole-epochs": over_rounds,
+    "sst2-256-rounds": over_rounds,
 }
 
 

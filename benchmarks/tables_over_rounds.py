@@ -8,7 +8,7 @@ from typing import Any
 from cells import DASH, interval, points, table
 from tables_drift import Pairs, Run, pairs_of
 
-SHOWN = (1, 2, 5, 10, 15, 20)
+SHOWN = (1, 2, 5, 10, 15, 20, 32, 64, 96, 128, 192, 256)
 
 
 def over_rounds_table(result: dict[str, Any]) -> list[str]:
@@ -49,7 +49,7 @@ def _note(pairs: Pairs) -> str:
             f" The runs were to have {settings['num_rounds']} rounds and were stopped after {done[0]}{DASH}"
             f"{done[-1]}."
         )
-    targets = settings["target_modules"].replace(",", ", ")
+    targets = (settings["target_modules"] or "the default modules").replace(",", ", ")
     heads = "mixed" if settings["mix_head"] else "not mixed"
     return (
         f"{settings['model_checkpoint']}, {settings['dataset_type']}: {settings['num_clients']} peers on "
