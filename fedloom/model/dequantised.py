@@ -97,10 +97,16 @@ def write_to_cache(source: Source, files: Mapping[str, Any], tokenizer: PreTrain
 def folder_of(source: Source) -> Path:
     """Where the weights of a GGUF file are, or will be."""
     assert source.gguf_file is not None
+    stem = Path(source.gguf_file).stem
+    return Path(huggingface_hub.constants.HF_HOME) / "fedloom" / f"{stem}-{digest_of(source)[:16]}"
+
+
+def digest_of(source: Source) -> str:
+    """SHA-256 of a GGUF file, which a process reads once."""
+    assert source.gguf_file is not None
     path = Path(source.location) / source.gguf_file
     about = path.stat()
-    digest = _digest(path, about.st_size, about.st_mtime_ns)
-    return Path(huggingface_hub.constants.HF_HOME) / "fedloom" / f"{path.stem}-{digest[:16]}"
+    return _digest(path, about.st_size, about.st_mtime_ns)
 
 
 @functools.cache

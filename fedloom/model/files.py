@@ -76,14 +76,14 @@ def check_files(source: Source) -> None:
     for name in ("tokenizer_config.json", "tokenizer.json", "generation_config.json"):
         if (folder / name).exists():
             _json_object(source, name)
-    for name in _weight_files(source):
+    for name in weight_files(source):
         _check_weights(source, name)
 
 
 def tensors_in(source: Source) -> dict[str, list[int]]:
     """The tensors in a model's files and their shapes, by the headers; {} where the files have none."""
     found: dict[str, list[int]] = {}
-    for file in _weight_files(source) if source.local and not source.gguf_file else ():
+    for file in weight_files(source) if source.local and not source.gguf_file else ():
         if file.endswith(".safetensors"):
             with safe_open(Path(source.location) / file, "pt") as tensors:
                 names = tensors.keys()
@@ -96,7 +96,7 @@ def dtypes_in(source: Source) -> dict[str, torch.dtype]:
     import torch  # not at the top: a folder that is no model is told before torch is loaded
 
     found: dict[str, torch.dtype] = {}
-    for file in _weight_files(source) if source.local and not source.gguf_file else ():
+    for file in weight_files(source) if source.local and not source.gguf_file else ():
         path = Path(source.location) / file
         if file.endswith(".safetensors"):
             with safe_open(path, "pt") as tensors:
@@ -112,7 +112,7 @@ def dtypes_in(source: Source) -> dict[str, torch.dtype]:
     return found
 
 
-def _weight_files(source: Source) -> list[str]:
+def weight_files(source: Source) -> list[str]:
     """The files of weights that transformers will read."""
     folder = Path(source.location)
     for name in WEIGHT_FILES:

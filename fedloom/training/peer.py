@@ -14,6 +14,7 @@ from fedloom.data.own import is_own_files
 from fedloom.errors import UserError
 from fedloom.federation.update import payload_like
 from fedloom.model.bank import Row
+from fedloom.model.fingerprint import fingerprints
 from fedloom.options.methods import chosen
 from fedloom.options.peer import PeerConfig
 from fedloom.runs.checkpoint import save_checkpoint
@@ -28,6 +29,7 @@ from fedloom.runtimes.libp2p.messages import Expected
 from fedloom.runtimes.libp2p.mixes import MixingRule
 from fedloom.runtimes.libp2p.neighbors import Neighbor, read_neighbors
 from fedloom.runtimes.libp2p.node import Node, joined, listening
+from fedloom.runtimes.libp2p.run_name import run_name
 from fedloom.runtimes.libp2p.schema import Schema
 from fedloom.runtimes.libp2p.statements import Signer
 from fedloom.training import loop
@@ -71,8 +73,6 @@ _AGREED = (
 """What must be the same, so that rows can be combined and rounds counted; training is each peer's own, its
 client_rule included."""
 
-_LOOKED_AT = 256
-"""Rows of the embeddings, by which a base is known: quantising leaves them as they are."""
 _AGREED_PARTS = ("aggregator", "lora_aggregation", "share", "train_factors", "compress")
 
 
@@ -171,11 +171,12 @@ def agreed_options(config: PeerConfig) -> dict[str, Any]:
 
 
 def agreement(config: PeerConfig, parts: PeerParts) -> str:
-    """A digest of what must be the same for all peers of a run: options, the model, what is learned from it.
+    """Digests of what must be the same for all peers of a run: options and what is learned, the base.
 
     Those who train by another loss, or adapt another model, would move each other's rows to where they are of
     no use. Beta is a matter of those alone who learn preferences.
     """
+    assert config.model_checkpoint is not None
     compares = any(tokens.rejected is not None for tokens in parts.train)
     agreed = agreed_options(config) | {
         "reading": parts.reading,
@@ -183,10 +184,9 @@ def agreement(config: PeerConfig, parts: PeerParts) -> str:
         "loss": ["DPO", config.dpo_beta] if compares else ["cross entropy"],
     }
     digest = hashlib.sha256(json.dumps(agreed).encode())
-    embeddings = parts.model.model.get_input_embeddings().weight[:_LOOKED_AT]
-    for name, t in [*sorted(parts.model.initial.items()), ("embeddings", embeddings)]:
+    for name, t in sorted(parts.model.initial.items()):
         digest.update(name.encode() + t.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return run_name(digest.hexdigest()[:32], **fingerprints(config.model_checkpoint, parts.tokenizer))
 
 
 def _expected(config: PeerConfig, parts: PeerParts) -> Expected:

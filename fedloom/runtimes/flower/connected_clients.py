@@ -62,6 +62,8 @@ class ConnectedClients:
         patience: Seconds for which such a question stands.
         keys: Whose each number is; None: whoever gives it.
         enter: Is told who is there and what it answered, before it counts; may refuse it by a `UserError`.
+        check: Is given a client's answer in a round, and may refuse that: the client is then asked again who
+            it is.
     """
 
     post: Post
@@ -70,6 +72,7 @@ class ConnectedClients:
     patience: float
     keys: Keys | None
     enter: Callable[[int, Content], None] = lambda client, content_: None
+    check: Callable[[int, Content], None] = lambda client, content_: None
     _nodes: dict[int, int] = field(default_factory=dict)  # client → node
     _public: dict[int, bytes] = field(default_factory=dict)  # node → its key
     _asked: dict[str, tuple[int, float]] = field(default_factory=dict)  # message → node, until when
@@ -159,8 +162,10 @@ class ConnectedClients:
             for came in self.post.collect({id_: self._nodes[k] for id_, k in waiting.items()}):
                 client = waiting.pop(came.question)
                 try:
-                    replies.contents[client] = _content_of(came.answer)
-                except _Failed as error:
+                    content_ = _content_of(came.answer)
+                    self.check(client, content_)
+                    replies.contents[client] = content_
+                except (UserError, _Failed) as error:
                     replies.failures[client] = str(error)
             if time.monotonic() > until:
                 break

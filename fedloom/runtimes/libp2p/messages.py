@@ -21,10 +21,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from fedloom.model.bank import Row
+from fedloom.runtimes.libp2p.run_name import why_another
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 from fedloom.runtimes.libp2p.statements import Statement
 
-MAGIC = b"FLP\x06"
+MAGIC = b"FLP\x07"
 PREFIX = struct.Struct(">4sIQ")
 HEADER_LIMIT = 4096
 
@@ -73,7 +74,7 @@ class Expected:
     """What all messages of a run have in common.
 
     Attributes:
-        run: Digest of what all peers must agree on.
+        run: What all peers must agree on, see `run_name`.
         schema: Of rows.
         rounds: How many there are.
         clients: How many peers there are.
@@ -152,7 +153,7 @@ def decode(frame: bytes, expected: Expected, sender: int, oldest: int = 0) -> Me
         raise MessageRefused("format", f"{len(frame)} bytes instead of the announced length")
     header = _header(frame[PREFIX.size : PREFIX.size + header_bytes])
     if header["run"] != expected.run:
-        raise MessageRefused("run", "it belongs to another run; compare the options of both peers")
+        raise MessageRefused("run", why_another(header["run"], expected.run))
     if header["schema"] != expected.schema.digest:
         raise MessageRefused("schema", "the sender's parameters have other names, shapes or dtypes")
     if header["sender"] != sender:

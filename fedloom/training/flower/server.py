@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from fedloom.federation.algorithm import BASE, with_prefix
 from fedloom.federation.transport import ClientTransport
 from fedloom.federation.update import Update
 from fedloom.model.bank import Row
+from fedloom.model.fingerprint import fingerprints
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.process import prepare_process
@@ -64,8 +65,11 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
     client_data = ALL_CLIENTS if wanted.client_data is None else SERVER_ALONE
     keys = _keys(wanted, folder)
     config, parts = build(with_noise(run.config), inputs=inputs, client_data=client_data)
-    admit = partial(_admit, digest(parts.model.initial), parts.data.reading, wanted.client_num)
+    mine = {"adapter": digest(parts.model.initial), "reading": parts.data.reading}
+    mine |= fingerprints(config.model_name, parts.tokenizer)
+    admit = partial(_admit, mine, wanted.client_num)
     connected = ConnectedClients(Post(grid), Content(), admit, wanted.join_timeout, keys)
+    connected.check = partial(_check_base, mine)
     if wanted.client_data is not None and isinstance(parts.budget, ExampleBudget):
         sizes = ClientSizes.of_the_run(folder, parts.budget)
         parts, connected.enter = replace(parts, budget=sizes.budget), sizes.enter
@@ -136,30 +140,54 @@ class _Federation:
         return after, row
 
 
-def _admit(adapter: str, reading: str, client_num: int, answer: Content) -> int:
+def _admit(mine: Mapping[str, str], client_num: int, answer: Content) -> int:
     """The number of a client whose model is the server's.
+
+    Args:
+        mine: What the server has, by the names that a client's answer has for it.
+        client_num: How many clients there are.
+        answer: What a client says of itself.
 
     Raises:
         UserError: It is another.
     """
-    client, found = answer.facts.get("client"), answer.facts.get("adapter")
+    client = answer.facts.get("client")
     if type(client) is not int or not 0 <= client < client_num:
         raise UserError(
             f"a SuperNode gave {quoted(repr(client))} as its number of {client_num}; is its fedloom of "
             "another version?"
         )
-    if found != adapter:
+    if answer.facts.get("adapter") != mine["adapter"]:
         raise UserError(
             f"client {client + 1} has another model or another fedloom than the server: "
             "their adapters differ in names or shapes"
         )
-    if answer.facts.get("reading") != reading:
+    _check_base(mine, client, Content({name: answer.facts.get(name) for name in mine}))
+    if answer.facts.get("reading") != mine["reading"]:
         raise UserError(
-            f"client {client + 1} learns in another form than the server: its tokenizer or chat template is "
-            "another, or one has preferences (chosen, rejected) and the other answers; give both the same "
+            f"client {client + 1} learns in another form than the server: its chat template is another, or "
+            "one has preferences (chosen, rejected) and the other answers; give both the same "
             "model files, and data of one kind"
         )
     return client
+
+
+def _check_base(mine: Mapping[str, str], client: int, answer: Content) -> None:
+    """Make sure that an answer that says which base it comes from comes from the server's.
+
+    A client says so when it is admitted and whenever it has trained: its process may have begun anew since,
+    and the model's files may be others.
+
+    Raises:
+        UserError: It is another.
+    """
+    for part, called in (("weights", "other base weights"), ("tokenizer", "another tokenizer")):
+        found = answer.facts.get(part, mine[part])
+        if mine[part] and found != mine[part]:
+            raise UserError(
+                f"client {client + 1} has {called} than the server ({quoted(found)}, not {mine[part]}); give "
+                "both the same files of the model, of one revision and quantisation"
+            )
 
 
 def _keys(config: FlowerConfig, folder: Path) -> Keys | None:

@@ -21,6 +21,7 @@ from fedloom.errors import UserError
 from fedloom.evaluation.reference import with_references
 from fedloom.federation.algorithm import BASE, PERSONAL, RULE, Algorithm, part_of, with_prefix
 from fedloom.model.bank import Row
+from fedloom.model.fingerprint import fingerprints
 from fedloom.options.fed import FedConfig
 from fedloom.options.flower import FlowerConfig
 from fedloom.runtimes.flower.content import Content
@@ -46,6 +47,7 @@ class _Loaded:
     options: str
     config: FedConfig
     parts: Parts
+    base: dict[str, str]
     data: dict[Path | None, Encoded] = field(default_factory=dict)
 
 
@@ -67,7 +69,7 @@ def answer(request: Request) -> Answer:
         loaded = _load(json.dumps(request.options, sort_keys=True), config, path)
         if request.kind == "query":
             adapter, reading = digest(loaded.parts.model.initial), loaded.parts.data.reading
-            facts = {"client": client, "adapter": adapter, "reading": reading}
+            facts = {"client": client, "adapter": adapter, "reading": reading, **loaded.base}
             if path is not None and config.privacy == "example":
                 facts[FACT] = len(loaded.data[path].train)
             return Answer(Content(facts))
@@ -143,7 +145,7 @@ def _trained(request: Request, loaded: _Loaded, client: int, path: Path | None) 
             parts.beside.write(folder)
         report["forgot"] = facts["remembers"] is not None and remembered is None
     return Answer(
-        Content({"round": facts["round"], **report}, pack(payload)),
+        Content({"round": facts["round"], **report, **loaded.base}, pack(payload)),
         kept=Content({"word": facts["word"], **secrets}, pack(row)),
     )
 
@@ -185,7 +187,8 @@ def _load(options: str, config: FlowerConfig, path: Path | None) -> _Loaded:
     if _loaded_model is None or _loaded_model.options != options:
         _loaded_model = None  # two models may be one too many
         resolved, parts = build(fed, client_data=ALL_CLIENTS if path is None else _own(path))
-        _loaded_model = _Loaded(options, resolved, parts, {path: parts.data})
+        base = fingerprints(fed.model_name, parts.tokenizer)
+        _loaded_model = _Loaded(options, resolved, parts, base, {path: parts.data})
     elif path not in _loaded_model.data:
         client_data = ALL_CLIENTS if path is None else _own(path)
         shared, parts = Shared(), _loaded_model.parts

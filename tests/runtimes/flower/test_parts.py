@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -27,6 +28,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.supercore.logger import FLOWER_LOGGER
 from safetensors.torch import load_file, save
 from tiny import save_tiny_llama
+from transformers import AutoTokenizer
 
 from fedloom.commands.cli import main
 from fedloom.errors import UserError
@@ -393,6 +395,43 @@ def test_a_client_that_puts_questions_in_another_form_is_refused(model, tmp_path
     template.write_text("Hello! " + template.read_text())
     with pytest.raises(UserError, match="client 1 learns in another form than the server"):
         serve(Hand(moved | {"seed": 1}, nodes()), run_config)  # a seed of their own: nothing is kept
+
+
+def test_a_client_with_another_base_is_named_and_the_run_goes_on_without_it(model, tmp_path, caplog):
+    run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path), "--max_steps", "1")
+    save_tiny_llama(tmp_path / "other", seed=1)
+    shutil.copytree(model[1], tmp_path / "words")
+    tokenizer = AutoTokenizer.from_pretrained(model[1])
+    tokenizer.add_tokens(["a word of no text"])
+    tokenizer.save_pretrained(tmp_path / "words")
+    grid = Hand(run_config, nodes())
+    for node, change in ((11, {"dtype": "bfloat16"}), (12, {"model_name": str(tmp_path / "other")})):
+        grid.contexts[node].run_config = run_config | change
+    serve(grid, run_config | {"min_clients": 2})
+    (said,) = [line for line in caplog.messages if "cannot take part" in line]
+    assert re.search(r"client 2 has other base weights than the server \(\w+, not \w+\); give both", said)
+    assert rows(tmp_path / "test")[-1]["clients"] == [0, 2], "another dtype may compute"
+    assert not rows(tmp_path / "test")[-1]["clients_left_out"]
+    grid.contexts[12].run_config = run_config | {"model_name": str(tmp_path / "words"), "max_steps": 2}
+    serve(grid, run_config | {"min_clients": 2, "max_steps": 2, "resume": True})
+    assert "client 2 has another tokenizer than the server" in caplog.text
+
+
+def test_a_client_whose_base_becomes_another_is_left_out_from_then_on(model, tmp_path, caplog):
+    words = [*model, *OPTIONS, "--client_num_per_step", "3", "--out_dir", str(tmp_path)]
+    run_config = written(tmp_path / "app", *words)
+    save_tiny_llama(tmp_path / "other", seed=1)
+
+    def begun_anew(node, reply):
+        if node == 12 and from_records(reply.content).facts.get("round") == 0:
+            grid.contexts[node].run_config = run_config | {"model_name": str(tmp_path / "other")}
+        return reply
+
+    grid = Hand(run_config, nodes(), begun_anew)
+    serve(grid, run_config | {"min_clients": 2})
+    assert [row["clients_lost"] for row in rows(tmp_path / "test")[1:]] == [[], [1], []]
+    assert [row["clients"] for row in rows(tmp_path / "test")[1:]] == [[0, 1, 2], [0, 1, 2], [0, 2]]
+    assert "round 2 goes on without client 2: client 2 has other base weights than the server" in caplog.text
 
 
 def test_when_nobody_answers_the_run_ends_and_can_go_on(model, tmp_path):

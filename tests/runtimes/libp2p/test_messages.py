@@ -18,6 +18,7 @@ from fedloom.errors import UserError
 from fedloom.runtimes.libp2p.messages import MAGIC, PREFIX, Expected, Message, choice, decode, encode
 from fedloom.runtimes.libp2p.neighbors import read_neighbors
 from fedloom.runtimes.libp2p.polls import vote
+from fedloom.runtimes.libp2p.run_name import run_name
 from fedloom.runtimes.libp2p.schema import MessageRefused, Schema
 
 ROW = row_of(1)
@@ -145,6 +146,26 @@ def test_what_is_wrong_with_a_message_is_named():
     assert refused(framed(header | {"said": None}, row)) == "format"
     assert refused(framed(header | {"said": ["", 1, "", ""]}, row)) == "format"
     assert refused(framed(header, Schema.of(ROW).pack(row_of(2)))) == "hash"
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            run_name("options", "w2", "t1"),
+            "the sender has other base weights; give both peers",
+        ),
+        (run_name("options", "w1", "t2"), "the sender has another tokenizer;"),
+        (run_name("options", "w2", "t2"), "other base weights and another tokenizer"),
+        (run_name("others", "w2", "t1"), "it belongs to another run; compare the options"),
+        ("...", "it belongs to another run"),
+        ("", "it belongs to another run"),
+    ],
+)
+def test_a_neighbour_with_another_base_is_told_so(other, said):
+    here = replace(EXPECTED, run=run_name("options", "w1", "t1"))
+    with pytest.raises(MessageRefused, match=said):
+        decode(encode(DECISION, replace(here, run=other)), here, sender=2)
 
 
 @pytest.mark.parametrize(
