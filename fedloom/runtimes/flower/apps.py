@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedloom.errors import UserError
-from fedloom.runtimes.flower.messages import from_records, to_records
+from fedloom.runtimes.flower.messages import from_records, quoted, to_records
 from fedloom.runtimes.flower.request import Answer, Request
 
 Config = dict[str, Any]
@@ -53,6 +53,8 @@ def make_client_app(answer: Callable[[Request, int], Answer]) -> ClientApp:
             kept=from_records(context.state),
         )
         found = answer(request, context.node_id)
+        if mistake := found.content_.facts.get("mistake"):  # the owner of the client sees this log alone
+            logging.getLogger("flwr").warning("fedloom: %s", quoted(mistake))
         if found.kept is not None:
             for name, record in to_records(found.kept).items():
                 context.state[name] = record

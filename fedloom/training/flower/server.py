@@ -39,6 +39,7 @@ from fedloom.training.fed_examples import ALL_CLIENTS, SERVER_ALONE
 from fedloom.training.fed_rounds import ServerProgress, play_round
 from fedloom.training.flower.client_sizes import ClientSizes
 from fedloom.training.flower.run_config import from_run_config
+from fedloom.training.flower.same_base import SERVERS, check_base
 from fedloom.training.private import ExampleBudget, with_noise
 from fedloom.training.provenance import device_name, versions
 from fedloom.training.setup_fed import Parts, build, intervals
@@ -66,10 +67,11 @@ def _run(grid: Grid, wanted: FlowerConfig, folder: Path, run: Opened[FedConfig])
     keys = _keys(wanted, folder)
     config, parts = build(with_noise(run.config), inputs=inputs, client_data=client_data)
     mine = {"adapter": digest(parts.model.initial), "reading": parts.data.reading}
-    mine |= fingerprints(config.model_name, parts.tokenizer)
+    mine |= (base := fingerprints(config.model_name, parts.tokenizer))
     admit = partial(_admit, mine, wanted.client_num)
-    connected = ConnectedClients(Post(grid), Content(), admit, wanted.join_timeout, keys)
-    connected.check = partial(_check_base, mine)
+    connected = ConnectedClients(Post(grid), Content({SERVERS: base}), admit, wanted.join_timeout, keys)
+    # Also after training: a client's process may have begun anew, and the model's files may be others.
+    connected.check = lambda client, answer: check_base(base, client, answer.facts)
     if wanted.client_data is not None and isinstance(parts.budget, ExampleBudget):
         sizes = ClientSizes.of_the_run(folder, parts.budget)
         parts, connected.enter = replace(parts, budget=sizes.budget), sizes.enter
@@ -157,12 +159,12 @@ def _admit(mine: Mapping[str, str], client_num: int, answer: Content) -> int:
             f"a SuperNode gave {quoted(repr(client))} as its number of {client_num}; is its fedloom of "
             "another version?"
         )
-    if answer.facts.get("adapter") != mine["adapter"]:
+    if "weights" not in answer.facts or answer.facts.get("adapter") != mine["adapter"]:
         raise UserError(
             f"client {client + 1} has another model or another fedloom than the server: "
-            "their adapters differ in names or shapes"
+            "their adapters differ in names or shapes, or it does not say what base it has"
         )
-    _check_base(mine, client, Content({name: answer.facts.get(name) for name in mine}))
+    check_base(mine, client, answer.facts)
     if answer.facts.get("reading") != mine["reading"]:
         raise UserError(
             f"client {client + 1} learns in another form than the server: its chat template is another, or "
@@ -170,24 +172,6 @@ def _admit(mine: Mapping[str, str], client_num: int, answer: Content) -> int:
             "model files, and data of one kind"
         )
     return client
-
-
-def _check_base(mine: Mapping[str, str], client: int, answer: Content) -> None:
-    """Make sure that an answer that says which base it comes from comes from the server's.
-
-    A client says so when it is admitted and whenever it has trained: its process may have begun anew since,
-    and the model's files may be others.
-
-    Raises:
-        UserError: It is another.
-    """
-    for part, called in (("weights", "other base weights"), ("tokenizer", "another tokenizer")):
-        found = answer.facts.get(part, mine[part])
-        if mine[part] and found != mine[part]:
-            raise UserError(
-                f"client {client + 1} has {called} than the server ({quoted(found)}, not {mine[part]}); give "
-                "both the same files of the model, of one revision and quantisation"
-            )
 
 
 def _keys(config: FlowerConfig, folder: Path) -> Keys | None:

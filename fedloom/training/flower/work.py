@@ -34,6 +34,7 @@ from fedloom.training.fed_examples import ALL_CLIENTS, ClientData, FedExamples, 
 from fedloom.training.flower.client_sizes import FACT
 from fedloom.training.flower.place import check_insisted, client_number, own_data
 from fedloom.training.flower.run_config import from_run_config
+from fedloom.training.flower.same_base import SERVERS, check_base
 from fedloom.training.flower.secrets import hidden, secret_step
 from fedloom.training.private import secret_key
 from fedloom.training.setup_fed import Parts, build
@@ -68,6 +69,7 @@ def answer(request: Request) -> Answer:
             return secret_step(request, client, config)
         loaded = _load(json.dumps(request.options, sort_keys=True), config, path)
         if request.kind == "query":
+            check_base(request.content_.facts.get(SERVERS, {}), client, loaded.base)
             adapter, reading = digest(loaded.parts.model.initial), loaded.parts.data.reading
             facts = {"client": client, "adapter": adapter, "reading": reading, **loaded.base}
             if path is not None and config.privacy == "example":

@@ -397,7 +397,10 @@ def test_a_client_that_puts_questions_in_another_form_is_refused(model, tmp_path
         serve(Hand(moved | {"seed": 1}, nodes()), run_config)  # a seed of their own: nothing is kept
 
 
-def test_a_client_with_another_base_is_named_and_the_run_goes_on_without_it(model, tmp_path, caplog):
+def test_a_client_with_another_base_is_named_and_the_run_goes_on_without_it(
+    model, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(FLOWER_LOGGER, "propagate", True)
     run_config = written(tmp_path / "app", *model, *OPTIONS, "--out_dir", str(tmp_path), "--max_steps", "1")
     save_tiny_llama(tmp_path / "other", seed=1)
     shutil.copytree(model[1], tmp_path / "words")
@@ -408,8 +411,9 @@ def test_a_client_with_another_base_is_named_and_the_run_goes_on_without_it(mode
     for node, change in ((11, {"dtype": "bfloat16"}), (12, {"model_name": str(tmp_path / "other")})):
         grid.contexts[node].run_config = run_config | change
     serve(grid, run_config | {"min_clients": 2})
-    (said,) = [line for line in caplog.messages if "cannot take part" in line]
-    assert re.search(r"client 2 has other base weights than the server \(\w+, not \w+\); give both", said)
+    by_client, by_server = [line for line in caplog.messages if "other base weights" in line]
+    assert by_client.startswith("fedloom: client 2") and "cannot take part: client 2" in by_server
+    assert re.search(r"has other base weights than the server \(\w+, not \w+\); give both", by_server)
     assert rows(tmp_path / "test")[-1]["clients"] == [0, 2], "another dtype may compute"
     assert not rows(tmp_path / "test")[-1]["clients_left_out"]
     grid.contexts[12].run_config = run_config | {"model_name": str(tmp_path / "words"), "max_steps": 2}
