@@ -139,7 +139,7 @@ def _load(config: EvalConfig, plan: Plan, examples: list[Example], asked: list[A
     return load_base(
         plan.model_name,
         device=config.device,
-        dtype=config.dtype,
+        dtype=plan.dtype,
         quantize=config.quantize,
         token=config.token,
         trust_remote_code=config.trust_remote_code,

@@ -54,6 +54,7 @@ class Plan:
         prompt_format, prompt_date: How questions are put to the model; see `fedloom.data.templates`.
         dpo_beta: Of the rewards of preferences.
         max_length: To which a text to classify is cut, in tokens.
+        dtype: Of the base: as given, or as the runs were told, where they were told one.
         output: Folder for the results.
         taken: What was taken from a run, for people; "" where nothing was.
         runs: The options of the adapters' runs, by their folders; see `options_of_run`.
@@ -70,6 +71,7 @@ class Plan:
     prompt_date: str
     dpo_beta: float
     max_length: int
+    dtype: str
     output: Path
     taken: str
     runs: dict[Path, dict[str, Any]]
@@ -137,6 +139,8 @@ def make_plan(config: EvalConfig) -> Plan:
         classes = class_order(model_config, task.label_names, model_name)
     _check_adapters(adapters, task, classify, {locate(model_name).name, base_name(model_name)})
     (run, *others) = runs or [None]
+    # What is fast is measured, and may be another dtype than the run's in another process.
+    dtypes = {options["dtype"] for options in runs.values()} if config.dtype == "auto" else {config.dtype}
     return Plan(
         adapters=adapters,
         model_name=model_name,
@@ -149,6 +153,7 @@ def make_plan(config: EvalConfig) -> Plan:
         prompt_date=prompt_date,
         dpo_beta=dpo_beta,
         max_length=max((run["max_length"] or 0 for run in same_task), default=0) or DEFAULT_MAX_LENGTH,
+        dtype=(dtypes.pop() or "auto") if len(dtypes) == 1 else "auto",
         output=_output(config, None if others else run),
         taken=", ".join(f"{name} {value}" for name, value in taken.items()),
         runs=runs,

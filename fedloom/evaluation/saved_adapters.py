@@ -37,6 +37,7 @@ _OF_RUNS = (
     "prompt_date",
     "system_prompt",
     "dpo_beta",
+    "dtype",
     "quantize",
     "train_mode",
     "dataset_path_template",

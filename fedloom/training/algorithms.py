@@ -206,12 +206,12 @@ def algorithm_on_graph(config: Setting) -> Algorithm:
             "another aggregator or lora_aggregation is not; leave them out, or choose --client_rule none"
         )
     check_votes(config, algorithm)
-    _check_among_peers(algorithm)
+    check_among_peers(algorithm)
     _check_one_gradient(config, algorithm)
     return algorithm
 
 
-def _check_among_peers(algorithm: Algorithm) -> None:
+def check_among_peers(algorithm: Algorithm) -> None:
     """Let the aggregator combine next to nothing, so that one that asks for what only a server has is told.
 
     Raises:

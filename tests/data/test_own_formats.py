@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from tiny import save_tiny_bert, save_tiny_llama
 
 from fedloom import read_run
 from fedloom.commands.cli import main
+from fedloom.model import precision
 
 TOWNS = ["Paris", "Rome", "Oslo"]
 
@@ -71,16 +73,19 @@ def test_a_federation_learns_conversations_and_answers_their_last_question(model
     assert fed(model, mine, tmp_path, "--resume", "--max_steps", "3") == 0
 
 
-def test_long_answers_are_judged_by_their_loss(model, tmp_path, capsys):
+def test_long_answers_are_judged_by_their_loss_in_the_dtype_of_their_run(
+    model, tmp_path, capsys, monkeypatch
+):
     rows = [{"prompt": f"Tell me {i}.", "completion": f"Once upon a time {i}. " * 8} for i in range(20)]
     assert fed(model, jsonl(tmp_path / "tales.jsonl", rows), tmp_path, "--max_steps", "1") == 0
     capsys.readouterr()
+    monkeypatch.setattr(precision, "_cpu_dtype", lambda hidden, intermediate: torch.bfloat16)  # faster now
     assert main(["eval", "--adapter", str(tmp_path / "test"), "--split", "validation"]) == 0
     assert "tokens right" in capsys.readouterr().out
     (scores,) = json.loads((tmp_path / "test/eval/eval.json").read_text())["adapters"]
     assert scores["loss"] == pytest.approx(read_run(tmp_path / "test").rows[-1]["val_loss"], rel=1e-5)
     base = f"eval --model_name {model} --data_name {tmp_path}/tales.jsonl --output_path {tmp_path}/base"
-    assert main([*base.split(), "--split", "validation"]) == 0
+    assert main([*base.split(), "--split", "validation", "--dtype", "float32"]) == 0
     (scores,) = json.loads((tmp_path / "base/eval.json").read_text())["adapters"]
     assert scores["loss"] == pytest.approx(read_run(tmp_path / "test").rows[0]["val_loss"], rel=1e-5)
     assert scores["n"] == 4 and main(["report", str(tmp_path / "test"), "-o", str(tmp_path / "r.html")]) == 0

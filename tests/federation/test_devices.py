@@ -183,11 +183,12 @@ def on_a_graph():
         if option in ("aggregator", "compress", "client_rule", "lora_aggregation"):
             try:
                 algorithm = compose(DEFAULTS | {option: name}, settings, client_lr=1.0)
+                check_among_peers(algorithm)
             except UserError:
                 continue
             if algorithm.folds:
                 try:
-                    algorithm = each_with_a_residual(DEFAULTS | {option: name}, algorithm)
+                    algorithm = each_with_a_residual(DEFAULTS | {option: name}, algorithm, one_a=False)
                 except UserError:
                     continue
             yield pytest.param(algorithm, id=f"{option} {name}")
