@@ -40,6 +40,7 @@ from fedloom.options.fed import FedConfig
 from fedloom.options.graph import DflConfig
 from fedloom.options.methods import ATTACK, PARTS
 from fedloom.options.parts import choices
+from fedloom.training.algorithms import check_among_peers
 from fedloom.training.factors import each_with_a_residual
 
 CLIENTS = 4
