@@ -23,7 +23,7 @@ pytestmark = pytest.mark.deploy
 
 # All that a client keeps and sends: variates, a B of its own, what top-k has left out, a rank of its own.
 OPTIONS = """
-    --data_name arithmetic --method SCAFFOLD --share a --aggregator norm_bound --compress topk:0.5
+    --data_name arithmetic --method SCAFFOLD --share a --aggregator norm_bound --compress topk:0.6
     --lora_r 32,64 --client_num 3
     --client_num_per_step 2 --client_batch_per_step 4 --grad_accum_steps 2 --client_lr 0.05 --max_steps 3
     --val_steps 3 --patience 0 --dtype float32 --wave_tokens 2000 --report_to none
