@@ -131,7 +131,7 @@ def focused_round(
             lowest=focus.lowest,
             policy=focus.policy,
             seed=focus.seed,
-            round_number=state.round,
+            round_number=state.round // max(focus.rounds, 1),  # selections so far
             numbers=numbers,
         )
     unselected = focus.unselected_names(selected)

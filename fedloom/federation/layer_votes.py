@@ -18,9 +18,9 @@ is symmetric and doubly stochastic, and the mean over peers of every parameter s
 outside of layers, such as a head, always train and cross every link.
 
 With every layer selected nothing is voted on, and the round is that of `federation.peers`. Nor is it with
-`random`, where all peers take the same layers, drawn by (seed, round), or with `in_turn`, where they take one
-after another. Where the others do not rest, peers train all layers, and L_i is what they send: with `in_turn`
-every layer is averaged once in so many rounds, each in another one.
+`random`, where all peers take the same layers, drawn by (seed, round), or with `in_turn`, where these are one
+after another, in an order drawn anew for every pass over the layers. Where the others do not rest, peers
+train all layers, and L_i is what they send: with `in_turn` every layer is averaged in every pass.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def select_layers(
     `priority` takes the ``highest`` layers with the highest score, then, of the rest, the ``lowest`` with the
     lowest; of equal scores the layer with the lower number comes first. The baselines take as many layers,
     min(highest + lowest, layers), without looking at scores: `random` by (seed, round) alone, `in_turn` those
-    that come after the last round's, `spaced` the middle one of each of as many equal parts of the model,
+    whose turn it is, `spaced` the middle one of each of as many equal parts of the model,
     `last` and `first` from either end. `all` takes every layer. With highest = lowest = 0 nothing is taken,
     except by `all`.
 
@@ -205,7 +205,11 @@ def select_layers(
         rng = numpy_rng(seed, "select layers", round_number)
         picked = [layers[i] for i in rng.permutation(len(layers))[:count]]
     elif policy == "in_turn":
-        picked = [layers[(round_number * count + i) % len(layers)] for i in range(count)]
+        # Every pass over the layers has an order of its own: with one order a layer could meet the same links
+        # of a graph that changes by turns again and again, and never the others.
+        pass_, place = divmod(round_number, -(-len(layers) // count)) if count else (0, 0)
+        order = numpy_rng(seed, "layers in turn", pass_).permutation(len(layers))
+        picked = [layers[order[(place * count + i) % len(layers)]] for i in range(count)]
     elif policy == "spaced":
         picked = [layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(count)]
     elif policy == "last":

@@ -192,8 +192,8 @@ def _check_example(config: Any, share: float | None, *, server: bool) -> None:
         )
     if not server and getattr(config, "layer_votes", "none") != "none":
         raise UserError(
-            f"layer_votes: {config.layer_votes} tells neighbours of gradients that have no noise; choose "
-            "--layer_votes none"
+            f"layer_votes: {config.layer_votes} tells neighbours of gradients, or leaves layers out of a "
+            "round, and neither is in the account of privacy; choose --layer_votes none"
         )
 
 

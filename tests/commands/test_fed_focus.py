@@ -79,7 +79,7 @@ def test_the_layers_of_a_policy_are_the_ones_it_names(fed):
     assert len({tuple(layers) for layers in selected("random", 4)}) > 1
 
 
-@pytest.mark.parametrize("policy", ["priority", "random"])
+@pytest.mark.parametrize("policy", ["priority", "in_turn"])
 def test_a_selection_stays_for_as_many_rounds_as_it_is_told_also_over_a_stop(fed, policy):
     """Selected in rounds 1, 3 and 5; where others rest the server looks at its data in these rounds alone."""
     words = ("--layer_policy", policy, "--layer_rounds", "2", "--server_grad_scale", "0", "--grad_eval", "l2")
@@ -91,6 +91,9 @@ def test_a_selection_stays_for_as_many_rounds_as_it_is_told_also_over_a_stop(fed
     assert whole[-1]["val_loss"] == resumed[-1]["val_loss"]
     scored = ["layer_scores" in row for row in whole]
     assert scored == ([True, False] * 3 if policy == "priority" else [False] * 6)
+    if policy == "in_turn":
+        selected = {layer for of_round in layers for layer in of_round}
+        assert selected == set(range(LAYERS))  # a pass is two selections, not two rounds
 
 
 def test_the_layers_of_the_first_round_stay_for_the_whole_run(fed):

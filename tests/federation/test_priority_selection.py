@@ -89,10 +89,22 @@ def test_random_differs_from_round_to_round_and_from_seed_to_seed():
     assert {layer for picked in by_round for layer in picked} == set(range(24))
 
 
-def test_in_turn_every_layer_comes_up_as_often_as_the_others():
-    rounds = [select([0.0] * 6, 3, 1, "in_turn", round_number=number) for number in range(3)]
-    assert rounds == [(0, 1, 2, 3), (0, 1, 4, 5), (2, 3, 4, 5)]
-    assert select([0.0] * 3, 1, 0, "in_turn", numbers=[3, 5, 8], round_number=4) == (5,)
+@settings(deadline=None)
+@given(layers=st.integers(1, 12), count=st.integers(1, 12), pass_=st.integers(0, 20))
+def test_in_turn_every_pass_takes_every_layer(layers, count, pass_):
+    rounds = -(-layers // min(count, layers))
+    picked = [
+        select([0.0] * layers, count, 0, "in_turn", round_number=pass_ * rounds + number)
+        for number in range(rounds)
+    ]
+    assert all(len(one) == min(count, layers) for one in picked)
+    assert {layer for one in picked for layer in one} == set(range(layers))
+
+
+def test_in_turn_no_layer_meets_the_same_links_of_a_graph_that_changes_by_turns():
+    """The one-peer exponential graph of 64 peers has six rounds, as a pass over six layers has."""
+    met = {(select([0.0] * 6, 1, 0, "in_turn", round_number=t)[0], t % 6) for t in range(200)}
+    assert len(met) == 36
 
 
 def test_spaced_layers_lie_at_even_distances():
